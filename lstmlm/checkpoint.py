@@ -1,0 +1,218 @@
+"""Checkpoints: a folder per step that exists whole or not at all, found again, verified, pruned; and the run's lock.
+
+    checkpoints/step_00001234/
+        state.safetensors    model, optimizer, hidden state of all B columns
+        state.json           cursor, running sums, configuration, fingerprints
+        manifest.json        size and SHA-256 of the other two; written last: with it the checkpoint is complete
+
+A checkpoint is written into a folder whose name starts with a dot, flushed, and renamed. Nothing in it is a pickle, so
+that to load somebody's checkpoint runs no code.
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import safetensors.torch
+from torch import Tensor
+
+from lstmlm.config import UserError
+from lstmlm.files import sync_folder, write_file
+from lstmlm.stream import Window
+
+TENSORS, VALUES, MANIFEST = "state.safetensors", "state.json", "manifest.json"
+
+# Configuration keys that a resumed run may change: they do not touch what is computed.
+FREE_KEYS = {
+    "train.log_every",
+    "train.eval_every",
+    "train.save_every",
+    "train.keep_checkpoints",
+    "train.threads",
+    "train.timeout_minutes",
+    "train.run_dir",
+    "train.resume",
+    "data.cache_dir",
+}
+GROWING_KEYS = {"train.epochs", "train.max_steps"}  # may grow under a constant schedule
+
+
+@dataclass
+class Cursor:
+    """Where the run stands: what has been done, and so what comes next.
+
+    Attributes:
+        epoch: Passes completed.
+        row: Next row of the table.
+        step: Optimizer steps done.
+        segment: Segments done, over the whole run.
+        tokens: Targets predicted so far, over all ranks.
+        best: Lowest validation perplexity so far.
+    """
+
+    epoch: int = 0
+    row: int = 0
+    step: int = 0
+    segment: int = 0
+    tokens: int = 0
+    best: float | None = None
+
+    def advance(self, window: Window) -> None:
+        """One step further."""
+        self.row = window.end
+        self.step += 1
+        self.segment += len(window.segments)
+        self.tokens += window.num_targets
+
+    def next_epoch(self) -> None:
+        """To the first row of the next pass."""
+        self.epoch += 1
+        self.row = 0
+
+
+def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[str, Any], keep: int) -> Path:
+    """Write a checkpoint, make it visible in one rename, and only then delete all but the newest `keep`.
+
+    Args:
+        folder: `checkpoints/` of a run that this process holds the lock of.
+        step: Names the checkpoint.
+        tensors: Contiguous, on the CPU.
+        values: Anything JSON can hold.
+        keep: Complete checkpoints that stay, >= 1.
+
+    Raises:
+        UserError: The disk is full or refuses; what was published before is untouched.
+    """
+    target = folder / f"step_{step:08d}"
+    temporary = folder / f".{target.name}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        temporary.mkdir()
+        contents = {TENSORS: safetensors.torch.save(tensors), VALUES: _json(values)}
+        for name, content in contents.items():
+            write_file(temporary / name, content)
+        manifest = {name: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for name, c in contents.items()}
+        write_file(temporary / MANIFEST, _json(manifest))
+        sync_folder(temporary)
+        if target.exists():  # damaged, or the run would have gone on from it: out of the way
+            _delete(target)
+        temporary.rename(target)
+        sync_folder(folder)
+        for old in checkpoints(folder)[keep:]:
+            _delete(old)
+    except OSError as error:
+        _sweep(folder, ignore_errors=True)
+        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+        raise UserError(
+            f"cannot save {target}: {error.strerror} ({free / 2**20:,.0f} MiB free); what was published before is intact: "
+            "make room and go on with --train.resume true"
+        ) from None
+    return target
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Published checkpoints, newest first, complete or not."""
+    return sorted(folder.glob("step_*"), reverse=True)
+
+
+def newest(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest complete checkpoint, and a line for each newer one that is damaged."""
+    damaged: list[str] = []
+    for path in checkpoints(folder):
+        fault = find_fault(path)
+        if fault is None:
+            return path, damaged
+        damaged.append(f"skipping the damaged checkpoint {path}: {fault}")
+    return None, damaged
+
+
+def find_fault(path: Path) -> str | None:
+    """What keeps a checkpoint from being complete, or None."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        for name in (TENSORS, VALUES):
+            content = (path / name).read_bytes()
+            if len(content) != manifest[name]["bytes"]:
+                return f"{name} has {len(content)} bytes instead of {manifest[name]['bytes']}"
+            if hashlib.sha256(content).hexdigest() != manifest[name]["sha256"]:
+                return f"{name} does not match its checksum"
+    except OSError as error:
+        return f"{Path(str(error.filename)).name} cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError):
+        return f"{MANIFEST} is not readable"
+    return None
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and values of a complete checkpoint."""
+    return safetensors.torch.load((path / TENSORS).read_bytes()), json.loads((path / VALUES).read_bytes())
+
+
+def check_resumable(saved: dict[str, Any], values: dict[str, Any]) -> None:
+    """Refuse to go on from a checkpoint of another run.
+
+    Args:
+        saved: The checkpoint's values: `config`, `data_fingerprint`, among others.
+        values: The same of the run that wants to go on.
+
+    Raises:
+        UserError: Naming the key, its old and its new value.
+    """
+    old, new = flatten(saved["config"]), flatten(values["config"])
+    for key in sorted(old.keys() | new.keys()):
+        before, now = old.get(key), new.get(key)
+        if before == now or key in FREE_KEYS or key.startswith("tracking."):
+            continue
+        if key in GROWING_KEYS and new["optim.schedule"] == "constant":
+            if now is None or (before is not None and now > before):
+                continue
+            raise UserError(f"cannot resume: {key} was {before} and is {now} now; it may only grow")
+        raise UserError(f"cannot resume: {key} was {before} and is {now} now; set it back or start a new train.run_dir")
+    if saved["data_fingerprint"] != values["data_fingerprint"]:
+        raise UserError(
+            f"cannot resume: the data or its vocabulary differ from the checkpoint's (fingerprint was "
+            f"{saved['data_fingerprint'][:12]}, is {values['data_fingerprint'][:12]}); bring back the old files or start a new train.run_dir"
+        )
+
+
+def flatten(config: dict[str, Any]) -> dict[str, Any]:
+    """Nested sections as dotted keys."""
+    return {f"{section}.{key}": value for section, keys in config.items() for key, value in keys.items()}
+
+
+def lock(run_dir: Path) -> IO[str]:
+    """Hold the run directory as long as the returned file is open; a dead process holds nothing.
+
+    Raises:
+        UserError: Another process holds it.
+    """
+    file = (run_dir / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"another process is training in {run_dir}: wait for it or name another train.run_dir") from None
+    return file
+
+
+def _delete(path: Path) -> None:
+    """Take a checkpoint out of sight in one rename, then delete it: no half-deleted one can be found."""
+    hidden = path.with_name(f".{path.name}.old")
+    if hidden.exists():
+        shutil.rmtree(hidden)
+    path.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def _sweep(folder: Path, ignore_errors: bool = False) -> None:
+    """Delete what a killed save or delete has left behind."""
+    for leftover in folder.glob(".step_*"):
+        shutil.rmtree(leftover, ignore_errors=ignore_errors)
+
+
+def _json(values: Any) -> bytes:
+    return json.dumps(values, indent=2).encode()

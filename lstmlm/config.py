@@ -1,0 +1,267 @@
+"""The configuration: nested dataclasses, their checks, and the only place that parses a command line.
+
+The defaults are the reference model on WikiText-2. The docstring under each field is its help text.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+
+class UserError(Exception):
+    """Something the user can mend, told in one line: what is wrong, where, and what to do.
+
+    Attributes:
+        status: The exit status it leads to: 1, the run failed.
+    """
+
+    status = 1
+
+
+class UsageError(UserError):
+    """The command or its configuration is wrong; nothing was started. Exit status 2."""
+
+    status = 2
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise UsageError(message)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The text and how it is cut into columns."""
+
+    dataset: str = "Salesforce/wikitext"
+    """Hub id, local folder in Hub layout, folder of train/valid(ation)/test `.txt` files, or `toy`."""
+    subset: str | None = "wikitext-2-v1"
+    """Subset (configuration) of a data set in Hub layout; text folders and `toy` have none."""
+    level: Literal["word", "char"] = "word"
+    """What a token is: a word between white space, or a character. Every line ends with `<eos>`."""
+    min_count: int = 1
+    """Words seen less often than this in the training split become `<unk>`."""
+    max_size: int | None = None
+    """Largest vocabulary, `<unk>` and `<eos>` included; the most frequent tokens stay. null = no limit."""
+    batch_size: int = 20
+    """Columns of the table, over ALL ranks."""
+    bptt: int = 30
+    """Rows of one segment: how far back-propagation reaches, in tokens."""
+    cache_dir: str = "~/.cache/lstmlm"
+    """Where token ids are kept between runs."""
+
+    def __post_init__(self) -> None:
+        for name in ("min_count", "batch_size", "bptt"):
+            _check(getattr(self, name) >= 1, f"data.{name} must be at least 1, not {getattr(self, name)}")
+        _check(self.max_size is None or self.max_size >= 3, "data.max_size must be at least 3: <unk>, <eos> and one token")
+        _check(bool(self.dataset), "data.dataset is empty: name a Hub id, a folder or `toy`")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The tied LSTM language model."""
+
+    embedding_size: int = 100
+    """E, units of a word's embedding."""
+    hidden_size: int = 100
+    """H, units of each LSTM layer's state."""
+    num_layers: int = 2
+    """L, stacked LSTM layers."""
+    dropout: float = 0.5
+    """Probability of dropping a unit: on embeddings, between layers and on the output."""
+    tie_weights: bool = True
+    """The decoder's weight is the embedding itself (Press and Wolf, 2017); needs E = H."""
+    init_range: float = 0.1
+    """Embedding and decoder start uniform in +- this."""
+
+    def __post_init__(self) -> None:
+        for name in ("embedding_size", "hidden_size", "num_layers"):
+            _check(getattr(self, name) >= 1, f"model.{name} must be at least 1, not {getattr(self, name)}")
+        _check(0 <= self.dropout < 1, f"model.dropout must be in [0, 1), not {self.dropout}")
+        _check(self.init_range > 0, f"model.init_range must be positive, not {self.init_range}")
+        _check(
+            not self.tie_weights or self.embedding_size == self.hidden_size,
+            f"model.tie_weights needs equal sizes, but model.embedding_size is {self.embedding_size} and "
+            f"model.hidden_size is {self.hidden_size}: make them equal or set model.tie_weights to false",
+        )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """One optimizer update."""
+
+    name: Literal["adam"] = "adam"
+    """The optimizer (Kingma and Ba, 2015)."""
+    lr: float = 1e-3
+    """Learning rate, at the end of the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay rates of the two moments."""
+    eps: float = 1e-8
+    """Adam's term that keeps the denominator from zero."""
+    weight_decay: float = 0.0
+    """L2 penalty, added to the gradient."""
+    grad_clip: float = 0.25
+    """Largest global gradient norm; larger gradients are scaled down to it."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up: constant, or a half cosine down to 0 at the run's last step."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly from 0."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "eps", "grad_clip"):
+            _check(getattr(self, name) > 0, f"optim.{name} must be positive, not {getattr(self, name)}")
+        for name in ("weight_decay", "warmup_steps"):
+            _check(getattr(self, name) >= 0, f"optim.{name} must not be negative, not {getattr(self, name)}")
+        _check(all(0 <= beta < 1 for beta in self.betas), f"optim.betas must be in [0, 1), not {list(self.betas)}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The run: how long, how exact, what is written when."""
+
+    epochs: int = 40
+    """Passes over the training stream."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps, even within an epoch. null = no limit."""
+    accumulate: int = 1
+    """Neighbouring segments per optimizer step."""
+    seed: int = 1
+    """Seed of the initial weights and of every dropout mask."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of the products; weights stay float32. auto = what the launcher says, else fp32."""
+    deterministic: bool = False
+    """Only deterministic GPU kernels: resume exact to the bit on a GPU, somewhat slower. CPU runs always are."""
+    threads: int | None = None
+    """CPU threads of each rank. null = physical cores / ranks on this host."""
+    timeout_minutes: float = 10.0
+    """How long a rank waits for the others before the run fails."""
+    log_every: int = 100
+    """Steps between two lines of training metrics."""
+    eval_every: int | None = None
+    """Steps between two validations. null = at the end of each epoch."""
+    save_every: int = 1000
+    """Steps between two checkpoints; one is always written at the end and when told to stop."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay on disk."""
+    eval_columns: int = 10
+    """Columns used by validation during training; the final figures always use 1."""
+    run_dir: str | None = None
+    """Where everything goes. null = a new runs/<UTC time>-<name>."""
+    resume: bool = False
+    """Go on from the newest complete checkpoint in run_dir; starts afresh where there is none yet."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "accumulate", "log_every", "save_every", "keep_checkpoints", "eval_columns"):
+            _check(getattr(self, name) >= 1, f"train.{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("max_steps", "threads", "eval_every"):
+            value = getattr(self, name)
+            _check(value is None or value >= 1, f"train.{name} must be null or at least 1, not {value}")
+        _check(0 <= self.seed < 2**32, f"train.seed must be in [0, 2^32), not {self.seed}")
+        _check(self.timeout_minutes > 0, f"train.timeout_minutes must be positive, not {self.timeout_minutes}")
+        _check(not self.resume or self.run_dir is not None, "train.resume needs train.run_dir: which run is to go on?")
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where metrics go besides `metrics.jsonl`."""
+
+    trackers: list[Literal["wandb", "tensorboard"]] = field(default_factory=lambda: ["wandb"])
+    """Trackers to start; [] = `metrics.jsonl` only."""
+    project: str = "lstmlm"
+    """W&B project."""
+    run_name: str | None = None
+    """Name of the run, also in runs/<UTC time>-<name>. null = the data set's name."""
+    group: str | None = None
+    """W&B group, to compare runs by."""
+    tags: list[str] = field(default_factory=list)
+    """W&B tags."""
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """W&B mode. auto = online where a key is found, else offline; never asks."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run is a function of, besides the data."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """The text and how it is cut into columns."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The tied LSTM language model."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """One optimizer update."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The run: how long, how exact, what is written when."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where metrics go besides `metrics.jsonl`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as nested dictionaries of plain values, as written to `config.yaml`."""
+        values = asdict(self)
+        values["optim"]["betas"] = list(self.optim.betas)
+        return values
+
+
+def argument_parser(description: str) -> "ArgumentParser":
+    """A parser that raises instead of printing usage; give it to `parse`."""
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    return ArgumentParser(exit_on_error=False, description=description, allow_abbrev=False)
+
+
+def parse(parser: "ArgumentParser", argv: Sequence[str] | None = None) -> "Namespace":
+    """Parse `argv` (the process's own arguments when None) into dataclasses.
+
+    Raises:
+        UsageError: With jsonargparse's reason in one line that names the key.
+    """
+    from jsonargparse import ArgumentError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about its own future, not about the user's input
+            return parser.instantiate(parser.parse_args(argv))
+    except UserError:
+        raise
+    except (ArgumentError, ValueError, TypeError, OSError) as error:
+        reason = " ".join(str(error).split()).removesuffix(".")
+        raise UsageError(f"{reason} (--help lists every option)") from None
+
+
+def load_config(argv: Sequence[str] | None = None) -> Config:
+    """Read a configuration from a command line: `--config FILE` first, then dotted overrides.
+
+    Args:
+        argv: Arguments without the program's name; None takes the process's own.
+
+    Raises:
+        UsageError: Unknown key, wrong type, missing file, a value out of range, `--config` not first.
+    """
+    import sys
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    for position, argument in enumerate(argv):
+        if position and (argument == "--config" or argument.startswith("--config=")):
+            raise UsageError("--config must come first: what stands before it would be overwritten silently")
+    parser = argument_parser("Train an LSTM language model by truncated back-propagation through time.")
+    parser.add_argument("--config", action="config", help="YAML file; overrides come after it.")
+    parser.add_class_arguments(Config, as_group=False)
+    values = parse(parser, argv)
+    return Config(values.data, values.model, values.optim, values.train, values.tracking)
+
+
+def run_script(main: Callable[[], int]) -> int:
+    """Run a script's `main` and turn a `UserError` into its one line and exit status, printed by the main rank only."""
+    try:
+        return main()
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            import sys
+
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.status

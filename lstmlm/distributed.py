@@ -1,0 +1,269 @@
+"""Everything that knows there may be several ranks: start-up and its refusals, agreement on errors, stop signals."""
+
+import ctypes
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from importlib.metadata import version
+from types import FrameType
+from typing import Any, Literal
+
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list, gather_object
+from torch import Tensor
+from torch import distributed as dist
+
+from lstmlm.config import Config, UsageError, UserError
+
+PRECISIONS: dict[Literal["fp32", "bf16", "fp16"], str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # ours -> Accelerate's
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STOP_CHECK_STEPS = 10  # steps between two agreements of several ranks on whether to stop
+
+
+def resolve_precision(config: Config) -> Config:
+    """The configuration with `train.precision` auto replaced by what the launcher says.
+
+    Raises:
+        UsageError: Launcher and configuration contradict each other, or the precision is none of ours.
+    """
+    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    launched = next((ours for ours, theirs in PRECISIONS.items() if theirs == launcher), None)
+    wanted = config.train.precision
+    if launched is None:
+        raise UsageError(
+            f"precision {launcher} is not supported: the model has no layer that would use it; "
+            "launch with --mixed_precision no, bf16 or fp16"
+        )
+    # The launcher says `no` too when it was not asked, so only another answer is a contradiction.
+    if wanted == "auto":
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=launched))
+    elif launched not in ("fp32", wanted):
+        raise UsageError(
+            f"the launcher says --mixed_precision {launcher} but train.precision is {wanted}: make them agree, "
+            "or leave train.precision at auto"
+        )
+    return config
+
+
+def start(config: Config) -> Accelerator:
+    """Build the `Accelerator` and set up this process: threads, memory, determinism.
+
+    Args:
+        config: With the precision resolved.
+
+    Raises:
+        UserError: The launch is not what it was meant to be, or the device cannot do the precision.
+    """
+    check_launch()
+    torch.set_num_threads(config.train.threads or default_threads())
+    keep_memory()
+    torch.set_flush_denormal(True)
+    on_cpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
+    if config.train.precision == "fp16" and on_cpu:
+        raise UsageError("train.precision fp16 needs a GPU: a CPU would silently compute in fp32; use fp32 or bf16")
+    if config.train.precision == "bf16":
+        _probe_bf16("cpu" if on_cpu else "accelerator")
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    try:
+        accelerator = Accelerator(
+            cpu=on_cpu,
+            mixed_precision=PRECISIONS[config.train.precision],
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(minutes=config.train.timeout_minutes)),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+            ],
+        )
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"the ranks did not find each other or the device is not there: {reason}") from None
+    if accelerator.num_processes > config.data.batch_size:
+        raise UsageError(
+            f"{accelerator.num_processes} ranks but data.batch_size {config.data.batch_size}: every rank needs a column; "
+            "start fewer ranks or raise data.batch_size"
+        )
+    check_alike(accelerator, "configuration", config.to_dict())
+    check_alike(accelerator, "device", device_kind(accelerator.device))
+    check_alike(accelerator, "package versions", package_versions())
+    return accelerator
+
+
+def check_launch() -> None:
+    """Refuse a launch that would start fewer ranks than it was asked for, or runs that know nothing of each other.
+
+    Raises:
+        UsageError: With what was asked for, what was started, and the command that works.
+    """
+    world = os.environ.get("WORLD_SIZE")
+    if "MASTER_ADDR" in os.environ and world is None:
+        raise UsageError(
+            "several processes were asked for but only one was started (distributed_type MULTI_CPU does that): on one CPU host use "
+            "`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N --num_machines 1 scripts/train.py`"
+        )
+    if world is not None and not all(name in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")):
+        raise UsageError(
+            f"WORLD_SIZE is {world} in the environment, but this process was started as a run of its own (RANK, MASTER_ADDR or "
+            "MASTER_PORT is missing): start it with `accelerate launch --num_processes N`, or unset WORLD_SIZE"
+        )
+
+
+def default_threads() -> int:
+    """Physical cores that this process may use, divided among the ranks on this host."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = min(psutil.cpu_count(logical=False) or usable, usable)
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def keep_memory() -> None:
+    """Have glibc keep freed memory: every step frees and takes the same 100 MB, whose page faults cost as much as the arithmetic."""
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
+    libc.mallopt(m_mmap_max, 0)
+    libc.mallopt(m_trim_threshold, 2**31 - 1)
+    libc.mallopt(m_top_pad, 2**28)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions that decide what a run computes."""
+    return {name: version(name) for name in ("torch", "accelerate")}
+
+
+def check_alike(accelerator: Accelerator, what: str, value: Any) -> None:
+    """Refuse to go on where `value` is not the same on every rank.
+
+    Args:
+        accelerator: Of this run.
+        what: Name of the value in the message.
+        value: Anything JSON can hold.
+
+    Raises:
+        UserError: On every rank, naming the ranks that differ from rank 0.
+    """
+    text = json.dumps(value, sort_keys=True)
+    digests = gather_object([hashlib.sha256(text.encode()).hexdigest()])
+    different = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    if different:
+        values = gather_object([text[:200]])
+        raise UserError(
+            f"{what} differs between ranks: rank 0 has {values[0]}, rank {different[0]} has {values[different[0]]}; "
+            "start every rank with the same command, files and packages"
+        )
+
+
+@contextmanager
+def together(accelerator: Accelerator) -> Iterator[None]:
+    """Run a block on every rank; where it fails on one with a `UserError` or `OSError`, it fails on all with that error."""
+    error = None
+    try:
+        yield
+    except UserError as caught:
+        error = caught
+    except OSError as caught:
+        error = UserError(str(caught))
+    if accelerator.num_processes > 1:
+        failed = [(rank, text) for rank, text in gather_object([(accelerator.process_index, error and str(error))]) if text]
+        if failed and error is None:
+            error = UserError(failed[0][1])
+    if error is not None:
+        raise error
+
+
+def main_value(accelerator: Accelerator, value: Any) -> Any:
+    """The main rank's value, on every rank."""
+    return broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value
+
+
+def main_tensors(accelerator: Accelerator, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """The main rank's tensors, on the CPU of every rank, so that only the main rank needs to see the files."""
+    if accelerator.num_processes == 1:
+        assert tensors is not None
+        return tensors
+    shapes = main_value(accelerator, tensors and {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
+    received = {}
+    for name, (shape, dtype) in shapes.items():
+        buffer = tensors[name].to(accelerator.device) if tensors else torch.empty(shape, dtype=dtype, device=accelerator.device)
+        dist.broadcast(buffer, 0)
+        received[name] = buffer.cpu()
+    return received
+
+
+def sum_over_ranks(accelerator: Accelerator, values: Tensor) -> Tensor:
+    """Sum of a tensor over ranks, in its own precision; the tensor itself where there is one rank."""
+    if accelerator.num_processes > 1:
+        values = values.to(accelerator.device, copy=True)
+        dist.all_reduce(values)
+    return values
+
+
+class StopRequest:
+    """Whether somebody asked the run to stop: SIGTERM, SIGUSR1 or SIGINT on any rank.
+
+    The first signal sets a flag that is read between steps; a second one ends the process at once, as it would have without us.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._signal = 0
+        self._previous: dict[int, Any] = {}
+        self._several = accelerator.num_processes > 1
+        # In host memory, so that to ask does not wait for a GPU.
+        self._group = dist.new_group(backend="gloo") if self._several else None
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._signal:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self._signal = number
+
+    def agreed(self, step: int, at_event: bool) -> int:
+        """The signal that some rank got, or 0; every rank calls this with the same arguments and gets the same answer."""
+        if not self._several:
+            return self._signal
+        if not at_event and step % STOP_CHECK_STEPS:
+            return 0
+        number = torch.tensor(self._signal)
+        dist.all_reduce(number, dist.ReduceOp.MAX, group=self._group)
+        return int(number)
+
+
+def device_kind(device: torch.device) -> str:
+    """Name of a GPU, or the type of another device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _probe_bf16(device: str) -> None:
+    if device != "cpu":
+        if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise UsageError("train.precision bf16: this GPU has no bf16 arithmetic; use fp32 or fp16")
+        return
+    try:
+        torch.nn.LSTM(8, 8).bfloat16()(torch.zeros(1, 1, 8, dtype=torch.bfloat16))
+    except RuntimeError:
+        raise UsageError("train.precision bf16: this CPU cannot run an LSTM in bf16 (no AVX512-BF16 or AMX); use fp32") from None
+
+
+def print_main(accelerator: Accelerator, message: str) -> None:
+    """A line on standard error, from the main rank."""
+    if accelerator.is_main_process:
+        print(message, file=sys.stderr, flush=True)

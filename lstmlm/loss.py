@@ -1,0 +1,143 @@
+"""Exact linear + cross-entropy that never keeps the logits.
+
+The decoder and its softmax are nine tenths of the reference model's arithmetic, and its logits (T*B, V) the largest tensor by far.
+Here the gradients are formed chunk by chunk of rows while the chunk's logits are at hand (the idea of Cut Your Losses, Wijmans
+et al., 2024, and of Liger's kernel), so that nothing of size (T*B, V) outlives a chunk. The bias rides on the products as one more
+column of the weight, against a column of ones in the input; its gradient is one more column of the weight's gradient.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lstmlm.stream import IGNORE
+
+# Logits alive at once. Chunks of about 500 rows at V = 33,278 keep the products efficient and the softmax in cache.
+CHUNK_ELEMENTS = 1 << 24
+_ALIGN = 8  # columns of the operands are padded to a multiple of this, which matrix units ask for
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """Summed negative log likelihood of `targets` under softmax(hidden @ weight.T + bias), in nats.
+
+    The products run in the autocast precision where autocast is on, else in that of `hidden`; the sums over tokens are float32.
+
+    Args:
+        hidden: (N, H).
+        weight: (V, H).
+        bias: (V,) or None.
+        targets: int64 (N,) in [0, V), or -100 for a row that does not count.
+
+    Returns:
+        A float32 scalar (float64 for float64 inputs).
+    """
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    with torch.autocast(device, enabled=False):
+        return _LinearCrossEntropy.apply(hidden, weight, bias, targets, dtype)
+
+
+@torch.no_grad()
+def token_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """Negative log likelihood of each target in nats, (N,), without gradients; 0 where the target is -100.
+
+    Args:
+        hidden: (N, H).
+        weight: (V, H).
+        bias: (V,) or None.
+        targets: int64 (N,).
+    """
+    inputs, decoder = _operands(hidden, weight, bias, hidden.dtype)
+    counted = targets != IGNORE
+    columns = targets.where(counted, 0)[:, None]
+    nll = [
+        (logits := rows @ decoder.T).logsumexp(-1) - logits.gather(-1, column)[:, 0]
+        for rows, column in zip(_chunks(inputs, decoder), _chunks(columns, decoder), strict=True)
+    ]
+    return torch.cat(nll) * counted
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        inputs, decoder = _operands(hidden, weight, bias, dtype)
+        counted = targets != IGNORE
+        columns = targets.where(counted, 0)[:, None]  # (N, 1)
+        minus_ones = -counted.to(dtype)[:, None]
+        ctx.with_grad = any(ctx.needs_input_grad)
+        sums = torch.float64 if dtype == torch.float64 else torch.float32
+        nll = torch.zeros((), dtype=sums, device=hidden.device)
+        hidden_grad, weight_grad = [], None
+        for rows, column, minus_one in zip(
+            _chunks(inputs, decoder), _chunks(columns, decoder), _chunks(minus_ones, decoder), strict=True
+        ):
+            logits = rows @ decoder.T  # (n, V)
+            probabilities = torch.softmax(logits, -1)
+            nll += (_target_log_probs(logits, probabilities, column).to(sums) * minus_one).sum()
+            del logits
+            if not ctx.with_grad:
+                continue
+            # d nll / d logits = softmax - onehot, and 0 in rows that do not count
+            logits_grad = probabilities.scatter_add_(-1, column, minus_one)
+            logits_grad.mul_(-minus_one)
+            hidden_grad.append(logits_grad @ decoder)
+            if weight_grad is None:
+                weight_grad = (logits_grad.T @ rows).to(sums)
+            elif dtype == sums:
+                weight_grad.addmm_(logits_grad.T, rows)
+            else:
+                weight_grad += logits_grad.T @ rows
+            del probabilities, logits_grad  # the next chunk's take their place
+        if ctx.with_grad:
+            assert weight_grad is not None
+            ctx.save_for_backward(torch.cat(hidden_grad), weight_grad)
+            ctx.size, ctx.has_bias, ctx.dtypes = hidden.shape[1], bias is not None, (hidden.dtype, weight.dtype)
+        return nll
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (scale,) = grad_outputs
+        hidden_grad, weight_grad = ctx.saved_tensors
+        hidden_dtype, weight_dtype = ctx.dtypes
+        size = ctx.size
+        return (
+            (hidden_grad[:, :size] * scale).to(hidden_dtype),
+            (weight_grad[:, :size] * scale).to(weight_dtype),
+            (weight_grad[:, size] * scale).to(weight_dtype) if ctx.has_bias else None,
+            None,
+            None,
+        )
+
+
+def _target_log_probs(logits: Tensor, probabilities: Tensor, column: Tensor) -> Tensor:
+    """ln p(target) of each row, float32 or wider, (n, 1)."""
+    picked = probabilities.gather(-1, column)
+    wide = torch.promote_types(picked.dtype, torch.float32)
+    # The logarithm of a probability saves two passes over the logits, unless it has underflowed. To look whether one has
+    # would stall a GPU, and there the passes cost little.
+    if picked.device.type == "cpu" and bool((picked >= torch.finfo(picked.dtype).tiny).all()):
+        return picked.to(wide).log_()
+    logsumexp = logits.amax(-1, True).to(wide) - probabilities.amax(-1, True).to(wide).log_()
+    return logits.gather(-1, column).to(wide) - logsumexp
+
+
+def _operands(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The product's operands with the bias as a column: (N, P) and (V, P), P = H + 1 rounded up."""
+    size = hidden.shape[1]
+    padded = -(-(size + (bias is not None)) // _ALIGN) * _ALIGN
+    inputs = hidden.new_zeros(len(hidden), padded, dtype=dtype)
+    decoder = weight.new_zeros(len(weight), padded, dtype=dtype)
+    inputs[:, :size] = hidden
+    decoder[:, :size] = weight
+    if bias is not None:
+        inputs[:, size] = 1
+        decoder[:, size] = bias
+    return inputs, decoder
+
+
+def _chunks(rows: Tensor, decoder: Tensor) -> tuple[Tensor, ...]:
+    """`rows` in equal pieces, such that a piece's logits have at most CHUNK_ELEMENTS elements."""
+    return rows.tensor_split(max(1, -(-len(rows) * len(decoder) // CHUNK_ELEMENTS)))

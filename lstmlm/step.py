@@ -1,0 +1,203 @@
+"""One optimizer update: masks, forward, backward, clip, Adam. Owns the hidden state and the buffer of losses."""
+
+import math
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch import distributed as dist
+
+from lstmlm.config import Config, OptimConfig, UserError
+from lstmlm.distributed import sum_over_ranks
+from lstmlm.model import LSTMLanguageModel, State, detach
+from lstmlm.stream import Table, Window
+
+
+class StepResult(NamedTuple):
+    """What one step measured, over all ranks."""
+
+    step: int
+    nll: float
+    num_targets: int
+    grad_norm: float
+
+
+class TrainStep:
+    """The update of the parameters by one window of the table, and the state that is carried from window to window.
+
+    Nothing in a call waits for the device (fp16 excepted): losses gather in a buffer that `read` empties.
+
+    Args:
+        config: Of the run.
+        accelerator: Of the run.
+        model: On the CPU; moved and wrapped here, by `accelerator.prepare`.
+        table: This rank's columns of the training stream.
+        total_steps: Steps of the whole run, for the cosine schedule.
+    """
+
+    def __init__(
+        self, config: Config, accelerator: Accelerator, model: LSTMLanguageModel, table: Table, total_steps: int
+    ) -> None:
+        self.config = config
+        self.accelerator = accelerator
+        self.table = table
+        self.total_steps = total_steps
+        model.to(accelerator.device)
+        optim = config.optim
+        optimizer = torch.optim.Adam(
+            model.parameters(), optim.lr, optim.betas, optim.eps, optim.weight_decay, fused=accelerator.device.type != "mps"
+        )
+        self.model: LSTMLanguageModel = model
+        self._forward, self._optimizer = accelerator.prepare(model, optimizer)
+        self._generator = torch.Generator(accelerator.device)
+        self._losses = torch.zeros(config.train.log_every, 2, device=accelerator.device)  # nll of this rank, gradient norm
+        self._pending: list[tuple[int, int]] = []  # (step, N_step) of the rows of _losses in use
+        self.state: State = model.initial_state(table.local_columns)
+        self._settle_ddp()
+
+    def __call__(self, window: Window, step: int, segment: int) -> None:
+        """Do one update.
+
+        Args:
+            window: Rows of the table to train on.
+            step: Number of this step in the run, from 0.
+            segment: Number of the window's first segment in the run, from 0.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        self._optimizer.zero_grad()
+        # DDP averages over ranks; times W / N_step this is the gradient of the global nll per target.
+        scale = self.accelerator.num_processes / window.num_targets
+        row = self._losses[len(self._pending)].zero_()
+        for i, (first, end) in enumerate(window.segments):
+            last = i == len(window.segments) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self._forward):
+                inputs, targets = self.table.segment(first, end)
+                nll, state = self._forward(inputs, self.state, targets, self._masks(end - first, segment + i))
+                self.accelerator.backward(nll * scale)
+            self.state = detach(state)
+            row[0] += nll.detach()
+        row[1] = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip)
+        self._optimizer.step()
+        self._pending.append((step, window.num_targets))
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of step number `step`, from 0."""
+        return learning_rate(self.config.optim, step, self.total_steps)
+
+    def read(self) -> list[StepResult]:
+        """The steps since the last read, summed over ranks; every rank calls it and gets the same.
+
+        Raises:
+            UserError: On every rank, naming the first step whose loss or gradient was not finite.
+        """
+        local = self._losses[: len(self._pending)].cpu()
+        # float64 sums of float32 values are exact, so the figures do not depend on how often they are read.
+        nll = sum_over_ranks(self.accelerator, local[:, 0].double())
+        results = [
+            StepResult(step, total, num_targets, norm)
+            for (step, num_targets), total, norm in zip(self._pending, nll.tolist(), local[:, 1].tolist(), strict=True)
+        ]
+        self._pending.clear()
+        for result in results:
+            skipped = self.accelerator.scaler is not None and not math.isfinite(result.grad_norm)
+            if not math.isfinite(result.nll) or not (math.isfinite(result.grad_norm) or skipped):
+                raise UserError(
+                    f"the loss is not finite at step {result.step + 1} (nll {result.nll}, gradient norm {result.grad_norm}): nothing "
+                    "was saved since; lower optim.lr or go on from the last checkpoint with another configuration"
+                )
+        return results
+
+    def reset_state(self) -> None:
+        """Zero the hidden state, as at an epoch's start."""
+        self.state = self.model.initial_state(self.table.local_columns)
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that the next step depends on, global: tensors on the CPU by name, and plain values. Every rank calls it."""
+        tensors = {f"model.{name}": weight for name, weight in self.model.weights().items()}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self._optimizer.state[parameter].items():
+                tensors[f"optimizer.{key}.{name}"] = value.detach().to("cpu", copy=True).contiguous()
+        for i, pair in enumerate(self.state):
+            for key, local in zip(("h", "c"), pair, strict=True):
+                columns = torch.zeros(self.table.columns, local.shape[1], device=local.device)
+                columns[self._own_columns] = local
+                tensors[f"state.{key}.{i}"] = sum_over_ranks(self.accelerator, columns).cpu()
+        scaler = self.accelerator.scaler
+        return tensors, {"scaler": scaler.state_dict() if scaler is not None else None}
+
+    def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave on any number of ranks."""
+        self.model.load_weights(_under("model.", tensors))
+        saved = self._optimizer.optimizer.state_dict()
+        for i, (name, _) in enumerate(self.model.named_parameters()):
+            saved["state"][i] = {
+                key.split(".")[0]: value for key, value in _under("optimizer.", tensors).items() if key.split(".", 1)[1] == name
+            }
+        self._optimizer.optimizer.load_state_dict(saved)
+        device = self.accelerator.device
+        self.state = [
+            (tensors[f"state.h.{i}"][self._own_columns].to(device), tensors[f"state.c.{i}"][self._own_columns].to(device))
+            for i in range(len(self.state))
+        ]
+        if self.accelerator.scaler is not None and values["scaler"]:
+            self.accelerator.scaler.load_state_dict(values["scaler"])
+
+    @property
+    def _own_columns(self) -> slice:
+        return slice(self.table.first_column, self.table.end_column)
+
+    def _masks(self, rows: int, segment: int) -> list[Tensor] | None:
+        if self.config.model.dropout == 0:
+            return None
+        self._generator.manual_seed(mask_seed(self.config.train.seed, segment))
+        masks = self.model.draw_masks(rows, self.table.columns, self._generator)
+        return [mask[:, self._own_columns] for mask in masks]
+
+    def _settle_ddp(self) -> None:
+        # DDP orders its buckets anew after its first backward, and the order of a sum decides its rounding. A
+        # throw-away backward makes the first step of a start and of a resume the same as any other.
+        if self.accelerator.num_processes > 1:
+            inputs, targets = self.table.segment(0, 1)
+            nll, _ = self._forward(inputs, self.state, targets)
+            self.accelerator.backward(nll)
+            self._optimizer.zero_grad()
+            dist.barrier()
+
+
+def learning_rate(optim: OptimConfig, step: int, total_steps: int) -> float:
+    """Learning rate of a step, a function of its number alone: linear warm-up, then constant or half a cosine to 0.
+
+    Args:
+        optim: `lr`, `schedule`, `warmup_steps`.
+        step: From 0.
+        total_steps: Steps of the whole run.
+    """
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    if optim.schedule == "constant":
+        return optim.lr
+    progress = (step - optim.warmup_steps) / max(1, total_steps - optim.warmup_steps)
+    return optim.lr * (1 + math.cos(math.pi * progress)) / 2
+
+
+def mask_seed(seed: int, segment: int) -> int:
+    """Generator seed of a training segment's masks, in [0, 2^32): for a fixed seed a bijection of the segment's number modulo 2^32.
+
+    (32 bits because a CPU generator uses no more.)
+    """
+    return _mix32((_mix32(segment ^ _mix32(seed)) + _mix32(~seed)) % 2**32)
+
+
+def _mix32(x: int) -> int:
+    # The finaliser of MurmurHash3 (Appleby): every step is invertible on 32-bit words.
+    x %= 2**32
+    x = (x ^ x >> 16) * 0x85EBCA6B % 2**32
+    x = (x ^ x >> 13) * 0xC2B2AE35 % 2**32
+    return x ^ x >> 16
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,113 @@
+"""The table: a stream cut into B columns side by side, and a rank's shard of it.
+
+    stream  a b c d e f g h i j k l m n o p q r s t u v w x y
+    B = 4 columns, each one contiguous stretch of the stream, read top to bottom:
+
+            rank 0 | rank 1
+            a   g  | m   s
+            b   h  | n   t      <- one segment is `bptt` rows of this table
+            c   i  | o   u         (T, B) token ids, time first
+            d   j  | p   v
+            e   k  | q   w
+            f   l  | r   x      targets are the same table one token later: b h n t / ... / g m s y
+
+n tokens make N = n - 1 pairs of an input and its target. Column b owns the pairs floor(bN/B) ... floor((b+1)N/B) - 1, so the lengths
+differ by at most one, and every target counts exactly once. A column without a pair in the last row has IGNORE there.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+IGNORE = -100  # the target of a place that has none: it adds nothing to the nll and is not counted
+
+
+@dataclass(frozen=True)
+class Window:
+    """The rows of one optimizer step: up to `accumulate` neighbouring segments.
+
+    Attributes:
+        segments: (first row, end row) of each segment.
+        num_targets: N_step, targets in these rows over ALL ranks.
+    """
+
+    segments: list[tuple[int, int]]
+    num_targets: int
+
+    @property
+    def end(self) -> int:
+        """The row after the window's last."""
+        return self.segments[-1][1]
+
+
+class Table:
+    """The columns of a stream that one rank owns; with one rank, all of them.
+
+    Args:
+        stream: Token ids of a whole split, int32 (n,) with n >= 2; only this rank's piece is moved to `device`.
+        columns: B, columns over all ranks.
+        rank: This rank, in [0, world_size).
+        world_size: W, number of ranks. Rank r owns columns floor(rB/W) ... floor((r+1)B/W) - 1, none if W > B.
+        device: Where the shard goes, once.
+    """
+
+    def __init__(
+        self,
+        stream: Tensor,
+        columns: int,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.columns = columns
+        self.num_targets = len(stream) - 1
+        self.rows = -(-self.num_targets // columns)
+        self.first_column = rank * columns // world_size
+        self.end_column = (rank + 1) * columns // world_size
+        bounds = [b * self.num_targets // columns for b in range(self.first_column, self.end_column + 1)]
+        # Neighbouring columns, so the shard is one contiguous piece: its inputs and the last column's last target.
+        self._shard = stream[bounds[0] : bounds[-1] + 1].to(device)
+        starts = torch.tensor(bounds, device=device)
+        self._starts = starts[:-1] - bounds[0]  # (B_r,), first pair of each column, within the shard
+        self._lengths = starts[1:] - starts[:-1]  # (B_r,), R or R - 1
+        self._row_numbers = torch.arange(self.rows, device=device)
+
+    @property
+    def local_columns(self) -> int:
+        """B_r, columns of this rank."""
+        return self.end_column - self.first_column
+
+    def segment(self, first: int, end: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of rows first ... end - 1 of this rank's columns, each int64 (T, B_r)."""
+        rows = self._row_numbers[first:end, None]  # (T, 1)
+        places = self._starts + rows  # (T, B_r)
+        inputs = self._shard[places].long()
+        targets = self._shard[places + 1].long() if end < self.rows else self._last_targets(places, rows)
+        return inputs, targets
+
+    def _last_targets(self, places: Tensor, rows: Tensor) -> Tensor:
+        present = rows < self._lengths  # (T, B_r)
+        return self._shard[torch.where(present, places + 1, 0)].long().masked_fill_(~present, IGNORE)
+
+    def targets_in(self, first: int, end: int) -> int:
+        """Targets in rows first ... end - 1 over ALL ranks, known without communication."""
+        return min(end * self.columns, self.num_targets) - first * self.columns
+
+    def num_windows(self, bptt: int, accumulate: int = 1) -> int:
+        """Windows of one pass."""
+        return -(-self.rows // (bptt * accumulate))
+
+    def windows(self, bptt: int, accumulate: int = 1, start: int = 0) -> Iterator[Window]:
+        """The windows of one pass, from row `start` on; the last one may be shorter.
+
+        Args:
+            bptt: T, rows of a segment.
+            accumulate: Segments of a window.
+            start: First row, where a window of this pass begins.
+        """
+        for first in range(start, self.rows, bptt * accumulate):
+            last = min(first + bptt * accumulate, self.rows)
+            segments = [(row, min(row + bptt, last)) for row in range(first, last, bptt)]
+            yield Window(segments, self.targets_in(first, last))

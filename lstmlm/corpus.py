@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from lstmlm.config import DataConfig, UserError
 from lstmlm.vocabulary import Vocabulary
 
 SPLITS = ("train", "validation", "test")
-TOY_TOKENS = {"train": 200_000, "validation": 20_000, "test": 20_000}
+TOY_TOKENS = {"train": 400_000, "validation": 20_000, "test": 20_000}
 T = TypeVar("T")
 _DIGEST = hashlib.sha256().digest_size
 _FLUSH = 1 << 20  # token ids held in memory while a split is encoded
@@ -67,9 +68,6 @@ class HubSource:
             self._rows = _load_dataset(self.dataset, self.subset)
         if split not in self._rows:
             raise UserError(f"data set {self.dataset} has no split {split!r}, only {', '.join(self._rows)}")
-        if "text" not in self._rows[split].column_names:
-            columns = ", ".join(self._rows[split].column_names)
-            raise UserError(f"data set {self.dataset} has no column 'text' in split {split!r}, only {columns}")
         return self._rows[split]
 
     def fingerprint(self, split: str) -> str:
@@ -80,14 +78,19 @@ class HubSource:
                 digest.update(f"{path.relative_to(folder)} {path.stat().st_size} ".encode())
                 _hash_file(path, digest)
         else:
-            for chunk in self._split(split).data.column("text").chunks:
-                for buffer in chunk.buffers():
-                    digest.update(buffer or b"")
+            for line in self.lines(split):
+                digest.update(f"{len(line)} {line}".encode())
         return digest.hexdigest()
 
     def lines(self, split: str) -> Iterator[str]:
-        for batch in self._split(split).select_columns("text").iter(batch_size=1000):
-            yield from batch["text"]
+        rows = self._split(split)
+        try:
+            for batch in rows.iter(batch_size=1000):
+                if "text" not in batch:
+                    raise UserError(f"data set {self.dataset} has no column 'text', only {', '.join(batch)}")
+                yield from batch["text"]
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read split {split!r} of {self.dataset}: {' '.join(str(error).split())[:300]}") from None
 
 
 def _load_dataset(dataset: str, subset: str | None) -> Any:
@@ -96,7 +99,11 @@ def _load_dataset(dataset: str, subset: str | None) -> Any:
     datasets.disable_progress_bars()
     folder = Path(dataset).expanduser()
     try:
-        return datasets.load_dataset(str(folder) if folder.is_dir() else dataset, subset)
+        if folder.is_dir():
+            # Not through the library's own cache: it goes by the folder's name and would not notice changed files.
+            with tempfile.TemporaryDirectory() as empty:
+                return datasets.load_dataset(str(folder), subset, streaming=True, cache_dir=empty)
+        return datasets.load_dataset(dataset, subset)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
         if len(reason) > 300:

@@ -25,7 +25,7 @@ from torch import distributed as dist
 
 from lstmlm.config import Config, UsageError, UserError
 
-PRECISIONS: dict[Literal["fp32", "bf16", "fp16"], str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # ours -> Accelerate's
+PRECISIONS: dict[Literal["auto", "fp32", "bf16", "fp16"], str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # ours -> Accelerate's
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STOP_CHECK_STEPS = 10  # steps between two agreements of several ranks on whether to stop
 

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from lstmlm.stream import IGNORE
 
-# Logits alive at once. Chunks of about 500 rows at V = 33,278 keep the products efficient and the softmax in cache.
-CHUNK_ELEMENTS = 1 << 24
+CHUNK_BYTES = 1 << 26  # logits of one chunk: at V = 33,278 about 1,000 rows in bf16, 500 in float32
 _ALIGN = 8  # columns of the operands are padded to a multiple of this, which matrix units ask for
 
 
@@ -64,36 +63,36 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype
     ) -> Tensor:
         inputs, decoder = _operands(hidden, weight, bias, dtype)
-        counted = targets != IGNORE
-        columns = targets.where(counted, 0)[:, None]  # (N, 1)
-        minus_ones = -counted.to(dtype)[:, None]
+        counted = (targets != IGNORE)[:, None]  # (N, 1)
+        columns = targets[:, None].where(counted, 0)
         ctx.with_grad = any(ctx.needs_input_grad)
-        sums = torch.float64 if dtype == torch.float64 else torch.float32
+        sums = torch.promote_types(dtype, torch.float32)
         nll = torch.zeros((), dtype=sums, device=hidden.device)
-        hidden_grad, weight_grad = [], None
-        for rows, column, minus_one in zip(
-            _chunks(inputs, decoder), _chunks(columns, decoder), _chunks(minus_ones, decoder), strict=True
+        hidden_grads, weight_grad = [], None
+        for rows, column, count in zip(
+            _chunks(inputs, decoder), _chunks(columns, decoder), _chunks(counted, decoder), strict=True
         ):
             logits = rows @ decoder.T  # (n, V)
             probabilities = torch.softmax(logits, -1)
-            nll += (_target_log_probs(logits, probabilities, column).to(sums) * minus_one).sum()
+            nll -= (_target_log_probs(logits, probabilities, column) * count).sum()
             del logits
             if not ctx.with_grad:
                 continue
-            # d nll / d logits = softmax - onehot, and 0 in rows that do not count
-            logits_grad = probabilities.scatter_add_(-1, column, minus_one)
-            logits_grad.mul_(-minus_one)
-            hidden_grad.append(logits_grad @ decoder)
+            logits_grad = probabilities  # d nll / d logits = softmax - onehot
+            logits_grad[torch.arange(len(rows), device=rows.device), column[:, 0]] -= 1
+            # Rows that do not count are zeroed in the small factors, not in the large one.
+            hidden_grads.append((logits_grad @ decoder) * count)
+            counting_rows = rows * count
             if weight_grad is None:
-                weight_grad = (logits_grad.T @ rows).to(sums)
+                weight_grad = logits_grad.T @ counting_rows
             elif dtype == sums:
-                weight_grad.addmm_(logits_grad.T, rows)
+                weight_grad.addmm_(logits_grad.T, counting_rows)
             else:
-                weight_grad += logits_grad.T @ rows
+                weight_grad = weight_grad.to(sums).add_(logits_grad.T @ counting_rows)
             del probabilities, logits_grad  # the next chunk's take their place
         if ctx.with_grad:
             assert weight_grad is not None
-            ctx.save_for_backward(torch.cat(hidden_grad), weight_grad)
+            ctx.save_for_backward(torch.cat(hidden_grads), weight_grad)
             ctx.size, ctx.has_bias, ctx.dtypes = hidden.shape[1], bias is not None, (hidden.dtype, weight.dtype)
         return nll
 
@@ -104,9 +103,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_dtype, weight_dtype = ctx.dtypes
         size = ctx.size
         return (
-            (hidden_grad[:, :size] * scale).to(hidden_dtype),
-            (weight_grad[:, :size] * scale).to(weight_dtype),
-            (weight_grad[:, size] * scale).to(weight_dtype) if ctx.has_bias else None,
+            hidden_grad[:, :size].to(hidden_dtype) * scale,
+            weight_grad[:, :size].to(weight_dtype) * scale,
+            weight_grad[:, size].to(weight_dtype) * scale if ctx.has_bias else None,
             None,
             None,
         )
@@ -139,5 +138,5 @@ def _operands(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.
 
 
 def _chunks(rows: Tensor, decoder: Tensor) -> tuple[Tensor, ...]:
-    """`rows` in equal pieces, such that a piece's logits have at most CHUNK_ELEMENTS elements."""
-    return rows.tensor_split(max(1, -(-len(rows) * len(decoder) // CHUNK_ELEMENTS)))
+    """`rows` in equal pieces, such that a piece's logits take at most CHUNK_BYTES."""
+    return rows.tensor_split(max(1, -(-len(rows) * len(decoder) * decoder.itemsize // CHUNK_BYTES)))

@@ -1,0 +1,102 @@
+"""What several tests share: the real text where it is at hand, a small text, the command line in a subprocess."""
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+
+from lstmlm import Config, load_config
+
+ROOT = Path(__file__).parent.parent
+WIKITEXT = "LSTMLM_WIKITEXT"  # folder of WikiText-2 in Hub layout
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> None:
+    """Accelerate keeps its state in the process; each test begins without."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+
+
+@pytest.fixture
+def wikitext() -> str:
+    folder = os.environ.get(WIKITEXT)
+    if not folder:
+        pytest.skip(f"needs WikiText-2: set {WIKITEXT} to a folder in Hub layout")
+    assert Path(folder).is_dir(), f"{WIKITEXT} is {folder}, which is not there"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of text files: 60 types, a few thousand tokens, drawn from a fixed Markov chain."""
+    folder = tmp_path_factory.mktemp("text")
+    rng = random.Random(0)
+    words = [f"w{i}" for i in range(58)]
+    for name, lines in (("train", 160), ("valid", 30), ("test", 30)):
+        rows = []
+        for _ in range(lines):
+            word, row = rng.randrange(58), []
+            for _ in range(rng.randrange(4, 30)):
+                word = (word * 7 + rng.randrange(4)) % 58
+                row.append(words[word])
+            rows.append(" ".join(row))
+        (folder / f"{name}.txt").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture
+def small(text_folder: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Arguments of a run that takes a second, dropout on; overrides come after."""
+
+    def arguments(*overrides: str, run: str = "run") -> list[str]:
+        return [
+            f"--data.dataset={text_folder}",
+            f"--data.cache_dir={tmp_path / 'cache'}",
+            "--data.bptt=10",
+            "--model.embedding_size=12",
+            "--model.hidden_size=12",
+            "--train.epochs=2",
+            "--train.log_every=1",
+            "--train.save_every=7",
+            "--train.threads=1",
+            "--tracking.trackers=[]",
+            f"--train.run_dir={tmp_path / run}",
+            *overrides,
+        ]
+
+    return arguments
+
+
+@pytest.fixture
+def small_config(small: Callable[..., list[str]]) -> Callable[..., Config]:
+    def build(*overrides: str, run: str = "run") -> Config:
+        return load_config(small(*overrides, run=run))
+
+    return build
+
+
+@pytest.fixture
+def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `python scripts/<name>.py ...` as a user does."""
+
+    def run(script: str, *args: str, env: dict[str, str] | None = None, **kwargs: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *args]
+        environment = {**os.environ, "WANDB_MODE": "offline", **(env or {})}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, **kwargs)  # type: ignore[call-overload]
+
+    return run
+
+
+@pytest.fixture
+def one_thread() -> object:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,87 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lstmlm import Config, UserError, load_config
+from lstmlm.config import UsageError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def test_defaults_are_the_reference_model() -> None:
+    config = load_config([])
+    assert config == Config()
+    assert (config.data.dataset, config.data.subset) == ("Salesforce/wikitext", "wikitext-2-v1")
+    assert (config.data.batch_size, config.data.bptt) == (20, 30)
+    assert (config.model.embedding_size, config.model.hidden_size, config.model.num_layers) == (100, 100, 2)
+    assert (config.model.dropout, config.model.tie_weights) == (0.5, True)
+    assert (config.optim.name, config.optim.lr, config.optim.grad_clip) == ("adam", 1e-3, 0.25)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_loads(path: Path) -> None:
+    load_config(["--config", str(path)])
+    assert path.read_text().startswith("# "), "the header gives the command"
+
+
+def test_overrides_come_after_the_file_and_numbers_may_be_scientific(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("optim: {lr: 1e-2, betas: [0.8, 0.9]}\ntrain: {max_steps: 5}\n")
+    config = load_config(["--config", str(path), "--optim.lr", "2e-3", "--train.max_steps", "null"])
+    assert (config.optim.lr, config.optim.betas, config.train.max_steps) == (2e-3, (0.8, 0.9), None)
+
+
+def test_what_is_written_reads_back(tmp_path: Path) -> None:
+    config = load_config(["--model.dropout", "0.3", "--tracking.tags", "[a, b]", "--train.run_dir", "x"])
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.to_dict()))
+    assert load_config(["--config", str(path)]) == config
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--train.epoch", "3"], "--train.epoch"),
+        (["--optim.lr", "fast"], "optim.lr"),
+        (["--data.batch_size", "1.5"], "data.batch_size"),
+        (["--data.batch_size", "0"], "data.batch_size"),
+        (["--config", "absent.yaml"], "absent.yaml"),
+        (["--model.hidden_size", "200"], "model.hidden_size is 200"),
+        (["--model.dropout", "1"], "model.dropout"),
+        (["--optim.lr", "nan"], "optim.lr"),
+        (["--train.precision", "fp8"], "train.precision"),
+        (["--train.resume", "true"], "train.run_dir"),
+        (["--tracking.trackers", "[mlflow]"], "tracking.trackers"),
+        (["stray"], "stray"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_it(argv: list[str], named: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_config(argv)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.status == 2
+
+
+def test_unknown_key_in_a_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("optim: {learning_rate: 1}\n")
+    with pytest.raises(UsageError, match="learning_rate"):
+        load_config(["--config", str(path)])
+
+
+@pytest.mark.parametrize("late", [["--config", "c.yaml"], ["--config=c.yaml"]])
+def test_config_must_come_first(late: list[str]) -> None:
+    with pytest.raises(UserError, match="--config must come first"):
+        load_config(["--optim.lr", "1", *late])
+
+
+def test_every_key_has_a_help_text() -> None:
+    source = (Path(__file__).parent.parent / "lstmlm" / "config.py").read_text()
+    for section in dataclasses.fields(Config):
+        for field in dataclasses.fields(getattr(Config(), section.name)):
+            line = next(line for line in source.splitlines() if line.startswith(f"    {field.name}: "))
+            following = source.split(line + "\n", 1)[1].splitlines()[0]
+            assert following.startswith('    """'), f"{section.name}.{field.name} has no help"

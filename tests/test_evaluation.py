@@ -1,0 +1,62 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lstmlm import LSTMLanguageModel, UserError, Vocabulary, score_text
+from lstmlm.config import ModelConfig
+from lstmlm.evaluation import evaluate_stream
+
+
+@pytest.fixture
+def model() -> LSTMLanguageModel:
+    torch.manual_seed(0)
+    model = LSTMLanguageModel(ModelConfig(embedding_size=12, hidden_size=12), 31)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)
+    return model
+
+
+def brute_force(model: LSTMLanguageModel, stream: torch.Tensor, columns: int) -> float:
+    """Column by column, token by token."""
+    pairs, total = len(stream) - 1, 0.0
+    for b in range(columns):
+        state = model.initial_state(1)
+        for i in range(b * pairs // columns, (b + 1) * pairs // columns):
+            logits, state = model(stream[i].long().view(1, 1), state)
+            total += F.cross_entropy(logits[0], stream[i + 1].long().view(1)).item()
+    return total
+
+
+@pytest.mark.parametrize("columns", [1, 3, 10])
+def test_nll_is_the_sum_over_every_target(model: LSTMLanguageModel, columns: int) -> None:
+    stream = torch.randint(31, (173,), dtype=torch.int32)
+    result = evaluate_stream(model, stream, columns)
+    assert (result.tokens, result.targets, result.columns) == (173, 172, columns)
+    with torch.no_grad():
+        assert result.nll == pytest.approx(brute_force(model, stream, columns), rel=1e-6)
+    assert result.ppl == pytest.approx(torch.tensor(result.nll / 172).exp().item(), rel=1e-6)
+
+
+def test_perplexity_does_not_depend_on_the_segment_length(model: LSTMLanguageModel) -> None:
+    stream = torch.randint(31, (500,), dtype=torch.int32)
+    results = [evaluate_stream(model, stream, 4, bptt=bptt).nll for bptt in (1, 7, 50, 1000)]
+    assert results == pytest.approx([results[0]] * 4, rel=1e-6)
+
+
+def test_more_columns_than_targets(model: LSTMLanguageModel) -> None:
+    assert evaluate_stream(model, torch.tensor([1, 2, 3], dtype=torch.int32), 10).columns == 2
+
+
+def test_score_text_is_the_nll_of_each_token(model: LSTMLanguageModel, tmp_path: Path) -> None:
+    vocabulary = Vocabulary(["<unk>", "<eos>", *(f"w{i}" for i in range(29))])
+    model.save_pretrained(tmp_path, {})
+    (tmp_path / "vocab.json").write_bytes(vocabulary.to_bytes())
+    scores = score_text("w1 w2\nw3 strange", tmp_path)
+    assert [token for token, _ in scores] == ["w1", "w2", "<eos>", "w3", "<unk>", "<eos>"]
+    ids = torch.tensor([1, 3, 4, 1, 5, 0, 1], dtype=torch.int32)
+    assert sum(nll for _, nll in scores) == pytest.approx(evaluate_stream(model, ids).nll, rel=1e-5)
+    with pytest.raises(UserError):
+        score_text("w1", tmp_path / "absent")

@@ -1,0 +1,99 @@
+"""The head against plain PyTorch in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lstmlm import loss
+from lstmlm.loss import linear_cross_entropy, token_nll
+
+
+def example(n: int, v: int, h: int, bias: bool = True, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(n * 1000 + v)
+    hidden = torch.randn(n, h, generator=generator, dtype=dtype).requires_grad_()
+    weight = torch.randn(v, h, generator=generator, dtype=dtype).mul_(0.3).requires_grad_()
+    b = torch.randn(v, generator=generator, dtype=dtype).requires_grad_() if bias else None
+    targets = torch.randint(v, (n,), generator=generator)
+    targets[::3] = -100
+    targets[0] = v - 1
+    return hidden, weight, b, targets  # type: ignore[return-value]
+
+
+def plain(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(hidden, weight, bias), targets, ignore_index=-100, reduction="sum")
+
+
+@pytest.fixture(params=[1 << 26, 200, 1])
+def chunk_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(loss, "CHUNK_BYTES", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_gradcheck(n: int, bias: bool, chunk_bytes: int) -> None:
+    hidden, weight, b, targets = example(n, 9, 4, bias)
+    assert torch.autograd.gradcheck(lambda *args: linear_cross_entropy(*args, targets), (hidden, weight, b))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_equals_plain(bias: bool, chunk_bytes: int) -> None:
+    hidden, weight, b, targets = example(23, 31, 5, bias)
+    inputs = [t for t in (hidden, weight, b) if t is not None]
+    ours, theirs = linear_cross_entropy(hidden, weight, b, targets), plain(hidden, weight, b, targets)
+    torch.testing.assert_close(ours, theirs)
+    for a, e in zip(torch.autograd.grad(ours * 0.3, inputs), torch.autograd.grad(theirs * 0.3, inputs), strict=True):
+        torch.testing.assert_close(a, e)
+
+
+# Rounding of the products' inputs to 8 (bf16) or 24 (float32) bits; autocast's own head has 3e-3 here.
+@pytest.mark.parametrize(("precision", "grad_error", "loss_error"), [("fp32", 1e-6, 1e-6), ("bf16", 4e-3, 1e-3)])
+def test_relative_error_at_real_size(precision: str, grad_error: float, loss_error: float) -> None:
+    hidden, weight, bias, targets = (t.detach() for t in example(300, 33_278, 100, dtype=torch.float32))
+    results = []
+    for dtype, function in ((torch.float64, plain), (torch.float32, linear_cross_entropy)):
+        inputs = [t.to(dtype).requires_grad_() for t in (hidden, weight, bias)]
+        autocast = precision == "bf16" and dtype == torch.float32
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            nll = function(*inputs, targets)
+        assert nll.dtype == dtype
+        results.append((nll.detach().double(), [g.double() for g in torch.autograd.grad(nll, inputs)]))
+    (expected, expected_grads), (actual, grads) = results
+    assert abs(actual - expected) / expected < loss_error
+    for a, e in zip(grads, expected_grads, strict=True):
+        assert (a - e).norm() / e.norm() < grad_error
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_probability_that_underflows_still_has_its_nll(precision: torch.dtype) -> None:
+    hidden = torch.tensor([[1.0], [1.0], [-3.0]])
+    weight = torch.tensor([[0.0], [200.0]])
+    targets = torch.tensor([0, 1, 1])
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+        nll = linear_cross_entropy(hidden, weight, None, targets)
+    assert nll.item() == pytest.approx(200 + 0 + 600, rel=4e-3)
+
+
+def test_no_gradient_is_formed_where_none_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, bias, targets = example(8, 9, 4)
+    with torch.no_grad():
+        assert linear_cross_entropy(hidden, weight, bias, targets).grad_fn is None
+    frozen = linear_cross_entropy(hidden, weight.detach(), None, targets)
+    (grad,) = torch.autograd.grad(frozen, [hidden])
+    (expected,) = torch.autograd.grad(plain(hidden, weight, None, targets), [hidden])
+    torch.testing.assert_close(grad, expected)
+
+
+def test_all_targets_ignored() -> None:
+    hidden, weight, bias, targets = example(6, 9, 4)
+    nll = linear_cross_entropy(hidden, weight, bias, targets.fill_(-100))
+    assert nll.item() == 0
+    assert all(not g.any() for g in torch.autograd.grad(nll, [hidden, weight, bias]))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_token_nll(bias: bool, chunk_bytes: int) -> None:
+    hidden, weight, b, targets = example(23, 31, 5, bias)
+    expected = F.cross_entropy(F.linear(hidden, weight, b), targets, ignore_index=-100, reduction="none")
+    torch.testing.assert_close(token_nll(hidden, weight, b, targets), expected.detach())

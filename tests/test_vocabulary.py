@@ -1,0 +1,57 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lstmlm import UserError, Vocabulary
+
+
+def test_order_is_by_count_then_first_appearance() -> None:
+    vocabulary = Vocabulary.build(["b a a", "c b a <unk>"])
+    assert vocabulary.tokens == ["<unk>", "<eos>", "a", "b", "c"]
+
+
+def test_unknown_words_and_line_ends() -> None:
+    vocabulary = Vocabulary.build(["a b"])
+    assert vocabulary.encode("a x b") == [2, 0, 3, 1]
+    assert vocabulary.encode("") == [1]
+    assert vocabulary.encode("a", eos=False) == [2]
+    assert vocabulary.decode([2, 0, 3, 1, 2]) == "a <unk> b\na"
+
+
+def test_min_count_and_max_size() -> None:
+    lines = ["a a a b b c"]
+    assert Vocabulary.build(lines, min_count=2).tokens == ["<unk>", "<eos>", "a", "b"]
+    assert Vocabulary.build(lines, max_size=3).tokens == ["<unk>", "<eos>", "a"]
+
+
+def test_characters() -> None:
+    vocabulary = Vocabulary.build(["ab a\n"], level="char")
+    assert vocabulary.tokens == ["<unk>", "<eos>", "a", "b", " "]
+    assert vocabulary.decode(vocabulary.encode("ba b")) == "ba b\n"
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1), st.sampled_from(["word", "char"]))
+def test_what_was_built_from_a_text_decodes_it(lines: list[str], level: str) -> None:
+    lines = [line.replace("\r", "").replace("\n", "") for line in lines]
+    vocabulary = Vocabulary.build(lines, level)
+    text = vocabulary.decode(i for line in lines for i in vocabulary.encode(line))
+    wanted = [" ".join(line.split()) if level == "word" else line for line in lines]
+    assert text.split("\n")[:-1] == wanted
+
+
+def test_file_round_trip_and_damage(tmp_path: Path) -> None:
+    vocabulary = Vocabulary.build(["ein Wört"], level="char")
+    path = tmp_path / "vocab.json"
+    path.write_bytes(vocabulary.to_bytes())
+    loaded = Vocabulary.load(path)
+    assert (loaded.tokens, loaded.level) == (vocabulary.tokens, "char")
+    path.write_text(path.read_text().replace("W", "V"))
+    with pytest.raises(UserError, match="damaged"):
+        Vocabulary.load(path)
+    path.write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        Vocabulary.load(path)
+    with pytest.raises(UserError, match="cannot read"):
+        Vocabulary.load(tmp_path / "absent.json")

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,29 +100,34 @@ class Run:
         self.interval = Interval()
         self.tracking = Tracking(config, accelerator, self.dir)
         self._is_main = accelerator.is_main_process
-        self._table_rows = step.table.rows
+        self._open = ExitStack()  # the lock and the progress bar
 
     def __enter__(self) -> "Run":
-        with together(self.accelerator):
-            if self._is_main:
-                self.dir.mkdir(parents=True, exist_ok=True)
-                self._lock = checkpoint.lock(self.dir)
-                if not self.config.train.resume:
-                    self._refuse_to_overwrite()
-        self._resume()
-        self.tracking.start(self._facts())
-        self.progress = Progress(self.accelerator, self.step.total_steps, self.cursor.step)
-        self.restart_clock()
+        try:
+            with together(self.accelerator):
+                if self._is_main:
+                    self.dir.mkdir(parents=True, exist_ok=True)
+                    self._open.enter_context(checkpoint.lock(self.dir))
+                    if not self.config.train.resume:
+                        self._refuse_to_overwrite()
+            self._resume()
+            self.tracking.start(self._facts())
+            self.progress = Progress(self.accelerator, self.step.total_steps, self.cursor.step)
+            self._open.callback(self.progress.close)
+            self.restart_clock()
+        except BaseException:
+            self._open.close()
+            raise
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.progress.close()
+        self._open.close()
 
     def events(self) -> Events:
         """What is due now that the cursor's step is done."""
         train, step = self.config.train, self.cursor.step
         end = step == self.step.total_steps
-        epoch = self.cursor.row == self._table_rows
+        epoch = self.cursor.row == self.step.table.rows
         return Events(
             log=step % train.log_every == 0 or end,
             evaluate=end or (epoch if train.eval_every is None else step % train.eval_every == 0),
@@ -174,7 +180,7 @@ class Run:
         )
         if best:
             self.cursor.best = result.ppl
-            self._export(f"{result.ppl:.4f}")
+            self._export()
         if self.tracking.has_wandb:
             self.tracking.log_samples(self.cursor.tokens, self._samples())
 
@@ -196,7 +202,7 @@ class Run:
     def stopped(self, signal: int) -> Outcome:
         """Leave after a signal; the checkpoint is written."""
         if self.cursor.best is None:
-            self._export("none yet")
+            self._export()
         self.progress.line(
             f"stopped by signal {signal} after step {self.cursor.step}; model in {self.dir / 'model'}; "
             f"go on with --train.run_dir {self.dir} --train.resume true"
@@ -312,7 +318,7 @@ class Run:
         samples = generation.sample(self.step.model, vocabulary, [vocabulary.eos], SAMPLES, SAMPLE_LENGTH, seed=0)
         return [vocabulary.decode(ids) for ids in samples]
 
-    def _export(self, valid_ppl: str) -> None:
+    def _export(self) -> None:
         """Write `model/`, all that evaluation and generation need."""
         data, folder = self.config.data, self.dir / "model"
         with together(self.accelerator):
@@ -325,7 +331,8 @@ class Run:
                     if not (folder / name).exists():
                         replace_file(folder / name, content)
                 source = {"dataset": data.dataset, "subset": data.subset, "level": data.level}
-                metadata = {"step": str(self.cursor.step), "valid_ppl": valid_ppl}
+                # One entry: the order of several in the file's header is not fixed.
+                metadata = {"exported": json.dumps({"step": self.cursor.step, "valid_ppl": self.cursor.best})}
                 self.step.model.save_pretrained(folder, source, metadata)
 
 

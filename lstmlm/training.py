@@ -43,33 +43,34 @@ def train(config: Config) -> Outcome:
     total_steps = min(total_steps, config.train.max_steps or total_steps)
     step = TrainStep(config, accelerator, model, table, total_steps)
 
-    with Run(config, accelerator, corpus, step) as run, StopRequest(accelerator) as stop:
-        cursor = run.cursor
-        while cursor.step < total_steps:
-            for window in table.windows(config.data.bptt, config.train.accumulate, start=cursor.row):
-                step(window, cursor.step, cursor.segment)
-                cursor.advance(window)
-                # Events happen between steps and always in this order, so a checkpoint's cursor says just what comes next.
-                due = run.events()
-                told = stop.agreed(cursor.step, at_event=any(due))
-                if not any(due) and not told:
-                    continue
-                run.read_losses()  # raises where one is not finite, before anything is saved
-                if due.log:
-                    run.log()
-                if due.evaluate:
-                    run.validate()
-                if due.epoch:
-                    cursor.next_epoch()
-                    step.reset_state()
-                if due.save or told:
-                    run.save()
-                if told:
-                    return run.stopped(told)
-                if due.end:
-                    break
-                run.restart_clock()
-    return run.finish()
+    with Run(config, accelerator, corpus, step) as run:
+        with StopRequest(accelerator) as stop:
+            cursor = run.cursor
+            while cursor.step < total_steps:
+                for window in table.windows(config.data.bptt, config.train.accumulate, start=cursor.row):
+                    step(window, cursor.step, cursor.segment)
+                    cursor.advance(window)
+                    # Events happen between steps, always in this order: a checkpoint's cursor says just what comes next.
+                    due = run.events()
+                    told = stop.agreed(cursor.step, at_event=any(due))
+                    if not any(due) and not told:
+                        continue
+                    run.read_losses()  # raises where one is not finite, before anything is saved
+                    if due.log:
+                        run.log()
+                    if due.evaluate:
+                        run.validate()
+                    if due.epoch:
+                        cursor.next_epoch()
+                        step.reset_state()
+                    if due.save or told:
+                        run.save()
+                    if told:
+                        return run.stopped(told)
+                    if due.end:
+                        break
+                    run.restart_clock()
+        return run.finish()
 
 
 def _with_run_dir(config: Config, accelerator: Accelerator) -> Config:

@@ -62,6 +62,8 @@ def small(text_folder: Path, tmp_path: Path) -> Callable[..., list[str]]:
             "--data.bptt=10",
             "--model.embedding_size=12",
             "--model.hidden_size=12",
+            "--optim.lr=0.005",
+            "--optim.grad_clip=0.05",
             "--train.epochs=2",
             "--train.log_every=1",
             "--train.save_every=7",

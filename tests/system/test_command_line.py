@@ -1,0 +1,158 @@
+"""What a user types, in a process of its own: exit status, the one line, signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.test_training import assert_same_run
+
+ROOT = Path(__file__).parent.parent.parent
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def error_lines(stderr: str) -> list[str]:
+    return [line for line in stderr.splitlines() if line.startswith("error:")]
+
+
+@pytest.fixture
+def trained(cli: Cli, small: Callable[..., list[str]], tmp_path: Path) -> Path:
+    result = cli("train", *small("--train.log_every=10"))
+    assert result.returncode == 0, result.stderr
+    return tmp_path / "run"
+
+
+def test_train_evaluate_generate(trained: Path, cli: Cli, tmp_path: Path) -> None:
+    summary = json.loads((trained / "summary.json").read_bytes())
+    common = ["--model", str(trained / "model"), "--cache_dir", str(tmp_path / "cache")]
+    result = cli("evaluate", *common, "--split", "test", "--json")
+    assert result.returncode == 0, result.stderr
+    figures = json.loads(result.stdout)
+    assert figures["ppl"] == pytest.approx(summary["test"]["ppl"], rel=1e-6)
+    assert figures["targets"] == figures["tokens"] - 1 == summary["test"]["targets"]
+    text = cli("evaluate", *common, "--split", "validation", "--columns", "3").stdout
+    assert text.startswith("validation: ")
+    assert "3 columns" in text
+    command = ["--model", str(trained / "model"), "--prompt", "w1 w2", "--max_len", "5", "--temperature", "0.8", "--seed", "1"]
+    first, again = cli("generate", *command), cli("generate", *command)
+    assert first.returncode == 0
+    assert first.stdout == again.stdout
+    assert first.stdout.startswith("w1 w2 ")
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "status", "named"),
+    [
+        ("train", ["--train.epoch", "3"], 2, "--train.epoch"),
+        ("train", ["--config", "absent.yaml"], 2, "absent.yaml"),
+        ("train", ["--model.hidden_size", "7"], 2, "model.hidden_size is 7"),
+        ("train", ["--data.dataset", "./absent"], 1, "no such folder"),
+        ("train", ["--data.dataset=toy", "--train.precision=fp16"], 2, "fp16 needs a GPU"),
+        ("evaluate", ["--model", "absent"], 1, "there is no model in absent"),
+        ("evaluate", [], 2, "required: model"),
+        ("evaluate", ["--model", "absent", "--split", "dev"], 2, "no split 'dev'"),
+        ("generate", ["--model", "absent"], 1, "vocab.json"),
+        ("generate", [], 1, "no model in"),
+    ],
+)
+def test_bad_input_is_one_line_and_a_status(
+    cli: Cli, tmp_path: Path, script: str, arguments: list[str], status: int, named: str
+) -> None:
+    result = cli(script, *arguments, cwd=tmp_path)
+    assert result.returncode == status, result.stderr
+    assert len(error_lines(result.stderr)) == 1
+    assert named in error_lines(result.stderr)[0]
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == [], "nothing was written"
+
+
+def test_unreachable_hub_is_told_with_the_two_ways_on(cli: Cli, tmp_path: Path) -> None:
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    result = cli("train", f"--data.cache_dir={tmp_path / 'cache'}", f"--train.run_dir={tmp_path / 'run'}", env=environment)
+    assert result.returncode == 1
+    (line,) = error_lines(result.stderr)
+    assert "Salesforce/wikitext" in line
+    assert "--data.dataset FOLDER" in line
+    assert "--config configs/smoke.yaml" in line
+    assert not (tmp_path / "run/model").exists()
+
+
+def test_no_bar_in_a_log_file(trained: Path, cli: Cli, small: Callable[..., list[str]]) -> None:
+    result = cli("train", *small("--train.log_every=10", run="other"))
+    assert "\r" not in result.stderr
+    assert sum(line.startswith("epoch ") and "tokens/s" in line for line in result.stderr.splitlines()) == 3
+
+
+def start(arguments: list[str], **environment: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, str(ROOT / "scripts/train.py"), *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
+
+
+def wait_for_step(run: Path, step: int, process: "subprocess.Popen[str]") -> None:
+    """Until the metrics of that step are there."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        path = run / "metrics.jsonl"
+        if path.exists() and any(json.loads(line)["step"] >= step for line in path.read_text().splitlines()[:-1]):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"never reached step {step}: {process.communicate()[1]}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_saves_and_leaves_and_the_run_goes_on(
+    number: signal.Signals, small: Callable[..., list[str]], tmp_path: Path, cli: Cli
+) -> None:
+    """Long enough (40 epochs, 600 steps, some 3 s) that the signal comes in the middle."""
+    arguments = small("--train.epochs=40", "--train.save_every=100000", "--train.eval_every=100000", "--train.resume=true", run="cut")
+    process = start(arguments)
+    wait_for_step(tmp_path / "cut", 20, process)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 128 + number, stderr
+    assert f"stopped by signal {int(number)}" in stderr
+    assert "Traceback" not in stderr
+    assert (tmp_path / "cut/model/model.safetensors").exists(), "the current weights, as no model was exported yet"
+    assert cli("train", *arguments).returncode == 0
+    whole = small("--train.epochs=40", "--train.save_every=100000", "--train.eval_every=100000", run="whole")
+    assert cli("train", *whole).returncode == 0
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_sigkill_at_three_moments_loses_nothing(small: Callable[..., list[str]], tmp_path: Path, cli: Cli) -> None:
+    arguments = small("--train.epochs=30", "--train.save_every=3", "--train.resume=true", run="cut")
+    for step in (40, 170, 300):
+        process = start(arguments)
+        wait_for_step(tmp_path / "cut", step, process)
+        process.kill()
+        process.communicate()
+    assert cli("train", *arguments).returncode == 0
+    assert cli("train", *small("--train.epochs=30", "--train.save_every=3", run="whole")).returncode == 0
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_two_processes_on_one_run_directory(small: Callable[..., list[str]], tmp_path: Path, cli: Cli) -> None:
+    process = start(small("--train.epochs=400", run="one"))
+    wait_for_step(tmp_path / "one", 1, process)
+    second = cli("train", *small("--train.epochs=400", "--train.resume=true", run="one"))
+    process.kill()
+    process.communicate()
+    assert second.returncode == 1
+    assert "another process is training in" in error_lines(second.stderr)[0]
+
+
+def test_wandb_offline_without_a_key_and_tensorboard(small: Callable[..., list[str]], cli: Cli, tmp_path: Path) -> None:
+    trackers = ["--tracking.trackers=[wandb]", "--tracking.group=g", "--tracking.tags=[a]", "--train.max_steps=3"]
+    environment = {"WANDB_API_KEY": "", "HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
+    command = [sys.executable, str(ROOT / "scripts/train.py"), *small(*trackers)]
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    result = subprocess.run(command, capture_output=True, text=True, env=plain | environment, timeout=200, stdin=subprocess.DEVNULL)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("no W&B key found: logging offline") == 1
+    assert len(list((tmp_path / "run/wandb").glob("offline-run-*/*.wandb"))) == 1

@@ -1,0 +1,62 @@
+"""I1: a run does not depend on the number of ranks. Every launch is the real one; dropout is on, clipping bites."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lstmlm import load_config
+from tests.system.launcher import launch
+from tests.test_training import final_state, fresh_train, metrics, skip_without_bf16
+
+# The last row of the small text's table is short, and both epochs end within the run.
+PER_STEP = {"train/loss": 1e-5, "train/grad_norm": 1e-5, "valid/ppl": 1e-6, "test/ppl": 1e-6}
+# bf16 rounds each rank's products to 8 bits, in another order.
+PER_STEP_BF16 = {"train/loss": 1e-3, "train/grad_norm": 2e-2, "valid/ppl": 1e-3, "test/ppl": 1e-3}
+
+
+def assert_same_up_to_rounding(actual: Path, expected: Path, tolerances: dict[str, float], weights: float) -> None:
+    assert len(metrics(actual)) == len(metrics(expected))
+    for ours, theirs in zip(metrics(actual), metrics(expected), strict=True):
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert ours[key] == pytest.approx(theirs[key], rel=tolerances.get(key, 2e-5)), (key, theirs["step"])
+    a, e = final_state(actual), final_state(expected)
+    assert a.keys() == e.keys()
+    for name in e:
+        if name.startswith("model."):  # Adam divides tiny by tiny, so single elements may differ: by norm
+            assert torch.linalg.vector_norm(a[name] - e[name]) <= weights * torch.linalg.vector_norm(e[name]), name
+
+
+@pytest.mark.parametrize("ranks", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_same_run_on_any_number_of_ranks(
+    ranks: int, accumulate: int, small: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    overrides = [f"--train.accumulate={accumulate}"]
+    fresh_train(load_config(small(*overrides, run="one")))
+    result = launch(ranks, small(*overrides, run="many"))
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "many/summary.json").read_bytes())["ranks"] == ranks
+    norms = [line["train/grad_norm"] for line in metrics(tmp_path / "one") if "train/loss" in line]
+    assert min(norms) > 0.05, "clipping bites at every step"
+    assert_same_up_to_rounding(tmp_path / "many", tmp_path / "one", PER_STEP, weights=1e-5)
+
+
+@pytest.mark.slow
+def test_bf16_up_to_its_own_rounding(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    skip_without_bf16()
+    fresh_train(load_config(small("--train.precision=bf16", run="one")))
+    result = launch(3, small("--train.precision=bf16", run="many"))
+    assert result.returncode == 0, result.stderr
+    assert_same_up_to_rounding(tmp_path / "many", tmp_path / "one", PER_STEP_BF16, weights=1e-2)
+
+
+def test_more_ranks_than_columns_are_refused(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    result = launch(3, small("--data.batch_size=2"))
+    assert result.returncode != 0
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert "3 ranks but data.batch_size 2" in line
+    assert not (tmp_path / "run").exists()

@@ -176,7 +176,8 @@ def check_resumable(saved: dict[str, Any], values: dict[str, Any]) -> None:
     if saved["data_fingerprint"] != values["data_fingerprint"]:
         raise UserError(
             f"cannot resume: the data or its vocabulary differ from the checkpoint's (fingerprint was "
-            f"{saved['data_fingerprint'][:12]}, is {values['data_fingerprint'][:12]}); bring back the old files or start a new train.run_dir"
+            f"{saved['data_fingerprint'][:12]}, is {values['data_fingerprint'][:12]}); bring back the old files or start "
+            "a new train.run_dir"
         )
 
 
@@ -195,7 +196,9 @@ def lock(run_dir: Path) -> IO[str]:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"another process is training in {run_dir}: wait for it or name another train.run_dir") from None
+        raise UserError(
+            f"another process is training in {run_dir}: wait for it or name another train.run_dir"
+        ) from None
     return file
 
 

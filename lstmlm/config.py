@@ -58,7 +58,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name in ("min_count", "batch_size", "bptt"):
             _check(getattr(self, name) >= 1, f"data.{name} must be at least 1, not {getattr(self, name)}")
-        _check(self.max_size is None or self.max_size >= 3, "data.max_size must be at least 3: <unk>, <eos> and one token")
+        _check(
+            self.max_size is None or self.max_size >= 3, "data.max_size must be at least 3: <unk>, <eos> and one token"
+        )
         _check(bool(self.dataset), "data.dataset is empty: name a Hub id, a folder or `toy`")
 
 

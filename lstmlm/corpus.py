@@ -90,7 +90,9 @@ class HubSource:
                     raise UserError(f"data set {self.dataset} has no column 'text', only {', '.join(batch)}")
                 yield from batch["text"]
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot read split {split!r} of {self.dataset}: {' '.join(str(error).split())[:300]}") from None
+            raise UserError(
+                f"cannot read split {split!r} of {self.dataset}: {' '.join(str(error).split())[:300]}"
+            ) from None
 
 
 def _load_dataset(dataset: str, subset: str | None) -> Any:
@@ -240,7 +242,9 @@ def _cached(path: Path, load: Callable[[Path], T], write: Callable[[Path], objec
                 temporary.unlink(missing_ok=True)
             return load(path)
     except OSError as error:
-        raise UserError(f"cannot keep token ids in {path.parent}: {error.strerror}; name another --data.cache_dir") from None
+        raise UserError(
+            f"cannot keep token ids in {path.parent}: {error.strerror}; name another --data.cache_dir"
+        ) from None
 
 
 @contextmanager

@@ -25,7 +25,11 @@ from torch import distributed as dist
 
 from lstmlm.config import Config, UsageError, UserError
 
-PRECISIONS: dict[Literal["auto", "fp32", "bf16", "fp16"], str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # ours -> Accelerate's
+PRECISIONS: dict[Literal["auto", "fp32", "bf16", "fp16"], str] = {
+    "fp32": "no",
+    "bf16": "bf16",
+    "fp16": "fp16",
+}  # ours -> Accelerate's
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STOP_CHECK_STEPS = 10  # steps between two agreements of several ranks on whether to stop
 
@@ -174,7 +178,9 @@ def together(accelerator: Accelerator) -> Iterator[None]:
     except OSError as caught:
         error = UserError(str(caught))
     if accelerator.num_processes > 1:
-        failed = [(rank, text) for rank, text in gather_object([(accelerator.process_index, error and str(error))]) if text]
+        failed = [
+            (rank, text) for rank, text in gather_object([(accelerator.process_index, error and str(error))]) if text
+        ]
         if failed and error is None:
             error = UserError(failed[0][1])
     if error is not None:
@@ -191,10 +197,16 @@ def main_tensors(accelerator: Accelerator, tensors: dict[str, Tensor] | None) ->
     if accelerator.num_processes == 1:
         assert tensors is not None
         return tensors
-    shapes = main_value(accelerator, tensors and {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
+    shapes = main_value(
+        accelerator, tensors and {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    )
     received = {}
     for name, (shape, dtype) in shapes.items():
-        buffer = tensors[name].to(accelerator.device) if tensors else torch.empty(shape, dtype=dtype, device=accelerator.device)
+        buffer = (
+            tensors[name].to(accelerator.device)
+            if tensors
+            else torch.empty(shape, dtype=dtype, device=accelerator.device)
+        )
         dist.broadcast(buffer, 0)
         received[name] = buffer.cpu()
     return received
@@ -260,7 +272,9 @@ def _probe_bf16(device: str) -> None:
     try:
         torch.nn.LSTM(8, 8).bfloat16()(torch.zeros(1, 1, 8, dtype=torch.bfloat16))
     except RuntimeError:
-        raise UsageError("train.precision bf16: this CPU cannot run an LSTM in bf16 (no AVX512-BF16 or AMX); use fp32") from None
+        raise UsageError(
+            "train.precision bf16: this CPU cannot run an LSTM in bf16 (no AVX512-BF16 or AMX); use fp32"
+        ) from None
 
 
 def print_main(accelerator: Accelerator, message: str) -> None:

@@ -234,7 +234,9 @@ class Run:
         with together(self.accelerator):
             if self._is_main:
                 replace_file(self.dir / "summary.json", json.dumps(summary, indent=2).encode())
-        self.progress.line(f"test ppl {test.ppl:.2f}, validation ppl {valid.ppl:.2f} (1 column); model in {self.dir / 'model'}")
+        self.progress.line(
+            f"test ppl {test.ppl:.2f}, validation ppl {valid.ppl:.2f} (1 column); model in {self.dir / 'model'}"
+        )
         self.accelerator.end_training()
         return Outcome(self.dir, summary=summary)
 
@@ -255,7 +257,9 @@ class Run:
                 for line in damaged:
                     distributed.print_main(self.accelerator, line)
                 if path is None and damaged:
-                    raise UserError(f"no checkpoint in {self.dir / 'checkpoints'} is whole: name another train.run_dir to start afresh")
+                    raise UserError(
+                        f"no checkpoint in {self.dir / 'checkpoints'} is whole: name another train.run_dir to start afresh"
+                    )
                 if path is None:
                     distributed.print_main(self.accelerator, f"no checkpoint in {self.dir} yet: starting afresh")
                     self.tracking.discard()
@@ -325,9 +329,15 @@ class Run:
             if self._is_main:
                 folder.mkdir(exist_ok=True)
                 card = MODEL_CARD.format(
-                    dataset=data.dataset, parameters=self._parameters, vocab_size=len(self.corpus.vocabulary), level=data.level
+                    dataset=data.dataset,
+                    parameters=self._parameters,
+                    vocab_size=len(self.corpus.vocabulary),
+                    level=data.level,
                 )
-                for name, content in {"vocab.json": self.corpus.vocabulary.to_bytes(), "README.md": card.encode()}.items():
+                for name, content in {
+                    "vocab.json": self.corpus.vocabulary.to_bytes(),
+                    "README.md": card.encode(),
+                }.items():
                     if not (folder / name).exists():
                         replace_file(folder / name, content)
                 source = {"dataset": data.dataset, "subset": data.subset, "level": data.level}

@@ -47,12 +47,19 @@ class TrainStep:
         model.to(accelerator.device)
         optim = config.optim
         optimizer = torch.optim.Adam(
-            model.parameters(), optim.lr, optim.betas, optim.eps, optim.weight_decay, fused=accelerator.device.type != "mps"
+            model.parameters(),
+            optim.lr,
+            optim.betas,
+            optim.eps,
+            optim.weight_decay,
+            fused=accelerator.device.type != "mps",
         )
         self.model: LSTMLanguageModel = model
         self._forward, self._optimizer = accelerator.prepare(model, optimizer)
         self._generator = torch.Generator(accelerator.device)
-        self._losses = torch.zeros(config.train.log_every, 2, device=accelerator.device)  # nll of this rank, gradient norm
+        self._losses = torch.zeros(
+            config.train.log_every, 2, device=accelerator.device
+        )  # nll of this rank, gradient norm
         self._pending: list[tuple[int, int]] = []  # (step, N_step) of the rows of _losses in use
         self.state: State = model.initial_state(table.local_columns)
         self._settle_ddp()
@@ -134,12 +141,17 @@ class TrainStep:
         saved = self._optimizer.optimizer.state_dict()
         for i, (name, _) in enumerate(self.model.named_parameters()):
             saved["state"][i] = {
-                key.split(".")[0]: value for key, value in _under("optimizer.", tensors).items() if key.split(".", 1)[1] == name
+                key.split(".")[0]: value
+                for key, value in _under("optimizer.", tensors).items()
+                if key.split(".", 1)[1] == name
             }
         self._optimizer.optimizer.load_state_dict(saved)
         device = self.accelerator.device
         self.state = [
-            (tensors[f"state.h.{i}"][self._own_columns].to(device), tensors[f"state.c.{i}"][self._own_columns].to(device))
+            (
+                tensors[f"state.h.{i}"][self._own_columns].to(device),
+                tensors[f"state.c.{i}"][self._own_columns].to(device),
+            )
             for i in range(len(self.state))
         ]
         if self.accelerator.scaler is not None and values["scaler"]:

@@ -67,7 +67,9 @@ class Tracking:
             return
         for name in self._config.trackers:
             if find_spec(name) is None:
-                raise UserError(f"tracker {name} is not installed: pip install {name}, or leave it out of tracking.trackers")
+                raise UserError(
+                    f"tracker {name} is not installed: pip install {name}, or leave it out of tracking.trackers"
+                )
         self._accelerator.log_with = filter_trackers(list(self._config.trackers), self._run_dir)
         # TensorBoard writes to <logging_dir>/<project>
         self._accelerator.project_configuration.logging_dir = str(self._run_dir / "tensorboard")
@@ -76,7 +78,9 @@ class Tracking:
             try:
                 self._accelerator.init_trackers(self._config.project, init_kwargs={"wandb": wandb})
             except Exception as error:  # each tracker raises its own kinds
-                raise UserError(f"cannot start the trackers {self._config.trackers}: {' '.join(str(error).split())}") from None
+                raise UserError(
+                    f"cannot start the trackers {self._config.trackers}: {' '.join(str(error).split())}"
+                ) from None
         if run := self._wandb_run():
             run.define_metric("tokens")
             run.define_metric("*", step_metric="tokens")
@@ -91,7 +95,10 @@ class Tracking:
             found = wandb.login(prompt=False, verify=False)
             mode = "online" if found else "offline"
             if not found:
-                print_main(self._accelerator, f"no W&B key found: logging offline; later: wandb sync {self._run_dir}/wandb/offline-run-*")
+                print_main(
+                    self._accelerator,
+                    f"no W&B key found: logging offline; later: wandb sync {self._run_dir}/wandb/offline-run-*",
+                )
         return {
             "id": self.run_id,
             "resume": "allow",

@@ -159,7 +159,11 @@ def test_a_full_disk_is_told_with_path_and_free_space(tmp_path: Path, monkeypatc
 def test_prunes_to_the_newest(tmp_path: Path) -> None:
     for step in range(1, 6):
         publish(tmp_path, step, keep=3)
-    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step_00000005", "step_00000004", "step_00000003"]
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == [
+        "step_00000005",
+        "step_00000004",
+        "step_00000003",
+    ]
 
 
 @pytest.mark.parametrize("name", ["state.safetensors", "state.json", "manifest.json"])
@@ -197,7 +201,10 @@ def test_values_and_tensors_come_back_to_the_bit(tmp_path: Path) -> None:
 
 
 def saved(**changes: Any) -> dict[str, Any]:
-    keys = {"train": {"epochs": 2, "max_steps": None, "seed": 1, "log_every": 5}, "optim": {"lr": 0.1, "schedule": "constant"}}
+    keys = {
+        "train": {"epochs": 2, "max_steps": None, "seed": 1, "log_every": 5},
+        "optim": {"lr": 0.1, "schedule": "constant"},
+    }
     for key, value in changes.items():
         section, name = key.split("__")
         keys[section][name] = value
@@ -218,7 +225,11 @@ def test_free_keys_may_change_and_epochs_may_grow() -> None:
         ({}, {"train__seed": 2}, "train.seed was 1 and is 2"),
         ({}, {"train__epochs": 1}, "train.epochs was 2 and is 1 now; it may only grow"),
         ({}, {"train__max_steps": 5}, "train.max_steps was None and is 5"),
-        ({"optim__schedule": "cosine"}, {"optim__schedule": "cosine", "train__epochs": 3}, "train.epochs was 2 and is 3"),
+        (
+            {"optim__schedule": "cosine"},
+            {"optim__schedule": "cosine", "train__epochs": 3},
+            "train.epochs was 2 and is 3",
+        ),
     ],
 )
 def test_another_configuration_is_refused(before: dict[str, Any], now: dict[str, Any], message: str) -> None:
@@ -244,7 +255,9 @@ def test_lock(tmp_path: Path) -> None:
 def test_manifest_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     original = checkpoint.write_file
-    monkeypatch.setattr(checkpoint, "write_file", lambda path, content: order.append(path.name) or original(path, content))
+    monkeypatch.setattr(
+        checkpoint, "write_file", lambda path, content: order.append(path.name) or original(path, content)
+    )
     publish(tmp_path, 1)
     assert order[-1] == "manifest.json"
     manifest = json.loads((tmp_path / "step_00000001" / "manifest.json").read_bytes())

@@ -67,7 +67,7 @@ def test_hub_layout(tmp_path: Path) -> None:
     data = DataConfig(dataset=str(folder), subset="some-subset", cache_dir=str(tmp_path / "cache"))
     loaded = load_corpus(data)
     tokens = [loaded.vocabulary.tokens[i] for i in loaded.splits["train"]]
-    assert tokens == "<eos> = train = <eos> <eos> a b c <eos>".split()
+    assert tokens == ["<eos>", "=", "train", "=", "<eos>", "<eos>", "a", "b", "c", "<eos>"]
 
 
 def test_wikitext_2_has_the_published_counts(wikitext: str, tmp_path: Path) -> None:
@@ -186,5 +186,5 @@ def test_folder_that_is_not_there(tmp_path: Path) -> None:
 
 def test_cache_that_cannot_be_written(data: DataConfig, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--data.cache_dir"):
+    with pytest.raises(UserError, match=r"--data\.cache_dir"):
         load_corpus(dataclasses.replace(data, cache_dir=str(tmp_path / "file" / "cache")))

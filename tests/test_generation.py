@@ -104,14 +104,18 @@ def test_the_state_is_all_that_is_carried(
     rows = []
     original = LSTMLanguageModel.hidden
     monkeypatch.setattr(
-        LSTMLanguageModel, "hidden", lambda self, tokens, *rest: rows.append(len(tokens)) or original(self, tokens, *rest)
+        LSTMLanguageModel,
+        "hidden",
+        lambda self, tokens, *rest: rows.append(len(tokens)) or original(self, tokens, *rest),
     )
     sample(model, vocabulary, [1, 4, 5, 6], 3, max_len=9, seed=2)
     assert rows[0] == 4
     assert set(rows[1:]) == {1}
 
 
-@pytest.mark.parametrize(("top_k", "top_p", "kept"), [(2, 1.0, {1, 2}), (None, 0.5, {1}), (None, 0.51, {1, 2}), (1, 0.1, {1})])
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "kept"), [(2, 1.0, {1, 2}), (None, 0.5, {1}), (None, 0.51, {1, 2}), (1, 0.1, {1})]
+)
 def test_top_k_and_top_p(top_k: int | None, top_p: float, kept: set[int]) -> None:
     logits = torch.tensor([0.15, 0.5, 0.3, 0.05]).log().expand(4000, 4)
     chosen = choose(logits, 1.0, top_k, top_p, torch.Generator().manual_seed(0))

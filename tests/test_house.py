@@ -3,9 +3,10 @@
 import ast
 from pathlib import Path
 
-ROOMS = (
-    "config files vocabulary toy corpus stream loss model distributed step evaluation generation checkpoint tracking run training"
-).split()
+ROOMS = """
+    config files vocabulary toy corpus stream loss model distributed step evaluation generation checkpoint tracking
+    run training
+""".split()
 PACKAGE = Path(__file__).parent.parent / "lstmlm"
 
 

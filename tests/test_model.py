@@ -21,7 +21,9 @@ def model() -> LSTMLanguageModel:
 
 def batch(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(rows)
-    return torch.randint(31, (rows, columns), generator=generator), torch.randint(31, (rows, columns), generator=generator)
+    return torch.randint(31, (rows, columns), generator=generator), torch.randint(
+        31, (rows, columns), generator=generator
+    )
 
 
 def test_reference_model_has_3_52_million_parameters() -> None:

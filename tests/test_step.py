@@ -59,7 +59,9 @@ class PlainModel(nn.Module):
         return self.decoder(y), state
 
 
-def plain_losses(model: PlainModel, stream: list[int], columns: int, bptt: int, count: int, config: Config) -> list[float]:
+def plain_losses(
+    model: PlainModel, stream: list[int], columns: int, bptt: int, count: int, config: Config
+) -> list[float]:
     """The columns cut by hand; all the same length here, as everybody else has them."""
     rows = (len(stream) - 1) // columns
     assert rows * columns == len(stream) - 1, "this loop knows no short column"

@@ -85,7 +85,9 @@ def brute_force_reset_nll(text: toy.ToyText, bptt: int, columns: int) -> float:
 
 @pytest.mark.parametrize(("bptt", "columns"), [(30, 1), (30, 20), (7, 3), (10**6, 1)])
 def test_reset_bound_against_its_definition(text: toy.ToyText, bptt: int, columns: int) -> None:
-    assert text.reset_ppl(bptt, columns) == pytest.approx(math.exp(brute_force_reset_nll(text, bptt, columns)), rel=1e-12)
+    assert text.reset_ppl(bptt, columns) == pytest.approx(
+        math.exp(brute_force_reset_nll(text, bptt, columns)), rel=1e-12
+    )
 
 
 def test_bound_and_oracle_meet_where_nothing_is_reset_and_differ_where_it_is(text: toy.ToyText) -> None:

@@ -74,7 +74,9 @@ def cut_power_at(monkeypatch: pytest.MonkeyPatch, step: int, segment: int | None
     monkeypatch.setattr(TrainStep, "__call__", dying_call)
 
 
-def interrupted(small: Callable[..., list[str]], run: str, overrides: list[str], cuts: list[tuple[int, int | None]]) -> None:
+def interrupted(
+    small: Callable[..., list[str]], run: str, overrides: list[str], cuts: list[tuple[int, int | None]]
+) -> None:
     """Run to the first cut, resume to the second, ..., resume to the end; the same command every time."""
     arguments = small(*overrides, "--train.resume=true", run=run)
     for step, segment in cuts:
@@ -128,7 +130,9 @@ def test_a_run_that_grew_is_the_longer_run(small: Callable[..., list[str]], tmp_
     fresh_train(load_config(small("--train.epochs=3", "--train.resume=true", run="grown")))
     a, e = final_state(tmp_path / "grown"), final_state(tmp_path / "long")
     assert all(torch.equal(a[k], e[k]) for k in e)
-    assert json.loads((tmp_path / "grown/summary.json").read_bytes()) == json.loads((tmp_path / "long/summary.json").read_bytes())
+    assert json.loads((tmp_path / "grown/summary.json").read_bytes()) == json.loads(
+        (tmp_path / "long/summary.json").read_bytes()
+    )
 
 
 def test_what_a_run_writes(small: Callable[..., list[str]], tmp_path: Path) -> None:
@@ -164,13 +168,17 @@ def test_the_exported_model_scores_as_the_summary_says(small: Callable[..., list
     assert result.columns == 1
 
 
-def test_logged_figures_do_not_depend_on_how_often_they_are_read(small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_logged_figures_do_not_depend_on_how_often_they_are_read(
+    small: Callable[..., list[str]], tmp_path: Path
+) -> None:
     fresh_train(load_config(small("--train.log_every=15", run="a")))
     fresh_train(load_config(small("--train.log_every=15", "--train.save_every=1", run="b")))
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
 
 
-def test_a_finished_run_is_left_alone(small: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_left_alone(
+    small: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     summary = fresh_train(load_config(small()))
     before = (tmp_path / "run/metrics.jsonl").read_bytes()
     assert fresh_train(load_config(small("--train.resume=true"))) == summary
@@ -180,10 +188,18 @@ def test_a_finished_run_is_left_alone(small: Callable[..., list[str]], tmp_path:
 
 def test_a_directory_with_a_run_is_refused_without_resume(small: Callable[..., list[str]], tmp_path: Path) -> None:
     fresh_train(load_config(small()))
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != ".lock"}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in (tmp_path / "run").rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
     with pytest.raises(UserError, match="holds a run already"):
         fresh_train(load_config(small()))
-    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != ".lock"}
+    after = {
+        path: path.stat().st_mtime_ns
+        for path in (tmp_path / "run").rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
     assert before == after
 
 
@@ -214,7 +230,9 @@ def test_resume_falls_back_over_a_damaged_checkpoint(
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(
+    small: Callable[..., list[str]], tmp_path: Path
+) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
         call = TrainStep.__call__
 
@@ -236,7 +254,9 @@ def test_more_columns_than_pairs(small: Callable[..., list[str]]) -> None:
         train(load_config(small("--data.batch_size=100000")))
 
 
-def test_a_run_directory_is_chosen(small: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_directory_is_chosen(
+    small: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     outcome = train(load_config(small("--train.run_dir=null", "--tracking.run_name=trial", "--train.max_steps=2")))
     assert outcome.run_dir.parent == Path("runs")

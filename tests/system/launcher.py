@@ -22,7 +22,16 @@ def command(ranks: int, arguments: Sequence[str], *flags: str, script: str = TRA
     if ranks == 1:
         return [sys.executable, script, *arguments]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
-    return [*launcher, "--num_processes", str(ranks), "--main_process_port", str(free_port()), *flags, script, *arguments]
+    return [
+        *launcher,
+        "--num_processes",
+        str(ranks),
+        "--main_process_port",
+        str(free_port()),
+        *flags,
+        script,
+        *arguments,
+    ]
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -39,5 +48,9 @@ def launch(ranks: int, arguments: Sequence[str], *flags: str, **extra: str) -> "
 def start(ranks: int, arguments: Sequence[str], *flags: str, **extra: str) -> "subprocess.Popen[str]":
     """Launch in a process group of its own."""
     return subprocess.Popen(
-        command(ranks, arguments, *flags), stderr=subprocess.PIPE, text=True, env=environment(**extra), start_new_session=True
+        command(ranks, arguments, *flags),
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(**extra),
+        start_new_session=True,
     )

@@ -39,7 +39,18 @@ def test_train_evaluate_generate(trained: Path, cli: Cli, tmp_path: Path) -> Non
     text = cli("evaluate", *common, "--split", "validation", "--columns", "3").stdout
     assert text.startswith("validation: ")
     assert "3 columns" in text
-    command = ["--model", str(trained / "model"), "--prompt", "w1 w2", "--max_len", "5", "--temperature", "0.8", "--seed", "1"]
+    command = [
+        "--model",
+        str(trained / "model"),
+        "--prompt",
+        "w1 w2",
+        "--max_len",
+        "5",
+        "--temperature",
+        "0.8",
+        "--seed",
+        "1",
+    ]
     first, again = cli("generate", *command), cli("generate", *command)
     assert first.returncode == 0
     assert first.stdout == again.stdout
@@ -74,7 +85,9 @@ def test_bad_input_is_one_line_and_a_status(
 
 def test_unreachable_hub_is_told_with_the_two_ways_on(cli: Cli, tmp_path: Path) -> None:
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
-    result = cli("train", f"--data.cache_dir={tmp_path / 'cache'}", f"--train.run_dir={tmp_path / 'run'}", env=environment)
+    result = cli(
+        "train", f"--data.cache_dir={tmp_path / 'cache'}", f"--train.run_dir={tmp_path / 'run'}", env=environment
+    )
     assert result.returncode == 1
     (line,) = error_lines(result.stderr)
     assert "Salesforce/wikitext" in line
@@ -110,7 +123,9 @@ def test_a_signal_saves_and_leaves_and_the_run_goes_on(
     number: signal.Signals, small: Callable[..., list[str]], tmp_path: Path, cli: Cli
 ) -> None:
     """Long enough (40 epochs, 600 steps, some 3 s) that the signal comes in the middle."""
-    arguments = small("--train.epochs=40", "--train.save_every=100000", "--train.eval_every=100000", "--train.resume=true", run="cut")
+    arguments = small(
+        "--train.epochs=40", "--train.save_every=100000", "--train.eval_every=100000", "--train.resume=true", run="cut"
+    )
     process = start(arguments)
     wait_for_step(tmp_path / "cut", 20, process)
     process.send_signal(number)
@@ -152,7 +167,9 @@ def test_wandb_offline_without_a_key_and_tensorboard(small: Callable[..., list[s
     environment = {"WANDB_API_KEY": "", "HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
     command = [sys.executable, str(ROOT / "scripts/train.py"), *small(*trackers)]
     plain = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-    result = subprocess.run(command, capture_output=True, text=True, env=plain | environment, timeout=200, stdin=subprocess.DEVNULL)
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=plain | environment, timeout=200, stdin=subprocess.DEVNULL
+    )
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("no W&B key found: logging offline") == 1
     assert len(list((tmp_path / "run/wandb").glob("offline-run-*/*.wandb"))) == 1

@@ -55,7 +55,9 @@ def children(pid: int) -> list[int]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_to_one_rank_stops_all(number: signal.Signals, small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_signal_to_one_rank_stops_all(
+    number: signal.Signals, small: Callable[..., list[str]], tmp_path: Path
+) -> None:
     arguments = small("--train.epochs=400", "--train.save_every=100000", "--train.resume=true", run="cut")
     process = start(2, arguments)
     wait_for_step(tmp_path / "cut", 20, process)

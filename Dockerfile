@@ -1,0 +1,32 @@
+# docker build -t lstm-lm .
+# docker build -t lstm-lm --build-arg TORCH_INDEX=<URL of PyTorch's CPU wheel index> .     a smaller image, for CPUs
+# docker run --rm lstm-lm [--config /opt/lstmlm/configs/smoke.yaml] [--section.key VALUE ...]
+FROM python:3.11-slim
+
+# PyPI's Linux torch is the CUDA build, several GB; another index can give another build.
+ARG TORCH_INDEX=""
+
+# tini as PID 1 hands signals on to the trainer, which then saves and leaves.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends tini \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home lstmlm
+
+WORKDIR /opt/lstmlm
+COPY constraints.txt ./
+RUN version=$(sed -n 's/^torch==//p' constraints.txt) \
+    && pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch==$version"
+COPY pyproject.toml README.md LICENSE accelerate_config.yaml ./
+COPY lstmlm ./lstmlm
+COPY scripts ./scripts
+COPY configs ./configs
+RUN pip install --no-cache-dir -c constraints.txt .
+
+# Mount volumes on these two to keep runs and data.
+USER lstmlm
+RUN mkdir /home/lstmlm/runs /home/lstmlm/.cache
+WORKDIR /home/lstmlm
+
+# No launcher where one process is all there is: it would not hand signals on.
+ENTRYPOINT ["tini", "--", "python", "/opt/lstmlm/scripts/train.py"]

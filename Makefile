@@ -1,0 +1,40 @@
+# make smoke     train the toy language on the CPU, under a minute
+# make test      lint-free tests that CI runs; needs no GPU and no data set
+# make test-all  the longer matrix too
+# make lint      ruff and mypy
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+SMOKE_DIR ?= runs/smoke
+
+.PHONY: install smoke test test-all lint clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,tensorboard]'
+	touch $@
+
+smoke: $(VENV)/.installed
+	rm -rf $(SMOKE_DIR)
+	$(BIN)/accelerate launch scripts/train.py --config configs/smoke.yaml --train.run_dir $(SMOKE_DIR)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m ''
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV)

@@ -72,10 +72,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for rows, column, count in zip(
             _chunks(inputs, decoder), _chunks(columns, decoder), _chunks(counted, decoder), strict=True
         ):
-            logits = rows @ decoder.T  # (n, V)
-            probabilities = torch.softmax(logits, -1)
-            nll -= (_target_log_probs(logits, probabilities, column) * count).sum()
-            del logits
+            probabilities, log_probs = _softmax(rows, decoder, column)
+            nll -= (log_probs * count).sum()
             if not ctx.with_grad:
                 continue
             logits_grad = probabilities  # d nll / d logits = softmax - onehot
@@ -111,16 +109,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
-def _target_log_probs(logits: Tensor, probabilities: Tensor, column: Tensor) -> Tensor:
-    """ln p(target) of each row, float32 or wider, (n, 1)."""
+def _softmax(rows: Tensor, decoder: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities (n, V) in the rows' precision, and ln p(target) (n, 1) in float32 or wider."""
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    on_cpu = rows.device.type == "cpu"
+    logits = rows @ decoder.T  # (n, V)
+    kept = None if on_cpu else _target_and_largest(logits, column)
+    probabilities = torch.softmax(logits, -1, out=logits)  # in place: the logits are gone
     picked = probabilities.gather(-1, column)
-    wide = torch.promote_types(picked.dtype, torch.float32)
-    # The logarithm of a probability saves two passes over the logits, unless it has underflowed. To look whether one has
-    # would stall a GPU, and there the passes cost little.
-    if picked.device.type == "cpu" and bool((picked >= torch.finfo(picked.dtype).tiny).all()):
-        return picked.to(wide).log_()
-    logsumexp = logits.amax(-1, True).to(wide) - probabilities.amax(-1, True).to(wide).log_()
-    return logits.gather(-1, column).to(wide) - logsumexp
+    # The logarithm of the target's probability saves two passes over the logits, unless it has underflowed. To look
+    # whether one has would stall a GPU, and there the passes cost little.
+    if on_cpu and bool((picked >= torch.finfo(picked.dtype).tiny).all()):
+        return probabilities, picked.to(wide).log_()
+    target, largest = kept or _target_and_largest(rows @ decoder.T, column)
+    logsumexp = largest.to(wide) - probabilities.amax(-1, True).to(wide).log_()
+    return probabilities, target.to(wide) - logsumexp
+
+
+def _target_and_largest(logits: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+    return logits.gather(-1, column), logits.amax(-1, True)
 
 
 def _operands(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,362 @@
+"""How fast is a training step? The plain loop, ours, and the hardware's floor, interleaved in one run.
+
+    python scripts/benchmark.py --data.dataset FOLDER --precision bf16 [--threads 2] [--steps 20] [--full] [--json]
+
+Takes the training configuration's arguments too (`--config FILE` first, `--data.*`, `--model.*`). Three processes take turns, repeat by
+repeat, so that each keeps its own memory and a change in the machine's speed meets all of them:
+
+  plain   what everybody writes: stacked nn.LSTM, all logits, log_softmax and nll, unfused Adam, .item() each step, float32
+  ours    the `TrainStep` of scripts/train.py
+  floor   the matrix products and LSTM kernels of a step alone, on warm buffers, in the precision of `ours`
+"""
+
+import argparse
+import json
+import multiprocessing
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from lstmlm import Config, LSTMLanguageModel, distributed, load_config
+from lstmlm.config import UsageError, run_script
+from lstmlm.corpus import Corpus, load_corpus
+from lstmlm.evaluation import evaluate_stream
+from lstmlm.generation import sample
+from lstmlm.step import TrainStep
+from lstmlm.stream import Table
+
+REPEATS = 7  # turns of each process; the first is a warm-up
+Step = Callable[[int], None]
+
+
+class PlainModel(nn.Module):
+    """The model as everybody writes it."""
+
+    def __init__(self, config: Config, vocab_size: int) -> None:
+        super().__init__()
+        m = config.model
+        self.embedding = nn.Embedding(vocab_size, m.embedding_size)
+        self.dropout = nn.Dropout(m.dropout)
+        self.lstm = nn.LSTM(m.embedding_size, m.hidden_size, m.num_layers, dropout=m.dropout)
+        self.decoder = nn.Linear(m.hidden_size, vocab_size)
+        if m.tie_weights:
+            self.decoder.weight = self.embedding.weight
+        nn.init.uniform_(self.embedding.weight, -m.init_range, m.init_range)
+
+    def forward(self, x: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        y, state = self.lstm(self.dropout(self.embedding(x)), state)
+        return F.log_softmax(self.decoder(self.dropout(y)).flatten(0, 1), -1), state
+
+
+def plain_step(config: Config, corpus: Corpus, device: torch.device) -> Step:
+    """The loop everybody writes."""
+    model = PlainModel(config, len(corpus.vocabulary)).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), config.optim.lr, foreach=False, fused=False)
+    table = Table(corpus.splits["train"], config.data.batch_size, device=device)
+    windows = list(table.windows(config.data.bptt))
+    state: Any = None
+
+    def step(i: int) -> None:
+        nonlocal state
+        inputs, targets = table.segment(*windows[i].segments[0])
+        log_probs, state = model(inputs, state)
+        state = tuple(s.detach() for s in state)
+        loss = F.nll_loss(log_probs, targets.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip)
+        optimizer.step()
+        loss.item()
+
+    return step
+
+
+def our_step(config: Config, corpus: Corpus, device: torch.device) -> Step:
+    """The step of scripts/train.py; losses are read at its log interval."""
+    config = distributed.resolve_precision(config)
+    accelerator = distributed.start(config)
+    table = Table(corpus.splits["train"], config.data.batch_size, device=accelerator.device)
+    windows = list(table.windows(config.data.bptt))
+    model = LSTMLanguageModel(config.model, len(corpus.vocabulary))
+    train_step = TrainStep(config, accelerator, model, table, total_steps=len(windows))
+
+    def step(i: int) -> None:
+        train_step(windows[i], i, i)
+        if (i + 1) % config.train.log_every == 0:
+            train_step.read()
+
+    return step
+
+
+def floor_step(config: Config, corpus: Corpus, device: torch.device) -> Step:
+    """The products of the decoder and the LSTM kernels, forward and backward, and nothing else."""
+    distributed.keep_memory()
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision, torch.float32)
+    m, rows, columns = config.model, config.data.bptt, config.data.batch_size
+    n, v, p = rows * columns, len(corpus.vocabulary), -(-(m.hidden_size + 1) // 8) * 8
+    decoder, hidden = torch.randn(v, p, dtype=dtype, device=device), torch.randn(n, p, dtype=dtype, device=device)
+    logits = torch.empty(n, v, dtype=dtype, device=device)
+    hidden_grad, weight_grad = torch.empty_like(hidden), torch.empty_like(decoder)
+    sizes = [m.embedding_size] + [m.hidden_size] * m.num_layers
+    layers = [nn.LSTM(size, m.hidden_size).to(device, dtype) for size in sizes[:-1]]
+    inputs = torch.randn(rows, columns, m.embedding_size, dtype=dtype, device=device, requires_grad=True)
+    grad = torch.randn(rows, columns, m.hidden_size, dtype=dtype, device=device)
+
+    def step(i: int) -> None:
+        torch.mm(hidden, decoder.T, out=logits)
+        torch.mm(logits, decoder, out=hidden_grad)
+        torch.mm(logits.T, hidden, out=weight_grad)
+        outputs = inputs
+        for layer in layers:
+            outputs, _ = layer(outputs)
+        outputs.backward(grad)
+
+    return step
+
+
+STEPS = {"plain": plain_step, "ours": our_step, "floor": floor_step}
+
+
+def worker(name: str, config: Config, device: torch.device, pipe: Connection) -> None:
+    """A process of one of the three: does the steps it is told to and answers with their times in ms."""
+    try:
+        torch.set_num_threads(config.train.threads or distributed.default_threads())
+        torch.manual_seed(config.train.seed)
+        corpus = load_corpus(config.data)
+        imported = _peak_memory(device)
+        step = STEPS[name](config, corpus, device)
+        pipe.send(None)
+        while (todo := pipe.recv()) is not None:
+            first, count, parts = todo
+            if parts:
+                pipe.send(_shares(step, first, count))
+                continue
+            pipe.send((_time(step, first, count, device), _peak_memory(device) - imported))
+    except Exception as error:  # told in the parent, in one line
+        pipe.send(error)
+
+
+def _time(step: Step, first: int, count: int, device: torch.device) -> list[float]:
+    """Milliseconds of each step; on a GPU the mean of all, as its queue must not be stopped between them."""
+    if device.type == "cpu":
+        times = []
+        for i in range(first, first + count):
+            start = time.perf_counter()
+            step(i)
+            times.append(1e3 * (time.perf_counter() - start))
+        return times
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for i in range(first, first + count):
+        step(i)
+    torch.cuda.synchronize()
+    return [1e3 * (time.perf_counter() - start) / count]
+
+
+def _peak_memory(device: torch.device) -> float:
+    """MiB so far: of the process on a CPU, of the allocator on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+PARTS = {
+    "head": ("_LinearCrossEntropy", "_LinearCrossEntropyBackward"),
+    "lstm": (
+        "aten::lstm",
+        "aten::mkldnn_rnn_layer_backward",
+        "aten::_thnn_fused_lstm_cell",
+        "aten::_cudnn_rnn_backward",
+    ),
+    "optimizer": ("Optimizer.step#Adam.step",),
+    "clip": ("aten::_foreach_norm", "aten::linalg_vector_norm", "aten::_foreach_mul_", "aten::stack"),
+    "masks": ("aten::rand", "aten::lt", "aten::div_"),
+}
+
+
+def _shares(step: Step, first: int, count: int) -> dict[str, float]:
+    """Share of each part in the time of some steps, as the host sees it; `host` is the rest."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        start = time.perf_counter()
+        for i in range(first, first + count):
+            step(i)
+        total = 1e6 * (time.perf_counter() - start)
+    spent = {average.key: average.cpu_time_total for average in profiler.key_averages()}
+    shares = {part: sum(spent.get(name, 0.0) for name in names) / total for part, names in PARTS.items()}
+    return shares | {"host": 1 - sum(shares.values())}
+
+
+def measure(config: Config, device: torch.device, steps: int) -> dict[str, Any]:
+    """Times of the three, interleaved."""
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for name in STEPS:
+        pipes[name], other = context.Pipe()
+        processes.append(context.Process(target=worker, args=(name, config, device, other), daemon=True))
+        processes[-1].start()
+        _receive(pipes[name])
+    times: dict[str, list[float]] = {name: [] for name in STEPS}
+    memory = {}
+    for repeat in range(REPEATS):
+        for name, pipe in pipes.items():
+            pipe.send((repeat * steps, steps, False))
+            measured, memory[name] = _receive(pipe)
+            if repeat:
+                times[name] += measured
+    pipes["ours"].send((REPEATS * steps, steps, True))
+    shares = _receive(pipes["ours"])
+    for pipe, process in zip(pipes.values(), processes, strict=True):
+        pipe.send(None)
+        process.join()
+    tokens = config.data.batch_size * config.data.bptt
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        **{f"{name}_ms": medians[name] for name in STEPS},
+        **{f"{name}_ms_min_max": [min(times[name]), max(times[name])] for name in STEPS},
+        "ratio_plain": medians["plain"] / medians["ours"],
+        "ratio_floor": medians["ours"] / medians["floor"],
+        "tokens_per_second": 1e3 * tokens / medians["ours"],
+        "plain_tokens_per_second": 1e3 * tokens / medians["plain"],
+        "peak_memory_mb": memory["ours"],
+        "plain_peak_memory_mb": memory["plain"],
+        "shares": shares,
+    }
+
+
+def _receive(pipe: Connection) -> Any:
+    answer = pipe.recv()
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def measure_rest(config: Config, corpus: Corpus, device: torch.device) -> dict[str, float]:
+    """Seconds of tokenizing, of a start to its first step, of evaluation at one column; generated tokens/s."""
+    distributed.keep_memory()
+    result = {}
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        load_corpus(replace(config.data, cache_dir=folder))
+        result["tokenizing_s"] = time.perf_counter() - start
+        result["start_to_first_step_s"] = _start_to_first_step(config, device, folder)
+    model = LSTMLanguageModel(config.model, len(corpus.vocabulary)).to(device)
+    start = time.perf_counter()
+    evaluate_stream(model, corpus.splits["test"])
+    result["evaluation_1_column_s"] = time.perf_counter() - start
+    start, length = time.perf_counter(), 1000
+    with torch.no_grad():
+        model.decoder.bias[corpus.vocabulary.eos] = -1e9  # no line ends, so that all tokens are generated
+    sample(model, corpus.vocabulary, [corpus.vocabulary.eos], 1, length, seed=0)
+    result["generation_tokens_per_second"] = length / (time.perf_counter() - start)
+    return result
+
+
+def _start_to_first_step(config: Config, device: torch.device, folder: str) -> float:
+    """Seconds from `python scripts/train.py` to the line of its first step, token ids cached, no trackers."""
+    (Path(folder) / "config.yaml").write_text(json.dumps(config.to_dict()))
+    script = Path(__file__).parent / "train.py"
+    overrides = ["--tracking.trackers=[]", "--train.log_every=1", f"--train.run_dir={folder}/run"]
+    command = [sys.executable, str(script), "--config", f"{folder}/config.yaml", *overrides]
+    start = time.perf_counter()
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("epoch 1, step 1/"):
+                break
+        else:
+            raise UsageError("scripts/train.py did not reach its first step")
+        seconds = time.perf_counter() - start
+        process.kill()
+    return seconds
+
+
+def show(result: dict[str, Any], config: Config) -> None:
+    """The result for the eye."""
+    for name in STEPS:
+        low, high = result[f"{name}_ms_min_max"]
+        print(f"{name:6} {result[f'{name}_ms']:9.2f} ms/step   ({low:.2f} to {high:.2f})")
+    print(f"ours is {result['ratio_plain']:.2f} x as fast as plain and takes {result['ratio_floor']:.2f} x the floor")
+    print(
+        f"{result['tokens_per_second']:,.0f} tokens/s (plain {result['plain_tokens_per_second']:,.0f}), "
+        f"{result['epoch_s']:.1f} s an epoch"
+    )
+    shares = ", ".join(f"{part} {100 * share:.0f} %" for part, share in result["shares"].items())
+    print(f"share of a step, as the host sees it: {shares}")
+    print(
+        f"peak memory {result['peak_memory_mb']:.0f} MiB above the imported process (plain {result['plain_peak_memory_mb']:.0f})"
+    )
+    if "tokenizing_s" in result:
+        print(
+            f"tokenizing {result['tokenizing_s']:.1f} s; start to first step {result['start_to_first_step_s']:.1f} s; "
+            f"evaluation of the test split at 1 column {result['evaluation_1_column_s']:.1f} s; "
+            f"generation {result['generation_tokens_per_second']:,.0f} tokens/s"
+        )
+    print(f"{result['hardware']}, {result['threads']} threads, torch {torch.__version__}, {result['precision']}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="precision of `ours`")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: the GPU where there is one")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: physical cores")
+    parser.add_argument("--steps", type=int, default=20, help="steps of each repeat")
+    parser.add_argument("--full", action="store_true", help="also tokenizing, start, evaluation, generation")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options, rest = parser.parse_known_args()
+    config = load_config(rest)
+    config = replace(config, train=replace(config.train, precision=options.precision, threads=options.threads))
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: there is no GPU here")
+    corpus = load_corpus(config.data)
+    table = Table(corpus.splits["train"], config.data.batch_size)
+    if (REPEATS + 1) * options.steps > table.num_windows(config.data.bptt):
+        raise UsageError(
+            f"--steps {options.steps}: the training split has only {table.num_windows(config.data.bptt)} segments"
+        )
+    threads = options.threads or distributed.default_threads()
+    torch.set_num_threads(threads)
+    result = measure(config, device, options.steps)
+    result |= {
+        "epoch_s": result["ours_ms"] / 1e3 * table.num_windows(config.data.bptt),
+        "device": device.type,
+        "hardware": distributed.device_kind(device) if device.type == "cuda" else _cpu_name(),
+        "precision": options.precision,
+        "threads": threads,
+        "torch": torch.__version__,
+    }
+    if options.full:
+        result |= measure_rest(config, corpus, device)
+    if options.json:
+        print(json.dumps(result))
+    else:
+        show(result, config)
+    return 0
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

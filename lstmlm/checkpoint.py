@@ -20,7 +20,7 @@ from typing import IO, Any
 import safetensors.torch
 from torch import Tensor
 
-from lstmlm.config import UserError
+from lstmlm.config import UserError, flatten
 from lstmlm.files import sync_folder, write_file
 from lstmlm.stream import Window
 
@@ -103,8 +103,11 @@ def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[st
             _delete(target)
         temporary.rename(target)
         sync_folder(folder)
-        for old in checkpoints(folder)[keep:]:
-            _delete(old)
+        published = checkpoints(folder)
+        # Newer ones were damaged: the run went on from before them.
+        newer = published[: published.index(target)]
+        for other in newer + published[len(newer) + keep :]:
+            _delete(other)
     except OSError as error:
         _sweep(folder, ignore_errors=True)
         free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
@@ -179,11 +182,6 @@ def check_resumable(saved: dict[str, Any], values: dict[str, Any]) -> None:
             f"{saved['data_fingerprint'][:12]}, is {values['data_fingerprint'][:12]}); bring back the old files or start "
             "a new train.run_dir"
         )
-
-
-def flatten(config: dict[str, Any]) -> dict[str, Any]:
-    """Nested sections as dotted keys."""
-    return {f"{section}.{key}": value for section, keys in config.items() for key, value in keys.items()}
 
 
 def lock(run_dir: Path) -> IO[str]:

@@ -16,11 +16,19 @@ if TYPE_CHECKING:
 class UserError(Exception):
     """Something the user can mend, told in one line: what is wrong, where, and what to do.
 
+    Args:
+        message: The line.
+        on_every_host: Whether each host has to say it, because the others may not know.
+
     Attributes:
         status: The exit status it leads to: 1, the run failed.
     """
 
     status = 1
+
+    def __init__(self, message: str, on_every_host: bool = False) -> None:
+        super().__init__(message)
+        self.on_every_host = on_every_host
 
 
 class UsageError(UserError):
@@ -207,6 +215,15 @@ class Config:
         values["optim"]["betas"] = list(self.optim.betas)
         return values
 
+    def to_flat_dict(self) -> dict[str, Any]:
+        """The same with dotted keys, as on the command line."""
+        return flatten(self.to_dict())
+
+
+def flatten(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Nested sections as dotted keys."""
+    return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
+
 
 def argument_parser(description: str) -> "ArgumentParser":
     """A parser that raises instead of printing usage; give it to `parse`."""
@@ -258,12 +275,37 @@ def load_config(argv: Sequence[str] | None = None) -> Config:
 
 
 def run_script(main: Callable[[], int]) -> int:
-    """Run a script's `main` and turn a `UserError` into its one line and exit status, printed by the main rank only."""
+    """Run a script's `main` and turn an error into one line and an exit status.
+
+    What all ranks know is told by the main rank. What one rank alone knows it tells itself, with its number; Python's traceback
+    follows where the cause may be a defect of the program.
+    """
+    rank = os.environ.get("RANK", "0")
     try:
         return main()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            import sys
-
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        if rank == "0" or (error.on_every_host and os.environ.get("LOCAL_RANK") == "0"):
+            _print_error(str(error))
         return error.status
+    except KeyboardInterrupt:
+        if rank == "0":
+            _print_error("interrupted; what was saved before is intact")
+        return 130
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        several = os.environ.get("WORLD_SIZE", "1") != "1"
+        if several and any(
+            sign in reason for sign in ("closed by peer", "reset by peer", "Broken pipe", "Timed out", "NCCL")
+        ):
+            _print_error(
+                f"rank {rank} lost the others: one of them ended or hangs, and its own line says why ({reason})"
+            )
+            return 1
+        _print_error(f"rank {rank} failed: {reason}")
+        raise
+
+
+def _print_error(message: str) -> None:
+    import sys
+
+    print(f"error: {message}", file=sys.stderr, flush=True)

@@ -62,6 +62,7 @@ class HubSource:
     def __init__(self, dataset: str, subset: str | None) -> None:
         self.dataset, self.subset = dataset, subset
         self._rows: Any = None
+        self._fingerprints: dict[str, str] = {}
 
     def _split(self, split: str) -> Any:
         if self._rows is None:
@@ -71,16 +72,19 @@ class HubSource:
         return self._rows[split]
 
     def fingerprint(self, split: str) -> str:
-        digest = hashlib.sha256(f"{split} {self.subset}".encode())
         folder = Path(self.dataset).expanduser()
-        if folder.is_dir():  # the files themselves: no need to import datasets when the tokens are cached
-            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-                digest.update(f"{path.relative_to(folder)} {path.stat().st_size} ".encode())
-                _hash_file(path, digest)
-        else:
-            for line in self.lines(split):
-                digest.update(f"{len(line)} {line}".encode())
-        return digest.hexdigest()
+        what = "" if folder.is_dir() else split
+        if what not in self._fingerprints:
+            digest = hashlib.sha256()
+            if folder.is_dir():  # the files themselves: no need to import datasets when the tokens are cached
+                for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+                    digest.update(f"{path.relative_to(folder)} {path.stat().st_size} ".encode())
+                    _hash_file(path, digest)
+            else:
+                for line in self.lines(split):
+                    digest.update(f"{len(line)} {line}".encode())
+            self._fingerprints[what] = digest.hexdigest()
+        return f"{split} {self.subset} {self._fingerprints[what]}"
 
     def lines(self, split: str) -> Iterator[str]:
         rows = self._split(split)

@@ -2,13 +2,12 @@
 
 import ctypes
 import dataclasses
-import hashlib
-import json
 import os
 import platform
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,7 +18,14 @@ from typing import Any, Literal
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+)
 from torch import Tensor
 from torch import distributed as dist
 
@@ -69,37 +75,57 @@ def start(config: Config) -> Accelerator:
         UserError: The launch is not what it was meant to be, or the device cannot do the precision.
     """
     check_launch()
-    torch.set_num_threads(config.train.threads or default_threads())
     keep_memory()
     torch.set_flush_denormal(True)
-    on_cpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
-    if config.train.precision == "fp16" and on_cpu:
-        raise UsageError("train.precision fp16 needs a GPU: a CPU would silently compute in fp32; use fp32 or bf16")
-    if config.train.precision == "bf16":
-        _probe_bf16("cpu" if on_cpu else "accelerator")
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is IEEE, in an LSTM too
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     try:
         accelerator = Accelerator(
-            cpu=on_cpu,
+            cpu=not torch.accelerator.is_available(),  # else several ranks on a CPU would not know of each other
             mixed_precision=PRECISIONS[config.train.precision],
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # ours is in the step
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=timedelta(minutes=config.train.timeout_minutes)),
-                DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
             ],
         )
-    except (dist.DistError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"the ranks did not find each other or the device is not there: {reason}") from None
+    except ValueError as error:
+        raise UsageError(f"Accelerate cannot start: {' '.join(str(error).split())}") from None
+    except (dist.DistError, RuntimeError) as error:
+        hint = (
+            "; a restarted group needs --rdzv_backend c10d"
+            if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+            else ""
+        )
+        raise UserError(
+            f"the ranks did not find each other within {config.train.timeout_minutes:g} minutes{hint}: "
+            f"{' '.join(str(error).split())[:300]}",
+            on_every_host=True,
+        ) from None
+    torch.set_num_threads(config.train.threads or default_threads())  # after Accelerate, which sets it too
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise UsageError(
+            f"distributed type {accelerator.distributed_type.value} is not supported: the model is small and goes to every rank whole; "
+            "launch with --multi_gpu"
+        )
+    asked_for = int(os.environ.get("WORLD_SIZE", "1"))
+    if asked_for != accelerator.num_processes:
+        raise UsageError(
+            f"{asked_for} processes were asked for (WORLD_SIZE) but {accelerator.num_processes} started: use "
+            "`accelerate launch --multi_gpu --num_processes N --num_machines 1 scripts/train.py`"
+        )
+    with together(accelerator):
+        _check_device(config.train.precision, accelerator.device)
+    check_alike(accelerator, "configuration", config.to_flat_dict())
+    check_alike(accelerator, "device", {"device": device_kind(accelerator.device)})
+    check_alike(accelerator, "package versions", package_versions())
     if accelerator.num_processes > config.data.batch_size:
         raise UsageError(
             f"{accelerator.num_processes} ranks but data.batch_size {config.data.batch_size}: every rank needs a column; "
             "start fewer ranks or raise data.batch_size"
         )
-    check_alike(accelerator, "configuration", config.to_dict())
-    check_alike(accelerator, "device", device_kind(accelerator.device))
-    check_alike(accelerator, "package versions", package_versions())
     return accelerator
 
 
@@ -145,32 +171,32 @@ def package_versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "accelerate")}
 
 
-def check_alike(accelerator: Accelerator, what: str, value: Any) -> None:
-    """Refuse to go on where `value` is not the same on every rank.
+def check_alike(accelerator: Accelerator, what: str, values: dict[str, Any]) -> None:
+    """Refuse to go on where `values` are not the same on every rank.
 
     Args:
         accelerator: Of this run.
-        what: Name of the value in the message.
-        value: Anything JSON can hold.
+        what: Name of the values in the message.
+        values: Anything JSON can hold, by name.
 
     Raises:
-        UserError: On every rank, naming the ranks that differ from rank 0.
+        UserError: On every rank, naming the first value that differs and the ranks.
     """
-    text = json.dumps(value, sort_keys=True)
-    digests = gather_object([hashlib.sha256(text.encode()).hexdigest()])
-    different = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
-    if different:
-        values = gather_object([text[:200]])
-        raise UserError(
-            f"{what} differs between ranks: rank 0 has {values[0]}, rank {different[0]} has {values[different[0]]}; "
-            "start every rank with the same command, files and packages"
-        )
+    for rank, other in enumerate(gather_object([values])):
+        if rank == 0:
+            first = other
+        for name in first:
+            if other[name] != first[name]:
+                raise UserError(
+                    f"{what} differs between ranks: {name} is {first[name]} on rank 0 and {other[name]} on rank {rank}; "
+                    "start every rank with the same command, files and packages"
+                )
 
 
 @contextmanager
 def together(accelerator: Accelerator) -> Iterator[None]:
     """Run a block on every rank; where it fails on one with a `UserError` or `OSError`, it fails on all with that error."""
-    error = None
+    error: UserError | None = None
     try:
         yield
     except UserError as caught:
@@ -223,15 +249,23 @@ def sum_over_ranks(accelerator: Accelerator, values: Tensor) -> Tensor:
 class StopRequest:
     """Whether somebody asked the run to stop: SIGTERM, SIGUSR1 or SIGINT on any rank.
 
-    The first signal sets a flag that is read between steps; a second one ends the process at once, as it would have without us.
+    The first signal sets a flag that is read between steps. A later one ends the process at once, as it would have without
+    us; within a second it is taken for the same notice, which a launcher and a scheduler may both deliver.
+
+    Args:
+        accelerator: Of the run.
+        timeout_minutes: How long a rank waits for the others' answer.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, timeout_minutes: float) -> None:
         self._signal = 0
+        self._since = 0.0
         self._previous: dict[int, Any] = {}
         self._several = accelerator.num_processes > 1
         # In host memory, so that to ask does not wait for a GPU.
-        self._group = dist.new_group(backend="gloo") if self._several else None
+        self._group = None
+        if self._several:
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes))
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
@@ -243,10 +277,11 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._signal:
+        if not self._signal:
+            self._signal, self._since = number, time.monotonic()
+        elif time.monotonic() > self._since + 1:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self._signal = number
 
     def agreed(self, step: int, at_event: bool) -> int:
         """The signal that some rank got, or 0; every rank calls this with the same arguments and gets the same answer."""
@@ -264,17 +299,23 @@ def device_kind(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _probe_bf16(device: str) -> None:
-    if device != "cpu":
-        if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise UsageError("train.precision bf16: this GPU has no bf16 arithmetic; use fp32 or fp16")
-        return
-    try:
-        torch.nn.LSTM(8, 8).bfloat16()(torch.zeros(1, 1, 8, dtype=torch.bfloat16))
-    except RuntimeError:
+def _check_device(precision: str, device: torch.device) -> None:
+    if device.type == "cuda" and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > torch.cuda.device_count():
         raise UsageError(
-            "train.precision bf16: this CPU cannot run an LSTM in bf16 (no AVX512-BF16 or AMX); use fp32"
-        ) from None
+            f"{os.environ['LOCAL_WORLD_SIZE']} ranks on this host but only {torch.cuda.device_count()} GPUs: start one rank per GPU"
+        )
+    if precision == "fp16" and device.type == "cpu":
+        raise UsageError("train.precision fp16 needs a GPU: a CPU would silently compute in fp32; use fp32 or bf16")
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UsageError("train.precision bf16: this GPU has no bf16 arithmetic; use fp32 or fp16")
+    if precision == "bf16" and device.type == "cpu":
+        try:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                torch.nn.LSTM(8, 8)(torch.zeros(1, 1, 8))
+        except RuntimeError:
+            raise UsageError(
+                "train.precision bf16: this CPU cannot run an LSTM in bf16 (no AVX512-BF16 or AMX); use fp32"
+            ) from None
 
 
 def print_main(accelerator: Accelerator, message: str) -> None:

@@ -11,9 +11,8 @@ from accelerate import Accelerator
 from lstmlm.config import DataConfig, UsageError
 from lstmlm.corpus import SPLITS, load_split
 from lstmlm.distributed import default_threads, keep_memory, sum_over_ranks
-from lstmlm.model import LSTMLanguageModel, pretrained_config
+from lstmlm.model import LSTMLanguageModel, load_pretrained, pretrained_config
 from lstmlm.stream import Table
-from lstmlm.vocabulary import Vocabulary
 
 SEGMENT_TOKENS = 1024  # targets scored at a time, over a rank's columns; the result does not depend on it
 
@@ -98,11 +97,12 @@ def evaluate(
         raise UsageError(f"columns must be at least 1, not {columns}")
     data = DataConfig(**pretrained_config(model)["data"])
     data = dataclasses.replace(data, dataset=dataset or data.dataset, cache_dir=cache_dir or data.cache_dir)
-    stream = load_split(data, split, Vocabulary.load(Path(model) / "vocab.json"))
     torch.set_num_threads(default_threads())
     keep_memory()
+    torch.backends.cudnn.allow_tf32 = False
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return evaluate_stream(LSTMLanguageModel.from_pretrained(model, device or "cpu"), stream, columns)
+    language_model, vocabulary = load_pretrained(model, device or "cpu")
+    return evaluate_stream(language_model, load_split(data, split, vocabulary), columns)
 
 
 @torch.inference_mode()
@@ -114,11 +114,12 @@ def score_text(text: str, model: str | Path) -> list[tuple[str, float]]:
         model: Folder that training exported.
 
     Raises:
-        UserError: The model cannot be read.
+        UserError: The model cannot be read, or the text is empty.
     """
-    vocabulary = Vocabulary.load(Path(model) / "vocab.json")
-    language_model = LSTMLanguageModel.from_pretrained(model)
-    ids = [vocabulary.eos] + [i for line in text.splitlines() for i in vocabulary.encode(line)]
+    if not text:
+        raise UsageError("there is no text to score")
+    language_model, vocabulary = load_pretrained(model)
+    ids = [vocabulary.eos] + [i for line in text.removesuffix("\n").split("\n") for i in vocabulary.encode(line)]
     tokens = torch.tensor(ids)[:, None]  # (T + 1, 1)
     nll, _ = language_model.score(tokens[:-1], language_model.initial_state(1), tokens[1:])
     return [(vocabulary.tokens[i], value) for i, value in zip(ids[1:], nll[:, 0].tolist(), strict=True)]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lstmlm.config import UsageError, UserError
-from lstmlm.model import WEIGHTS, LSTMLanguageModel
+from lstmlm.model import WEIGHTS, LSTMLanguageModel, load_pretrained
 from lstmlm.vocabulary import UNK, Vocabulary, split
 
 
@@ -54,9 +54,7 @@ def generate_texts(
     allow_unk: bool = False,
 ) -> list[str]:
     """Several continuations of one prompt, computed side by side; the arguments are those of `generate_text`."""
-    folder = Path(model) if model is not None else newest_model()
-    vocabulary = Vocabulary.load(folder / "vocab.json")
-    language_model = LSTMLanguageModel.from_pretrained(folder)
+    language_model, vocabulary = load_pretrained(model if model is not None else newest_model())
     tokens = split(prompt, vocabulary.level)
     unknown = sorted({token for token in tokens if token not in vocabulary})
     if unknown:

@@ -34,7 +34,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
-        return _LinearCrossEntropy.apply(hidden, weight, bias, targets, dtype)
+        return _LinearCrossEntropy.apply(hidden, weight, bias, targets, dtype, torch.is_grad_enabled())
 
 
 @torch.no_grad()
@@ -60,12 +60,18 @@ def token_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tens
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        dtype: torch.dtype,
+        grad_enabled: bool,  # inside a Function it is always off
     ) -> Tensor:
         inputs, decoder = _operands(hidden, weight, bias, dtype)
         counted = (targets != IGNORE)[:, None]  # (N, 1)
         columns = targets[:, None].where(counted, 0)
-        ctx.with_grad = any(ctx.needs_input_grad)
+        with_grad = grad_enabled and any(ctx.needs_input_grad)
         sums = torch.promote_types(dtype, torch.float32)
         nll = torch.zeros((), dtype=sums, device=hidden.device)
         hidden_grads, weight_grad = [], None
@@ -74,7 +80,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ):
             probabilities, log_probs = _softmax(rows, decoder, column)
             nll -= (log_probs * count).sum()
-            if not ctx.with_grad:
+            if not with_grad:
                 continue
             logits_grad = probabilities  # d nll / d logits = softmax - onehot
             logits_grad[torch.arange(len(rows), device=rows.device), column[:, 0]] -= 1
@@ -88,7 +94,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             else:
                 weight_grad = weight_grad.to(sums).add_(logits_grad.T @ counting_rows)
             del probabilities, logits_grad  # the next chunk's take their place
-        if ctx.with_grad:
+        if with_grad:
             assert weight_grad is not None
             ctx.save_for_backward(torch.cat(hidden_grads), weight_grad)
             ctx.size, ctx.has_bias, ctx.dtypes = hidden.shape[1], bias is not None, (hidden.dtype, weight.dtype)
@@ -104,6 +110,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden_grad[:, :size].to(hidden_dtype) * scale,
             weight_grad[:, :size].to(weight_dtype) * scale,
             weight_grad[:, size].to(weight_dtype) * scale if ctx.has_bias else None,
+            None,
             None,
             None,
         )

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from lstmlm.config import ModelConfig, UserError
 from lstmlm.files import replace_file
 from lstmlm.loss import linear_cross_entropy, token_nll
+from lstmlm.vocabulary import Vocabulary
 
 State = list[tuple[Tensor, Tensor]]  # (h, c) of each layer, each float32 (B, H_layer)
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+VOCABULARY = "vocab.json"
 
 
 class LSTMLanguageModel(nn.Module):
@@ -173,6 +175,21 @@ class LSTMLanguageModel(nn.Module):
 
     def _lstms(self) -> list[nn.LSTM]:
         return [layer for layer in self.layers if isinstance(layer, nn.LSTM)]
+
+
+def load_pretrained(folder: str | Path, device: torch.device | str = "cpu") -> tuple[LSTMLanguageModel, Vocabulary]:
+    """A saved model and its vocabulary.
+
+    Raises:
+        UserError: A file is missing or damaged, or the two do not belong together.
+    """
+    model = LSTMLanguageModel.from_pretrained(folder, device)
+    vocabulary = Vocabulary.load(Path(folder) / VOCABULARY)
+    if len(vocabulary) != model.vocab_size:
+        raise UserError(
+            f"{folder}: the model has {model.vocab_size} types but {VOCABULARY} has {len(vocabulary)}; they do not belong together"
+        )
+    return model, vocabulary
 
 
 def pretrained_config(folder: str | Path) -> dict[str, Any]:

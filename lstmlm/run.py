@@ -70,7 +70,7 @@ class Interval:
     nll: float = 0.0
     targets: int = 0
     grad_norm: float = 0.0
-    steps: int = 0
+    updates: int = 0
     seconds: float = 0.0
 
 
@@ -111,7 +111,9 @@ class Run:
                     if not self.config.train.resume:
                         self._refuse_to_overwrite()
             self._resume()
-            self.tracking.start(self._facts())
+            if not self._finished:
+                self.tracking.start(self._facts())
+                self._write_config()
             self.progress = Progress(self.accelerator, self.step.total_steps, self.cursor.step)
             self._open.callback(self.progress.close)
             self.restart_clock()
@@ -129,8 +131,8 @@ class Run:
         end = step == self.step.total_steps
         epoch = self.cursor.row == self.step.table.rows
         return Events(
-            log=step % train.log_every == 0 or end,
-            evaluate=end or (epoch if train.eval_every is None else step % train.eval_every == 0),
+            log=step % train.log_every == 0,
+            evaluate=epoch if train.eval_every is None else step % train.eval_every == 0,
             epoch=epoch,
             save=step % train.save_every == 0 or end,
             end=end,
@@ -149,8 +151,9 @@ class Run:
         for result in self.step.read():
             self.interval.nll += result.nll
             self.interval.targets += result.num_targets
-            self.interval.grad_norm += result.grad_norm
-            self.interval.steps += 1
+            if result.grad_norm is not None:
+                self.interval.grad_norm += result.grad_norm
+                self.interval.updates += 1
         self.interval.seconds += time.perf_counter() - self._clock
 
     def log(self) -> None:
@@ -162,7 +165,7 @@ class Run:
             {
                 "train/loss": loss,
                 "train/ppl": _exp(loss),
-                "train/grad_norm": done.grad_norm / done.steps,
+                "train/grad_norm": done.grad_norm / max(1, done.updates),
                 "train/lr": self.step.learning_rate(self.cursor.step - 1),
                 "train/tokens_per_second": tokens_per_second,
             }
@@ -216,6 +219,11 @@ class Run:
             distributed.print_main(self.accelerator, f"{self.dir} is finished already")
             self.accelerator.end_training()
             return Outcome(self.dir, summary=self._finished)
+        # After the last checkpoint, so that a run that grows from it does not see them.
+        if self.interval.targets:
+            self.log()
+        if self.cursor.best is None:
+            self.validate()
         with together(self.accelerator):
             best = LSTMLanguageModel.from_pretrained(self.dir / "model").weights() if self._is_main else None
         self.step.model.load_weights(distributed.main_tensors(self.accelerator, best))
@@ -261,16 +269,12 @@ class Run:
                         f"no checkpoint in {self.dir / 'checkpoints'} is whole: name another train.run_dir to start afresh"
                     )
                 if path is None:
-                    distributed.print_main(self.accelerator, f"no checkpoint in {self.dir} yet: starting afresh")
-                    self.tracking.discard()
+                    self._start_afresh()
                 else:
                     found = checkpoint.load(path)
                     checkpoint.check_resumable(found[1], self._identity())
                     distributed.print_main(self.accelerator, f"going on from {path}")
                 self._finished = self._read_summary(found)
-            if self._is_main and not self._finished:
-                (self.dir / "summary.json").unlink(missing_ok=True)
-                replace_file(self.dir / "config.yaml", yaml.safe_dump(self.config.to_dict(), sort_keys=False).encode())
         values = distributed.main_value(self.accelerator, found and found[1])
         self._finished = distributed.main_value(self.accelerator, self._finished)
         if values is None:
@@ -279,7 +283,25 @@ class Run:
         self.cursor = Cursor(**values["cursor"])
         self.interval = Interval(**values["interval"])
         if not self._finished:
-            self.tracking.load_state_dict(values["tracking"])
+            with together(self.accelerator):
+                self.tracking.load_state_dict(values["tracking"])
+
+    def _start_afresh(self) -> None:
+        """Where resuming finds no checkpoint: only what a run of the same configuration left before its first one may go."""
+        if (self.dir / "summary.json").exists():
+            raise UserError(f"{self.dir} holds a finished run without its checkpoints: name another train.run_dir")
+        if (self.dir / "config.yaml").exists():
+            written = {"config": yaml.safe_load((self.dir / "config.yaml").read_bytes())}
+            same_data = {"data_fingerprint": self.corpus.fingerprint}  # not known; what it made of it is replaced
+            checkpoint.check_resumable(written | same_data, self._identity())
+        (self.dir / "metrics.jsonl").unlink(missing_ok=True)
+        distributed.print_main(self.accelerator, f"no checkpoint in {self.dir} yet: starting afresh")
+
+    def _write_config(self) -> None:
+        with together(self.accelerator):
+            if self._is_main:
+                (self.dir / "summary.json").unlink(missing_ok=True)
+                replace_file(self.dir / "config.yaml", yaml.safe_dump(self.config.to_dict(), sort_keys=False).encode())
 
     def _read_summary(self, found: tuple[dict[str, Any], dict[str, Any]] | None) -> dict[str, Any] | None:
         """The summary of a run that has nothing left to do."""
@@ -312,7 +334,8 @@ class Run:
         return self.cursor.epoch + (self.cursor.row > 0)
 
     def _log(self, metrics: dict[str, float]) -> None:
-        self.tracking.log({"step": self.cursor.step, "epoch": self._epoch, "tokens": self.cursor.tokens, **metrics})
+        with together(self.accelerator):
+            self.tracking.log({"step": self.cursor.step, "epoch": self._epoch, "tokens": self.cursor.tokens, **metrics})
 
     def _evaluate(self, split: str, columns: int) -> Evaluation:
         return evaluate_stream(self.step.model, self.corpus.splits[split], columns, self.accelerator)
@@ -338,7 +361,7 @@ class Run:
                     "vocab.json": self.corpus.vocabulary.to_bytes(),
                     "README.md": card.encode(),
                 }.items():
-                    if not (folder / name).exists():
+                    if not (folder / name).exists() or (folder / name).read_bytes() != content:
                         replace_file(folder / name, content)
                 source = {"dataset": data.dataset, "subset": data.subset, "level": data.level}
                 # One entry: the order of several in the file's header is not fixed.

@@ -14,6 +14,8 @@ from lstmlm.distributed import sum_over_ranks
 from lstmlm.model import LSTMLanguageModel, State, detach
 from lstmlm.stream import Table, Window
 
+MAX_SKIPPED = 30  # fp16 halves its scale at each skipped update: after this many in a row it is not the scale
+
 
 class StepResult(NamedTuple):
     """What one step measured, over all ranks."""
@@ -21,7 +23,7 @@ class StepResult(NamedTuple):
     step: int
     nll: float
     num_targets: int
-    grad_norm: float
+    grad_norm: float | None  # before clipping; None where fp16 overflowed and the update was skipped
 
 
 class TrainStep:
@@ -61,6 +63,7 @@ class TrainStep:
             config.train.log_every, 2, device=accelerator.device
         )  # nll of this rank, gradient norm
         self._pending: list[tuple[int, int]] = []  # (step, N_step) of the rows of _losses in use
+        self._skipped = 0  # updates in a row that fp16 skipped
         self.state: State = model.initial_state(table.local_columns)
         self._settle_ddp()
 
@@ -103,18 +106,17 @@ class TrainStep:
         local = self._losses[: len(self._pending)].cpu()
         # float64 sums of float32 values are exact, so the figures do not depend on how often they are read.
         nll = sum_over_ranks(self.accelerator, local[:, 0].double())
-        results = [
-            StepResult(step, total, num_targets, norm)
-            for (step, num_targets), total, norm in zip(self._pending, nll.tolist(), local[:, 1].tolist(), strict=True)
-        ]
-        self._pending.clear()
-        for result in results:
-            skipped = self.accelerator.scaler is not None and not math.isfinite(result.grad_norm)
-            if not math.isfinite(result.nll) or not (math.isfinite(result.grad_norm) or skipped):
+        results = []
+        for (step, num_targets), total, norm in zip(self._pending, nll.tolist(), local[:, 1].tolist(), strict=True):
+            self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
+            may_skip = MAX_SKIPPED if self.accelerator.scaler is not None else 0
+            if not math.isfinite(total) or self._skipped > may_skip:
                 raise UserError(
-                    f"the loss is not finite at step {result.step + 1} (nll {result.nll}, gradient norm {result.grad_norm}): nothing "
-                    "was saved since; lower optim.lr or go on from the last checkpoint with another configuration"
+                    f"the loss is not finite at step {step + 1} (nll {total}, gradient norm {norm}): nothing was saved since; "
+                    "start again in a new train.run_dir with a lower optim.lr"
                 )
+            results.append(StepResult(step, total, num_targets, norm if math.isfinite(norm) else None))
+        self._pending.clear()
         return results
 
     def reset_state(self) -> None:

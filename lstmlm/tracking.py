@@ -48,11 +48,7 @@ class Tracking:
         self.run_id = values["run_id"]
         self.resume_count = values["resume_count"] + 1
         if self._accelerator.is_main_process and self._path.exists():
-            os.truncate(self._path, values["metrics_bytes"])
-
-    def discard(self) -> None:
-        """Begin with no lines: those of a run that was stopped before its first checkpoint are of no use."""
-        self._path.unlink(missing_ok=True)
+            os.truncate(self._path, min(values["metrics_bytes"], self._path.stat().st_size))
 
     def start(self, facts: dict[str, Any]) -> None:
         """Start the trackers; every rank calls it.
@@ -102,7 +98,7 @@ class Tracking:
         return {
             "id": self.run_id,
             "resume": "allow",
-            "name": self._run_dir.name,
+            "name": self._config.run_name or self._run_dir.name,
             "group": self._config.group,
             "tags": self._config.tags,
             "dir": str(self._run_dir),
@@ -133,7 +129,11 @@ class Tracking:
             file.write(json.dumps(values) + "\n")
         for tracker in self._accelerator.trackers:
             # W&B drops steps that go backwards after a resume, so there `tokens` is the axis.
-            tracker.log(values, step=None if tracker.name == "wandb" else values["tokens"])
+            step = None if tracker.name == "wandb" else values["tokens"]
+            try:
+                tracker.log(values, step=step)
+            except Exception as error:  # each tracker raises its own kinds, and none is worth the run
+                print_main(self._accelerator, f"warning: {tracker.name} did not take the metrics: {error}")
 
     def log_samples(self, tokens: int, texts: list[str]) -> None:
         """Sample texts as a W&B table."""

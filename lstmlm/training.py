@@ -28,7 +28,7 @@ def train(config: Config) -> Outcome:
     config = _with_run_dir(config, accelerator)
     with together(accelerator):
         corpus = load_corpus(config.data)
-    distributed.check_alike(accelerator, "data", corpus.fingerprint)
+    distributed.check_alike(accelerator, "data", {"fingerprint of the tokens": corpus.fingerprint[:12]})
     stream = corpus.splits["train"]
     if config.data.batch_size >= len(stream):
         raise UsageError(
@@ -44,7 +44,7 @@ def train(config: Config) -> Outcome:
     step = TrainStep(config, accelerator, model, table, total_steps)
 
     with Run(config, accelerator, corpus, step) as run:
-        with StopRequest(accelerator) as stop:
+        with StopRequest(accelerator, config.train.timeout_minutes) as stop:
             cursor = run.cursor
             while cursor.step < total_steps:
                 for window in table.windows(config.data.bptt, config.train.accumulate, start=cursor.row):
@@ -77,9 +77,8 @@ def _with_run_dir(config: Config, accelerator: Accelerator) -> Config:
     """The configuration with the directory that the main rank chose where none was named."""
     chosen = config.train.run_dir
     if chosen is None:
-        name = config.tracking.run_name or config.data.subset or "text"
-        if config.data.dataset == "toy":
-            name = config.tracking.run_name or "toy"
+        # A Hub id's or folder's last part
+        name = config.tracking.run_name or Path(config.data.dataset).expanduser().absolute().name
         chosen = str(Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}")
     chosen = distributed.main_value(accelerator, chosen)
     return dataclasses.replace(config, train=dataclasses.replace(config.train, run_dir=chosen))

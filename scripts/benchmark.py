@@ -13,6 +13,7 @@ repeat, so that each keeps its own memory and a change in the machine's speed me
 import argparse
 import json
 import multiprocessing
+import os
 import platform
 import resource
 import statistics
@@ -87,7 +88,6 @@ def plain_step(config: Config, corpus: Corpus, device: torch.device) -> Step:
 
 def our_step(config: Config, corpus: Corpus, device: torch.device) -> Step:
     """The step of scripts/train.py; losses are read at its log interval."""
-    config = distributed.resolve_precision(config)
     accelerator = distributed.start(config)
     table = Table(corpus.splits["train"], config.data.batch_size, device=accelerator.device)
     windows = list(table.windows(config.data.bptt))
@@ -252,7 +252,7 @@ def measure_rest(config: Config, corpus: Corpus, device: torch.device) -> dict[s
         start = time.perf_counter()
         load_corpus(replace(config.data, cache_dir=folder))
         result["tokenizing_s"] = time.perf_counter() - start
-        result["start_to_first_step_s"] = _start_to_first_step(config, device, folder)
+        result["start_to_first_step_s"] = _start_to_first_step(config, folder)
     model = LSTMLanguageModel(config.model, len(corpus.vocabulary)).to(device)
     start = time.perf_counter()
     evaluate_stream(model, corpus.splits["test"])
@@ -265,7 +265,7 @@ def measure_rest(config: Config, corpus: Corpus, device: torch.device) -> dict[s
     return result
 
 
-def _start_to_first_step(config: Config, device: torch.device, folder: str) -> float:
+def _start_to_first_step(config: Config, folder: str) -> float:
     """Seconds from `python scripts/train.py` to the line of its first step, token ids cached, no trackers."""
     (Path(folder) / "config.yaml").write_text(json.dumps(config.to_dict()))
     script = Path(__file__).parent / "train.py"
@@ -284,7 +284,7 @@ def _start_to_first_step(config: Config, device: torch.device, folder: str) -> f
     return seconds
 
 
-def show(result: dict[str, Any], config: Config) -> None:
+def show(result: dict[str, Any]) -> None:
     """The result for the eye."""
     for name in STEPS:
         low, high = result[f"{name}_ms_min_max"]
@@ -310,7 +310,9 @@ def show(result: dict[str, Any], config: Config) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="precision of `ours`")
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16", "fp16"], help="precision of `ours`; default: the configuration's"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: the GPU where there is one")
     parser.add_argument("--threads", type=int, help="CPU threads; default: physical cores")
     parser.add_argument("--steps", type=int, default=20, help="steps of each repeat")
@@ -318,7 +320,9 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options, rest = parser.parse_known_args()
     config = load_config(rest)
-    config = replace(config, train=replace(config.train, precision=options.precision, threads=options.threads))
+    precision, threads = options.precision or config.train.precision, options.threads or config.train.threads
+    config = replace(config, train=replace(config.train, precision=precision, threads=threads))
+    config = distributed.resolve_precision(config)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: there is no GPU here")
@@ -328,14 +332,16 @@ def main() -> int:
         raise UsageError(
             f"--steps {options.steps}: the training split has only {table.num_windows(config.data.bptt)} segments"
         )
-    threads = options.threads or distributed.default_threads()
+    threads = config.train.threads or distributed.default_threads()
     torch.set_num_threads(threads)
+    if device.type == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
     result = measure(config, device, options.steps)
     result |= {
         "epoch_s": result["ours_ms"] / 1e3 * table.num_windows(config.data.bptt),
         "device": device.type,
         "hardware": distributed.device_kind(device) if device.type == "cuda" else _cpu_name(),
-        "precision": options.precision,
+        "precision": config.train.precision,
         "threads": threads,
         "torch": torch.__version__,
     }
@@ -344,7 +350,7 @@ def main() -> int:
     if options.json:
         print(json.dumps(result))
     else:
-        show(result, config)
+        show(result)
     return 0
 
 

@@ -186,6 +186,15 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, name: str
     assert newest_step(tmp_path) == 2, "the same step again takes the damaged one's place"
 
 
+def test_a_damaged_newer_checkpoint_does_not_cost_the_good_one(tmp_path: Path) -> None:
+    for step in (6, 8):
+        publish(tmp_path, step, keep=2)
+    (tmp_path / "step_00000008" / "state.json").write_text("")
+    publish(tmp_path, 7, keep=1)
+    assert newest_step(tmp_path) == 7
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step_00000007"]
+
+
 def test_nothing_in_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
     publish(tmp_path, 1)
     assert {path.suffix for path in (tmp_path / "step_00000001").iterdir()} == {".json", ".safetensors"}

@@ -58,5 +58,10 @@ def test_score_text_is_the_nll_of_each_token(model: LSTMLanguageModel, tmp_path:
     assert [token for token, _ in scores] == ["w1", "w2", "<eos>", "w3", "<unk>", "<eos>"]
     ids = torch.tensor([1, 3, 4, 1, 5, 0, 1], dtype=torch.int32)
     assert sum(nll for _, nll in scores) == pytest.approx(evaluate_stream(model, ids).nll, rel=1e-5)
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="there is no model"):
         score_text("w1", tmp_path / "absent")
+    with pytest.raises(UserError, match="no text"):
+        score_text("", tmp_path)
+    (tmp_path / "vocab.json").write_bytes(Vocabulary(["<unk>", "<eos>"]).to_bytes())
+    with pytest.raises(UserError, match="do not belong together"):
+        score_text("w1", tmp_path)

@@ -10,11 +10,11 @@ from lstmlm import toy
 
 @pytest.fixture(scope="module")
 def text() -> toy.ToyText:
-    return toy.generate(30_000, seed=3)
+    return toy.generate(8_000, seed=3)
 
 
 def test_same_seed_same_text(text: toy.ToyText) -> None:
-    assert toy.generate(30_000, seed=3) == text
+    assert toy.generate(8_000, seed=3) == text
     assert toy.generate(1000, seed=4).tokens != text.tokens[:1000]
 
 
@@ -31,7 +31,7 @@ def test_every_line_uses_the_attributes_of_its_title(text: toy.ToyText) -> None:
             assert len(values) == len(toy.ATTRIBUTES)
         else:
             assert values <= set(line.split())
-    assert titles > 50
+    assert titles > 20
 
 
 def test_log_probs_are_those_of_the_choices() -> None:

@@ -119,7 +119,8 @@ def test_interrupted_and_resumed_is_uninterrupted(case: str, small: Callable[...
 
 def skip_without_bf16() -> None:
     try:
-        torch.nn.LSTM(8, 8).bfloat16()(torch.zeros(1, 1, 8, dtype=torch.bfloat16))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.nn.LSTM(8, 8)(torch.zeros(1, 1, 8))
     except RuntimeError:
         pytest.skip("this CPU has no bf16 LSTM")
 
@@ -133,6 +134,16 @@ def test_a_run_that_grew_is_the_longer_run(small: Callable[..., list[str]], tmp_
     assert json.loads((tmp_path / "grown/summary.json").read_bytes()) == json.loads(
         (tmp_path / "long/summary.json").read_bytes()
     )
+
+
+def test_a_run_whose_max_steps_grew_is_the_longer_run(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Grown in the middle of an epoch and of a log interval; the shorter run's last figures leave no trace."""
+    fresh_train(load_config(small("--train.max_steps=25", "--train.log_every=4", run="long")))
+    for steps in (9, 18, 25):
+        fresh_train(
+            load_config(small(f"--train.max_steps={steps}", "--train.log_every=4", "--train.resume=true", run="grown"))
+        )
+    assert_same_run(tmp_path / "grown", tmp_path / "long")
 
 
 def test_what_a_run_writes(small: Callable[..., list[str]], tmp_path: Path) -> None:
@@ -184,6 +195,27 @@ def test_a_finished_run_is_left_alone(
     assert fresh_train(load_config(small("--train.resume=true"))) == summary
     assert "is finished already" in capsys.readouterr().err
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
+
+
+def test_resume_leaves_a_finished_run_without_checkpoints_alone(
+    small: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    fresh_train(load_config(small()))
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    with pytest.raises(UserError, match="a finished run without its checkpoints"):
+        fresh_train(load_config(small("--train.resume=true")))
+    assert (tmp_path / "run/summary.json").exists()
+    assert metrics(tmp_path / "run")
+
+
+def test_resume_before_the_first_checkpoint_refuses_another_configuration(
+    small: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_power_at(monkeypatch, 3)
+    with pytest.raises(PowerCutError):
+        fresh_train(load_config(small()))
+    with pytest.raises(UserError, match=r"model\.dropout was 0\.5 and is 0\.1"):
+        fresh_train(load_config(small("--train.resume=true", "--model.dropout=0.1")))
 
 
 def test_a_directory_with_a_run_is_refused_without_resume(small: Callable[..., list[str]], tmp_path: Path) -> None:

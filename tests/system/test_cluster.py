@@ -1,14 +1,17 @@
-"""The cluster templates, as far as a machine without a cluster goes: Slurm's commands are stand-ins that start local ranks."""
+"""The cluster templates, as far as one machine goes: Slurm's commands are stand-ins that start local ranks."""
 
+import itertools
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import yaml
@@ -17,10 +20,15 @@ from tests.system.launcher import ROOT, environment, free_port
 from tests.system.test_command_line import error_lines, wait_for_step
 
 CLUSTER = ROOT / "scripts" / "cluster"
-SCRIPTS = ("single_node.sbatch", "multi_node.sbatch")
-LONG = ("--data.batch_size=20", "--train.epochs=20", "--train.save_every=100000", "--train.eval_every=100000")
+LONG = (
+    "--data.batch_size=20",
+    "--train.epochs=20",
+    "--train.log_every=10",
+    "--train.save_every=1000",
+    "--train.eval_every=1000",
+)
 
-# The tasks of a step, with what Slurm puts into their environment; the highest status, or 128 + signal.
+# The tasks of a step with what Slurm puts into their environment; its status is their highest, 128 + signal included.
 SRUN = """\
 import os, subprocess, sys
 command = sys.argv[1:]
@@ -29,7 +37,7 @@ while command[0].startswith("--"):
 tasks, per_node = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_NTASKS_PER_NODE"])
 places = [{"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task % per_node)} for task in range(tasks)]
 processes = [subprocess.Popen(command, env=os.environ | place) for place in places]
-with open(os.environ["STEP"], "w") as file:
+with open(os.environ["TASKS"], "w") as file:
     file.write(" ".join(str(process.pid) for process in processes))
 statuses = [process.wait() for process in processes]
 sys.exit(max(status if status >= 0 else 128 - status for status in statuses))
@@ -43,83 +51,293 @@ esac
 """
 
 
-class Slurm(NamedTuple):
-    """Stand-ins for Slurm's commands, in a folder in front of PATH, and a job of two tasks.
+class Slurm:
+    """A job of two tasks: on one node, or on two.
 
-    Attributes:
-        variables: Environment of the batch script.
-        step: Where srun writes the process ids of the tasks.
-        job: Number of the job.
+    Args:
+        folder: An empty folder, for the stand-ins and what they write down.
+        script: Name of the batch script.
     """
 
-    variables: dict[str, str]
-    step: Path
-    job: str
+    def __init__(self, folder: Path, script: str) -> None:
+        self.script = CLUSTER / script
+        self.run_dir = folder / "run"
+        self.job = str(free_job())
+        self._commands, self._tasks, self._requeued = folder / "bin", folder / "tasks", folder / "requeued"
+        self._commands.mkdir()
+        self.command("srun", sys.executable, SRUN)
+        self.command("scontrol", "/bin/sh", SCONTROL)
+        self._variables = environment(
+            PATH=os.pathsep.join([str(self._commands), str(Path(sys.executable).parent), os.environ["PATH"]]),
+            SLURM_JOB_ID=self.job,
+            SLURM_JOB_NODELIST="node[1-2]",
+            SLURM_NTASKS="2",
+            SLURM_NTASKS_PER_NODE="1" if script == "multi_node.sbatch" else "2",
+            SLURM_CPUS_PER_TASK="1",
+            RUN_DIR=str(self.run_dir),
+            TASKS=str(self._tasks),
+            REQUEUED=str(self._requeued),
+        )
+        self._started: list[subprocess.Popen[str]] = []
 
-    def command(self, name: str, text: str, interpreter: str) -> None:
-        path = Path(self.variables["PATH"].split(os.pathsep)[0]) / name
+    def command(self, name: str, interpreter: str, text: str) -> None:
+        """Put a command before all others of its name."""
+        path = self._commands / name
         path.write_text(f"#!{interpreter}\n{text}")
         path.chmod(0o755)
 
-    def start(self, script: str, arguments: list[str]) -> "subprocess.Popen[str]":
-        """What slurmd does with a batch script that was submitted from the repository's root."""
-        return subprocess.Popen(
-            ["bash", str(CLUSTER / script), *arguments], stderr=subprocess.PIPE, text=True, env=self.variables, cwd=ROOT
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        """What Slurm does with a script that was submitted from the repository's root."""
+        command = ["bash", str(self.script), *arguments]
+        process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env=self._variables, cwd=ROOT, start_new_session=True
         )
+        self._started.append(process)
+        return process
 
-    def run(self, script: str, arguments: list[str]) -> tuple[int, str]:
-        process = self.start(script, arguments)
+    def run(self, *arguments: str) -> tuple[int, str]:
+        """Exit status and standard error of the whole job."""
+        process = self.start(*arguments)
         _, stderr = process.communicate(timeout=200)
         return process.returncode, stderr
 
-    @property
-    def requeued(self) -> list[str]:
-        path = Path(self.variables["REQUEUED"])
-        return path.read_text().split() if path.exists() else []
-
     def signal_tasks(self, number: signal.Signals) -> None:
         """As `--signal` without `B:` does: the tasks get it, srun and the batch script do not."""
-        for pid in self.step.read_text().split():
+        for pid in self._tasks.read_text().split():
             os.kill(int(pid), number)
 
+    @property
+    def requeued(self) -> list[str]:
+        """Numbers of the jobs that were put back into the queue, one for each time."""
+        return self._requeued.read_text().split() if self._requeued.exists() else []
 
-@pytest.fixture(params=SCRIPTS)
-def script(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+    def clean_up(self) -> None:
+        for process in self._started:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def free_job() -> int:
+    """Number of a job whose port nobody has."""
+    for job in itertools.count(os.getpid()):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", 20_000 + job % 10_000))
+            return job
+    raise AssertionError
+
+
+@pytest.fixture(params=["single_node.sbatch", "multi_node.sbatch"])
+def slurm(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Slurm]:
+    slurm = Slurm(tmp_path, request.param)
+    yield slurm
+    slurm.clean_up()
+
+
+def test_the_shell_reads_it(slurm: Slurm) -> None:
+    subprocess.run(["bash", "-n", str(slurm.script)], check=True)
+
+
+def test_shellcheck(slurm: Slurm) -> None:
+    if not shutil.which("shellcheck"):
+        pytest.skip("needs shellcheck, which is not installed")
+    result = subprocess.run(["shellcheck", str(slurm.script)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+def test_options_that_stopping_and_resuming_depend_on(slurm: Slurm) -> None:
+    """Slurm reads options only above the first command."""
+    lines = slurm.script.read_text().splitlines()
+    commands = [number for number, line in enumerate(lines) if line and not line.startswith("#")]
+    options = [line.removeprefix("#SBATCH ") for line in lines[: commands[0]] if line.startswith("#SBATCH ")]
+    assert {"--requeue", "--signal=USR1@120", "--open-mode=append", "--ntasks-per-node=8", "--gpus-per-node=8"} <= set(
+        options
+    )
+    assert not any(line.startswith("#SBATCH") for line in lines[commands[0] :])
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize("status", [0, 1, 2, 128 + signal.SIGKILL, 128 + signal.SIGTERM, 128 + signal.SIGUSR1])
+def test_only_what_the_signal_cut_short_is_requeued(status: int, finished: bool, slurm: Slurm) -> None:
+    slurm.command("srun", "/bin/sh", f"exit {status}\n")
+    if finished:
+        slurm.run_dir.mkdir()
+        (slurm.run_dir / "summary.json").write_text("{}")
+    assert slurm.run() == (status, "")
+    assert slurm.requeued == ([slurm.job] if status == 128 + signal.SIGUSR1 and not finished else [])
+
+
+def test_a_run_finishes(slurm: Slurm, small: Callable[..., list[str]]) -> None:
+    status, stderr = slurm.run(*small("--data.batch_size=20"))
+    assert status == 0, stderr
+    assert json.loads((slurm.run_dir / "summary.json").read_bytes())["ranks"] == 2
+    assert slurm.requeued == []
+
+
+def test_the_signal_saves_and_requeues_and_the_next_start_finishes(
+    slurm: Slurm, small: Callable[..., list[str]]
+) -> None:
+    process = slurm.start(*small(*LONG))
+    wait_for_step(slurm.run_dir, 20, process)
+    slurm.signal_tasks(signal.SIGUSR1)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGUSR1, stderr
+    assert stderr.count("stopped by signal 10") == 1
+    assert len(list((slurm.run_dir / "checkpoints").glob("step_*"))) == 1
+    assert not (slurm.run_dir / "summary.json").exists()
+    assert slurm.requeued == [slurm.job]
+    status, stderr = slurm.run(*small(*LONG))
+    assert status == 0, stderr
+    assert "going on from" in stderr
+    assert (slurm.run_dir / "summary.json").exists()
+    assert slurm.requeued == [slurm.job], "once, not again"
+
+
+def test_wrong_use_ends_the_job(slurm: Slurm, small: Callable[..., list[str]]) -> None:
+    status, stderr = slurm.run(*small("--train.epoch=3"))
+    assert status == 2
+    (line,) = error_lines(stderr)
+    assert "--train.epoch" in line
+    assert not slurm.run_dir.exists()
+    assert slurm.requeued == []
+
+
+# Kubeflow Trainer's published resource definition of TrainJob (v1alpha1, Trainer 2.3) and the Kubernetes types that it
+# holds: each field with its type; "" is a value or a type that is not looked into. Of Kubernetes' own, a selection.
+PUBLISHED: dict[str, dict[str, str]] = {
+    "TrainJob": {"apiVersion": "", "kind": "", "metadata": "ObjectMeta", "spec": "TrainJobSpec"},
+    "ObjectMeta": dict.fromkeys(["name", "namespace", "labels", "annotations"], ""),
+    "TrainJobSpec": {
+        "runtimeRef": "RuntimeRef",
+        "initializer": "",
+        "trainer": "Trainer",
+        "runtimePatches": "RuntimePatch",
+        "suspend": "",
+        "activeDeadlineSeconds": "",
+        "managedBy": "",
+    },
+    "RuntimeRef": dict.fromkeys(["name", "apiGroup", "kind"], ""),
+    "Trainer": {
+        "image": "",
+        "command": "",
+        "args": "",
+        "env": "EnvVar",
+        "numNodes": "",
+        "resourcesPerNode": "ResourceRequirements",
+        "numProcPerNode": "",
+    },
+    "EnvVar": dict.fromkeys(["name", "value", "valueFrom"], ""),
+    "ResourceRequirements": dict.fromkeys(["requests", "limits", "claims"], ""),
+    "RuntimePatch": {"manager": "", "time": "", "trainingRuntimeSpec": "TrainingRuntimeSpecPatch"},
+    "TrainingRuntimeSpecPatch": {"template": "JobSetTemplatePatch"},
+    "JobSetTemplatePatch": {"metadata": "ObjectMeta", "spec": "JobSetSpecPatch"},
+    "JobSetSpecPatch": {"replicatedJobs": "ReplicatedJobPatch"},
+    "ReplicatedJobPatch": {"name": "", "template": "JobTemplatePatch"},
+    "JobTemplatePatch": {"metadata": "ObjectMeta", "spec": "JobSpecPatch"},
+    "JobSpecPatch": {"template": "PodTemplatePatch"},
+    "PodTemplatePatch": {"metadata": "ObjectMeta", "spec": "PodSpecPatch"},
+    "PodSpecPatch": {
+        "serviceAccountName": "",
+        "volumes": "Volume",
+        "initContainers": "ContainerPatch",
+        "containers": "ContainerPatch",
+        "imagePullSecrets": "",
+        "securityContext": "",
+        "nodeSelector": "",
+        "affinity": "",
+        "tolerations": "",
+        "schedulingGates": "",
+        "terminationGracePeriodSeconds": "",
+    },
+    "ContainerPatch": {"name": "", "env": "EnvVar", "volumeMounts": "VolumeMount", "securityContext": ""},
+    "VolumeMount": dict.fromkeys(["name", "mountPath", "subPath", "readOnly"], ""),
+    "Volume": {"name": "", "persistentVolumeClaim": "PersistentVolumeClaim", "emptyDir": "EmptyDir"},
+    "PersistentVolumeClaim": dict.fromkeys(["claimName", "readOnly"], ""),
+    "EmptyDir": dict.fromkeys(["medium", "sizeLimit"], ""),
+}
+
+
+def unpublished(value: Any, kind: str, path: str) -> list[str]:
+    """Paths of the fields that the type does not have."""
+    if not kind:
+        return []
+    if isinstance(value, list):
+        return [name for number, item in enumerate(value) for name in unpublished(item, kind, f"{path}[{number}]")]
+    assert isinstance(value, dict), f"{path} is no {kind}"
+    fields = PUBLISHED[kind]
+    own = [f"{path}.{name}" for name in value if name not in fields]
+    return own + [
+        name for key in fields.keys() & value for name in unpublished(value[key], fields[key], f"{path}.{key}")
+    ]
 
 
 @pytest.fixture
-def slurm(tmp_path: Path, script: str) -> Iterator[Slurm]:
-    commands = tmp_path / "bin"
-    commands.mkdir()
-    port = free_port()
+def train_job() -> dict[str, Any]:
+    job: dict[str, Any] = yaml.safe_load((CLUSTER / "trainjob.yaml").read_text())
+    return job
+
+
+def pod(train_job: dict[str, Any]) -> dict[str, Any]:
+    """What the job changes in the pods of the runtime."""
+    (patch,) = train_job["spec"]["runtimePatches"]
+    (replicated,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    assert replicated["name"] == "node", "the name of the trainer's job and container in torch-distributed"
+    spec: dict[str, Any] = replicated["template"]["spec"]["template"]["spec"]
+    return spec
+
+
+def test_train_job_has_published_fields_only(train_job: dict[str, Any]) -> None:
+    assert (train_job["apiVersion"], train_job["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
+    assert unpublished(train_job, "TrainJob", "") == []
+    train_job["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["spec"] = {}
+    assert unpublished(train_job, "TrainJob", "") == [".spec.runtimePatches[0].trainingRuntimeSpec.spec"]
+
+
+def test_train_job_has_room_and_time_to_save(train_job: dict[str, Any]) -> None:
+    trainer, spec = train_job["spec"]["trainer"], pod(train_job)
+    (container,) = spec["containers"]
+    assert container["name"] == "node"
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    mounted = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+    assert mounted["/dev/shm"]["emptyDir"]["medium"] == "Memory"
+    assert "persistentVolumeClaim" in mounted["/data"]
+    kept = [argument for argument in trainer["args"] if argument.startswith(("--train.run_dir=", "--data.cache_dir="))]
+    assert len(kept) == 2
+    assert all("=/data/" in argument for argument in kept)
+    timeout = next(int(entry["value"]) for entry in trainer["env"] if entry["name"] == "TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
+    assert timeout < spec["terminationGracePeriodSeconds"]
+    resources = trainer["resourcesPerNode"]["limits"]
+    assert resources["nvidia.com/gpu"] == trainer["numProcPerNode"]
+    assert f"--train.threads={resources['cpu'] // trainer['numProcPerNode']}" in trainer["args"]
+
+
+def test_train_job_starts_stops_and_goes_on(
+    train_job: dict[str, Any], small: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Its command, with the environment that the controller sets for one pod, and SIGTERM as at the pod's end."""
+    trainer = train_job["spec"]["trainer"]
+    assert "WORKDIR /opt/lstmlm\nCOPY" in (ROOT / "Dockerfile").read_text()
+    command = [
+        part.replace("/opt/lstmlm/", f"{ROOT}/").replace("=/data/", f"={tmp_path}/data/")
+        for part in [*trainer["command"], *trainer["args"]]
+    ]
+    command += [part for part in small(*LONG) if not part.startswith(("--train.run_dir", "--data.cache_dir"))]
+    run = tmp_path / "data/runs/wikitext2"
     variables = environment(
-        PATH=os.pathsep.join([str(commands), str(Path(sys.executable).parent), os.environ["PATH"]]),
-        SLURM_JOB_ID=str(1_000_000 + port - 20_000 if port < 30_000 else 1_000_000 + port % 10_000),
-        SLURM_JOB_NODELIST="node[1-2]",
-        SLURM_NTASKS="2",
-        SLURM_NTASKS_PER_NODE="2" if script == "single_node.sbatch" else "1",
-        SLURM_CPUS_PER_TASK="1",
-        RUN_DIR=str(tmp_path / "run"),
-        STEP=str(tmp_path / "step"),
-        REQUEUED=str(tmp_path / "requeued"),
+        PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        PET_NNODES="1",
+        PET_NPROC_PER_NODE="2",
+        PET_NODE_RANK="0",
+        PET_MASTER_ADDR="127.0.0.1",
+        PET_MASTER_PORT=str(free_port()),
+        **{entry["name"]: entry["value"] for entry in trainer["env"]},
     )
-    slurm = Slurm(variables, tmp_path / "step", variables["SLURM_JOB_ID"])
-    slurm.command("srun", SRUN, sys.executable)
-    slurm.command("scontrol", SCONTROL, "/bin/sh")
-    yield slurm
-    if slurm.step.exists():
-        for pid in slurm.step.read_text().split():
-            if Path(f"/proc/{pid}/cmdline").exists() and b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                os.kill(int(pid), signal.SIGKILL)
-
-
-def test_the_shell_reads_it(script: str) -> None:
-    subprocess.run(["bash", "-n", str(CLUSTER / script)], check=True)
-
-
-def test_shellcheck(script: str) -> None:
-    if not shutil.which("shellcheck"):
-        pytest.skip("needs shellcheck, which is not installed")
-    result = subprocess.run(["shellcheck", str(CLUSTER / script)], capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=variables, cwd=tmp_path)
+    wait_for_step(run, 20, process)
+    process.terminate()
+    _, stderr = process.communicate(timeout=60)
+    assert stderr.count("stopped by signal 15") == 1
+    assert len(list((run / "checkpoints").glob("step_*"))) == 1
+    result = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=tmp_path, timeout=200)
+    assert result.returncode == 0, result.stderr
+    assert "going on from" in result.stderr
+    assert json.loads((run / "summary.json").read_bytes())["ranks"] == 2

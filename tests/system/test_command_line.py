@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_training import assert_same_run
+from tests.test_training import assert_same_run, metrics
 
 ROOT = Path(__file__).parent.parent.parent
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -162,7 +162,20 @@ def test_two_processes_on_one_run_directory(small: Callable[..., list[str]], tmp
     assert "another process is training in" in error_lines(second.stderr)[0]
 
 
-def test_wandb_offline_without_a_key_and_tensorboard(small: Callable[..., list[str]], cli: Cli, tmp_path: Path) -> None:
+def test_tensorboard(small: Callable[..., list[str]], cli: Cli, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    result = cli("train", *small("--tracking.trackers=[tensorboard]", "--train.max_steps=3"))
+    assert result.returncode == 0, result.stderr
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run/tensorboard/lstmlm"))
+    events.Reload()
+    lines = [line for line in metrics(tmp_path / "run") if "train/loss" in line]
+    logged = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert logged == [(line["tokens"], pytest.approx(line["train/loss"], rel=1e-6)) for line in lines]
+
+
+def test_wandb_offline_without_a_key(small: Callable[..., list[str]], cli: Cli, tmp_path: Path) -> None:
     trackers = ["--tracking.trackers=[wandb]", "--tracking.group=g", "--tracking.tags=[a]", "--train.max_steps=3"]
     environment = {"WANDB_API_KEY": "", "HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
     command = [sys.executable, str(ROOT / "scripts/train.py"), *small(*trackers)]

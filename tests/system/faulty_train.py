@@ -1,0 +1,44 @@
+"""scripts/train.py with a fault put into one rank: FAULT=kind, FAULT_RANK=r, FAULT_STEP=k; FAULT_ONCE spares restarts."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts"))
+
+import torch
+from train import main
+
+from lstmlm import checkpoint
+from lstmlm.config import run_script
+from lstmlm.step import TrainStep
+
+KIND, RANK, STEP = os.environ["FAULT"], os.environ["FAULT_RANK"], int(os.environ["FAULT_STEP"])
+call, write_file = TrainStep.__call__, checkpoint.write_file
+
+
+def faulty_call(self: TrainStep, window: Any, step: int, segment: int) -> None:
+    if step == STEP and KIND == "exception":
+        raise ValueError("a fault of this rank alone")
+    if step == STEP and KIND == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if step == STEP and KIND == "nan":
+        self.state = [(h.fill_(torch.nan), c) for h, c in self.state]
+    call(self, window, step, segment)
+
+
+def full_disk(path: Path, content: bytes) -> None:
+    if path.name == "state.safetensors" and f"step_{STEP:08d}" in str(path):
+        raise OSError(28, "No space left on device")
+    write_file(path, content)
+
+
+if __name__ == "__main__":
+    spared = "FAULT_ONCE" in os.environ and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if os.environ.get("RANK", "0") == RANK and not spared:
+        TrainStep.__call__ = faulty_call  # type: ignore[method-assign]
+        if KIND == "disk":
+            checkpoint.write_file = full_disk
+    sys.exit(run_script(main))

@@ -1,0 +1,193 @@
+"""Launches that must work on a CPU box, launches that must be refused, and what happens when one rank fails."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lstmlm import checkpoint
+from tests.system.launcher import ROOT, TRAIN, free_port, launch
+from tests.test_training import metrics
+
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+FAULTY = str(ROOT / "tests/system/faulty_train.py")
+
+
+def run(command: list[str], **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=120)
+
+
+def error_lines(result: "subprocess.CompletedProcess[str]") -> list[str]:
+    return [line for line in result.stderr.splitlines() if line.startswith("error:")]
+
+
+def ranks_of(folder: Path) -> int:
+    return json.loads((folder / "summary.json").read_bytes())["ranks"]
+
+
+# The flags that a CPU box needs so that the two ranks of a launch meant for GPUs find each other.
+TWO_RANKS = {
+    "multi_cpu.yaml": [*LAUNCH, "--config_file", str(ROOT / "configs/accelerate/multi_cpu.yaml")],
+    "plain multi_gpu flags": [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--num_machines", "1"],
+    "bare torchrun": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"],
+}
+
+
+@pytest.mark.parametrize("name", TWO_RANKS)
+def test_two_ranks_on_a_cpu_box(name: str, small: Callable[..., list[str]], tmp_path: Path) -> None:
+    port = ["--master_port" if "torchrun" in name else "--main_process_port", str(free_port())]
+    result = run([*TWO_RANKS[name], *port, TRAIN, *small("--train.max_steps=3")], CUDA_VISIBLE_DEVICES="")
+    assert result.returncode == 0, result.stderr
+    assert ranks_of(tmp_path / "run") == 2
+    assert len([line for line in metrics(tmp_path / "run") if "train/loss" in line]) == 3
+
+
+@pytest.mark.parametrize("config", ["accelerate_config.yaml", "configs/accelerate/cpu.yaml"])
+def test_one_rank_configs(config: str, small: Callable[..., list[str]], tmp_path: Path) -> None:
+    result = run([*LAUNCH, "--config_file", str(ROOT / config), TRAIN, *small("--train.max_steps=3")])
+    assert result.returncode == 0, result.stderr
+    assert ranks_of(tmp_path / "run") == 1
+
+
+def test_every_launch_config_is_what_its_header_says() -> None:
+    from accelerate.commands.config.config_args import ClusterConfig
+
+    paths = [ROOT / "accelerate_config.yaml", *sorted((ROOT / "configs/accelerate").glob("*.yaml"))]
+    processes = {}
+    for path in paths:
+        header, content = path.read_text(), yaml.safe_load(path.read_text())
+        assert str(path.relative_to(ROOT)) in "\n".join(header.splitlines()[:3]), "the header gives the command"
+        parsed = ClusterConfig.from_yaml_file(str(path))
+        assert parsed.mixed_precision in ("no", "bf16")
+        assert content["num_processes"] == 1 or content["distributed_type"] == "MULTI_GPU"
+        processes[path.stem] = content["num_processes"]
+    assert processes == {
+        "accelerate_config": 1, "cpu": 1, "multi_cpu": 2, "single_gpu": 1, "multi_gpu": 8, "multi_node": 32
+    }  # fmt: skip
+
+
+def refused(result: "subprocess.CompletedProcess[str]", named: str, folder: Path) -> None:
+    assert result.returncode != 0
+    (line,) = error_lines(result)
+    assert named in line
+    assert not (folder / "run").exists()
+
+
+def test_multi_cpu_starts_one_process_and_is_refused(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    config = tmp_path / "multi_cpu.yaml"
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n"
+    )
+    result = run([*LAUNCH, "--config_file", str(config), TRAIN, *small()])
+    refused(result, "several processes were asked for but only one was started", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "named"),
+    [
+        ({"WORLD_SIZE": "2"}, [], "WORLD_SIZE is 2 in the environment"),
+        ({"MASTER_ADDR": "127.0.0.1"}, [], "several processes were asked for"),
+        ({}, ["--train.precision=fp16"], "fp16 needs a GPU"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, [], "precision fp8 is not supported"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, ["--train.precision=fp32"], "make them agree"),
+    ],
+)
+def test_refused_at_the_start(
+    environment: dict[str, str], arguments: list[str], named: str, small: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    result = run([sys.executable, TRAIN, *small(*arguments)], CUDA_VISIBLE_DEVICES="", **environment)
+    refused(result, named, tmp_path)
+    assert result.returncode == 2
+
+
+def test_bf16_where_the_cpu_cannot_is_refused(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    """oneDNN is told to use no more than AVX2."""
+    command = [sys.executable, TRAIN, *small("--train.precision=bf16")]
+    result = run(command, ONEDNN_MAX_CPU_ISA="AVX2", CUDA_VISIBLE_DEVICES="")
+    refused(result, "this CPU cannot run an LSTM in bf16", tmp_path)
+
+
+def two_different_ranks(small: Callable[..., list[str]], difference: list[str], **environment: str) -> list[str]:
+    """Standard errors of two ranks started by hand, the second with other arguments or environment."""
+    port = str(free_port())
+    processes = []
+    for rank in (0, 1):
+        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+        own = environment if rank else {}
+        command = [sys.executable, TRAIN, *small(*(difference if rank else []))]
+        processes.append(
+            subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **ranks, **where, **own})
+        )
+    errors = [process.communicate(timeout=100)[1] for process in processes]
+    assert all(process.returncode != 0 for process in processes)
+    return [line for error in errors for line in error.splitlines() if line.startswith("error:")]
+
+
+def test_ranks_with_different_configurations_are_refused(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    (line,) = two_different_ranks(small, ["--optim.lr=0.1"])
+    assert "configuration differs between ranks" in line
+    assert "optim.lr is 0.005 on rank 0 and 0.1 on rank 1" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_ranks_with_different_data_are_refused(
+    small: Callable[..., list[str]], text_folder: Path, tmp_path: Path
+) -> None:
+    """The same folder name on two hosts, with other content: HOME differs between the ranks."""
+    for host, extra in (("a", ""), ("b", "w1 w2\n")):
+        folder = tmp_path / host / "text"
+        folder.mkdir(parents=True)
+        for path in text_folder.iterdir():
+            (folder / path.name).write_text(path.read_text() + extra)
+
+    def on_host_a(*overrides: str) -> list[str]:
+        return small("--data.dataset=~/text", *overrides)
+
+    os.environ["HOME"], before = str(tmp_path / "a"), os.environ["HOME"]
+    try:
+        (line,) = two_different_ranks(on_host_a, [], HOME=str(tmp_path / "b"))
+    finally:
+        os.environ["HOME"] = before
+    assert "data differs between ranks" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank", "told"),
+    [
+        ("exception", "1", "rank 1 failed: ValueError: a fault of this rank alone"),
+        ("kill", "1", "rank 0 lost the others"),
+        ("nan", "1", "the loss is not finite at step 8"),
+        ("disk", "0", "No space left on device"),
+    ],
+)
+def test_a_fault_of_one_rank_ends_all(
+    kind: str, rank: str, told: str, small: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    flags = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", str(free_port())]
+    result = run(
+        [*LAUNCH, *flags, FAULTY, *small()], FAULT=kind, FAULT_RANK=rank, FAULT_STEP="7", CUDA_VISIBLE_DEVICES=""
+    )
+    assert result.returncode != 0
+    assert any(told in line for line in error_lines(result)), result.stderr
+    found = checkpoint.checkpoints(tmp_path / "run/checkpoints")
+    assert all(checkpoint.find_fault(path) is None for path in found)
+    assert len(found) == (0 if kind == "disk" else 1)
+    assert not list((tmp_path / "run/checkpoints").glob(".*")), "no partial file"
+
+
+def test_after_a_restart_by_the_launcher_the_run_is_the_same(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    """--max_restarts: the group starts again after the fault (which hits the first start only) and resumes."""
+    whole = launch(2, small(run="whole"))
+    assert whole.returncode == 0, whole.stderr
+    flags = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", str(free_port())]
+    command = [*LAUNCH, *flags, "--max_restarts", "1", "--rdzv_backend", "c10d", FAULTY, *small("--train.resume=true")]
+    result = run(command, FAULT="kill", FAULT_RANK="1", FAULT_STEP="9", FAULT_ONCE="1", CUDA_VISIBLE_DEVICES="")
+    assert result.returncode == 0, result.stderr
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")

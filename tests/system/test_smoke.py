@@ -1,0 +1,43 @@
+"""The smoke run as users start it proves that the state is carried: it beats what any model with a reset state can reach."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from lstmlm import LSTMLanguageModel, Vocabulary
+from lstmlm.config import DataConfig
+from lstmlm.corpus import load_split, toy_text
+from lstmlm.evaluation import evaluate_stream
+from lstmlm.stream import Table
+from tests.system.launcher import ROOT
+
+BPTT = 30
+
+
+@torch.no_grad()
+def reset_ppl(model: LSTMLanguageModel, stream: torch.Tensor) -> float:
+    """Perplexity where every segment begins with the zero state."""
+    table = Table(stream, 1)
+    nll = 0.0
+    for window in table.windows(BPTT):
+        inputs, targets = table.segment(*window.segments[0])
+        nll += model(inputs, model.initial_state(1), targets)[0].item()
+    return math.exp(nll / table.num_targets)
+
+
+def test_carried_state_beats_the_bound_of_a_reset_one(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", str(ROOT / "scripts/train.py")]
+    arguments = ["--config", str(ROOT / "configs/smoke.yaml"), f"--train.run_dir={tmp_path / 'run'}"]
+    result = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=250)
+    assert result.returncode == 0, result.stderr
+    vocabulary = Vocabulary.load(tmp_path / "run/model/vocab.json")
+    model = LSTMLanguageModel.from_pretrained(tmp_path / "run/model")
+    stream = load_split(DataConfig(dataset="toy", cache_dir=str(tmp_path)), "test", vocabulary)
+    text = toy_text("test")
+    oracle, bound = text.oracle_ppl(), text.reset_ppl(BPTT)
+    carried, reset = evaluate_stream(model, stream).ppl, reset_ppl(model, stream)
+    print(f"oracle {oracle:.3f}, carried {carried:.3f}, bound for a reset state {bound:.3f}, reset {reset:.3f}")
+    assert oracle < carried < bound < reset

@@ -28,6 +28,7 @@ from accelerate.utils import (
 )
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed import PrefixStore, Store
 
 from lstmlm.config import Config, UsageError, UserError
 
@@ -87,20 +88,17 @@ def start(config: Config) -> Accelerator:
             mixed_precision=PRECISIONS[config.train.precision],
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # ours is in the step
             kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=timedelta(minutes=config.train.timeout_minutes)),
+                InitProcessGroupKwargs(
+                    init_method="restartable://", timeout=timedelta(minutes=config.train.timeout_minutes)
+                ),
                 DistributedDataParallelKwargs(gradient_as_bucket_view=True),
             ],
         )
     except ValueError as error:
         raise UsageError(f"Accelerate cannot start: {' '.join(str(error).split())}") from None
     except (dist.DistError, RuntimeError) as error:
-        hint = (
-            "; a restarted group needs --rdzv_backend c10d"
-            if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-            else ""
-        )
         raise UserError(
-            f"the ranks did not find each other within {config.train.timeout_minutes:g} minutes{hint}: "
+            f"the ranks did not find each other within {config.train.timeout_minutes:g} minutes: "
             f"{' '.join(str(error).split())[:300]}",
             on_every_host=True,
         ) from None
@@ -127,6 +125,16 @@ def start(config: Config) -> Accelerator:
             "start fewer ranks or raise data.batch_size"
         )
     return accelerator
+
+
+def _restartable(url: str, timeout: timedelta, **_: Any) -> Iterator[tuple[Store, int, int]]:
+    """The usual rendezvous, under a prefix of this start: a group that the launcher restarts (--max_restarts) may be given the
+    store of the dead one, and must not connect to its addresses."""
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    yield PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store), rank, world_size
+
+
+dist.register_rendezvous_handler("restartable", _restartable)
 
 
 def check_launch() -> None:

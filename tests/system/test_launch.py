@@ -187,7 +187,7 @@ def test_after_a_restart_by_the_launcher_the_run_is_the_same(small: Callable[...
     whole = launch(2, small(run="whole"))
     assert whole.returncode == 0, whole.stderr
     flags = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", str(free_port())]
-    command = [*LAUNCH, *flags, "--max_restarts", "1", "--rdzv_backend", "c10d", FAULTY, *small("--train.resume=true")]
+    command = [*LAUNCH, *flags, "--max_restarts", "1", FAULTY, *small("--train.resume=true")]
     result = run(command, FAULT="kill", FAULT_RANK="1", FAULT_STEP="9", FAULT_ONCE="1", CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 0, result.stderr
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")

@@ -1,6 +1,8 @@
 """I1: a run does not depend on the number of ranks. Every launch is the real one; dropout is on, clipping bites."""
 
+import itertools
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +10,8 @@ import pytest
 import torch
 
 from lstmlm import load_config
-from tests.system.launcher import launch
+from lstmlm.stream import Table
+from tests.system.launcher import ROOT, command, environment, launch
 from tests.test_training import final_state, fresh_train, metrics, skip_without_bf16
 
 # The last row of the small text's table is short, and both epochs end within the run.
@@ -60,3 +63,20 @@ def test_more_ranks_than_columns_are_refused(small: Callable[..., list[str]], tm
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert "3 ranks but data.batch_size 2" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_prepared_loader_would_break_the_state(tmp_path: Path) -> None:
+    """Why the segment loader is never given to `accelerator.prepare`: a rank's next segment does not follow its last one."""
+    script = str(ROOT / "tests/system/prepared_loader.py")
+    result = subprocess.run(
+        command(2, [], script=script), capture_output=True, text=True, env=environment(), timeout=100
+    )
+    lines = [json.loads(line) for line in result.stderr.splitlines() if line.startswith('{"rank"')]
+    assert len(lines) == 2, result.stderr
+    for line in lines:
+        segments = line["column 0"]
+        continued = [after[0] == before[-1] + 1 for before, after in itertools.pairwise(segments)]
+        assert not any(continued), "should Accelerate ever keep the order, this loop might be simplified"
+    table = Table(torch.arange(121, dtype=torch.int32), columns=4, rank=1, world_size=2)
+    ours = [table.segment(*window.segments[0])[0][:, 0].tolist() for window in table.windows(3)]
+    assert all(after[0] == before[-1] + 1 for before, after in itertools.pairwise(ours))

@@ -50,11 +50,11 @@ def token_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tens
     inputs, decoder = _operands(hidden, weight, bias, hidden.dtype)
     counted = targets != IGNORE
     columns = targets.where(counted, 0)[:, None]
-    nll = [
-        (logits := rows @ decoder.T).logsumexp(-1) - logits.gather(-1, column)[:, 0]
+    log_probs = [
+        _softmax(rows, decoder, column)[1]
         for rows, column in zip(_chunks(inputs, decoder), _chunks(columns, decoder), strict=True)
     ]
-    return torch.cat(nll) * counted
+    return -torch.cat(log_probs)[:, 0] * counted
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import platform
 import resource
+import socket
 import statistics
 import subprocess
 import sys
@@ -284,6 +285,72 @@ def _start_to_first_step(config: Config, folder: str) -> float:
     return seconds
 
 
+def measure_ranks(config: Config, world_sizes: list[int], steps: int) -> list[dict[str, float]]:
+    """For each number of ranks on this host: ms/step with and without the all-reduce, in turns."""
+    context = multiprocessing.get_context("spawn")
+    results = []
+    for world_size in world_sizes:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        pipes, processes = [], []
+        for rank in range(world_size):
+            environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            environment |= (
+                {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)} if world_size > 1 else {}
+            )
+            pipe, other = context.Pipe()
+            arguments = (environment if world_size > 1 else {}, config, steps, other)
+            processes.append(context.Process(target=rank_worker, args=arguments, daemon=True))
+            processes[-1].start()
+            pipes.append(pipe)
+        synced, alone = zip(*(_receive(pipe) for pipe in pipes), strict=True)  # every rank waits for the slowest
+        for process in processes:
+            process.join()
+        step_ms, compute_ms = statistics.median(max(synced, key=sum)), statistics.median(max(alone, key=sum))
+        results.append(
+            {
+                "ranks": world_size,
+                "ms": step_ms,
+                "compute_ms": compute_ms,
+                "communication_share": max(0.0, 1 - compute_ms / step_ms),
+                "tokens_per_second": 1e3 * config.data.batch_size * config.data.bptt / step_ms,
+            }
+        )
+    return results
+
+
+def rank_worker(environment: dict[str, str], config: Config, steps: int, pipe: Connection) -> None:
+    """One rank: times of steps with the all-reduce and, in turns, without it."""
+    try:
+        os.environ.update(environment)
+        accelerator = distributed.start(config)
+        corpus = load_corpus(config.data)
+        rank, world_size = accelerator.process_index, accelerator.num_processes
+        table = Table(corpus.splits["train"], config.data.batch_size, rank, world_size, accelerator.device)
+        model = LSTMLanguageModel(config.model, len(corpus.vocabulary))
+        windows = list(table.windows(config.data.bptt))
+        train_step = TrainStep(config, accelerator, model, table, total_steps=len(windows))
+
+        def step(i: int) -> None:
+            train_step(windows[i], i, i)
+            if (i + 1) % config.train.log_every == 0:
+                train_step.read()
+
+        times: tuple[list[float], list[float]] = ([], [])
+        for repeat in range(REPEATS):
+            measured = _time(step, 2 * repeat * steps, steps, accelerator.device)
+            with accelerator.no_sync(train_step._forward):
+                alone = _time(step, (2 * repeat + 1) * steps, steps, accelerator.device)
+            if repeat:
+                times[0].extend(measured)
+                times[1].extend(alone)
+        pipe.send(times)
+        accelerator.end_training()
+    except Exception as error:  # told in the parent, in one line
+        pipe.send(error)
+
+
 def show(result: dict[str, Any]) -> None:
     """The result for the eye."""
     for name in STEPS:
@@ -316,6 +383,7 @@ def main() -> int:
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: the GPU where there is one")
     parser.add_argument("--threads", type=int, help="CPU threads; default: physical cores")
     parser.add_argument("--steps", type=int, default=20, help="steps of each repeat")
+    parser.add_argument("--ranks", type=int, nargs="+", help="instead: ms/step for each of these numbers of ranks")
     parser.add_argument("--full", action="store_true", help="also tokenizing, start, evaluation, generation")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options, rest = parser.parse_known_args()
@@ -328,7 +396,7 @@ def main() -> int:
         raise UsageError("--device cuda: there is no GPU here")
     corpus = load_corpus(config.data)
     table = Table(corpus.splits["train"], config.data.batch_size)
-    if (REPEATS + 1) * options.steps > table.num_windows(config.data.bptt):
+    if 2 * REPEATS * options.steps > table.num_windows(config.data.bptt):
         raise UsageError(
             f"--steps {options.steps}: the training split has only {table.num_windows(config.data.bptt)} segments"
         )
@@ -336,6 +404,16 @@ def main() -> int:
     torch.set_num_threads(threads)
     if device.type == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
+    if options.ranks:
+        rows = measure_ranks(config, options.ranks, options.steps)
+        for row in rows:
+            print(
+                json.dumps(row)
+                if options.json
+                else f"{row['ranks']} ranks: {row['ms']:.1f} ms/step, {row['compute_ms']:.1f} without communication "
+                f"({100 * row['communication_share']:.0f} % of the time), {row['tokens_per_second']:,.0f} tokens/s"
+            )
+        return 0
     result = measure(config, device, options.steps)
     result |= {
         "epoch_s": result["ours_ms"] / 1e3 * table.num_windows(config.data.bptt),

@@ -1,0 +1,59 @@
+"""Every command of the README loads, and the Python in it runs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from lstmlm import load_config
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = sorted(
+    {
+        line.split("#")[0].strip()
+        for line in re.findall(r"^ {4}(.*)$|`([^`\n]*scripts/\w+\.py[^`\n]*)`", README, re.MULTILINE)
+        for line in line
+        if re.match(r"(on host K: )?(accelerate launch|python) .*scripts/\w+\.py", line)
+    }
+)
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) >= 12
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command: str) -> None:
+    words = shlex.split(command)
+    script = next(i for i, word in enumerate(words) if word.startswith("scripts/"))
+    assert (ROOT / words[script]).exists()
+    flags, arguments = words[:script], words[script + 1 :]
+    if "--config_file" in flags:
+        assert (ROOT / flags[flags.index("--config_file") + 1]).exists()
+    if words[script] == "scripts/train.py" and "--help" not in arguments:
+        load_config([str(ROOT / word) if word.startswith("configs/") else word for word in arguments])
+
+
+def test_every_file_it_names_is_there() -> None:
+    named = set(re.findall(r"\(((?:docs|configs)/[\w./-]+)\)", README)) | set(
+        re.findall(r"`((?:configs|scripts|tests|lstmlm)/[\w./-]+)`", README)
+    )
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_python_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    exec(code, {})
+
+
+def test_modules_in_their_order() -> None:
+    from tests.test_house import ROOMS
+
+    table = README.split("## Where to start reading")[1]
+    named = [name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)]
+    assert named == ROOMS

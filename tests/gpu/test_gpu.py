@@ -1,0 +1,119 @@
+"""What only a GPU can show: `pytest -m gpu`."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lstmlm import Config, LSTMLanguageModel, load_config
+from lstmlm.config import ModelConfig
+from lstmlm.loss import linear_cross_entropy
+from tests.test_step import build, run_steps
+from tests.test_training import assert_same_run, fresh_train, interrupted
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+
+@pytest.fixture
+def nondeterministic_again() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_flat_cudnn_weights_are_exported_whole(tmp_path: Path) -> None:
+    model = LSTMLanguageModel(ModelConfig(embedding_size=16, hidden_size=16), 31).cuda()
+    tokens = torch.randint(31, (7, 3), device="cuda")
+    expected, _ = model(tokens, model.initial_state(3))
+    storages = {p.untyped_storage().data_ptr() for p in model.layers[0].parameters()}
+    assert len(storages) == 1, "cuDNN keeps a layer's weights in one buffer"
+    model.save_pretrained(tmp_path, {})
+    for device in ("cuda", "cpu"):
+        loaded = LSTMLanguageModel.from_pretrained(tmp_path, device)
+        logits, _ = loaded(tokens.to(device), loaded.initial_state(3))
+        torch.testing.assert_close(logits.cpu(), expected.cpu(), rtol=1e-4, atol=1e-5)
+
+
+# 100 steps apart, the curves have drifted by the precisions' rounding: some 1e-3 of the loss.
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_follows_float32(precision: str, small_config: Callable[..., Config]) -> None:
+    overrides = ("--data.bptt=2", "--train.log_every=1000")
+    losses = {
+        name: run_steps(build(small_config(*overrides, f"--train.precision={name}")), 60)
+        for name in ("fp32", precision)
+    }
+    assert losses[precision] == pytest.approx(losses["fp32"], rel=5e-3)
+
+
+def test_fp16_skips_a_step_that_overflows(small_config: Callable[..., Config]) -> None:
+    step = build(small_config("--train.precision=fp16"))
+    assert step.accelerator.scaler is not None
+    step.accelerator.scaler.update(2.0**30)
+    before = step.model.weights()
+    window = next(iter(step.table.windows(10)))
+    step(window, 0, 0)
+    (result,) = step.read()
+    assert result.grad_norm is None
+    torch.testing.assert_close(step.model.weights(), before, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("nondeterministic_again")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_interrupted_and_resumed_is_uninterrupted(
+    precision: str, small: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    overrides = ["--train.deterministic=true", f"--train.precision={precision}"]
+    fresh_train(load_config(small(*overrides, run="whole")))
+    interrupted(small, "cut", overrides, [(10, None)])
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_never_waits_for_the_host(precision: str, small_config: Callable[..., Config]) -> None:
+    step = build(small_config(f"--train.precision={precision}", "--train.log_every=100"))
+    windows = list(step.table.windows(10))
+    step(windows[0], 0, 0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number in range(1, len(windows)):  # the short last one too
+            step(windows[number], number, number)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(step.read()) == len(windows)
+
+
+def test_the_head_keeps_no_logits() -> None:
+    n, v, h = 2000, 33_278, 100
+    hidden = torch.randn(n, h, device="cuda", requires_grad=True)
+    weight = (0.1 * torch.randn(v, h, device="cuda")).requires_grad_()
+    targets = torch.randint(v, (n,), device="cuda")
+    peaks = {}
+    for name in ("ours", "plain"):
+        hidden.grad = weight.grad = None
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        if name == "ours":
+            linear_cross_entropy(hidden, weight, None, targets).backward()
+        else:
+            F.cross_entropy(hidden @ weight.T, targets, reduction="sum").backward()
+        peaks[name] = torch.cuda.max_memory_allocated() - before
+    assert peaks["ours"] < peaks["plain"] / 2
+
+
+def test_a_cpu_and_a_gpu_agree_without_dropout(
+    small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config("--model.dropout=0", "--train.log_every=100")
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="fp32"))
+    on_gpu = run_steps(build(config), 10)
+    from accelerate.state import AcceleratorState, PartialState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert on_gpu == pytest.approx(run_steps(build(config), 10), rel=1e-4)

@@ -146,6 +146,8 @@ class TrainConfig:
     """Precision of the products; weights stay float32. auto = what the launcher says, else fp32."""
     deterministic: bool = False
     """Only deterministic GPU kernels: resume exact to the bit on a GPU, somewhat slower. CPU runs always are."""
+    compress_gradients: bool = False
+    """Send gradients between GPUs in bf16: half the bytes, rounded sums. Needs several GPUs (NCCL)."""
     threads: int | None = None
     """CPU threads of each rank. null = physical cores / ranks on this host."""
     timeout_minutes: float = 10.0

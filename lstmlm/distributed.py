@@ -18,6 +18,7 @@ from typing import Any, Literal
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DDPCommunicationHookType as Hook
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
@@ -91,7 +92,10 @@ def start(config: Config) -> Accelerator:
                 InitProcessGroupKwargs(
                     init_method="restartable://", timeout=timedelta(minutes=config.train.timeout_minutes)
                 ),
-                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                DistributedDataParallelKwargs(
+                    gradient_as_bucket_view=True,
+                    comm_hook=Hook.BF16 if config.train.compress_gradients else Hook.NO,
+                ),
             ],
         )
     except ValueError as error:
@@ -108,20 +112,23 @@ def start(config: Config) -> Accelerator:
             f"distributed type {accelerator.distributed_type.value} is not supported: the model is small and goes to every rank whole; "
             "launch with --multi_gpu"
         )
+    world_size = accelerator.num_processes
     asked_for = int(os.environ.get("WORLD_SIZE", "1"))
-    if asked_for != accelerator.num_processes:
+    if asked_for != world_size:
         raise UsageError(
-            f"{asked_for} processes were asked for (WORLD_SIZE) but {accelerator.num_processes} started: use "
+            f"{asked_for} processes were asked for (WORLD_SIZE) but {world_size} started: use "
             "`accelerate launch --multi_gpu --num_processes N --num_machines 1 scripts/train.py`"
         )
     with together(accelerator):
         _check_device(config.train.precision, accelerator.device)
+        if config.train.compress_gradients and (world_size == 1 or dist.get_backend() != "nccl"):
+            raise UsageError("train.compress_gradients needs several ranks on GPUs (NCCL): leave it false here")
     check_alike(accelerator, "configuration", config.to_flat_dict())
     check_alike(accelerator, "device", {"device": device_kind(accelerator.device)})
     check_alike(accelerator, "package versions", package_versions())
-    if accelerator.num_processes > config.data.batch_size:
+    if world_size > config.data.batch_size:
         raise UsageError(
-            f"{accelerator.num_processes} ranks but data.batch_size {config.data.batch_size}: every rank needs a column; "
+            f"{world_size} ranks but data.batch_size {config.data.batch_size}: every rank needs a column; "
             "start fewer ranks or raise data.batch_size"
         )
     return accelerator

@@ -16,10 +16,10 @@ from tests.test_training import final_state, fresh_train, metrics, skip_without_
 
 # The last row of the small text's table is short, and both epochs end within the run.
 PER_STEP = {"train/loss": 1e-5, "train/grad_norm": 1e-5, "valid/ppl": 1e-6, "test/ppl": 1e-6}
-# bf16 rounds each rank's products to 8 bits, in another order.
+# bf16 rounds each rank's products to 8 bits, in another order; an epoch's last segment has few targets to average it out.
 PER_STEP_BF16 = {
     "train/grad_norm": 2e-2,
-    **{f"{s}/{k}": 1e-3 for s in ("train", "valid", "test") for k in ("loss", "ppl")},
+    **{f"{split}/{key}": 3e-3 for split in ("train", "valid", "test") for key in ("loss", "ppl")},
 }
 
 

@@ -11,10 +11,12 @@ ARG TORCH_INDEX=""
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends tini \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home lstmlm
+    && useradd --create-home --uid 1000 lstmlm
 
 WORKDIR /opt/lstmlm
 COPY constraints.txt ./
+# The version is read from constraints.txt.
+# hadolint ignore=DL3013
 RUN version=$(sed -n 's/^torch==//p' constraints.txt) \
     && pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch==$version"
 COPY pyproject.toml README.md LICENSE accelerate_config.yaml ./
@@ -24,7 +26,7 @@ COPY configs ./configs
 RUN pip install --no-cache-dir -c constraints.txt .
 
 # Mount volumes on these two to keep runs and data.
-USER lstmlm
+USER 1000
 RUN mkdir /home/lstmlm/runs /home/lstmlm/.cache
 WORKDIR /home/lstmlm
 

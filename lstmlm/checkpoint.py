@@ -20,8 +20,8 @@ from typing import IO, Any
 import safetensors.torch
 from torch import Tensor
 
-from lstmlm.config import UserError, flatten
-from lstmlm.files import sync_folder, write_file
+from lstmlm.config import Config, UserError, flatten
+from lstmlm.files import cannot_write, sync_folder, write_file
 from lstmlm.stream import Window
 
 TENSORS, VALUES, MANIFEST = "state.safetensors", "state.json", "manifest.json"
@@ -33,6 +33,7 @@ FREE_KEYS = {
     "train.save_every",
     "train.keep_checkpoints",
     "train.threads",
+    "train.compress_gradients",
     "train.timeout_minutes",
     "train.run_dir",
     "train.resume",
@@ -52,6 +53,7 @@ class Cursor:
         segment: Segments done, over the whole run.
         tokens: Targets predicted so far, over all ranks.
         best: Lowest validation perplexity so far.
+        validated: Step of the last validation.
     """
 
     epoch: int = 0
@@ -60,6 +62,7 @@ class Cursor:
     segment: int = 0
     tokens: int = 0
     best: float | None = None
+    validated: int = 0
 
     def advance(self, window: Window) -> None:
         """One step further."""
@@ -90,7 +93,9 @@ def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[st
     target = folder / f"step_{step:08d}"
     temporary = folder / f".{target.name}.tmp"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            sync_folder(folder.parent)
         _sweep(folder)
         temporary.mkdir()
         contents = {TENSORS: safetensors.torch.save(tensors), VALUES: _json(values)}
@@ -110,10 +115,8 @@ def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[st
             _delete(other)
     except OSError as error:
         _sweep(folder, ignore_errors=True)
-        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
         raise UserError(
-            f"cannot save {target}: {error.strerror} ({free / 2**20:,.0f} MiB free); what was published before is intact: "
-            "make room and go on with --train.resume true"
+            f"{cannot_write(error)}; what was published before is intact: make room and go on with --train.resume true"
         ) from None
     return target
 
@@ -166,9 +169,10 @@ def check_resumable(saved: dict[str, Any], values: dict[str, Any]) -> None:
     Raises:
         UserError: Naming the key, its old and its new value.
     """
-    old, new = flatten(saved["config"]), flatten(values["config"])
-    for key in sorted(old.keys() | new.keys()):
-        before, now = old.get(key), new.get(key)
+    # A key that the checkpoint's version did not have was at its default.
+    old, new = Config().to_flat_dict() | flatten(saved["config"]), flatten(values["config"])
+    for key in sorted(new):
+        before, now = old[key], new[key]
         if before == now or key in FREE_KEYS or key.startswith("tracking."):
             continue
         if key in GROWING_KEYS and new["optim.schedule"] == "constant":

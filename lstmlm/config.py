@@ -16,19 +16,11 @@ if TYPE_CHECKING:
 class UserError(Exception):
     """Something the user can mend, told in one line: what is wrong, where, and what to do.
 
-    Args:
-        message: The line.
-        on_every_host: Whether each host has to say it, because the others may not know.
-
     Attributes:
         status: The exit status it leads to: 1, the run failed.
     """
 
     status = 1
-
-    def __init__(self, message: str, on_every_host: bool = False) -> None:
-        super().__init__(message)
-        self.on_every_host = on_every_host
 
 
 class UsageError(UserError):
@@ -279,14 +271,14 @@ def load_config(argv: Sequence[str] | None = None) -> Config:
 def run_script(main: Callable[[], int]) -> int:
     """Run a script's `main` and turn an error into one line and an exit status.
 
-    What all ranks know is told by the main rank. What one rank alone knows it tells itself, with its number; Python's traceback
-    follows where the cause may be a defect of the program.
+    What is the user's to mend is told once on each host. What befalls one rank it tells itself, with its number; Python's
+    traceback follows, as the cause may be a defect of the program.
     """
     rank = os.environ.get("RANK", "0")
     try:
         return main()
     except UserError as error:
-        if rank == "0" or (error.on_every_host and os.environ.get("LOCAL_RANK") == "0"):
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             _print_error(str(error))
         return error.status
     except KeyboardInterrupt:
@@ -296,9 +288,7 @@ def run_script(main: Callable[[], int]) -> int:
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         several = os.environ.get("WORLD_SIZE", "1") != "1"
-        if several and any(
-            sign in reason for sign in ("closed by peer", "reset by peer", "Broken pipe", "Timed out", "NCCL")
-        ):
+        if several and any(sign in reason for sign in ("closed by peer", "reset by peer", "Broken pipe", "Timed out")):
             _print_error(
                 f"rank {rank} lost the others: one of them ended or hangs, and its own line says why ({reason})"
             )

@@ -22,9 +22,11 @@ from torch import Tensor
 
 from lstmlm import toy
 from lstmlm.config import DataConfig, UserError
+from lstmlm.files import cannot_write
 from lstmlm.vocabulary import Vocabulary
 
 SPLITS = ("train", "validation", "test")
+TEXT_NAMES = ("train", "validation", "valid", "test")
 TOY_TOKENS = {"train": 400_000, "validation": 20_000, "test": 20_000}
 T = TypeVar("T")
 _DIGEST = hashlib.sha256().digest_size
@@ -140,13 +142,15 @@ class TextSource:
 
     def lines(self, split: str) -> Iterator[str]:
         path, offset = self._path(split), 0
-        with path.open("rb") as file:
-            for raw in file:
-                try:
+        try:
+            with path.open("rb") as file:
+                for raw in file:
                     yield raw.decode().rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    raise UserError(f"{path} is not UTF-8 at byte {offset + error.start}: convert it first") from None
-                offset += len(raw)
+                    offset += len(raw)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 at byte {offset + error.start}: convert it first") from None
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
 class ToySource:
@@ -173,7 +177,11 @@ def open_source(data: DataConfig) -> Source:
     folder = Path(data.dataset).expanduser()
     if folder.is_dir():
         # Hub layout keeps its files in folders named by the subset; text files stand in the folder itself.
-        return TextSource(folder) if any(folder.glob("*.txt")) else HubSource(data.dataset, data.subset)
+        return (
+            TextSource(folder)
+            if any((folder / f"{name}.txt").is_file() for name in TEXT_NAMES)
+            else HubSource(data.dataset, data.subset)
+        )
     if folder.is_absolute() or data.dataset.startswith((".", "~")) or data.dataset.count("/") > 1:
         raise UserError(f"--data.dataset {data.dataset}: there is no such folder")
     return HubSource(data.dataset, data.subset)
@@ -238,7 +246,7 @@ def _cached(path: Path, load: Callable[[Path], T], write: Callable[[Path], objec
                     return load(path)
                 except UserError:
                     print(f"{path} is damaged; building it again", file=sys.stderr, flush=True)
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            temporary = path.with_suffix(".tmp")
             try:
                 write(temporary)
                 temporary.replace(path)
@@ -246,9 +254,7 @@ def _cached(path: Path, load: Callable[[Path], T], write: Callable[[Path], objec
                 temporary.unlink(missing_ok=True)
             return load(path)
     except OSError as error:
-        raise UserError(
-            f"cannot keep token ids in {path.parent}: {error.strerror}; name another --data.cache_dir"
-        ) from None
+        raise UserError(f"{cannot_write(error)}; another place: --data.cache_dir FOLDER") from None
 
 
 @contextmanager

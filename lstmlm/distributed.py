@@ -32,6 +32,7 @@ from torch import distributed as dist
 from torch.distributed import PrefixStore, Store
 
 from lstmlm.config import Config, UsageError, UserError
+from lstmlm.files import cannot_write
 
 PRECISIONS: dict[Literal["auto", "fp32", "bf16", "fp16"], str] = {
     "fp32": "no",
@@ -101,10 +102,11 @@ def start(config: Config) -> Accelerator:
     except ValueError as error:
         raise UsageError(f"Accelerate cannot start: {' '.join(str(error).split())}") from None
     except (dist.DistError, RuntimeError) as error:
+        if "WORLD_SIZE" not in os.environ:
+            raise
         raise UserError(
             f"the ranks did not find each other within {config.train.timeout_minutes:g} minutes: "
-            f"{' '.join(str(error).split())[:300]}",
-            on_every_host=True,
+            f"{' '.join(str(error).split())[:300]}"
         ) from None
     torch.set_num_threads(config.train.threads or default_threads())  # after Accelerate, which sets it too
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
@@ -160,6 +162,16 @@ def check_launch() -> None:
         raise UsageError(
             f"WORLD_SIZE is {world} in the environment, but this process was started as a run of its own (RANK, MASTER_ADDR or "
             "MASTER_PORT is missing): start it with `accelerate launch --num_processes N`, or unset WORLD_SIZE"
+        )
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in (
+        "true",
+        "1",
+        "yes",
+    )
+    if on_gpu and ranks > torch.cuda.device_count():
+        raise UsageError(
+            f"{ranks} ranks on this host but {torch.cuda.device_count()} GPUs: start one rank for each GPU"
         )
 
 
@@ -217,13 +229,13 @@ def together(accelerator: Accelerator) -> Iterator[None]:
     except UserError as caught:
         error = caught
     except OSError as caught:
-        error = UserError(str(caught))
+        error = UserError(cannot_write(caught))
     if accelerator.num_processes > 1:
-        failed = [
-            (rank, text) for rank, text in gather_object([(accelerator.process_index, error and str(error))]) if text
-        ]
+        own = (error.status, str(error)) if error else None
+        failed = [told for told in gather_object([own]) if told]
         if failed and error is None:
-            error = UserError(failed[0][1])
+            status, text = failed[0]
+            error = UsageError(text) if status == UsageError.status else UserError(text)
     if error is not None:
         raise error
 
@@ -315,10 +327,6 @@ def device_kind(device: torch.device) -> str:
 
 
 def _check_device(precision: str, device: torch.device) -> None:
-    if device.type == "cuda" and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > torch.cuda.device_count():
-        raise UsageError(
-            f"{os.environ['LOCAL_WORLD_SIZE']} ranks on this host but only {torch.cuda.device_count()} GPUs: start one rank per GPU"
-        )
     if precision == "fp16" and device.type == "cpu":
         raise UsageError("train.precision fp16 needs a GPU: a CPU would silently compute in fp32; use fp32 or bf16")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):

@@ -1,6 +1,7 @@
 """Writing files so that a kill or a power cut leaves the old content or the new, never a part."""
 
 import os
+import shutil
 from pathlib import Path
 
 
@@ -12,13 +13,16 @@ def write_file(path: Path, content: bytes) -> None:
         while rest:
             rest = rest[os.write(descriptor, rest) :]
         os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(path)  # which a failing write does not tell by itself
+        raise
     finally:
         os.close(descriptor)
 
 
 def replace_file(path: Path, content: bytes) -> None:
     """Give `path` this content in one step, whether it exists or not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed process leaves is written over
     try:
         write_file(temporary, content)
         temporary.replace(path)
@@ -26,6 +30,13 @@ def replace_file(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def cannot_write(error: OSError) -> str:
+    """What went wrong with which file, and how much room there is."""
+    path = Path(str(error.filename or "."))
+    place = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    return f"cannot write {path}: {error.strerror} ({shutil.disk_usage(place).free / 2**20:,.0f} MiB free)"
 
 
 def sync_folder(path: Path) -> None:

@@ -176,6 +176,7 @@ class Run:
         """Validation perplexity; the best model so far is exported."""
         result = self._evaluate("validation", self.config.train.eval_columns)
         self._log({"valid/loss": result.loss, "valid/ppl": result.ppl})
+        self.cursor.validated = self.cursor.step
         best = self.cursor.best is None or result.ppl < self.cursor.best
         mark = ", the best so far" if best else ""
         self.progress.line(
@@ -222,7 +223,7 @@ class Run:
         # After the last checkpoint, so that a run that grows from it does not see them.
         if self.interval.targets:
             self.log()
-        if self.cursor.best is None:
+        if self.cursor.validated < self.cursor.step:
             self.validate()
         with together(self.accelerator):
             best = LSTMLanguageModel.from_pretrained(self.dir / "model").weights() if self._is_main else None

@@ -140,13 +140,11 @@ class TrainStep:
     def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Take over what `state_dict` gave on any number of ranks."""
         self.model.load_weights(_under("model.", tensors))
-        saved = self._optimizer.optimizer.state_dict()
-        for i, (name, _) in enumerate(self.model.named_parameters()):
-            saved["state"][i] = {
-                key.split(".")[0]: value
-                for key, value in _under("optimizer.", tensors).items()
-                if key.split(".", 1)[1] == name
-            }
+        moments: dict[str, dict[str, Tensor]] = {name: {} for name, _ in self.model.named_parameters()}
+        for name, value in _under("optimizer.", tensors).items():
+            key, parameter = name.split(".", 1)
+            moments[parameter][key] = value
+        saved = self._optimizer.optimizer.state_dict() | {"state": dict(enumerate(moments.values()))}
         self._optimizer.optimizer.load_state_dict(saved)
         device = self.accelerator.device
         self.state = [

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from lstmlm.config import Config, UserError
 from lstmlm.distributed import print_main, together
+from lstmlm.files import sync_folder
 
 
 class Tracking:
@@ -40,7 +41,8 @@ class Tracking:
         if self._path.exists():
             with self._path.open("rb") as file:
                 os.fsync(file.fileno())
-                length = self._path.stat().st_size
+            sync_folder(self._run_dir)
+            length = self._path.stat().st_size
         return {"run_id": self.run_id, "resume_count": self.resume_count, "metrics_bytes": length}
 
     def load_state_dict(self, values: dict[str, Any]) -> None:
@@ -70,8 +72,8 @@ class Tracking:
         # TensorBoard writes to <logging_dir>/<project>
         self._accelerator.project_configuration.logging_dir = str(self._run_dir / "tensorboard")
         with together(self._accelerator):
-            wandb = self._wandb_arguments(facts) if "wandb" in self._config.trackers else {}
             try:
+                wandb = self._wandb_arguments(facts) if "wandb" in self._config.trackers else {}
                 self._accelerator.init_trackers(self._config.project, init_kwargs={"wandb": wandb})
             except Exception as error:  # each tracker raises its own kinds
                 raise UserError(
@@ -129,18 +131,22 @@ class Tracking:
             file.write(json.dumps(values) + "\n")
         for tracker in self._accelerator.trackers:
             # W&B drops steps that go backwards after a resume, so there `tokens` is the axis.
-            step = None if tracker.name == "wandb" else values["tokens"]
-            try:
-                tracker.log(values, step=step)
-            except Exception as error:  # each tracker raises its own kinds, and none is worth the run
-                print_main(self._accelerator, f"warning: {tracker.name} did not take the metrics: {error}")
+            self._send(tracker, values, None if tracker.name == "wandb" else values["tokens"])
 
     def log_samples(self, tokens: int, texts: list[str]) -> None:
-        """Sample texts as a W&B table."""
-        if run := self._wandb_run():
-            import wandb
+        """Sample texts as a W&B table; only where `has_wandb`."""
+        import wandb
 
-            run.log({"tokens": tokens, "samples": wandb.Table(["tokens", "text"], [[tokens, text] for text in texts])})
+        table = wandb.Table(["tokens", "text"], [[tokens, text] for text in texts])
+        for tracker in self._accelerator.trackers:
+            if tracker.name == "wandb":
+                self._send(tracker, {"tokens": tokens, "samples": table}, None)
+
+    def _send(self, tracker: Any, values: dict[str, Any], step: int | None) -> None:
+        try:
+            tracker.log(values, step=step)
+        except Exception as error:  # each tracker raises its own kinds, and none is worth the run
+            print_main(self._accelerator, f"warning: {tracker.name} did not take the metrics: {error}")
 
 
 class Progress:

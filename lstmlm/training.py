@@ -70,6 +70,8 @@ def train(config: Config) -> Outcome:
                     if due.end:
                         break
                     run.restart_clock()
+            if told := stop.agreed(cursor.step, at_event=True):  # during the last events
+                return run.stopped(told)
         return run.finish()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from lstmlm import UserError, checkpoint
+from lstmlm import UserError, checkpoint, load_config
 
 OPERATIONS = ("mkdir", "open", "write", "fsync", "rename", "unlink", "rmdir", "close")
 
@@ -152,7 +152,7 @@ def test_a_full_disk_is_told_with_path_and_free_space(tmp_path: Path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(UserError, match=r"cannot save .*step_00000001: No space left on device \([\d,]+ MiB free\)"):
+    with pytest.raises(UserError, match=r"cannot write .*step_00000001.*: No space left on device \([\d,]+ MiB free\)"):
         publish(tmp_path, 1)
 
 
@@ -210,19 +210,16 @@ def test_values_and_tensors_come_back_to_the_bit(tmp_path: Path) -> None:
 
 
 def saved(**changes: Any) -> dict[str, Any]:
-    keys = {
-        "train": {"epochs": 2, "max_steps": None, "seed": 1, "log_every": 5},
-        "optim": {"lr": 0.1, "schedule": "constant"},
-    }
-    for key, value in changes.items():
-        section, name = key.split("__")
-        keys[section][name] = value
-    return {"config": {**keys, "tracking": {"project": "a"}}, "data_fingerprint": "f" * 64}
+    config = load_config(
+        [f"--{key.replace('__', '.')}={'null' if value is None else value}" for key, value in changes.items()]
+    )
+    return {"config": config.to_dict(), "data_fingerprint": "f" * 64}
 
 
 def test_free_keys_may_change_and_epochs_may_grow() -> None:
     checkpoint.check_resumable(saved(), saved(train__log_every=9))
-    checkpoint.check_resumable(saved(), saved(train__epochs=3))
+    checkpoint.check_resumable(saved(), saved(train__epochs=50))
+    checkpoint.check_resumable(saved(), saved(tracking__project="b", data__cache_dir="elsewhere"))
     checkpoint.check_resumable(saved(train__max_steps=4), saved(train__max_steps=6))
     checkpoint.check_resumable(saved(train__max_steps=4), saved())
 
@@ -230,9 +227,9 @@ def test_free_keys_may_change_and_epochs_may_grow() -> None:
 @pytest.mark.parametrize(
     ("before", "now", "message"),
     [
-        ({}, {"optim__lr": 0.2}, "optim.lr was 0.1 and is 0.2"),
+        ({}, {"optim__lr": 0.2}, "optim.lr was 0.001 and is 0.2"),
         ({}, {"train__seed": 2}, "train.seed was 1 and is 2"),
-        ({}, {"train__epochs": 1}, "train.epochs was 2 and is 1 now; it may only grow"),
+        ({}, {"train__epochs": 1}, "train.epochs was 40 and is 1 now; it may only grow"),
         ({}, {"train__max_steps": 5}, "train.max_steps was None and is 5"),
         (
             {"optim__schedule": "cosine"},
@@ -244,6 +241,14 @@ def test_free_keys_may_change_and_epochs_may_grow() -> None:
 def test_another_configuration_is_refused(before: dict[str, Any], now: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         checkpoint.check_resumable(saved(**before), saved(**now))
+
+
+def test_a_key_that_an_older_checkpoint_does_not_have_was_at_its_default() -> None:
+    old = saved()
+    del old["config"]["model"]["init_range"]
+    checkpoint.check_resumable(old, saved())
+    with pytest.raises(UserError, match=r"model\.init_range was 0\.1 and is 0\.2"):
+        checkpoint.check_resumable(old, saved(model__init_range=0.2))
 
 
 def test_other_data_is_refused() -> None:

@@ -233,8 +233,8 @@ def test_free_keys_may_change_and_epochs_may_grow() -> None:
         ({}, {"train__max_steps": 5}, "train.max_steps was None and is 5"),
         (
             {"optim__schedule": "cosine"},
-            {"optim__schedule": "cosine", "train__epochs": 3},
-            "train.epochs was 2 and is 3",
+            {"optim__schedule": "cosine", "train__epochs": 50},
+            "train.epochs was 40 and is 50",
         ),
     ],
 )

@@ -1,4 +1,7 @@
-"""scripts/train.py with a fault put into one rank: FAULT=kind, FAULT_RANK=r, FAULT_STEP=k; FAULT_ONCE spares restarts."""
+"""scripts/train.py with a fault put into one rank.
+
+FAULT=kind (exception, kill, pause, nan, disk), FAULT_RANK=r, FAULT_STEP=k; FAULT_ONCE spares restarts.
+"""
 
 import os
 import signal
@@ -24,6 +27,9 @@ def faulty_call(self: TrainStep, window: Any, step: int, segment: int) -> None:
         raise ValueError("a fault of this rank alone")
     if step == STEP and KIND == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if step == STEP and KIND == "pause":
+        for _ in range(int(os.environ.get("FAULT_PAUSES", "1"))):
+            signal.pause()  # until the test's signal, so that nothing depends on how fast this machine is
     if step == STEP and KIND == "nan":
         self.state = [(h.fill_(torch.nan), c) for h, c in self.state]
     call(self, window, step, segment)

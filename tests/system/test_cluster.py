@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.system.launcher import ROOT, environment, free_port
-from tests.system.test_command_line import error_lines, wait_for_step
+from tests.system.launcher import ROOT, environment, error_lines, free_port, wait_for_step
 
 CLUSTER = ROOT / "scripts" / "cluster"
 LONG = (

@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,14 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_training import assert_same_run, metrics
+from lstmlm import load_config
+from tests.system.launcher import FAULTY, ROOT, error_lines, pause_at, start, wait_for_step
+from tests.test_training import assert_same_run, fresh_train, metrics
 
-ROOT = Path(__file__).parent.parent.parent
 Cli = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def error_lines(stderr: str) -> list[str]:
-    return [line for line in stderr.splitlines() if line.startswith("error:")]
 
 
 @pytest.fixture
@@ -102,60 +101,87 @@ def test_no_bar_in_a_log_file(trained: Path, cli: Cli, small: Callable[..., list
     assert sum(line.startswith("epoch ") and "tokens/s" in line for line in result.stderr.splitlines()) == 3
 
 
-def start(arguments: list[str], **environment: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, str(ROOT / "scripts/train.py"), *arguments]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
-
-
-def wait_for_step(run: Path, step: int, process: "subprocess.Popen[str]") -> None:
-    """Until the metrics of that step are there."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        path = run / "metrics.jsonl"
-        if path.exists() and any(json.loads(line)["step"] >= step for line in path.read_text().splitlines()[:-1]):
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"never reached step {step}: {process.communicate()[1]}")
+LONG = ("--train.epochs=10", "--train.save_every=100000", "--train.eval_every=100000")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_saves_and_leaves_and_the_run_goes_on(
     number: signal.Signals, small: Callable[..., list[str]], tmp_path: Path, cli: Cli
 ) -> None:
-    """Long enough (40 epochs, 600 steps, some 3 s) that the signal comes in the middle."""
-    arguments = small(
-        "--train.epochs=40", "--train.save_every=100000", "--train.eval_every=100000", "--train.resume=true", run="cut"
-    )
-    process = start(arguments)
-    wait_for_step(tmp_path / "cut", 20, process)
+    arguments = small(*LONG, "--train.resume=true", run="cut")
+    process = start(1, arguments, FAULTY, **pause_at(30))
+    wait_for_step(tmp_path / "cut", 30, process)
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + number, stderr
-    assert f"stopped by signal {int(number)}" in stderr
+    assert f"stopped by signal {int(number)} after step 31" in stderr
     assert "Traceback" not in stderr
     assert (tmp_path / "cut/model/model.safetensors").exists(), "the current weights, as no model was exported yet"
     assert cli("train", *arguments).returncode == 0
-    whole = small("--train.epochs=40", "--train.save_every=100000", "--train.eval_every=100000", run="whole")
-    assert cli("train", *whole).returncode == 0
+    fresh_train(load_config(small(*LONG, run="whole")))
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
+def test_a_later_second_signal_ends_at_once(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    """A duplicate within a second is the same notice; a later one is not. The step itself never ends."""
+    process = start(1, small(*LONG), FAULTY, **pause_at(30), FAULT_PAUSES="9")
+    wait_for_step(tmp_path / "run", 30, process)
+    for pause in (0.2, 1.5, 0):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(pause)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGTERM
+    assert not (tmp_path / "run/checkpoints").exists(), "nothing was due, and nothing is half written"
+
+
 def test_sigkill_at_three_moments_loses_nothing(small: Callable[..., list[str]], tmp_path: Path, cli: Cli) -> None:
-    arguments = small("--train.epochs=30", "--train.save_every=3", "--train.resume=true", run="cut")
-    for step in (40, 170, 300):
-        process = start(arguments)
+    overrides = ("--train.epochs=10", "--train.save_every=3")
+    arguments = small(*overrides, "--train.resume=true", run="cut")
+    for step in sorted(random.Random(7).sample(range(5, 140), 3)):
+        process = start(1, arguments, FAULTY, **pause_at(step))
         wait_for_step(tmp_path / "cut", step, process)
         process.kill()
         process.communicate()
     assert cli("train", *arguments).returncode == 0
-    assert cli("train", *small("--train.epochs=30", "--train.save_every=3", run="whole")).returncode == 0
+    fresh_train(load_config(small(*overrides, run="whole")))
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
+def test_under_tini_as_in_the_image(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    tini = shutil.which("tini")
+    if tini is None:
+        pytest.skip("needs tini")
+    command = [tini, "-s", "--", sys.executable, FAULTY, *small(*LONG)]
+    environment = {**os.environ, **pause_at(30)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    wait_for_step(tmp_path / "run", 30, process)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped by signal 15" in stderr
+
+
+def test_a_run_directory_that_cannot_be_written(cli: Cli, small: Callable[..., list[str]], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = cli("train", *small(run="file/run"))
+    assert result.returncode == 1
+    (line,) = error_lines(result.stderr)
+    assert f"cannot write {tmp_path / 'file'}" in line
+    assert "MiB free" in line
+
+
+def test_another_hosts_error_is_told_there(cli: Cli) -> None:
+    """The first rank of a second host is not the main rank, and nobody else can say what is wrong there."""
+    ranks = {"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    result = cli("train", "--train.epoch=3", env=ranks)
+    assert result.returncode == 2
+    assert "--train.epoch" in error_lines(result.stderr)[0]
+
+
 def test_two_processes_on_one_run_directory(small: Callable[..., list[str]], tmp_path: Path, cli: Cli) -> None:
-    process = start(small("--train.epochs=400", run="one"))
-    wait_for_step(tmp_path / "one", 1, process)
-    second = cli("train", *small("--train.epochs=400", "--train.resume=true", run="one"))
+    process = start(1, small(run="one"), FAULTY, **pause_at(9))
+    wait_for_step(tmp_path / "one", 9, process)
+    second = cli("train", *small("--train.resume=true", run="one"))
     process.kill()
     process.communicate()
     assert second.returncode == 1

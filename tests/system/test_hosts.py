@@ -14,7 +14,8 @@ from tests.system.launcher import TRAIN
 from tests.system.test_ranks import PER_STEP, assert_same_up_to_rounding
 from tests.test_training import fresh_train
 
-ADDRESSES = {"lstmlm-a": "10.203.7.1", "lstmlm-b": "10.203.7.2"}
+FIRST, SECOND = f"lstmlm-a-{os.getpid()}", f"lstmlm-b-{os.getpid()}"
+ADDRESSES = {FIRST: "10.203.7.1", SECOND: "10.203.7.2"}
 
 
 def ip(*arguments: str) -> None:
@@ -26,12 +27,13 @@ def hosts() -> Iterator[list[str]]:
     if not shutil.which("ip") or os.geteuid() != 0:
         pytest.skip("needs root and iproute2 to make network namespaces")
     try:
-        ip("netns", "add", "lstmlm-a")
+        ip("netns", "add", FIRST)
     except subprocess.CalledProcessError as error:
-        pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
+        assert b"not permitted" in error.stderr, error.stderr
+        pytest.skip("network namespaces are not permitted here")
     try:
-        ip("netns", "add", "lstmlm-b")
-        ip("link", "add", "eth0", "netns", "lstmlm-a", "type", "veth", "peer", "name", "eth0", "netns", "lstmlm-b")
+        ip("netns", "add", SECOND)
+        ip("link", "add", "eth0", "netns", FIRST, "type", "veth", "peer", "name", "eth0", "netns", SECOND)
         for name, address in ADDRESSES.items():
             ip("-n", name, "address", "add", f"{address}/24", "dev", "eth0")
             ip("-n", name, "link", "set", "eth0", "up")
@@ -42,10 +44,22 @@ def hosts() -> Iterator[list[str]]:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
 
-def start_on(host: str, machine_rank: int, arguments: list[str]) -> "subprocess.Popen[str]":
+def start_on(host: str, machine_rank: int, arguments: list[str], *flags: str) -> "subprocess.Popen[str]":
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2"]
-    ranks = ["--num_processes", "4", "--machine_rank", str(machine_rank), "--main_process_ip", ADDRESSES["lstmlm-a"]]
-    command = ["ip", "netns", "exec", host, *launcher, *ranks, "--main_process_port", "29500", TRAIN, *arguments]
+    ranks = ["--num_processes", "4", "--machine_rank", str(machine_rank), "--main_process_ip", ADDRESSES[FIRST]]
+    command = [
+        "ip",
+        "netns",
+        "exec",
+        host,
+        *launcher,
+        *ranks,
+        "--main_process_port",
+        "29500",
+        *flags,
+        TRAIN,
+        *arguments,
+    ]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "eth0"}
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -64,7 +78,7 @@ def test_the_second_host_never_comes(hosts: list[str], small: Callable[..., list
     processes = []
     for rank in (0, 1):
         ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
-        where = {"MASTER_ADDR": ADDRESSES["lstmlm-a"], "MASTER_PORT": "29500", "GLOO_SOCKET_IFNAME": "eth0"}
+        where = {"MASTER_ADDR": ADDRESSES[FIRST], "MASTER_PORT": "29500", "GLOO_SOCKET_IFNAME": "eth0"}
         command = ["ip", "netns", "exec", hosts[0], sys.executable, TRAIN, *small("--train.timeout_minutes=0.05")]
         environment = {**os.environ, **ranks, **where, "ACCELERATE_USE_CPU": "true"}
         processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
@@ -72,4 +86,14 @@ def test_the_second_host_never_comes(hosts: list[str], small: Callable[..., list
     assert all(process.returncode == 1 for process in processes)
     (line,) = [line for line in lines if line.startswith("error:")]
     assert "the ranks did not find each other within 0.05 minutes" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_launcher_gives_up_on_the_second_host(
+    hosts: list[str], small: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    process = start_on(hosts[0], 0, small(), "--rdzv_conf", "timeout=5")
+    _, stderr = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert "1/2 clients joined" in stderr
     assert not (tmp_path / "run").exists()

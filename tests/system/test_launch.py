@@ -11,19 +11,14 @@ import pytest
 import yaml
 
 from lstmlm import checkpoint
-from tests.system.launcher import ROOT, TRAIN, free_port, launch
+from tests.system.launcher import FAULTY, ROOT, TRAIN, error_lines, free_port, launch
 from tests.test_training import metrics
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
-FAULTY = str(ROOT / "tests/system/faulty_train.py")
 
 
 def run(command: list[str], **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=120)
-
-
-def error_lines(result: "subprocess.CompletedProcess[str]") -> list[str]:
-    return [line for line in result.stderr.splitlines() if line.startswith("error:")]
 
 
 def ranks_of(folder: Path) -> int:
@@ -73,7 +68,7 @@ def test_every_launch_config_is_what_its_header_says() -> None:
 
 def refused(result: "subprocess.CompletedProcess[str]", named: str, folder: Path) -> None:
     assert result.returncode != 0
-    (line,) = error_lines(result)
+    (line,) = error_lines(result.stderr)
     assert named in line
     assert not (folder / "run").exists()
 
@@ -176,7 +171,7 @@ def test_a_fault_of_one_rank_ends_all(
         [*LAUNCH, *flags, FAULTY, *small()], FAULT=kind, FAULT_RANK=rank, FAULT_STEP="7", CUDA_VISIBLE_DEVICES=""
     )
     assert result.returncode != 0
-    assert any(told in line for line in error_lines(result)), result.stderr
+    assert any(told in line for line in error_lines(result.stderr)), result.stderr
     found = checkpoint.checkpoints(tmp_path / "run/checkpoints")
     assert all(checkpoint.find_fault(path) is None for path in found)
     assert len(found) == (0 if kind == "disk" else 1)

@@ -1,0 +1,37 @@
+"""The benchmark command runs and says what it promises; its figures are not judged here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.system.launcher import ROOT
+
+SMALL = ["--model.embedding_size=12", "--model.hidden_size=12", "--data.bptt=5", "--data.batch_size=4", "--steps=2"]
+PROMISED = (
+    "plain_ms ours_ms floor_ms ratio_plain ratio_floor tokens_per_second peak_memory_mb device precision threads"
+).split()
+
+
+def benchmark(text_folder: Path, cache: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    data = [f"--data.dataset={text_folder}", f"--data.cache_dir={cache}"]
+    command = [sys.executable, str(ROOT / "scripts/benchmark.py"), *data, *SMALL, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=250)
+
+
+def test_one_json_object(text_folder: Path, tmp_path: Path) -> None:
+    result = benchmark(text_folder, tmp_path, "--json", "--threads=1", "--device=cpu")
+    assert result.returncode == 0, result.stderr
+    figures = json.loads(result.stdout)
+    assert figures.keys() >= set(PROMISED)
+    assert figures["ratio_plain"] == pytest.approx(figures["plain_ms"] / figures["ours_ms"])
+    assert (figures["device"], figures["precision"], figures["threads"]) == ("cpu", "fp32", 1)
+    assert sum(figures["shares"].values()) == pytest.approx(1)
+
+
+def test_ranks(text_folder: Path, tmp_path: Path) -> None:
+    result = benchmark(text_folder, tmp_path, "--json", "--ranks", "1", "2", "--device=cpu")
+    assert result.returncode == 0, result.stderr
+    assert [json.loads(line)["ranks"] for line in result.stdout.splitlines()] == [1, 2]

@@ -54,6 +54,7 @@ class Cursor:
         tokens: Targets predicted so far, over all ranks.
         best: Lowest validation perplexity so far.
         validated: Step of the last validation.
+        owes_validation: Whether a stop cut short the validation that was due at `step`.
     """
 
     epoch: int = 0
@@ -63,6 +64,7 @@ class Cursor:
     tokens: int = 0
     best: float | None = None
     validated: int = 0
+    owes_validation: bool = False
 
     def advance(self, window: Window) -> None:
         """One step further."""

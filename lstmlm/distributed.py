@@ -310,6 +310,10 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
+    def alone(self) -> bool:
+        """Whether this run of one rank was told to stop; with several, only `agreed` answers."""
+        return bool(self._signal) and not self._several
+
     def agreed(self, step: int, at_event: bool) -> int:
         """The signal that some rank got, or 0; every rank calls this with the same arguments and gets the same answer."""
         if not self._several:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def evaluate_stream(
     columns: int = 1,
     accelerator: Accelerator | None = None,
     bptt: int | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Perplexity of a model on a stream, in float32 whatever the training's precision.
 
@@ -60,6 +62,10 @@ def evaluate_stream(
         columns: Columns over all ranks; a rank without any adds zeros.
         accelerator: Where several ranks share the work; every rank calls this then.
         bptt: Rows scored at a time; None = about SEGMENT_TOKENS targets. The result does not depend on it.
+        interrupted: Asked before each segment.
+
+    Raises:
+        InterruptedError: `interrupted` said so.
     """
     columns = min(columns, len(stream) - 1)
     rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
@@ -68,6 +74,8 @@ def evaluate_stream(
     if table.local_columns:
         state = model.initial_state(table.local_columns)
         for window in table.windows(bptt or -(-SEGMENT_TOKENS // table.local_columns)):
+            if interrupted():
+                raise InterruptedError
             inputs, targets = table.segment(*window.segments[0])
             segment_nll, state = model.score(inputs, state, targets)
             nll += segment_nll.cpu().double().sum()

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -172,9 +173,14 @@ class Run:
         )
         self.progress.show(self.cursor.step, self._epoch, loss, _exp(loss), tokens_per_second)
 
-    def validate(self) -> None:
-        """Validation perplexity; the best model so far is exported."""
-        result = self._evaluate("validation", self.config.train.eval_columns)
+    def validate(self, interrupted: Callable[[], bool] = lambda: False) -> None:
+        """Validation perplexity; the best model so far is exported. Interrupted, it is owed, and done first on resuming."""
+        try:
+            result = self._evaluate("validation", self.config.train.eval_columns, interrupted)
+        except InterruptedError:
+            self.cursor.owes_validation = True
+            return
+        self.cursor.owes_validation = False
         self._log({"valid/loss": result.loss, "valid/ppl": result.ppl})
         self.cursor.validated = self.cursor.step
         best = self.cursor.best is None or result.ppl < self.cursor.best
@@ -338,8 +344,9 @@ class Run:
         with together(self.accelerator):
             self.tracking.log({"step": self.cursor.step, "epoch": self._epoch, "tokens": self.cursor.tokens, **metrics})
 
-    def _evaluate(self, split: str, columns: int) -> Evaluation:
-        return evaluate_stream(self.step.model, self.corpus.splits[split], columns, self.accelerator)
+    def _evaluate(self, split: str, columns: int, interrupted: Callable[[], bool] = lambda: False) -> Evaluation:
+        stream = self.corpus.splits[split]
+        return evaluate_stream(self.step.model, stream, columns, self.accelerator, interrupted=interrupted)
 
     def _samples(self) -> list[str]:
         vocabulary = self.corpus.vocabulary

@@ -46,6 +46,8 @@ def train(config: Config) -> Outcome:
     with Run(config, accelerator, corpus, step) as run:
         with StopRequest(accelerator, config.train.timeout_minutes) as stop:
             cursor = run.cursor
+            if cursor.owes_validation:
+                run.validate(stop.alone)
             while cursor.step < total_steps:
                 for window in table.windows(config.data.bptt, config.train.accumulate, start=cursor.row):
                     step(window, cursor.step, cursor.segment)
@@ -59,7 +61,8 @@ def train(config: Config) -> Outcome:
                     if due.log:
                         run.log()
                     if due.evaluate:
-                        run.validate()
+                        run.validate(stop.alone)
+                        told = told or stop.agreed(cursor.step, at_event=True)
                     if due.epoch:
                         cursor.next_epoch()
                         step.reset_state()

@@ -1,6 +1,6 @@
 """scripts/train.py with a fault put into one rank.
 
-FAULT=kind (exception, kill, pause, nan, disk), FAULT_RANK=r, FAULT_STEP=k; FAULT_ONCE spares restarts.
+FAULT=kind (exception, kill, pause, pause_validation, nan, disk), FAULT_RANK=r, FAULT_STEP=k; FAULT_ONCE spares restarts.
 """
 
 import os
@@ -14,12 +14,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts"))
 import torch
 from train import main
 
-from lstmlm import checkpoint
+from lstmlm import LSTMLanguageModel, checkpoint, evaluation
 from lstmlm.config import run_script
 from lstmlm.step import TrainStep
 
 KIND, RANK, STEP = os.environ["FAULT"], os.environ["FAULT_RANK"], int(os.environ["FAULT_STEP"])
-call, write_file = TrainStep.__call__, checkpoint.write_file
+call, write_file, score = TrainStep.__call__, checkpoint.write_file, LSTMLanguageModel.score
+scored = 0
 
 
 def faulty_call(self: TrainStep, window: Any, step: int, segment: int) -> None:
@@ -35,6 +36,15 @@ def faulty_call(self: TrainStep, window: Any, step: int, segment: int) -> None:
     call(self, window, step, segment)
 
 
+def pausing_score(self: LSTMLanguageModel, *args: Any) -> Any:
+    """Wait for a signal in the middle of the first evaluation."""
+    global scored
+    scored += 1
+    if scored == 2:
+        signal.pause()
+    return score(self, *args)
+
+
 def full_disk(path: Path, content: bytes) -> None:
     if path.name == "state.safetensors" and f"step_{STEP:08d}" in str(path):
         raise OSError(28, "No space left on device")
@@ -45,6 +55,9 @@ if __name__ == "__main__":
     spared = "FAULT_ONCE" in os.environ and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if os.environ.get("RANK", "0") == RANK and not spared:
         TrainStep.__call__ = faulty_call  # type: ignore[method-assign]
+        if KIND == "pause_validation":
+            LSTMLanguageModel.score = pausing_score  # type: ignore[method-assign]
+            evaluation.SEGMENT_TOKENS = 100  # several segments in the small text
         if KIND == "disk":
             checkpoint.write_file = full_disk
     sys.exit(run_script(main))

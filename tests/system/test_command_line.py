@@ -122,6 +122,25 @@ def test_a_signal_saves_and_leaves_and_the_run_goes_on(
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("epochs", [1, 2], ids=["the last", "not the last"])
+def test_a_signal_cuts_a_validation_short_and_it_is_made_up_for(
+    epochs: int, small: Callable[..., list[str]], tmp_path: Path, cli: Cli
+) -> None:
+    overrides = (f"--train.epochs={epochs}", "--train.eval_columns=1")
+    arguments = small(*overrides, "--train.resume=true", run="cut")
+    environment = {"FAULT": "pause_validation", "FAULT_STEP": "-1", "FAULT_RANK": "0"}
+    process = start(1, arguments, FAULTY, **environment)
+    wait_for_step(tmp_path / "cut", 15, process)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, stderr
+    assert "stopped by signal 15 after step 15" in stderr
+    assert "validation ppl" not in stderr
+    assert cli("train", *arguments).returncode == 0
+    fresh_train(load_config(small(*overrides, run="whole")))
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
 def test_a_later_second_signal_ends_at_once(small: Callable[..., list[str]], tmp_path: Path) -> None:
     """A duplicate within a second is the same notice; a later one is not. The step itself never ends."""
     process = start(1, small(*LONG), FAULTY, **pause_at(30), FAULT_PAUSES="9")

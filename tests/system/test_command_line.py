@@ -67,7 +67,7 @@ def test_train_evaluate_generate(trained: Path, cli: Cli, tmp_path: Path) -> Non
         ("evaluate", ["--model", "absent"], 1, "there is no model in absent"),
         ("evaluate", [], 2, "required: model"),
         ("evaluate", ["--model", "absent", "--split", "dev"], 2, "no split 'dev'"),
-        ("generate", ["--model", "absent"], 1, "vocab.json"),
+        ("generate", ["--model", "absent"], 1, "there is no model in absent"),
         ("generate", [], 1, "no model in"),
     ],
 )

@@ -48,6 +48,8 @@ def train(config: Config) -> Outcome:
             cursor = run.cursor
             if cursor.owes_validation:
                 run.validate(stop.alone)
+                if told := stop.agreed(cursor.step, at_event=True):
+                    return run.stopped(told)  # nothing has changed since the checkpoint, which still owes it
             while cursor.step < total_steps:
                 for window in table.windows(config.data.bptt, config.train.accumulate, start=cursor.row):
                     step(window, cursor.step, cursor.segment)

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState, PartialState
 
-from lstmlm import Config, LSTMLanguageModel, UserError, checkpoint, evaluate, load_config, train
+from lstmlm import Config, LSTMLanguageModel, UserError, checkpoint, evaluate, load_config, run, train
 from lstmlm.step import TrainStep
 
 TIMINGS = {"train/tokens_per_second"}
@@ -123,6 +124,27 @@ def skip_without_bf16() -> None:
             torch.nn.LSTM(8, 8)(torch.zeros(1, 1, 8))
     except RuntimeError:
         pytest.skip("this CPU has no bf16 LSTM")
+
+
+def test_a_stop_within_an_owed_validation_leaves_it_owed(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Told to stop in the first validation, and again in the one that the next start begins with."""
+    arguments = small("--train.resume=true", run="cut")
+    evaluate_stream = run.evaluate_stream
+
+    def told_in_evaluation(*args: Any, interrupted: Callable[[], bool], **kwargs: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return evaluate_stream(*args, interrupted=interrupted, **kwargs)
+
+    for _ in range(2):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        PartialState._reset_state()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run, "evaluate_stream", told_in_evaluation)
+            assert train(load_config(arguments)).signal == signal.SIGTERM
+        assert [path.name for path in (tmp_path / "cut/checkpoints").glob("step_*15")] == ["step_00000015"]
+    fresh_train(load_config(arguments))
+    fresh_train(load_config(small(run="whole")))
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
 def test_a_run_that_grew_is_the_longer_run(small: Callable[..., list[str]], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The head against plain PyTorch in float64."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -50,22 +51,23 @@ def test_equals_plain(bias: bool, chunk_bytes: int) -> None:
         torch.testing.assert_close(a, e)
 
 
-# Rounding of the products' inputs to 8 (bf16) or 24 (float32) bits; autocast's own head has 3e-3 here.
-@pytest.mark.parametrize(("precision", "grad_error", "loss_error"), [("fp32", 1e-6, 1e-6), ("bf16", 4e-3, 1e-3)])
-def test_relative_error_at_real_size(precision: str, grad_error: float, loss_error: float) -> None:
+@pytest.mark.parametrize(("precision", "loss_error"), [("fp32", 1e-6), ("bf16", 1e-3)])
+def test_no_further_from_float64_than_plain_pytorch_at_real_size(precision: str, loss_error: float) -> None:
+    """How far plain PyTorch is depends on the processor's products: float32 gradients 3e-7 to 1.4e-6, bf16 2e-3 to 4e-3."""
     hidden, weight, bias, targets = (t.detach() for t in example(300, 33_278, 100, dtype=torch.float32))
-    results = []
-    for dtype, function in ((torch.float64, plain), (torch.float32, linear_cross_entropy)):
+
+    def run(function: Callable[..., Tensor], dtype: torch.dtype, autocast: bool = False) -> list[Tensor]:
         inputs = [t.to(dtype).requires_grad_() for t in (hidden, weight, bias)]
-        autocast = precision == "bf16" and dtype == torch.float32
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             nll = function(*inputs, targets)
         assert nll.dtype == dtype
-        results.append((nll.detach().double(), [g.double() for g in torch.autograd.grad(nll, inputs)]))
-    (expected, expected_grads), (actual, grads) = results
-    assert abs(actual - expected) / expected < loss_error
-    for a, e in zip(grads, expected_grads, strict=True):
-        assert (a - e).norm() / e.norm() < grad_error
+        return [t.double() for t in (nll.detach(), *torch.autograd.grad(nll, inputs))]
+
+    exact = run(plain, torch.float64)
+    theirs, ours = (run(function, torch.float32, precision == "bf16") for function in (plain, linear_cross_entropy))
+    assert abs(ours[0] - exact[0]) / exact[0] < loss_error
+    for a, b, e in zip(ours[1:], theirs[1:], exact[1:], strict=True):
+        assert (a - e).norm() < 1.25 * (b - e).norm()
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

@@ -33,6 +33,7 @@ FREE_KEYS = {
     "train.save_every",
     "train.keep_checkpoints",
     "train.threads",
+    "train.cuda_graph",
     "train.compress_gradients",
     "train.timeout_minutes",
     "train.run_dir",

@@ -34,12 +34,14 @@ from torch.distributed import PrefixStore, Store
 from lstmlm.config import Config, UsageError, UserError
 from lstmlm.files import cannot_write
 
-PRECISIONS: dict[Literal["auto", "fp32", "bf16", "fp16"], str] = {
+PRECISIONS: dict[Literal["auto", "fp32", "tf32", "bf16", "fp16"], str] = {
     "fp32": "no",
+    "tf32": "no",
     "bf16": "bf16",
     "fp16": "fp16",
 }  # ours -> Accelerate's
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_FLOAT32_PRODUCTS: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn)  # where TF32 could come in
 STOP_CHECK_STEPS = 10  # steps between two agreements of several ranks on whether to stop
 
 
@@ -80,7 +82,7 @@ def start(config: Config) -> Accelerator:
     check_launch()
     keep_memory()
     torch.set_flush_denormal(True)
-    torch.backends.cudnn.allow_tf32 = False  # fp32 is IEEE, in an LSTM too
+    set_float32_products("tf32" if config.train.precision == "tf32" else "ieee")
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -123,6 +125,7 @@ def start(config: Config) -> Accelerator:
         )
     with together(accelerator):
         _check_device(config.train.precision, accelerator.device)
+        _check_cuda_graph(config, accelerator)
         if config.train.compress_gradients and (world_size == 1 or dist.get_backend() != "nccl"):
             raise UsageError("train.compress_gradients needs several ranks on GPUs (NCCL): leave it false here")
     check_alike(accelerator, "configuration", config.to_flat_dict())
@@ -191,6 +194,24 @@ def keep_memory() -> None:
     libc.mallopt(m_mmap_max, 0)
     libc.mallopt(m_trim_threshold, 2**31 - 1)
     libc.mallopt(m_top_pad, 2**28)
+
+
+def set_float32_products(precision: Literal["ieee", "tf32"]) -> None:
+    """Choose how an NVIDIA GPU multiplies float32 numbers, in a matrix product and in an LSTM."""
+    for products in _FLOAT32_PRODUCTS:
+        products.fp32_precision = precision
+
+
+@contextmanager
+def ieee_products() -> Iterator[None]:
+    """Compute products of float32 in float32 within a block, where the training may use TF32."""
+    before = [products.fp32_precision for products in _FLOAT32_PRODUCTS]
+    set_float32_products("ieee")
+    try:
+        yield
+    finally:
+        for products, precision in zip(_FLOAT32_PRODUCTS, before, strict=True):
+            products.fp32_precision = precision
 
 
 def package_versions() -> dict[str, str]:
@@ -330,7 +351,29 @@ def device_kind(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def _check_cuda_graph(config: Config, accelerator: Accelerator) -> None:
+    if not config.train.cuda_graph:
+        return
+    obstacle = (
+        f"this is a {accelerator.device.type}"
+        if accelerator.device.type != "cuda"
+        else f"there are {accelerator.num_processes} ranks"
+        if accelerator.num_processes > 1
+        else "fp16 waits for the device at every step"
+        if config.train.precision == "fp16"
+        else "train.accumulate is not 1"
+        if config.train.accumulate > 1
+        else None
+    )
+    if obstacle:
+        raise UsageError(
+            f"train.cuda_graph is for one GPU, train.accumulate 1 and not fp16, but {obstacle}: leave it false"
+        )
+
+
 def _check_device(precision: str, device: torch.device) -> None:
+    if precision == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
+        raise UsageError("train.precision tf32 needs an NVIDIA GPU of the Ampere generation or later; use fp32")
     if precision == "fp16" and device.type == "cpu":
         raise UsageError("train.precision fp16 needs a GPU: a CPU would silently compute in fp32; use fp32 or bf16")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):

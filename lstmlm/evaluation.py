@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from lstmlm.config import DataConfig, UsageError
 from lstmlm.corpus import SPLITS, load_split
-from lstmlm.distributed import default_threads, keep_memory, sum_over_ranks
+from lstmlm.distributed import default_threads, ieee_products, keep_memory, sum_over_ranks
 from lstmlm.model import LSTMLanguageModel, load_pretrained, pretrained_config
 from lstmlm.stream import Table
 
@@ -46,6 +46,7 @@ class Evaluation:
 
 
 @torch.inference_mode()
+@ieee_products()
 def evaluate_stream(
     model: LSTMLanguageModel,
     stream: torch.Tensor,
@@ -107,7 +108,6 @@ def evaluate(
     data = dataclasses.replace(data, dataset=dataset or data.dataset, cache_dir=cache_dir or data.cache_dir)
     torch.set_num_threads(default_threads())
     keep_memory()
-    torch.backends.cudnn.allow_tf32 = False
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     language_model, vocabulary = load_pretrained(model, device or "cpu")
     return evaluate_stream(language_model, load_split(data, split, vocabulary), columns)

@@ -208,8 +208,3 @@ def pretrained_config(folder: str | Path) -> dict[str, Any]:
     except ValueError:
         pass
     raise UserError(f"{path} is not a model configuration of this project")
-
-
-def detach(state: State) -> State:
-    """The same state, cut off from the graph that computed it."""
-    return [(h.detach(), c.detach()) for h, c in state]

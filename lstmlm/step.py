@@ -1,6 +1,7 @@
 """One optimizer update: masks, forward, backward, clip, Adam. Owns the hidden state and the buffer of losses."""
 
 import math
+import warnings
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -11,9 +12,10 @@ from torch import distributed as dist
 
 from lstmlm.config import Config, OptimConfig, UserError
 from lstmlm.distributed import sum_over_ranks
-from lstmlm.model import LSTMLanguageModel, State, detach
+from lstmlm.model import LSTMLanguageModel, State
 from lstmlm.stream import Table, Window
 
+WARM_UP = 3  # updates before one is recorded, so that libraries have chosen their kernels and work space
 MAX_SKIPPED = 30  # fp16 halves its scale at each skipped update: after this many in a row it is not the scale
 
 
@@ -26,10 +28,19 @@ class StepResult(NamedTuple):
     grad_norm: float | None  # before clipping; None where fp16 overflowed and the update was skipped
 
 
+class _Recording(NamedTuple):
+    """The update of a full segment as a CUDA graph: a replay reads `inputs`, does the update and writes `result`."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Tensor]  # tokens, targets, masks
+    result: Tensor  # (2,): nll and gradient norm
+
+
 class TrainStep:
     """The update of the parameters by one window of the table, and the state that is carried from window to window.
 
-    Nothing in a call waits for the device (fp16 excepted): losses gather in a buffer that `read` empties.
+    Nothing in a call waits for the device (fp16 excepted): losses gather in a buffer that `read` empties. Parameters,
+    optimizer and hidden state keep their places in memory, which a recorded CUDA graph relies on.
 
     Args:
         config: Of the run.
@@ -47,17 +58,21 @@ class TrainStep:
         self.table = table
         self.total_steps = total_steps
         model.to(accelerator.device)
-        optim = config.optim
+        optim, graph = config.optim, config.train.cuda_graph
         optimizer = torch.optim.Adam(
             model.parameters(),
-            optim.lr,
+            torch.tensor(optim.lr, device=accelerator.device) if graph else optim.lr,
             optim.betas,
             optim.eps,
             optim.weight_decay,
+            capturable=graph,
             fused=accelerator.device.type != "mps",
         )
         self.model: LSTMLanguageModel = model
         self._forward, self._optimizer = accelerator.prepare(model, optimizer)
+        for parameter in model.parameters():
+            moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+            self._optimizer.state[parameter] = {"step": torch.zeros((), device=accelerator.device), **moments}
         self._generator = torch.Generator(accelerator.device)
         self._losses = torch.zeros(
             config.train.log_every, 2, device=accelerator.device
@@ -66,6 +81,8 @@ class TrainStep:
         self._skipped = 0  # updates in a row that fp16 skipped
         self.state: State = model.initial_state(table.local_columns)
         self._settle_ddp()
+        self._full = config.data.bptt * table.columns  # targets of a window whose update is recorded
+        self._recording = self._record() if graph and table.targets_in(0, config.data.bptt) == self._full else None
 
     def __call__(self, window: Window, step: int, segment: int) -> None:
         """Do one update.
@@ -75,22 +92,23 @@ class TrainStep:
             step: Number of this step in the run, from 0.
             segment: Number of the window's first segment in the run, from 0.
         """
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.learning_rate(step)
-        self._optimizer.zero_grad()
-        # DDP averages over ranks; times W / N_step this is the gradient of the global nll per target.
-        scale = self.accelerator.num_processes / window.num_targets
+        self._set_learning_rate(self.learning_rate(step))
         row = self._losses[len(self._pending)].zero_()
-        for i, (first, end) in enumerate(window.segments):
-            last = i == len(window.segments) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self._forward):
-                inputs, targets = self.table.segment(first, end)
-                nll, state = self._forward(inputs, self.state, targets, self._masks(end - first, segment + i))
-                self.accelerator.backward(nll * scale)
-            self.state = detach(state)
-            row[0] += nll.detach()
-        row[1] = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip)
-        self._optimizer.step()
+        if self._recording is not None and window.num_targets == self._full:
+            first, end = window.segments[0]
+            tensors = [*self.table.segment(first, end), *(self._masks(end - first, segment) or [])]
+            for place, tensor in zip(self._recording.inputs, tensors, strict=True):
+                place.copy_(tensor)
+            self._recording.graph.replay()
+            row.copy_(self._recording.result)
+        else:
+            self._optimizer.zero_grad()
+            for i, (first, end) in enumerate(window.segments):
+                last = i == len(window.segments) - 1
+                with nullcontext() if last else self.accelerator.no_sync(self._forward):
+                    inputs, targets = self.table.segment(first, end)
+                    row[0] += self._backward(inputs, targets, self._masks(end - first, segment + i), window.num_targets)
+            row[1] = self._apply_gradient()
         self._pending.append((step, window.num_targets))
 
     def learning_rate(self, step: int) -> float:
@@ -121,7 +139,9 @@ class TrainStep:
 
     def reset_state(self) -> None:
         """Zero the hidden state, as at an epoch's start."""
-        self.state = self.model.initial_state(self.table.local_columns)
+        for h, c in self.state:
+            h.zero_()
+            c.zero_()
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that the next step depends on, global: tensors on the CPU by name, and plain values. Every rank calls it."""
@@ -139,27 +159,70 @@ class TrainStep:
 
     def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Take over what `state_dict` gave on any number of ranks."""
-        self.model.load_weights(_under("model.", tensors))
-        moments: dict[str, dict[str, Tensor]] = {name: {} for name, _ in self.model.named_parameters()}
-        for name, value in _under("optimizer.", tensors).items():
-            key, parameter = name.split(".", 1)
-            moments[parameter][key] = value
-        saved = self._optimizer.optimizer.state_dict() | {"state": dict(enumerate(moments.values()))}
-        self._optimizer.optimizer.load_state_dict(saved)
-        device = self.accelerator.device
-        self.state = [
-            (
-                tensors[f"state.h.{i}"][self._own_columns].to(device),
-                tensors[f"state.c.{i}"][self._own_columns].to(device),
-            )
-            for i in range(len(self.state))
-        ]
+        prefix = "model."
+        self.model.load_weights(
+            {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        )
+        for name, parameter in self.model.named_parameters():
+            for key, value in self._optimizer.state[parameter].items():
+                value.copy_(tensors[f"optimizer.{key}.{name}"])
+        for i, (h, c) in enumerate(self.state):
+            h.copy_(tensors[f"state.h.{i}"][self._own_columns])
+            c.copy_(tensors[f"state.c.{i}"][self._own_columns])
         if self.accelerator.scaler is not None and values["scaler"]:
             self.accelerator.scaler.load_state_dict(values["scaler"])
 
     @property
     def _own_columns(self) -> slice:
         return slice(self.table.first_column, self.table.end_column)
+
+    def _set_learning_rate(self, rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            if self.config.train.cuda_graph:
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def _backward(self, inputs: Tensor, targets: Tensor, masks: list[Tensor] | None, num_targets: int) -> Tensor:
+        """Add a segment's gradient, carry the state on, and return this rank's nll."""
+        nll, state = self._forward(inputs, self.state, targets, masks)
+        # DDP averages over ranks; times W / N_step this is the gradient of the global nll per target.
+        self.accelerator.backward(nll * (self.accelerator.num_processes / num_targets))
+        with torch.no_grad():
+            for own, new in zip(self.state, state, strict=True):
+                own[0].copy_(new[0])
+                own[1].copy_(new[1])
+        return nll.detach()
+
+    def _apply_gradient(self) -> Tensor:
+        """Clip, let Adam update, and return the gradient's norm before clipping."""
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optim.grad_clip)
+        self._optimizer.step()
+        return norm
+
+    def _record(self) -> _Recording:
+        """Record the update of a full segment; nothing that a run depends on is changed by it."""
+        inputs, targets = self.table.segment(0, self.config.data.bptt)
+        masks = self._masks(self.config.data.bptt, 0)
+
+        def update() -> Tensor:
+            self._optimizer.zero_grad()  # a recorded backward writes its gradients where it first put them
+            nll = self._backward(inputs, targets, masks, self._full)
+            return torch.stack([nll, self._apply_gradient()])
+
+        before = self.state_dict()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*capturable=True")  # steps outside a graph are meant here
+            for _ in range(WARM_UP):
+                update()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.load_state_dict(*before)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = update()
+        return _Recording(graph, [inputs, targets, *(masks or [])], result)
 
     def _masks(self, rows: int, segment: int) -> list[Tensor] | None:
         if self.config.model.dropout == 0:
@@ -209,7 +272,3 @@ def _mix32(x: int) -> int:
     x = (x ^ x >> 16) * 0x85EBCA6B % 2**32
     x = (x ^ x >> 13) * 0xC2B2AE35 % 2**32
     return x ^ x >> 16
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

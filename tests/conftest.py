@@ -12,6 +12,7 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 
 from lstmlm import Config, load_config
+from tests.recorded import recorded_graphs  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).parent.parent
 WIKITEXT = "LSTMLM_WIKITEXT"  # folder of WikiText-2 in Hub layout

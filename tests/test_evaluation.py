@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from lstmlm import LSTMLanguageModel, UserError, Vocabulary, score_text
 from lstmlm.config import ModelConfig
+from lstmlm.distributed import set_float32_products
 from lstmlm.evaluation import evaluate_stream
 
 
@@ -44,6 +45,27 @@ def test_perplexity_does_not_depend_on_the_segment_length(model: LSTMLanguageMod
     stream = torch.randint(31, (500,), dtype=torch.int32)
     results = [evaluate_stream(model, stream, 4, bptt=bptt).nll for bptt in (1, 7, 50, 1000)]
     assert results == pytest.approx([results[0]] * 4, rel=1e-6)
+
+
+def test_products_are_float32_where_training_uses_tf32(
+    model: LSTMLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    products = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn)
+    seen = []
+    score = model.score
+
+    def watched(*args: torch.Tensor) -> object:
+        seen.append([place.fp32_precision for place in products])
+        return score(*args)
+
+    monkeypatch.setattr(model, "score", watched)
+    set_float32_products("tf32")
+    try:
+        evaluate_stream(model, torch.arange(20, dtype=torch.int32))
+        assert seen == [["ieee", "ieee"]]
+        assert [place.fp32_precision for place in products] == ["tf32", "tf32"]
+    finally:
+        set_float32_products("ieee")
 
 
 def test_more_columns_than_targets(model: LSTMLanguageModel) -> None:

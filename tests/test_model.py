@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from lstmlm import LSTMLanguageModel, UserError
 from lstmlm.config import ModelConfig
-from lstmlm.model import detach
 
 SMALL = ModelConfig(embedding_size=12, hidden_size=12)
 
@@ -78,17 +77,11 @@ def test_two_segments_with_carried_state_are_one_long_segment(model: LSTMLanguag
     tokens, targets = batch(12, 3)
     whole, state = model(tokens, model.initial_state(3), targets)
     first, middle = model(tokens[:5], model.initial_state(3), targets[:5])
-    second, end = model(tokens[5:], detach(middle), targets[5:])
+    second, end = model(tokens[5:], middle, targets[5:])
     torch.testing.assert_close(first + second, whole)
     torch.testing.assert_close(end, state)
     reset, _ = model(tokens[5:], model.initial_state(3), targets[5:])
     assert abs(first + reset - whole) > 1e-3, "the state matters"
-
-
-def test_detached_state_carries_no_graph(model: LSTMLanguageModel) -> None:
-    _, state = model(*[batch(4, 2)[0], model.initial_state(2)])
-    assert state[0][0].requires_grad
-    assert not any(t.requires_grad for pair in detach(state) for t in pair)
 
 
 def test_score_is_the_nll_of_each_target(model: LSTMLanguageModel) -> None:
@@ -98,7 +91,7 @@ def test_score_is_the_nll_of_each_target(model: LSTMLanguageModel) -> None:
     expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
     nll, scored_state = model.score(tokens, model.initial_state(3), targets)
     torch.testing.assert_close(nll, expected.detach())
-    torch.testing.assert_close(scored_state, detach(state))
+    torch.testing.assert_close(scored_state, state)
 
 
 def test_tie_is_one_tensor_after_init_load_and_export(model: LSTMLanguageModel, tmp_path: Path) -> None:

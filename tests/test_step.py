@@ -194,3 +194,47 @@ def test_state_dict_is_all_that_the_next_steps_depend_on(small_config: Callable[
         other(windows[number], number, number)
     assert [r.nll for r in step.read()][4:] == [r.nll for r in other.read()]
     torch.testing.assert_close(step.state_dict()[0], other.state_dict()[0], rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("recorded_graphs")
+@pytest.mark.parametrize("dropout", [0.5, 0.0])
+def test_a_recorded_update_is_the_eager_one(dropout: float, small_config: Callable[..., Config]) -> None:
+    """Over the epoch's short last segment, an epoch's reset and a resume; the rate changes with every step."""
+    overrides = (
+        f"--model.dropout={dropout}",
+        "--optim.schedule=cosine",
+        "--optim.warmup_steps=5",
+        "--train.log_every=99",
+    )
+    losses, ends = [], []
+    for graph in ("true", "false"):
+        config = small_config(*overrides, f"--train.cuda_graph={graph}")
+        step = build(config)
+        windows = list(step.table.windows(config.data.bptt))
+        assert windows[-1].num_targets < windows[0].num_targets
+        for number, window in enumerate(windows):
+            step(window, number, number)
+        step.reset_state()
+        for number, window in enumerate(windows[:6], start=len(windows)):
+            step(window, number, number)
+        resumed = build(config)
+        resumed.load_state_dict(*step.state_dict())
+        for number, window in enumerate(windows[6:9], start=len(windows) + 6):
+            resumed(window, number, number)
+        results = step.read() + resumed.read()
+        losses.append([value for result in results for value in (result.nll, result.grad_norm)])
+        ends.append(resumed.state_dict()[0])
+        if graph == "true":
+            assert step._recording is not None and resumed._recording is not None
+            assert step._recording.graph.replays == len(windows) - 1 + 6  # type: ignore[attr-defined]
+            assert resumed._recording.graph.replays == 3  # type: ignore[attr-defined]
+    # The recorded rate is a float32, the eager one a Python float.
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for name, tensor in ends[0].items():
+        assert (tensor - ends[1][name]).norm() <= 1e-5 * ends[1][name].norm(), name
+
+
+def test_the_carried_state_is_cut_off_from_its_graph(small_config: Callable[..., Config]) -> None:
+    step = build(small_config("--train.log_every=2"))
+    run_steps(step, 2)
+    assert all(tensor.any() and tensor.grad_fn is None for pair in step.state for tensor in pair)

@@ -40,13 +40,14 @@ def test_flat_cudnn_weights_are_exported_whole(tmp_path: Path) -> None:
 
 
 # 100 steps apart, the curves have drifted by the precisions' rounding: some 1e-3 of the loss.
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
 def test_low_precision_follows_float32(precision: str, small_config: Callable[..., Config]) -> None:
-    overrides = ("--data.bptt=2", "--train.log_every=1000")
+    overrides = ("--data.bptt=2", "--data.batch_size=10", "--train.log_every=1000")
     losses = {
-        name: run_steps(build(small_config(*overrides, f"--train.precision={name}")), 60)
+        name: run_steps(build(small_config(*overrides, f"--train.precision={name}")), 100)
         for name in ("fp32", precision)
     }
+    assert len(losses["fp32"]) == 100
     assert losses[precision] == pytest.approx(losses["fp32"], rel=5e-3)
 
 
@@ -64,18 +65,39 @@ def test_fp16_skips_a_step_that_overflows(small_config: Callable[..., Config]) -
 
 @pytest.mark.usefixtures("nondeterministic_again")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_cuda_graph_is_the_eager_step(precision: str, small_config: Callable[..., Config]) -> None:
+    """Over the epoch's short last segment too; the rate changes with every step."""
+    overrides = ("--train.deterministic=true", "--train.log_every=100", "--optim.schedule=cosine")
+    losses, ends = [], []
+    for graph in ("true", "false"):
+        step = build(small_config(*overrides, f"--train.precision={precision}", f"--train.cuda_graph={graph}"))
+        assert (step._recording is not None) == (graph == "true")
+        losses.append(run_steps(step, 100))
+        ends.append(step.state_dict()[0])
+    # The recorded rate is a float32, the eager one a Python float.
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5 if precision == "fp32" else 1e-3)
+    for name, tensor in ends[0].items():
+        bound = 1e-4 if precision == "fp32" else 1e-2
+        assert (tensor - ends[1][name]).norm() <= bound * ends[1][name].norm(), name
+
+
+@pytest.mark.usefixtures("nondeterministic_again")
+@pytest.mark.parametrize("graph", ["true", "false"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_interrupted_and_resumed_is_uninterrupted(
-    precision: str, small: Callable[..., list[str]], tmp_path: Path
+    precision: str, graph: str, small: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    overrides = ["--train.deterministic=true", f"--train.precision={precision}"]
+    overrides = ["--train.deterministic=true", f"--train.precision={precision}", f"--train.cuda_graph={graph}"]
     fresh_train(load_config(small(*overrides, run="whole")))
     interrupted(small, "cut", overrides, [(10, None)])
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("graph", ["true", "false"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_step_never_waits_for_the_host(precision: str, small_config: Callable[..., Config]) -> None:
-    step = build(small_config(f"--train.precision={precision}", "--train.log_every=100"))
+def test_a_step_never_waits_for_the_device(precision: str, graph: str, small_config: Callable[..., Config]) -> None:
+    overrides = (f"--train.precision={precision}", f"--train.cuda_graph={graph}", "--train.log_every=100")
+    step = build(small_config(*overrides))
     windows = list(step.table.windows(10))
     step(windows[0], 0, 0)
     torch.cuda.set_sync_debug_mode("error")

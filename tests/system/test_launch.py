@@ -88,6 +88,8 @@ def test_multi_cpu_starts_one_process_and_is_refused(small: Callable[..., list[s
         ({"WORLD_SIZE": "2"}, [], "WORLD_SIZE is 2 in the environment"),
         ({"MASTER_ADDR": "127.0.0.1"}, [], "several processes were asked for"),
         ({}, ["--train.precision=fp16"], "fp16 needs a GPU"),
+        ({}, ["--train.precision=tf32"], "tf32 needs an NVIDIA GPU"),
+        ({}, ["--train.cuda_graph=true"], "train.cuda_graph is for one GPU"),
         ({}, ["--train.compress_gradients=true"], "needs several ranks on GPUs"),
         ({"ACCELERATE_MIXED_PRECISION": "fp8"}, [], "precision fp8 is not supported"),
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, ["--train.precision=fp32"], "make them agree"),

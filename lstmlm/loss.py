@@ -3,7 +3,8 @@
 The decoder and its softmax are nine tenths of the reference model's arithmetic, and its logits (T*B, V) the largest tensor by far.
 Here the gradients are formed chunk by chunk of rows while the chunk's logits are at hand (the idea of Cut Your Losses, Wijmans
 et al., 2024, and of Liger's kernel), so that nothing of size (T*B, V) outlives a chunk. The bias rides on the products as one more
-column of the weight, against a column of ones in the input; its gradient is one more column of the weight's gradient.
+column of the weight, against a column of ones in the input; its gradient is one more column of the weight's gradient. Rows of
+the weight are added up to a round number, of types that have no probability, so that each row of the logits begins aligned.
 """
 
 from typing import Any
@@ -14,7 +15,8 @@ from torch import Tensor
 from lstmlm.stream import IGNORE
 
 CHUNK_BYTES = 1 << 26  # logits of one chunk: at V = 33,278 about 1,000 rows in bf16, 500 in float32
-_ALIGN = 8  # columns of the operands are padded to a multiple of this, which matrix units ask for
+ALIGN_SIZE, ALIGN_VOCABULARY = 8, 64  # columns and rows of the decoder are filled up to a multiple of these
+_NEVER = -1e4  # logit of a row that was added: its probability is 0 in every precision
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
@@ -97,7 +99,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if with_grad:
             assert weight_grad is not None
             ctx.save_for_backward(torch.cat(hidden_grads), weight_grad)
-            ctx.size, ctx.has_bias, ctx.dtypes = hidden.shape[1], bias is not None, (hidden.dtype, weight.dtype)
+            ctx.shape, ctx.has_bias, ctx.dtypes = weight.shape, bias is not None, (hidden.dtype, weight.dtype)
         return nll
 
     @staticmethod
@@ -105,11 +107,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         (scale,) = grad_outputs
         hidden_grad, weight_grad = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
-        size = ctx.size
+        vocab_size, size = ctx.shape
         return (
             hidden_grad[:, :size].to(hidden_dtype) * scale,
-            weight_grad[:, :size].to(weight_dtype) * scale,
-            weight_grad[:, size].to(weight_dtype) * scale if ctx.has_bias else None,
+            weight_grad[:vocab_size, :size].to(weight_dtype) * scale,
+            weight_grad[:vocab_size, size].to(weight_dtype) * scale if ctx.has_bias else None,
             None,
             None,
             None,
@@ -117,10 +119,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _softmax(rows: Tensor, decoder: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities (n, V) in the rows' precision, and ln p(target) (n, 1) in float32 or wider."""
+    """Probabilities (n, U) in the rows' precision, and ln p(target) (n, 1) in float32 or wider."""
     wide = torch.promote_types(rows.dtype, torch.float32)
     on_cpu = rows.device.type == "cpu"
-    logits = rows @ decoder.T  # (n, V)
+    logits = rows @ decoder.T  # (n, U)
     kept = None if on_cpu else _target_and_largest(logits, column)
     probabilities = torch.softmax(logits, -1, out=logits)  # in place: the logits are gone
     picked = probabilities.gather(-1, column)
@@ -138,19 +140,21 @@ def _target_and_largest(logits: Tensor, column: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _operands(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The product's operands with the bias as a column: (N, P) and (V, P), P = H + 1 rounded up."""
-    size = hidden.shape[1]
-    padded = -(-(size + (bias is not None)) // _ALIGN) * _ALIGN
-    inputs = hidden.new_zeros(len(hidden), padded, dtype=dtype)
-    decoder = weight.new_zeros(len(weight), padded, dtype=dtype)
+    """The product's operands with the bias as a column: (N, P) and (U, P), P = H + 1 and U = V rounded up."""
+    vocab_size, size = weight.shape
+    columns = -(-(size + 1) // ALIGN_SIZE) * ALIGN_SIZE
+    inputs = hidden.new_zeros(len(hidden), columns, dtype=dtype)
+    decoder = weight.new_zeros(-(-vocab_size // ALIGN_VOCABULARY) * ALIGN_VOCABULARY, columns, dtype=dtype)
     inputs[:, :size] = hidden
-    decoder[:, :size] = weight
+    inputs[:, size] = 1
+    decoder[:vocab_size, :size] = weight
     if bias is not None:
-        inputs[:, size] = 1
-        decoder[:, size] = bias
+        decoder[:vocab_size, size] = bias
+    decoder[vocab_size:, size] = _NEVER
     return inputs, decoder
 
 
 def _chunks(rows: Tensor, decoder: Tensor) -> tuple[Tensor, ...]:
-    """`rows` in equal pieces, such that a piece's logits take at most CHUNK_BYTES."""
-    return rows.tensor_split(max(1, -(-len(rows) * len(decoder) * decoder.itemsize // CHUNK_BYTES)))
+    """`rows` in equal pieces, such that a piece's logits take at most CHUNK_BYTES, or are of one row."""
+    pieces = -(-len(rows) * len(decoder) * decoder.itemsize // CHUNK_BYTES)
+    return rows.tensor_split(min(max(1, pieces), max(1, len(rows))))

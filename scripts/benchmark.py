@@ -38,6 +38,7 @@ from lstmlm.config import UsageError, run_script
 from lstmlm.corpus import Corpus, load_corpus
 from lstmlm.evaluation import evaluate_stream
 from lstmlm.generation import sample
+from lstmlm.loss import ALIGN_SIZE, ALIGN_VOCABULARY
 from lstmlm.step import TrainStep
 from lstmlm.stream import Table
 
@@ -109,7 +110,8 @@ def floor_step(config: Config, corpus: Corpus, device: torch.device) -> Step:
     distributed.set_float32_products("tf32" if config.train.precision == "tf32" else "ieee")
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision, torch.float32)
     m, rows, columns = config.model, config.data.bptt, config.data.batch_size
-    n, v, p = rows * columns, len(corpus.vocabulary), -(-(m.hidden_size + 1) // 8) * 8
+    n, v, p = rows * columns, len(corpus.vocabulary), m.hidden_size + 1
+    v, p = -(-v // ALIGN_VOCABULARY) * ALIGN_VOCABULARY, -(-p // ALIGN_SIZE) * ALIGN_SIZE
     decoder, hidden = torch.randn(v, p, dtype=dtype, device=device), torch.randn(n, p, dtype=dtype, device=device)
     logits = torch.empty(n, v, dtype=dtype, device=device)
     hidden_grad, weight_grad = torch.empty_like(hidden), torch.empty_like(decoder)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lstmlm import loss
 from lstmlm.loss import linear_cross_entropy, token_nll
@@ -68,6 +69,23 @@ def test_no_further_from_float64_than_plain_pytorch_at_real_size(precision: str,
     assert abs(ours[0] - exact[0]) / exact[0] < loss_error
     for a, b, e in zip(ours[1:], theirs[1:], exact[1:], strict=True):
         assert (a - e).norm() < 1.25 * (b - e).norm()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_no_float32_tensor_is_as_large_as_the_logits(autocast: bool) -> None:
+    """At the reference model's size, over forward and backward."""
+    hidden, weight, bias, targets = example(600, 33_278, 100, dtype=torch.float32)
+    sizes = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            sizes.extend(t.numel() for t in tree_leaves(result) if isinstance(t, Tensor) and t.dtype == torch.float32)
+            return result
+
+    with Watch(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        linear_cross_entropy(hidden, weight, bias, targets).backward()
+    assert weight.numel() <= max(sizes) <= 600 * 33_278 * 0.51
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

@@ -7,6 +7,7 @@ column of the weight, against a column of ones in the input; its gradient is one
 the weight are added up to a round number, of types that have no probability, so that each row of the logits begins aligned.
 """
 
+import threading
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from lstmlm.stream import IGNORE
 
 CHUNK_BYTES = 1 << 26  # logits of one chunk: at V = 33,278 about 1,000 rows in bf16, 500 in float32
 ALIGN_SIZE, ALIGN_VOCABULARY = 8, 64  # columns and rows of the decoder are filled up to a multiple of these
+_kept = threading.local()  # .buffer: memory of the logits, the largest block by far; anew each step it would leave holes in the heap
 _NEVER = -1e4  # logit of a row that was added: its probability is 0 in every precision
 
 
@@ -122,7 +124,7 @@ def _softmax(rows: Tensor, decoder: Tensor, column: Tensor) -> tuple[Tensor, Ten
     """Probabilities (n, U) in the rows' precision, and ln p(target) (n, 1) in float32 or wider."""
     wide = torch.promote_types(rows.dtype, torch.float32)
     on_cpu = rows.device.type == "cpu"
-    logits = rows @ decoder.T  # (n, U)
+    logits = _logits(rows, decoder)
     kept = None if on_cpu else _target_and_largest(logits, column)
     probabilities = torch.softmax(logits, -1, out=logits)  # in place: the logits are gone
     picked = probabilities.gather(-1, column)
@@ -133,6 +135,18 @@ def _softmax(rows: Tensor, decoder: Tensor, column: Tensor) -> tuple[Tensor, Ten
     target, largest = kept or _target_and_largest(rows @ decoder.T, column)
     logsumexp = largest.to(wide) - probabilities.amax(-1, True).to(wide).log_()
     return probabilities, target.to(wide) - logsumexp
+
+
+def _logits(rows: Tensor, decoder: Tensor) -> Tensor:
+    """The product (n, U); on a CPU in memory that is kept, and used again by this thread's next call."""
+    if rows.device.type != "cpu":
+        return rows @ decoder.T
+    size = len(rows) * len(decoder)
+    buffer: Tensor | None = getattr(_kept, "buffer", None)
+    if buffer is None or buffer.dtype != rows.dtype or len(buffer) < size:
+        with torch.inference_mode(False):  # evaluation's buffer serves training too
+            buffer = _kept.buffer = torch.empty(size, dtype=rows.dtype)
+    return torch.mm(rows, decoder.T, out=buffer[:size].view(len(rows), len(decoder)))
 
 
 def _target_and_largest(logits: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:

@@ -155,6 +155,7 @@ def worker(name: str, config: Config, device: torch.device, pipe: Connection) ->
         torch.set_num_threads(config.train.threads or distributed.default_threads())
         torch.manual_seed(config.train.seed)
         corpus = load_corpus(config.data)
+        torch.optim.Adam([torch.zeros(1)])  # the first optimizer imports its compiler
         imported = _peak_memory(device)
         step = STEPS[name](config, corpus, device)
         pipe.send(None)

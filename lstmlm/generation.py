@@ -101,7 +101,7 @@ def sample(
     generator = torch.Generator(device)
     generator.seed() if seed is None else generator.manual_seed(seed)
     # The whole prompt once, in a column of its own; then every continuation goes on from the state it left.
-    outputs, state = model.hidden(torch.tensor(prompt, device=device)[:, None], model.initial_state(1))
+    outputs, state = model.hidden(model.embedding(torch.tensor(prompt, device=device)[:, None]), model.initial_state(1))
     outputs = outputs[-1:].expand(1, count, -1)  # (1, B, H)
     state = [(h.repeat(count, 1), c.repeat(count, 1)) for h, c in state]
     new = torch.full((max_len, count), vocabulary.eos, device=device)
@@ -116,7 +116,7 @@ def sample(
         ended |= new[i] == vocabulary.eos
         if ended.all():
             break
-        outputs, state = model.hidden(new[i : i + 1], state)
+        outputs, state = model.hidden(model.embedding(new[i : i + 1]), state)
     columns = new.T.tolist()
     return [ids[: ids.index(vocabulary.eos)] if vocabulary.eos in ids else ids for ids in columns]
 

@@ -17,8 +17,9 @@ from lstmlm.stream import IGNORE
 
 CHUNK_BYTES = 1 << 26  # logits of one chunk: at V = 33,278 about 1,000 rows in bf16, 500 in float32
 ALIGN_SIZE, ALIGN_VOCABULARY = 8, 64  # columns and rows of the decoder are filled up to a multiple of these
-_kept = threading.local()  # .buffer: memory of the logits, the largest block by far; anew each step it would leave holes in the heap
 _NEVER = -1e4  # logit of a row that was added: its probability is 0 in every precision
+# .buffer is the logits' memory on a CPU: the largest block by far, it would leave holes in the heap if taken anew each time.
+_kept = threading.local()
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:

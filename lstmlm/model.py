@@ -13,6 +13,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lstmlm.config import ModelConfig, UserError
 from lstmlm.files import replace_file
@@ -73,17 +74,15 @@ class LSTMLanguageModel(nn.Module):
         draws = [torch.rand(rows, columns, size, generator=generator, device=weight.device) for size in self.mask_sizes]
         return [(draw < keep).float().div_(keep) for draw in draws]  # a quarter of bernoulli_'s time on a CPU
 
-    def hidden(self, tokens: Tensor, state: State, masks: Sequence[Tensor] | None = None) -> tuple[Tensor, State]:
+    def hidden(self, embeddings: Tensor, state: State, masks: Sequence[Tensor] | None = None) -> tuple[Tensor, State]:
         """Outputs of the last layer, (T, B, H), and the state after the last row.
 
         Args:
-            tokens: int64 (T, B).
+            embeddings: Of the tokens, (T, B, E).
             state: (h, c) of each layer, (B, H).
             masks: As `draw_masks` gives them, for these columns; None = no dropout.
         """
-        outputs = self.embedding(tokens)  # (T, B, E)
-        if masks is not None:
-            outputs = outputs * masks[0]
+        outputs = embeddings if masks is None else embeddings * masks[0]
         new_state = []
         for i, (layer, (h, c)) in enumerate(zip(self._lstms(), state, strict=True)):
             outputs, (h, c) = layer(outputs, (h[None], c[None]))
@@ -106,16 +105,20 @@ class LSTMLanguageModel(nn.Module):
         Returns:
             The summed nll in nats (a scalar) with targets, else logits (T, B, V); and the state, not detached.
         """
-        outputs, state = self.hidden(tokens, state, masks)
+        if self.config.tie_weights:
+            embeddings, weight = _TiedEmbedding.apply(self.embedding.weight, tokens)
+        else:
+            embeddings, weight = self.embedding(tokens), self.decoder.weight
+        outputs, state = self.hidden(embeddings, state, masks)
         if targets is None:
-            return self.decoder(outputs), state
-        nll = linear_cross_entropy(outputs.flatten(0, 1), self.decoder.weight, self.decoder.bias, targets.flatten())
+            return F.linear(outputs, weight, self.decoder.bias), state
+        nll = linear_cross_entropy(outputs.flatten(0, 1), weight, self.decoder.bias, targets.flatten())
         return nll, state
 
     @torch.no_grad()
     def score(self, tokens: Tensor, state: State, targets: Tensor) -> tuple[Tensor, State]:
         """Nll of every target in nats, (T, B), 0 where the target is -100, and the new state."""
-        outputs, state = self.hidden(tokens, state)
+        outputs, state = self.hidden(self.embedding(tokens), state)
         nll = token_nll(outputs.flatten(0, 1), self.decoder.weight, self.decoder.bias, targets.flatten())
         return nll.view_as(targets), state
 
@@ -175,6 +178,22 @@ class LSTMLanguageModel(nn.Module):
 
     def _lstms(self) -> list[nn.LSTM]:
         return [layer for layer in self.layers if isinstance(layer, nn.LSTM)]
+
+
+class _TiedEmbedding(torch.autograd.Function):
+    """Embeddings of tokens, and the weight itself for the decoder, as one node: so the embeddings' gradient, of a few rows, is
+    added into the decoder's in place, instead of into zeros of the whole vocabulary first."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(tokens)
+        return F.embedding(tokens, weight), weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        embeddings_grad, weight_grad = grad_outputs
+        (tokens,) = ctx.saved_tensors
+        return weight_grad.index_add_(0, tokens.flatten(), embeddings_grad.flatten(0, -2)), None
 
 
 def load_pretrained(folder: str | Path, device: torch.device | str = "cpu") -> tuple[LSTMLanguageModel, Vocabulary]:

@@ -1,10 +1,13 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lstmlm import LSTMLanguageModel, UserError
 from lstmlm.config import ModelConfig
@@ -82,6 +85,52 @@ def test_two_segments_with_carried_state_are_one_long_segment(model: LSTMLanguag
     torch.testing.assert_close(end, state)
     reset, _ = model(tokens[5:], model.initial_state(3), targets[5:])
     assert abs(first + reset - whole) > 1e-3, "the state matters"
+
+
+@pytest.mark.parametrize("through", ["nll", "logits"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_gradients_are_those_of_plain_functions(tied: bool, through: str) -> None:
+    model = LSTMLanguageModel(ModelConfig(embedding_size=12, hidden_size=12, tie_weights=tied), 31)
+    tokens, targets = batch(7, 4)
+    outputs = F.embedding(tokens, model.embedding.weight)
+    for layer in model.layers:
+        outputs, _ = layer(outputs)
+    logits = F.linear(outputs, model.decoder.weight, model.decoder.bias)
+    plain = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    if through == "nll":
+        ours, _ = model(tokens, model.initial_state(4), targets)
+    else:
+        logits, _ = model(tokens, model.initial_state(4))
+        ours = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(ours, parameters), torch.autograd.grad(plain, parameters)
+    assert len(parameters) == 10 if tied else 11
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_backward_makes_one_tensor_as_large_as_the_tied_weight() -> None:
+    model = LSTMLanguageModel(ModelConfig(embedding_size=16, hidden_size=16), vocab_size=640)
+    tokens, targets = torch.randint(640, (5, 3)), torch.randint(640, (5, 3))
+    nll, _ = model(tokens, model.initial_state(3), targets)
+    storages = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            storages.update(
+                t.untyped_storage().data_ptr()
+                for t in tree_leaves(result)
+                if isinstance(t, torch.Tensor) and t.numel() >= 640 * 16
+            )
+            return result
+
+    formed = nll.grad_fn.saved_tensors[1]  # type: ignore[union-attr]
+    with Watch():
+        nll.backward()
+    assert model.embedding.weight.grad is not None
+    assert storages - {formed.untyped_storage().data_ptr()} == {
+        model.embedding.weight.grad.untyped_storage().data_ptr()
+    }
 
 
 def test_score_is_the_nll_of_each_target(model: LSTMLanguageModel) -> None:

@@ -104,7 +104,7 @@ def test_gradients_are_those_of_plain_functions(tied: bool, through: str) -> Non
         ours = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
     parameters = list(model.parameters())
     gradients = torch.autograd.grad(ours, parameters), torch.autograd.grad(plain, parameters)
-    assert len(parameters) == 10 if tied else 11
+    assert len(parameters) == (10 if tied else 11)
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 

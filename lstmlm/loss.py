@@ -17,7 +17,6 @@ from lstmlm.stream import IGNORE
 
 CHUNK_BYTES = 1 << 26  # logits of one chunk: at V = 33,278 about 1,000 rows in bf16, 500 in float32
 ALIGN_SIZE, ALIGN_VOCABULARY = 8, 64  # columns and rows of the decoder are filled up to a multiple of these
-_NEVER = -1e4  # logit of a row that was added: its probability is 0 in every precision
 # .buffer is the logits' memory on a CPU: the largest block by far, it would leave holes in the heap if taken anew each time.
 _kept = threading.local()
 
@@ -165,7 +164,9 @@ def _operands(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.
     decoder[:vocab_size, :size] = weight
     if bias is not None:
         decoder[:vocab_size, size] = bias
-    decoder[vocab_size:, size] = _NEVER
+    decoder[vocab_size:, size] = (
+        torch.finfo(dtype).min / 2
+    )  # never drawn; -inf would give NaN (times 0), min may round to it
     return inputs, decoder
 
 

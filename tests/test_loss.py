@@ -98,6 +98,22 @@ def test_a_probability_that_underflows_still_has_its_nll(precision: torch.dtype)
     assert nll.item() == pytest.approx(200 + 0 + 600, rel=4e-3)
 
 
+# float32 rounds logits of 30,000 to 2e-3.
+@pytest.mark.parametrize(("precision", "bound"), [(torch.float32, 2e-3), (torch.float64, 1e-10)])
+def test_logits_far_below_zero(precision: torch.dtype, bound: float) -> None:
+    """The types that fill the vocabulary up stay without probability."""
+    hidden, weight, bias, targets = example(7, 9, 4, dtype=precision)
+    assert bias is not None
+    far = (bias.detach() - 3e4).requires_grad_()
+    nll, expected = linear_cross_entropy(hidden, weight, far, targets), plain(hidden, weight, far, targets)
+    torch.testing.assert_close(nll, expected, rtol=bound, atol=bound)
+    inputs = [hidden, weight, far]
+    for a, e in zip(torch.autograd.grad(nll, inputs), torch.autograd.grad(expected, inputs), strict=True):
+        torch.testing.assert_close(a, e, rtol=bound, atol=bound)
+    per_token = token_nll(hidden, weight, far, targets)
+    torch.testing.assert_close(per_token.sum(), expected.detach(), rtol=bound, atol=bound)
+
+
 def test_no_gradient_is_formed_where_none_is_asked_for() -> None:
     hidden, weight, bias, targets = example(8, 9, 4)
     products = []

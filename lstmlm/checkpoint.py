@@ -26,7 +26,7 @@ from lstmlm.stream import Window
 
 TENSORS, VALUES, MANIFEST = "state.safetensors", "state.json", "manifest.json"
 
-# Configuration keys that a resumed run may change: they do not touch what is computed.
+# Configuration keys that a resumed run may change: they do not touch what is computed, other than its rounding.
 FREE_KEYS = {
     "train.log_every",
     "train.eval_every",

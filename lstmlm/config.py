@@ -135,11 +135,12 @@ class TrainConfig:
     seed: int = 1
     """Seed of the initial weights and of every dropout mask."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
-    """Precision of the products; weights stay float32. auto = what the launcher says, else fp32 (IEEE; tf32 is an NVIDIA GPU's)."""
+    """Precision of the products; weights stay float32. auto = what the launcher says, else fp32 (IEEE; tf32 is an NVIDIA GPU's).
+    On a GPU, bf16's LSTM computes in tf32: cuDNN's has no bf16 in PyTorch."""
     deterministic: bool = False
     """Only deterministic GPU kernels: resume exact to the bit on a GPU, somewhat slower. CPU runs always are."""
     cuda_graph: bool = False
-    """Replay each full segment's update as one recorded CUDA graph. For one GPU, accumulate 1, and not fp16."""
+    """Replay each full segment's update as one recorded CUDA graph. For one GPU without torchrun, accumulate 1, and not fp16."""
     compress_gradients: bool = False
     """Send gradients between GPUs in bf16: half the bytes, rounded sums. Needs several GPUs (NCCL)."""
     threads: int | None = None

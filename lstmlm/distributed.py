@@ -41,7 +41,7 @@ PRECISIONS: dict[Literal["auto", "fp32", "tf32", "bf16", "fp16"], str] = {
     "fp16": "fp16",
 }  # ours -> Accelerate's
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-_FLOAT32_PRODUCTS: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn)  # where TF32 could come in
+_RNN: Any = torch.backends.cudnn.rnn  # its attribute is unknown to mypy
 STOP_CHECK_STEPS = 10  # steps between two agreements of several ranks on whether to stop
 
 
@@ -82,7 +82,6 @@ def start(config: Config) -> Accelerator:
     check_launch()
     keep_memory()
     torch.set_flush_denormal(True)
-    set_float32_products("tf32" if config.train.precision == "tf32" else "ieee")
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -110,7 +109,9 @@ def start(config: Config) -> Accelerator:
             f"the ranks did not find each other within {config.train.timeout_minutes:g} minutes: "
             f"{' '.join(str(error).split())[:300]}"
         ) from None
-    torch.set_num_threads(config.train.threads or default_threads())  # after Accelerate, which sets it too
+    # After Accelerate, which sets both of these too.
+    torch.set_num_threads(config.train.threads or default_threads())
+    set_float32_products(config.train.precision)
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise UsageError(
             f"distributed type {accelerator.distributed_type.value} is not supported: the model is small and goes to every rank whole; "
@@ -196,22 +197,29 @@ def keep_memory() -> None:
     libc.mallopt(m_top_pad, 2**28)
 
 
-def set_float32_products(precision: Literal["ieee", "tf32"]) -> None:
-    """Choose how an NVIDIA GPU multiplies float32 numbers, in a matrix product and in an LSTM."""
-    for products in _FLOAT32_PRODUCTS:
-        products.fp32_precision = precision
+def set_float32_products(precision: str) -> None:
+    """Choose how an NVIDIA GPU multiplies float32 numbers: TF32 under `tf32` and, in the LSTM alone, `bf16`; else IEEE.
+
+    Args:
+        precision: `train.precision`. Under `bf16` the LSTM's products are the only ones left in float32.
+    """
+    tf32 = precision in ("tf32", "bf16")
+    # The older two switches set the newer ones as well; the other way round an older one can't be read any more.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    _RNN.fp32_precision = "tf32" if tf32 else "ieee"  # whatever torch.backends.fp32_precision says
 
 
 @contextmanager
 def ieee_products() -> Iterator[None]:
     """Compute products of float32 in float32 within a block, where the training may use TF32."""
-    before = [products.fp32_precision for products in _FLOAT32_PRODUCTS]
-    set_float32_products("ieee")
+    matmul, rnn = torch.backends.cuda.matmul.fp32_precision, _RNN.fp32_precision
+    set_float32_products("fp32")
     try:
         yield
     finally:
-        for products, precision in zip(_FLOAT32_PRODUCTS, before, strict=True):
-            products.fp32_precision = precision
+        torch.backends.cuda.matmul.allow_tf32 = matmul == "tf32"
+        torch.backends.cudnn.allow_tf32 = rnn == "tf32"
+        _RNN.fp32_precision = rnn
 
 
 def package_versions() -> dict[str, str]:
@@ -357,8 +365,8 @@ def _check_cuda_graph(config: Config, accelerator: Accelerator) -> None:
     obstacle = (
         f"this is a {accelerator.device.type}"
         if accelerator.device.type != "cuda"
-        else f"there are {accelerator.num_processes} ranks"
-        if accelerator.num_processes > 1
+        else f"there is a group of {accelerator.num_processes} rank(s)"
+        if accelerator.distributed_type is not DistributedType.NO  # DDP, even around one
         else "fp16 waits for the device at every step"
         if config.train.precision == "fp16"
         else "train.accumulate is not 1"
@@ -367,7 +375,7 @@ def _check_cuda_graph(config: Config, accelerator: Accelerator) -> None:
     )
     if obstacle:
         raise UsageError(
-            f"train.cuda_graph is for one GPU, train.accumulate 1 and not fp16, but {obstacle}: leave it false"
+            f"train.cuda_graph is for one GPU without torchrun, train.accumulate 1 and not fp16, but {obstacle}: leave it false"
         )
 
 

@@ -5,6 +5,7 @@ Shapes: T time, B columns, E embedding, H hidden, V vocabulary, L layers.
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,8 @@ class LSTMLanguageModel(nn.Module):
         outputs = embeddings if masks is None else embeddings * masks[0]
         new_state = []
         for i, (layer, (h, c)) in enumerate(zip(self._lstms(), state, strict=True)):
-            outputs, (h, c) = layer(outputs, (h[None], c[None]))
+            with _lstm_precision(embeddings.device.type):
+                outputs, (h, c) = layer(outputs, (h[None], c[None]))
             new_state.append((h[0].float(), c[0].float()))
             if masks is not None:
                 outputs = outputs * masks[i + 1]
@@ -194,6 +196,14 @@ class _TiedEmbedding(torch.autograd.Function):
         embeddings_grad, weight_grad = grad_outputs
         (tokens,) = ctx.saved_tensors
         return weight_grad.index_add_(0, tokens.flatten(), embeddings_grad.flatten(0, -2)), None
+
+
+def _lstm_precision(device: str) -> AbstractContextManager[object]:
+    # Autocast runs cuDNN's LSTM in float16 whatever was asked for (AutocastRNN.cpp), and under bf16 no scaling of the loss
+    # keeps gradients above float16's range: it stays float32 there, with TF32 products (distributed.set_float32_products).
+    if device == "cuda" and torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16:
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def load_pretrained(folder: str | Path, device: torch.device | str = "cpu") -> tuple[LSTMLanguageModel, Vocabulary]:

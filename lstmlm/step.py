@@ -66,7 +66,7 @@ class TrainStep:
             optim.eps,
             optim.weight_decay,
             capturable=graph,
-            fused=accelerator.device.type != "mps",
+            fused=True,
         )
         self.model: LSTMLanguageModel = model
         self._forward, self._optimizer = accelerator.prepare(model, optimizer)

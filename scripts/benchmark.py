@@ -5,7 +5,8 @@
 Takes the training configuration's arguments too (`--config FILE` first, `--data.*`, `--model.*`). Three processes take turns, repeat by
 repeat, so that each keeps its own memory and a change in the machine's speed meets all of them:
 
-  plain   what everybody writes: stacked nn.LSTM, all logits, log_softmax and nll, unfused Adam, .item() each step, float32
+  plain   what everybody writes: stacked nn.LSTM, all logits, log_softmax and nll, unfused Adam, .item() each step, float32 (an NVIDIA
+          GPU's LSTM may use TF32 there, as torch sets it out)
   ours    the `TrainStep` of scripts/train.py
   floor   the matrix products and LSTM kernels of a step alone, on warm buffers, in the precision of `ours`
 """
@@ -107,7 +108,7 @@ def our_step(config: Config, corpus: Corpus, device: torch.device) -> Step:
 def floor_step(config: Config, corpus: Corpus, device: torch.device) -> Step:
     """The products of the decoder and the LSTM kernels, forward and backward, and nothing else."""
     distributed.keep_memory()
-    distributed.set_float32_products("tf32" if config.train.precision == "tf32" else "ieee")
+    distributed.set_float32_products(config.train.precision)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision, torch.float32)
     m, rows, columns = config.model, config.data.bptt, config.data.batch_size
     n, v, p = rows * columns, len(corpus.vocabulary), m.hidden_size + 1
@@ -116,9 +117,12 @@ def floor_step(config: Config, corpus: Corpus, device: torch.device) -> Step:
     logits = torch.empty(n, v, dtype=dtype, device=device)
     hidden_grad, weight_grad = torch.empty_like(hidden), torch.empty_like(decoder)
     sizes = [m.embedding_size] + [m.hidden_size] * m.num_layers
-    layers = [nn.LSTM(size, m.hidden_size).to(device, dtype) for size in sizes[:-1]]
-    inputs = torch.randn(rows, columns, m.embedding_size, dtype=dtype, device=device, requires_grad=True)
-    grad = torch.randn(rows, columns, m.hidden_size, dtype=dtype, device=device)
+    lstm_dtype = (
+        torch.float32 if config.train.precision == "bf16" and device.type == "cuda" else dtype
+    )  # as the model's
+    layers = nn.ModuleList(nn.LSTM(size, m.hidden_size).to(device, lstm_dtype) for size in sizes[:-1])
+    inputs = torch.randn(rows, columns, m.embedding_size, dtype=lstm_dtype, device=device, requires_grad=True)
+    grad = torch.randn(rows, columns, m.hidden_size, dtype=lstm_dtype, device=device)
 
     def step(i: int) -> None:
         torch.mm(hidden, decoder.T, out=logits)
@@ -127,7 +131,7 @@ def floor_step(config: Config, corpus: Corpus, device: torch.device) -> Step:
         outputs = inputs
         for layer in layers:
             outputs, _ = layer(outputs)
-        outputs.backward(grad)
+        torch.autograd.grad(outputs, [inputs, *layers.parameters()], grad)
 
     return step if device.type == "cpu" else _recorded(step)
 
@@ -143,7 +147,7 @@ def _recorded(step: Step) -> Step:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step(0)
-    return lambda i: graph.replay()
+    return lambda i, kept=step: graph.replay()  # type: ignore[misc]  # kept: the memory it reads and writes
 
 
 STEPS = {"plain": plain_step, "ours": our_step, "floor": floor_step}

@@ -20,7 +20,11 @@ WIKITEXT = "LSTMLM_WIKITEXT"  # folder of WikiText-2 in Hub layout
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate() -> None:
-    """Accelerate keeps its state in the process; each test begins without."""
+    """Each test begins without what Accelerate keeps in the process."""
+    forget_accelerate()
+
+
+def forget_accelerate() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState._reset_state()
 

@@ -51,6 +51,8 @@ def test_products_are_float32_where_training_uses_tf32(
     model: LSTMLanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     products = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn)
+    before = torch.backends.fp32_precision
+    torch.backends.fp32_precision = "tf32"  # a user's own setting for all
     seen = []
     score = model.score
 
@@ -65,7 +67,18 @@ def test_products_are_float32_where_training_uses_tf32(
         assert seen == [["ieee", "ieee"]]
         assert [place.fp32_precision for place in products] == ["tf32", "tf32"]
     finally:
-        set_float32_products("ieee")
+        torch.backends.fp32_precision = before
+        set_float32_products("fp32")
+
+
+def test_older_code_can_read_how_products_are_computed() -> None:
+    for precision in ("tf32", "bf16", "fp32"):
+        set_float32_products(precision)
+        tf32 = precision != "fp32"
+        assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == tf32
+        assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
+        with torch.backends.cudnn.flags(enabled=False):  # what double backward of an LSTM needs
+            pass
 
 
 def test_more_columns_than_targets(model: LSTMLanguageModel) -> None:

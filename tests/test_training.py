@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState, PartialState
 
 from lstmlm import Config, LSTMLanguageModel, UserError, checkpoint, evaluate, load_config, run, train
 from lstmlm.step import TrainStep
+from tests.conftest import forget_accelerate
 
 TIMINGS = {"train/tokens_per_second"}
 
@@ -24,8 +24,7 @@ class PowerCutError(Exception):
 
 
 def fresh_train(config: Config) -> dict[str, Any]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
+    forget_accelerate()
     summary = train(config).summary
     assert summary is not None
     return summary
@@ -136,8 +135,7 @@ def test_a_stop_within_an_owed_validation_leaves_it_owed(small: Callable[..., li
         return evaluate_stream(*args, interrupted=interrupted, **kwargs)
 
     for _ in range(2):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        PartialState._reset_state()
+        forget_accelerate()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(run, "evaluate_stream", told_in_evaluation)
             assert train(load_config(arguments)).signal == signal.SIGTERM

@@ -1,6 +1,7 @@
 """What only a GPU can show: `pytest -m gpu`."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from lstmlm import Config, LSTMLanguageModel, load_config
 from lstmlm.config import ModelConfig
 from lstmlm.loss import linear_cross_entropy
+from tests.conftest import forget_accelerate
 from tests.test_step import build, run_steps
 from tests.test_training import assert_same_run, fresh_train, interrupted
 
@@ -18,6 +20,10 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
+
+
+# What `train.deterministic` sets too, but cuBLAS reads it once, at the first product of the process.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @pytest.fixture
@@ -43,12 +49,22 @@ def test_flat_cudnn_weights_are_exported_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
 def test_low_precision_follows_float32(precision: str, small_config: Callable[..., Config]) -> None:
     overrides = ("--data.bptt=2", "--data.batch_size=10", "--train.log_every=1000")
-    losses = {
-        name: run_steps(build(small_config(*overrides, f"--train.precision={name}")), 100)
-        for name in ("fp32", precision)
-    }
+    losses = {}
+    for name in ("fp32", precision):
+        forget_accelerate()
+        losses[name] = run_steps(build(small_config(*overrides, f"--train.precision={name}")), 100)
     assert len(losses["fp32"]) == 100
     assert losses[precision] == pytest.approx(losses["fp32"], rel=5e-3)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_only_fp16_has_an_lstm_in_float16(precision: str, small_config: Callable[..., Config]) -> None:
+    """Autocast would give bf16 the same, without the scaling that float16's gradients need."""
+    step = build(small_config(f"--train.precision={precision}"))
+    seen = []
+    step.model.layers[0].register_forward_hook(lambda module, inputs, outputs: seen.append(outputs[0].dtype))
+    run_steps(step, 1)
+    assert seen == [torch.float16 if precision == "fp16" else torch.float32]
 
 
 def test_fp16_skips_a_step_that_overflows(small_config: Callable[..., Config]) -> None:
@@ -133,9 +149,6 @@ def test_a_cpu_and_a_gpu_agree_without_dropout(
     config = small_config("--model.dropout=0", "--train.log_every=100")
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="fp32"))
     on_gpu = run_steps(build(config), 10)
-    from accelerate.state import AcceleratorState, PartialState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
+    forget_accelerate()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert on_gpu == pytest.approx(run_steps(build(config), 10), rel=1e-4)

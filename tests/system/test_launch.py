@@ -5,12 +5,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 import yaml
+from accelerate.utils import DistributedType
 
-from lstmlm import checkpoint
+from lstmlm import checkpoint, distributed, load_config
+from lstmlm.config import UsageError
 from tests.system.launcher import FAULTY, ROOT, TRAIN, error_lines, free_port, launch
 from tests.test_training import metrics
 
@@ -101,6 +107,25 @@ def test_refused_at_the_start(
     result = run([sys.executable, TRAIN, *small(*arguments)], CUDA_VISIBLE_DEVICES="", **environment)
     refused(result, named, tmp_path)
     assert result.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("device", "kind", "arguments", "named"),
+    [
+        ("cuda", DistributedType.NO, [], None),
+        ("cpu", DistributedType.NO, [], "this is a cpu"),
+        ("cuda", DistributedType.MULTI_GPU, [], "a group of 1 rank"),  # torchrun of one: DDP, which can't be recorded
+        ("cuda", DistributedType.NO, ["--train.precision=fp16"], "fp16 waits"),
+        ("cuda", DistributedType.NO, ["--train.accumulate=2"], "train.accumulate is not 1"),
+    ],
+)
+def test_where_a_cuda_graph_is_refused(
+    device: str, kind: DistributedType, arguments: list[str], named: str | None, small: Callable[..., list[str]]
+) -> None:
+    accelerator: Any = SimpleNamespace(device=torch.device(device), distributed_type=kind, num_processes=1)
+    config = load_config(small("--train.cuda_graph=true", *arguments))
+    with nullcontext() if named is None else pytest.raises(UsageError, match=named):
+        distributed._check_cuda_graph(config, accelerator)
 
 
 def test_bf16_where_the_cpu_cannot_is_refused(small: Callable[..., list[str]], tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ class TrainConfig:
     """Seed of the initial weights and of every dropout mask."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     """Precision of the products; weights stay float32. auto = what the launcher says, else fp32 (IEEE; tf32 is an NVIDIA GPU's).
-    On a GPU, bf16's LSTM computes in tf32: cuDNN's has no bf16 in PyTorch."""
+    On a GPU, bf16's LSTM computes in tf32: autocast would run it in float16."""
     deterministic: bool = False
     """Only deterministic GPU kernels: resume exact to the bit on a GPU, somewhat slower. CPU runs always are."""
     cuda_graph: bool = False

@@ -198,28 +198,30 @@ def keep_memory() -> None:
 
 
 def set_float32_products(precision: str) -> None:
-    """Choose how an NVIDIA GPU multiplies float32 numbers: TF32 under `tf32` and, in the LSTM alone, `bf16`; else IEEE.
+    """Choose how an NVIDIA GPU multiplies float32 numbers.
 
     Args:
-        precision: `train.precision`. Under `bf16` the LSTM's products are the only ones left in float32.
+        precision: `train.precision`: TF32 under `tf32` and, in the LSTM alone, `bf16`; else IEEE.
     """
-    tf32 = precision in ("tf32", "bf16")
-    # The older two switches set the newer ones as well; the other way round an older one can't be read any more.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    _RNN.fp32_precision = "tf32" if tf32 else "ieee"  # whatever torch.backends.fp32_precision says
+    lstm = precision in ("tf32", "bf16")
+    # The older switches set the newer ones too; the other way round, an older one can't be read any more.
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = lstm
+    _RNN.fp32_precision = "tf32" if lstm else "ieee"  # whatever torch.backends.fp32_precision says
 
 
 @contextmanager
 def ieee_products() -> Iterator[None]:
     """Compute products of float32 in float32 within a block, where the training may use TF32."""
-    matmul, rnn = torch.backends.cuda.matmul.fp32_precision, _RNN.fp32_precision
-    set_float32_products("fp32")
+    switches = torch.backends.cuda.matmul, _RNN
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = matmul == "tf32"
-        torch.backends.cudnn.allow_tf32 = rnn == "tf32"
-        _RNN.fp32_precision = rnn
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision
 
 
 def package_versions() -> dict[str, str]:

@@ -164,9 +164,8 @@ def _operands(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.
     decoder[:vocab_size, :size] = weight
     if bias is not None:
         decoder[:vocab_size, size] = bias
-    decoder[vocab_size:, size] = (
-        torch.finfo(dtype).min / 2
-    )  # never drawn; -inf would give NaN (times 0), min may round to it
+    # No probability: -inf times 0 would be NaN, and TF32 would round `min` to it.
+    decoder[vocab_size:, size] = torch.finfo(dtype).min / 2
     return inputs, decoder
 
 

@@ -199,8 +199,8 @@ class _TiedEmbedding(torch.autograd.Function):
 
 
 def _lstm_precision(device: str) -> AbstractContextManager[object]:
-    # Autocast runs cuDNN's LSTM in float16 whatever was asked for (AutocastRNN.cpp), and under bf16 no scaling of the loss
-    # keeps gradients above float16's range: it stays float32 there, with TF32 products (distributed.set_float32_products).
+    # Autocast runs cuDNN's LSTM in float16 whatever was asked for (AutocastRNN.cpp), and under bf16 no scaled loss keeps
+    # gradients above float16's smallest normal number: it stays float32, with TF32 products (distributed.set_float32_products).
     if device == "cuda" and torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16:
         return torch.autocast(device, enabled=False)
     return nullcontext()

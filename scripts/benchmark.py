@@ -117,9 +117,8 @@ def floor_step(config: Config, corpus: Corpus, device: torch.device) -> Step:
     logits = torch.empty(n, v, dtype=dtype, device=device)
     hidden_grad, weight_grad = torch.empty_like(hidden), torch.empty_like(decoder)
     sizes = [m.embedding_size] + [m.hidden_size] * m.num_layers
-    lstm_dtype = (
-        torch.float32 if config.train.precision == "bf16" and device.type == "cuda" else dtype
-    )  # as the model's
+    # As the model's: no bf16 LSTM on a GPU.
+    lstm_dtype = torch.float32 if config.train.precision == "bf16" and device.type == "cuda" else dtype
     layers = nn.ModuleList(nn.LSTM(size, m.hidden_size).to(device, lstm_dtype) for size in sizes[:-1])
     inputs = torch.randn(rows, columns, m.embedding_size, dtype=lstm_dtype, device=device, requires_grad=True)
     grad = torch.randn(rows, columns, m.hidden_size, dtype=lstm_dtype, device=device)

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,38 +48,59 @@ def test_perplexity_does_not_depend_on_the_segment_length(model: LSTMLanguageMod
     assert results == pytest.approx([results[0]] * 4, rel=1e-6)
 
 
+@pytest.fixture
+def products() -> Iterator[None]:
+    yield
+    torch.backends.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    set_float32_products("fp32")
+
+
+# What the user chose for all, by the newer and the older switches.
+@pytest.mark.parametrize("chosen", ["nothing", "all", "conv", "medium"])
+@pytest.mark.usefixtures("products")
 def test_products_are_float32_where_training_uses_tf32(
-    model: LSTMLanguageModel, monkeypatch: pytest.MonkeyPatch
+    chosen: str, model: LSTMLanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    products = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn)
-    before = torch.backends.fp32_precision
-    torch.backends.fp32_precision = "tf32"  # a user's own setting for all
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn, torch.backends.cudnn.conv)
+    set_float32_products("tf32")
+    if chosen == "all":
+        torch.backends.fp32_precision = "tf32"
+    elif chosen == "conv":
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+    elif chosen == "medium":
+        torch.set_float32_matmul_precision("medium")
+    before = [place.fp32_precision for place in places], torch.get_float32_matmul_precision()
+    assert before[0][:2] == ["tf32", "tf32"]
     seen = []
     score = model.score
 
     def watched(*args: torch.Tensor) -> object:
-        seen.append([place.fp32_precision for place in products])
+        seen.append([place.fp32_precision for place in places[:2]])
         return score(*args)
 
     monkeypatch.setattr(model, "score", watched)
-    set_float32_products("tf32")
-    try:
-        evaluate_stream(model, torch.arange(20, dtype=torch.int32))
-        assert seen == [["ieee", "ieee"]]
-        assert [place.fp32_precision for place in products] == ["tf32", "tf32"]
-    finally:
-        torch.backends.fp32_precision = before
-        set_float32_products("fp32")
+    evaluate_stream(model, torch.arange(20, dtype=torch.int32))
+    assert seen == [["ieee", "ieee"]]
+    assert ([place.fp32_precision for place in places], torch.get_float32_matmul_precision()) == before
 
 
-def test_older_code_can_read_how_products_are_computed() -> None:
-    for precision in ("tf32", "bf16", "fp32"):
-        set_float32_products(precision)
-        tf32 = precision != "fp32"
-        assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == tf32
-        assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
-        with torch.backends.cudnn.flags(enabled=False):  # what double backward of an LSTM needs
-            pass
+@pytest.mark.usefixtures("products")
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp32"])
+def test_older_code_can_read_how_products_are_computed(precision: str) -> None:
+    set_float32_products(precision)
+    assert torch.backends.cudnn.allow_tf32 == (precision != "fp32")
+    assert torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
+    assert torch.get_float32_matmul_precision() == ("high" if precision == "tf32" else "highest")
+    with torch.backends.cudnn.flags(enabled=False):  # what double backward of an LSTM needs
+        pass
+
+
+@pytest.mark.usefixtures("products")
+def test_float32_products_whatever_was_chosen_for_all() -> None:
+    torch.backends.fp32_precision = "tf32"
+    set_float32_products("fp32")
+    assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.rnn.fp32_precision == "ieee"
 
 
 def test_more_columns_than_targets(model: LSTMLanguageModel) -> None:

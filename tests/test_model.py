@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from lstmlm import LSTMLanguageModel, UserError
 from lstmlm.config import ModelConfig
+from lstmlm.model import _lstm_precision
 
 SMALL = ModelConfig(embedding_size=12, hidden_size=12)
 
@@ -131,6 +132,20 @@ def test_backward_makes_one_tensor_as_large_as_the_tied_weight() -> None:
     assert storages - {formed.untyped_storage().data_ptr()} == {
         model.embedding.weight.grad.untyped_storage().data_ptr()
     }
+
+
+@pytest.mark.parametrize(("precision", "kept"), [(torch.bfloat16, False), (torch.float16, True)])
+def test_autocast_gives_no_lstm_of_a_gpu_float16_for_bf16(precision: torch.dtype, kept: bool) -> None:
+    before = torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", precision)
+    try:
+        with _lstm_precision("cuda"):
+            assert torch.is_autocast_enabled("cuda") == kept
+        assert torch.is_autocast_enabled("cuda")
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+        torch.set_autocast_dtype("cuda", before)
 
 
 def test_score_is_the_nll_of_each_target(model: LSTMLanguageModel) -> None:

@@ -23,7 +23,8 @@ pytestmark = [
 
 
 # What `train.deterministic` sets too, but cuBLAS reads it once, at the first product of the process.
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+if torch.cuda.is_available():
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @pytest.fixture

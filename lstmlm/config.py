@@ -303,4 +303,4 @@ def run_script(main: Callable[[], int]) -> int:
 def _print_error(message: str) -> None:
     import sys
 
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {message}\n", end="", file=sys.stderr, flush=True)  # one write: other ranks' lines stay apart

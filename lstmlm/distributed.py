@@ -401,4 +401,4 @@ def _check_device(precision: str, device: torch.device) -> None:
 def print_main(accelerator: Accelerator, message: str) -> None:
     """A line on standard error, from the main rank."""
     if accelerator.is_main_process:
-        print(message, file=sys.stderr, flush=True)
+        print(f"{message}\n", end="", file=sys.stderr, flush=True)  # one write: other ranks' lines stay apart

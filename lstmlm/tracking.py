@@ -172,7 +172,7 @@ class Progress:
         if self._bar is not None:
             self._bar.write(message, file=sys.stderr)
         elif self._shown:
-            print(message, file=sys.stderr, flush=True)
+            print(f"{message}\n", end="", file=sys.stderr, flush=True)  # one write: other ranks' lines stay apart
 
     def close(self) -> None:
         """Leave the terminal clean."""

@@ -17,7 +17,8 @@ def main() -> None:
     segments = [table.segment(*window.segments[0])[0] for window in table.windows(3)]
     loader = accelerator.prepare(DataLoader(segments, collate_fn=lambda batch: batch[0]))  # type: ignore[arg-type]
     seen = [tokens[:, 0].tolist() for tokens in loader]
-    print(json.dumps({"rank": accelerator.process_index, "column 0": seen}), file=sys.stderr, flush=True)
+    line = json.dumps({"rank": accelerator.process_index, "column 0": seen})
+    print(f"{line}\n", end="", file=sys.stderr, flush=True)  # one write, as two ranks share the pipe
     accelerator.end_training()
 
 

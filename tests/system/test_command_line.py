@@ -101,6 +101,24 @@ def test_no_bar_in_a_log_file(trained: Path, cli: Cli, small: Callable[..., list
     assert sum(line.startswith("epoch ") and "tokens/s" in line for line in result.stderr.splitlines()) == 3
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a pipe that keeps writes apart")
+def test_a_line_is_one_write(small: Callable[..., list[str]]) -> None:
+    """So that ranks which share a pipe do not write into each other's lines."""
+    reading, writing = os.pipe2(os.O_DIRECT)
+    command = [sys.executable, str(ROOT / "scripts/train.py"), *small("--optim.lr=1e30", "--train.resume=true")]
+    with subprocess.Popen(command, stderr=writing) as process:
+        os.close(writing)
+        writes = []
+        while write := os.read(reading, 65_536):
+            writes.append(write.decode())
+        os.close(reading)
+    assert process.returncode == 1
+    for begin in ("no checkpoint in", "epoch 1, step 1/", "error: the loss is not finite"):
+        (line,) = (write for write in writes if write.startswith(begin))
+        assert line.count("\n") == 1
+        assert line.endswith("\n")
+
+
 LONG = ("--train.epochs=10", "--train.save_every=100000", "--train.eval_every=100000")
 
 

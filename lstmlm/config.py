@@ -4,6 +4,7 @@ The defaults are the reference model on WikiText-2. The docstring under each fie
 """
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -258,8 +259,6 @@ def load_config(argv: Sequence[str] | None = None) -> Config:
     Raises:
         UsageError: Unknown key, wrong type, missing file, a value out of range, `--config` not first.
     """
-    import sys
-
     argv = list(sys.argv[1:] if argv is None else argv)
     for position, argument in enumerate(argv):
         if position and (argument == "--config" or argument.startswith("--config=")):
@@ -282,25 +281,24 @@ def run_script(main: Callable[[], int]) -> int:
         return main()
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            _print_error(str(error))
+            print_line(f"error: {error}")
         return error.status
     except KeyboardInterrupt:
         if rank == "0":
-            _print_error("interrupted; what was saved before is intact")
+            print_line("error: interrupted; what was saved before is intact")
         return 130
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         several = os.environ.get("WORLD_SIZE", "1") != "1"
         if several and any(sign in reason for sign in ("closed by peer", "reset by peer", "Broken pipe", "Timed out")):
-            _print_error(
-                f"rank {rank} lost the others: one of them ended or hangs, and its own line says why ({reason})"
+            print_line(
+                f"error: rank {rank} lost the others: one of them ended or hangs, and its own line says why ({reason})"
             )
             return 1
-        _print_error(f"rank {rank} failed: {reason}")
+        print_line(f"error: rank {rank} failed: {reason}")
         raise
 
 
-def _print_error(message: str) -> None:
-    import sys
-
-    print(f"error: {message}\n", end="", file=sys.stderr, flush=True)  # one write: other ranks' lines stay apart
+def print_line(message: str) -> None:
+    """A line on standard error, in one write: ranks that share it do not write into each other's lines."""
+    print(f"{message}\n", end="", file=sys.stderr, flush=True)

@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from array import array
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lstmlm import toy
-from lstmlm.config import DataConfig, UserError
+from lstmlm.config import DataConfig, UserError, print_line
 from lstmlm.files import cannot_write
 from lstmlm.vocabulary import Vocabulary
 
@@ -245,7 +244,7 @@ def _cached(path: Path, load: Callable[[Path], T], write: Callable[[Path], objec
                 try:
                     return load(path)
                 except UserError:
-                    print(f"{path} is damaged; building it again", file=sys.stderr, flush=True)
+                    print_line(f"{path} is damaged; building it again")
             temporary = path.with_suffix(".tmp")
             try:
                 write(temporary)

@@ -5,7 +5,6 @@ import dataclasses
 import os
 import platform
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.distributed import PrefixStore, Store
 
-from lstmlm.config import Config, UsageError, UserError
+from lstmlm.config import Config, UsageError, UserError, print_line
 from lstmlm.files import cannot_write
 
 PRECISIONS: dict[Literal["auto", "fp32", "tf32", "bf16", "fp16"], str] = {
@@ -401,4 +400,4 @@ def _check_device(precision: str, device: torch.device) -> None:
 def print_main(accelerator: Accelerator, message: str) -> None:
     """A line on standard error, from the main rank."""
     if accelerator.is_main_process:
-        print(f"{message}\n", end="", file=sys.stderr, flush=True)  # one write: other ranks' lines stay apart
+        print_line(message)

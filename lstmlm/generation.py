@@ -1,12 +1,11 @@
 """Text from a trained model, one token at a time; the state is all that is carried, so a token's cost does not grow."""
 
-import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lstmlm.config import UsageError, UserError
+from lstmlm.config import UsageError, UserError, print_line
 from lstmlm.model import WEIGHTS, LSTMLanguageModel, load_pretrained
 from lstmlm.vocabulary import UNK, Vocabulary, split
 
@@ -58,7 +57,7 @@ def generate_texts(
     tokens = split(prompt, vocabulary.level)
     unknown = sorted({token for token in tokens if token not in vocabulary})
     if unknown:
-        print(f"warning: not in the vocabulary, read as {UNK}: {' '.join(unknown)}", file=sys.stderr)
+        print_line(f"warning: not in the vocabulary, read as {UNK}: {' '.join(unknown)}")
     ids = [vocabulary.eos, *vocabulary.encode(prompt, eos=False)]
     samples = sample(language_model, vocabulary, ids, count, max_len, temperature, top_k, top_p, seed, allow_unk)
     texts = [vocabulary.decode(new) for new in samples]

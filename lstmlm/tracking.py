@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.tracking import filter_trackers
 from tqdm import tqdm
 
-from lstmlm.config import Config, UserError
+from lstmlm.config import Config, UserError, print_line
 from lstmlm.distributed import print_main, together
 from lstmlm.files import sync_folder
 
@@ -172,7 +172,7 @@ class Progress:
         if self._bar is not None:
             self._bar.write(message, file=sys.stderr)
         elif self._shown:
-            print(f"{message}\n", end="", file=sys.stderr, flush=True)  # one write: other ranks' lines stay apart
+            print_line(message)
 
     def close(self) -> None:
         """Leave the terminal clean."""

@@ -1,12 +1,12 @@
 """The loop that one would simplify ours to: a loader of segments given to `accelerator.prepare`. Prints each rank's first tokens."""
 
 import json
-import sys
 
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
+from lstmlm.config import print_line
 from lstmlm.stream import Table
 
 
@@ -17,8 +17,7 @@ def main() -> None:
     segments = [table.segment(*window.segments[0])[0] for window in table.windows(3)]
     loader = accelerator.prepare(DataLoader(segments, collate_fn=lambda batch: batch[0]))  # type: ignore[arg-type]
     seen = [tokens[:, 0].tolist() for tokens in loader]
-    line = json.dumps({"rank": accelerator.process_index, "column 0": seen})
-    print(f"{line}\n", end="", file=sys.stderr, flush=True)  # one write, as two ranks share the pipe
+    print_line(json.dumps({"rank": accelerator.process_index, "column 0": seen}))
     accelerator.end_training()
 
 

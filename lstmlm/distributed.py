@@ -213,7 +213,7 @@ def set_float32_products(precision: str) -> None:
 def ieee_products() -> Iterator[None]:
     """Compute products of float32 in float32 within a block, where the training may use TF32."""
     switches = torch.backends.cuda.matmul, _RNN
-    before = [switch.fp32_precision for switch in switches]
+    before = [switch.fp32_precision for switch in switches]  # the older ones can't always be read, nor given back whole
     for switch in switches:
         switch.fp32_precision = "ieee"
     try:

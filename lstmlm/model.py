@@ -85,12 +85,12 @@ class LSTMLanguageModel(nn.Module):
         """
         outputs = embeddings if masks is None else embeddings * masks[0]
         new_state = []
-        for i, (layer, (h, c)) in enumerate(zip(self._lstms(), state, strict=True)):
-            with _lstm_precision(embeddings.device.type):
+        with _lstm_precision(embeddings.device.type):
+            for i, (layer, (h, c)) in enumerate(zip(self._lstms(), state, strict=True)):
                 outputs, (h, c) = layer(outputs, (h[None], c[None]))
-            new_state.append((h[0].float(), c[0].float()))
-            if masks is not None:
-                outputs = outputs * masks[i + 1]
+                new_state.append((h[0].float(), c[0].float()))
+                if masks is not None:
+                    outputs = outputs * masks[i + 1]
         return outputs, new_state
 
     def forward(

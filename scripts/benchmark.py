@@ -1,6 +1,6 @@
 """How fast is a training step? The plain loop, ours, and the hardware's floor, interleaved in one run.
 
-    python scripts/benchmark.py --data.dataset FOLDER --precision bf16 [--threads 2] [--steps 20] [--full] [--json]
+    python scripts/benchmark.py --data.dataset FOLDER --precision bf16 [--threads 2] [--steps 20] [--full | --heads] [--json]
 
 Takes the training configuration's arguments too (`--config FILE` first, `--data.*`, `--model.*`). Three processes take turns, repeat by
 repeat, so that each keeps its own memory and a change in the machine's speed meets all of them:
@@ -23,7 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,12 +40,13 @@ from lstmlm.config import UsageError, run_script
 from lstmlm.corpus import Corpus, load_corpus
 from lstmlm.evaluation import evaluate_stream
 from lstmlm.generation import sample
-from lstmlm.loss import ALIGN_SIZE, ALIGN_VOCABULARY
+from lstmlm.loss import ALIGN_SIZE, ALIGN_VOCABULARY, linear_cross_entropy
 from lstmlm.step import TrainStep
 from lstmlm.stream import Table
 
 REPEATS = 7  # turns of each process; the first is a warm-up
 Step = Callable[[int], None]
+Head = Callable[..., torch.Tensor]  # of hidden, weight, bias, targets: the summed nll
 
 
 class PlainModel(nn.Module):
@@ -152,15 +154,63 @@ def _recorded(step: Step) -> Step:
 STEPS = {"plain": plain_step, "ours": our_step, "floor": floor_step}
 
 
+def _torch_head(**chunks: Any) -> Head:
+    return lambda hidden, weight, bias, targets: F.linear_cross_entropy(
+        hidden, weight, targets, linear_bias=bias, reduction="sum", options=nn.LinearCrossEntropyOptions(**chunks)
+    )
+
+
+def plain_head(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The head everybody writes."""
+    return F.cross_entropy(F.linear(hidden, weight, bias), targets, reduction="sum")
+
+
+HEADS: dict[str, Head] = {"plain": plain_head, "plain, kept": plain_head, "ours, kept": linear_cross_entropy}
+if hasattr(F, "linear_cross_entropy"):  # since torch 2.13
+    HEADS["torch's, its own chunks, kept"] = _torch_head()
+    HEADS["torch's, 300 rows, kept"] = _torch_head(chunking_method=None, batch_chunk_size=300)
+    HEADS["torch's, 600 rows, kept"] = _torch_head(chunking_method=None, batch_chunk_size=600)
+
+
+def _head_values(config: Config, corpus: Corpus, device: torch.device) -> list[torch.Tensor]:
+    """Hidden states, weight and bias of about a trained model's size, and targets."""
+    generator = torch.Generator(device).manual_seed(0)
+    n, v, h = config.data.bptt * config.data.batch_size, len(corpus.vocabulary), config.model.hidden_size
+    hidden, weight, bias = (torch.randn(shape, generator=generator, device=device) for shape in ((n, h), (v, h), (v,)))
+    return [0.3 * hidden, 0.1 * weight, 0.1 * bias, torch.randint(v, (n,), generator=generator, device=device)]
+
+
+def _head_step(name: str, config: Config, corpus: Corpus, device: torch.device) -> Step:
+    """A head and its loss alone, forward and backward; with memory kept where the name says so."""
+    if name.endswith("kept"):
+        distributed.keep_memory()
+    *values, targets = _head_values(config, corpus, device)
+
+    def step(i: int) -> None:
+        _head_results(name, config, values, targets)
+
+    return step
+
+
+def _head_results(
+    name: str, config: Config, values: list[torch.Tensor], targets: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """The nll and its gradients."""
+    leaves = [value.detach().requires_grad_() for value in values]
+    with torch.autocast(targets.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+        nll = HEADS[name](*leaves, targets)
+    return nll.detach(), *torch.autograd.grad(nll, leaves)
+
+
 def worker(name: str, config: Config, device: torch.device, pipe: Connection) -> None:
-    """A process of one of the three: does the steps it is told to and answers with their times in ms."""
+    """A process of one of the three, or of a head: does the steps it is told to and answers with their times in ms."""
     try:
         torch.set_num_threads(config.train.threads or distributed.default_threads())
         torch.manual_seed(config.train.seed)
         corpus = load_corpus(config.data)
         torch.optim.Adam([torch.zeros(1)])  # the first optimizer imports its compiler
         imported = _peak_memory(device)
-        step = STEPS[name](config, corpus, device)
+        step = STEPS[name](config, corpus, device) if name in STEPS else _head_step(name, config, corpus, device)
         pipe.send(None)
         while (todo := pipe.recv()) is not None:
             first, count, parts = todo
@@ -222,16 +272,25 @@ def _shares(step: Step, first: int, count: int) -> dict[str, float]:
     return shares | {"host": 1 - sum(shares.values())}
 
 
-def measure(config: Config, device: torch.device, steps: int) -> dict[str, Any]:
-    """Times of the three, interleaved."""
+@contextmanager
+def workers(names: Iterable[str], config: Config, device: torch.device) -> Iterator[dict[str, Connection]]:
+    """A process for each name, ready for its first step."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
-    for name in STEPS:
+    for name in names:
         pipes[name], other = context.Pipe()
         processes.append(context.Process(target=worker, args=(name, config, device, other), daemon=True))
         processes[-1].start()
         _receive(pipes[name])
-    times: dict[str, list[float]] = {name: [] for name in STEPS}
+    yield pipes
+    for pipe, process in zip(pipes.values(), processes, strict=True):
+        pipe.send(None)
+        process.join()
+
+
+def take_turns(pipes: dict[str, Connection], steps: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Milliseconds of each process's steps, and its peak memory in MiB."""
+    times: dict[str, list[float]] = {name: [] for name in pipes}
     memory = {}
     for repeat in range(REPEATS):
         for name, pipe in pipes.items():
@@ -239,11 +298,15 @@ def measure(config: Config, device: torch.device, steps: int) -> dict[str, Any]:
             measured, memory[name] = _receive(pipe)
             if repeat:
                 times[name] += measured
-    pipes["ours"].send((REPEATS * steps, steps, True))
-    shares = _receive(pipes["ours"])
-    for pipe, process in zip(pipes.values(), processes, strict=True):
-        pipe.send(None)
-        process.join()
+    return times, memory
+
+
+def measure(config: Config, device: torch.device, steps: int) -> dict[str, Any]:
+    """Times of the three, interleaved."""
+    with workers(STEPS, config, device) as pipes:
+        times, memory = take_turns(pipes, steps)
+        pipes["ours"].send((REPEATS * steps, steps, True))
+        shares = _receive(pipes["ours"])
     tokens = config.data.batch_size * config.data.bptt
     medians = {name: statistics.median(values) for name, values in times.items()}
     return {
@@ -257,6 +320,23 @@ def measure(config: Config, device: torch.device, steps: int) -> dict[str, Any]:
         "plain_peak_memory_mb": memory["plain"],
         "shares": shares,
     }
+
+
+def measure_heads(config: Config, corpus: Corpus, device: torch.device, steps: int) -> list[dict[str, Any]]:
+    """For each head: ms, peak memory, and the relative error by norm of the nll and its gradients against float64."""
+    with workers(HEADS, config, device) as pipes:
+        times, memory = take_turns(pipes, steps)
+    *values, targets = _head_values(config, corpus, device)
+    exact = _head_results(
+        "plain", config, [value.double() for value in values], targets
+    )  # autocast leaves float64 alone
+    rows = []
+    for name in HEADS:
+        results = _head_results(name, config, values, targets)
+        errors = [float((a - e).norm() / e.norm()) for a, e in zip(results, exact, strict=True)]
+        row = {"head": name, "ms": statistics.median(times[name]), "peak_memory_mb": memory[name]}
+        rows.append(row | dict(zip(("nll", "hidden_grad", "weight_grad", "bias_grad"), errors, strict=True)))
+    return rows
 
 
 def _receive(pipe: Connection) -> Any:
@@ -407,6 +487,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, help="CPU threads; default: physical cores")
     parser.add_argument("--steps", type=int, default=20, help="steps of each repeat")
     parser.add_argument("--ranks", type=int, nargs="+", help="instead: ms/step for each of these numbers of ranks")
+    parser.add_argument("--heads", action="store_true", help="instead: head and loss alone, ours beside others")
     parser.add_argument("--full", action="store_true", help="also tokenizing, start, evaluation, generation")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options, rest = parser.parse_known_args()
@@ -427,6 +508,15 @@ def main() -> int:
     torch.set_num_threads(threads)
     if device.type == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
+    if options.heads:
+        for row in measure_heads(config, corpus, device, options.steps):
+            print(
+                json.dumps(row)
+                if options.json
+                else f"{row['head']:29} {row['ms']:8.1f} ms {row['peak_memory_mb']:6.0f} MiB   relative error: nll {row['nll']:.1e}, "
+                f"gradients {row['hidden_grad']:.1e}, {row['weight_grad']:.1e}, {row['bias_grad']:.1e}"
+            )
+        return 0
     if options.ranks:
         rows = measure_ranks(config, options.ranks, options.steps)
         for row in rows:

@@ -35,3 +35,12 @@ def test_ranks(text_folder: Path, tmp_path: Path) -> None:
     result = benchmark(text_folder, tmp_path, "--json", "--ranks", "1", "2", "--device=cpu")
     assert result.returncode == 0, result.stderr
     assert [json.loads(line)["ranks"] for line in result.stdout.splitlines()] == [1, 2]
+
+
+def test_heads(text_folder: Path, tmp_path: Path) -> None:
+    result = benchmark(text_folder, tmp_path, "--json", "--heads", "--device=cpu")
+    assert result.returncode == 0, result.stderr
+    rows = {row["head"]: row for row in map(json.loads, result.stdout.splitlines())}
+    assert {"plain", "plain, kept", "ours, kept"} <= rows.keys()
+    for row in rows.values():
+        assert 0 < max(row[key] for key in ("nll", "hidden_grad", "weight_grad", "bias_grad")) < 1e-5, row

@@ -129,7 +129,6 @@ def start(config: Config) -> Accelerator:
         if config.train.compress_gradients and (world_size == 1 or dist.get_backend() != "nccl"):
             raise UsageError("train.compress_gradients needs several ranks on GPUs (NCCL): leave it false here")
     check_alike(accelerator, "configuration", config.to_flat_dict())
-    check_alike(accelerator, "device", {"device": device_kind(accelerator.device)})
     check_alike(accelerator, "package versions", package_versions())
     if world_size > config.data.batch_size:
         raise UsageError(

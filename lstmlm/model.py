@@ -4,7 +4,6 @@ Shapes: T time, B columns, E embedding, H hidden, V vocabulary, L layers.
 """
 
 import json
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lstmlm.config import ModelConfig, UserError
+from lstmlm.dropout import Masks
 from lstmlm.files import replace_file
 from lstmlm.loss import linear_cross_entropy, token_nll
 from lstmlm.vocabulary import Vocabulary
@@ -47,7 +47,6 @@ class LSTMLanguageModel(nn.Module):
         self.embedding = nn.Embedding(vocab_size, config.embedding_size)
         self.layers = nn.ModuleList(nn.LSTM(size, config.hidden_size) for size in sizes[:-1])
         self.decoder = nn.Linear(config.hidden_size, vocab_size)
-        self.mask_sizes = sizes  # one mask on the embedding and one on each layer's output
         nn.init.uniform_(self.embedding.weight, -config.init_range, config.init_range)
         nn.init.uniform_(self.decoder.weight, -config.init_range, config.init_range)
         nn.init.zeros_(self.decoder.bias)
@@ -62,39 +61,26 @@ class LSTMLanguageModel(nn.Module):
             for layer in self._lstms()
         ]
 
-    def draw_masks(self, rows: int, columns: int, generator: torch.Generator) -> list[Tensor]:
-        """Dropout masks of a segment, float32 (rows, columns, size) each: 0 or 1 / (1 - p).
-
-        Args:
-            rows: T.
-            columns: Columns of the whole table; a rank takes its own out of them, so masks do not depend on the rank.
-            generator: On the model's device, freshly seeded.
-        """
-        keep = 1 - self.config.dropout
-        weight = self.embedding.weight
-        draws = [torch.rand(rows, columns, size, generator=generator, device=weight.device) for size in self.mask_sizes]
-        return [(draw < keep).float().div_(keep) for draw in draws]  # a quarter of bernoulli_'s time on a CPU
-
-    def hidden(self, embeddings: Tensor, state: State, masks: Sequence[Tensor] | None = None) -> tuple[Tensor, State]:
+    def hidden(self, embeddings: Tensor, state: State, masks: Masks | None = None) -> tuple[Tensor, State]:
         """Outputs of the last layer, (T, B, H), and the state after the last row.
 
         Args:
             embeddings: Of the tokens, (T, B, E).
             state: (h, c) of each layer, (B, H).
-            masks: As `draw_masks` gives them, for these columns; None = no dropout.
+            masks: Of this segment and these columns; None = no dropout.
         """
-        outputs = embeddings if masks is None else embeddings * masks[0]
+        outputs = embeddings if masks is None else embeddings * masks.embedding
         new_state = []
         with _lstm_precision(embeddings.device.type):
             for i, (layer, (h, c)) in enumerate(zip(self._lstms(), state, strict=True)):
                 outputs, (h, c) = layer(outputs, (h[None], c[None]))
                 new_state.append((h[0].float(), c[0].float()))
                 if masks is not None:
-                    outputs = outputs * masks[i + 1]
+                    outputs = outputs * masks.layers[i]
         return outputs, new_state
 
     def forward(
-        self, tokens: Tensor, state: State, targets: Tensor | None = None, masks: Sequence[Tensor] | None = None
+        self, tokens: Tensor, state: State, targets: Tensor | None = None, masks: Masks | None = None
     ) -> tuple[Tensor, State]:
         """Summed nll of a segment, or its logits, and the new state.
 

@@ -23,6 +23,7 @@ from lstmlm.model import LSTMLanguageModel
 from lstmlm.step import TrainStep
 from lstmlm.tracking import Progress, Tracking, git_commit
 
+MASKS = "hash 1"  # which function makes the dropout masks; a checkpoint says with which one its run was made
 SAMPLES, SAMPLE_LENGTH = 3, 40  # sample texts logged at each validation
 
 MODEL_CARD = """\
@@ -205,6 +206,7 @@ class Run:
                     "interval": asdict(self.interval),
                     "tracking": self.tracking.state_dict(),
                     "versions": distributed.package_versions(),
+                    "masks": MASKS,
                 }
                 folder, keep = self.dir / "checkpoints", self.config.train.keep_checkpoints
                 checkpoint.publish(folder, self.cursor.step, tensors, values, keep)
@@ -281,6 +283,12 @@ class Run:
                     found = checkpoint.load(path)
                     checkpoint.check_resumable(found[1], self._identity())
                     distributed.print_main(self.accelerator, f"going on from {path}")
+                    if found[1].get("masks") != MASKS and self.config.model.dropout:
+                        distributed.print_main(
+                            self.accelerator,
+                            f"{path} was written by a version with other dropout masks: the run goes on with today's, so it is not "
+                            "the run that either version would have made alone",
+                        )
                 self._finished = self._read_summary(found)
         values = distributed.main_value(self.accelerator, found and found[1])
         self._finished = distributed.main_value(self.accelerator, self._finished)

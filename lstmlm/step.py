@@ -12,6 +12,7 @@ from torch import distributed as dist
 
 from lstmlm.config import Config, OptimConfig, UserError
 from lstmlm.distributed import sum_over_ranks
+from lstmlm.dropout import Masks, make_masks
 from lstmlm.model import LSTMLanguageModel, State
 from lstmlm.stream import Table, Window
 
@@ -32,7 +33,7 @@ class _Recording(NamedTuple):
     """The update of a full segment as a CUDA graph: a replay reads `inputs`, does the update and writes `result`."""
 
     graph: torch.cuda.CUDAGraph
-    inputs: list[Tensor]  # tokens, targets, masks
+    inputs: list[Tensor]  # tokens, targets
     result: Tensor  # (2,): nll and gradient norm
 
 
@@ -73,7 +74,7 @@ class TrainStep:
         for parameter in model.parameters():
             moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
             self._optimizer.state[parameter] = {"step": torch.zeros((), device=accelerator.device), **moments}
-        self._generator = torch.Generator(accelerator.device)
+        self._segment = torch.zeros((), dtype=torch.int32, device=accelerator.device)  # number of the masks' segment
         self._losses = torch.zeros(
             config.train.log_every, 2, device=accelerator.device
         )  # nll of this rank, gradient norm
@@ -96,8 +97,8 @@ class TrainStep:
         row = self._losses[len(self._pending)].zero_()
         if self._recording is not None and window.num_targets == self._full:
             first, end = window.segments[0]
-            tensors = [*self.table.segment(first, end), *(self._masks(end - first, segment) or [])]
-            for place, tensor in zip(self._recording.inputs, tensors, strict=True):
+            self._segment.fill_(segment)
+            for place, tensor in zip(self._recording.inputs, self.table.segment(first, end), strict=True):
                 place.copy_(tensor)
             self._recording.graph.replay()
             row.copy_(self._recording.result)
@@ -106,8 +107,8 @@ class TrainStep:
             for i, (first, end) in enumerate(window.segments):
                 last = i == len(window.segments) - 1
                 with nullcontext() if last else self.accelerator.no_sync(self._forward):
-                    inputs, targets = self.table.segment(first, end)
-                    row[0] += self._backward(inputs, targets, self._masks(end - first, segment + i), window.num_targets)
+                    self._segment.fill_(segment + i)
+                    row[0] += self._backward(*self.table.segment(first, end), window.num_targets)
             row[1] = self._apply_gradient()
         self._pending.append((step, window.num_targets))
 
@@ -183,8 +184,14 @@ class TrainStep:
             else:
                 group["lr"] = rate
 
-    def _backward(self, inputs: Tensor, targets: Tensor, masks: list[Tensor] | None, num_targets: int) -> Tensor:
+    def _masks(self, rows: int) -> Masks | None:
+        """Masks of the segment whose number `_segment` holds."""
+        columns = range(self.table.first_column, self.table.end_column)
+        return make_masks(self.config.model, self.config.train.seed, self._segment, rows, columns)
+
+    def _backward(self, inputs: Tensor, targets: Tensor, num_targets: int) -> Tensor:
         """Add a segment's gradient, carry the state on, and return this rank's nll."""
+        masks = self._masks(len(inputs))
         nll, state = self._forward(inputs, self.state, targets, masks)
         # DDP averages over ranks; times W / N_step this is the gradient of the global nll per target.
         self.accelerator.backward(nll * (self.accelerator.num_processes / num_targets))
@@ -203,11 +210,10 @@ class TrainStep:
     def _record(self) -> _Recording:
         """Record the update of a full segment; nothing that a run depends on is changed by it."""
         inputs, targets = self.table.segment(0, self.config.data.bptt)
-        masks = self._masks(self.config.data.bptt, 0)
 
         def update() -> Tensor:
             self._optimizer.zero_grad()  # a recorded backward writes its gradients where it first put them
-            nll = self._backward(inputs, targets, masks, self._full)
+            nll = self._backward(inputs, targets, self._full)
             return torch.stack([nll, self._apply_gradient()])
 
         before = self.state_dict()
@@ -222,14 +228,7 @@ class TrainStep:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             result = update()
-        return _Recording(graph, [inputs, targets, *(masks or [])], result)
-
-    def _masks(self, rows: int, segment: int) -> list[Tensor] | None:
-        if self.config.model.dropout == 0:
-            return None
-        self._generator.manual_seed(mask_seed(self.config.train.seed, segment))
-        masks = self.model.draw_masks(rows, self.table.columns, self._generator)
-        return [mask[:, self._own_columns] for mask in masks]
+        return _Recording(graph, [inputs, targets], result)
 
     def _settle_ddp(self) -> None:
         # DDP orders its buckets anew after its first backward, and the order of a sum decides its rounding. A
@@ -256,19 +255,3 @@ def learning_rate(optim: OptimConfig, step: int, total_steps: int) -> float:
         return optim.lr
     progress = (step - optim.warmup_steps) / max(1, total_steps - optim.warmup_steps)
     return optim.lr * (1 + math.cos(math.pi * progress)) / 2
-
-
-def mask_seed(seed: int, segment: int) -> int:
-    """Generator seed of a training segment's masks, in [0, 2^32): for a fixed seed a bijection of the segment's number modulo 2^32.
-
-    (32 bits because a CPU generator uses no more.)
-    """
-    return _mix32((_mix32(segment ^ _mix32(seed)) + _mix32(~seed)) % 2**32)
-
-
-def _mix32(x: int) -> int:
-    # The finaliser of MurmurHash3 (Appleby): every step is invertible on 32-bit words.
-    x %= 2**32
-    x = (x ^ x >> 16) * 0x85EBCA6B % 2**32
-    x = (x ^ x >> 13) * 0xC2B2AE35 % 2**32
-    return x ^ x >> 16

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOMS = """
-    config files vocabulary toy corpus stream loss model distributed step evaluation generation checkpoint tracking
+    config files vocabulary toy corpus stream loss dropout model distributed step evaluation generation checkpoint tracking
     run training
 """.split()
 PACKAGE = Path(__file__).parent.parent / "lstmlm"

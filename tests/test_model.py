@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from lstmlm import LSTMLanguageModel, UserError
 from lstmlm.config import ModelConfig
+from lstmlm.dropout import make_masks
 from lstmlm.model import _lstm_precision
 
 SMALL = ModelConfig(embedding_size=12, hidden_size=12)
@@ -58,23 +59,13 @@ def test_equals_a_stacked_lstm_without_dropout(model: LSTMLanguageModel) -> None
 
 def test_dropout_is_where_it_belongs(model: LSTMLanguageModel) -> None:
     tokens, targets = batch(5, 3)
-    masks = model.draw_masks(5, 3, torch.Generator().manual_seed(1))
-    x = model.embedding(tokens) * masks[0]
-    for layer, mask in zip(model.layers, masks[1:], strict=True):
+    masks = make_masks(SMALL, 1, torch.tensor(0, dtype=torch.int32), 5, range(3))
+    assert masks is not None
+    x = model.embedding(tokens) * masks.embedding
+    for layer, mask in zip(model.layers, masks.layers, strict=True):
         x = layer(x)[0] * mask
     expected = F.cross_entropy(model.decoder(x).flatten(0, 1), targets.flatten(), reduction="sum")
     torch.testing.assert_close(model(tokens, model.initial_state(3), targets, masks)[0], expected)
-
-
-def test_masks_keep_the_expected_value() -> None:
-    model = LSTMLanguageModel(ModelConfig(dropout=0.3), 5)
-    masks = model.draw_masks(30, 20, torch.Generator().manual_seed(1))
-    assert [mask.shape for mask in masks] == [(30, 20, 100)] * 3
-    for mask in masks:
-        assert mask.dtype == torch.float32
-        assert sorted({round(value, 6) for value in mask.unique().tolist()}) == [0.0, round(1 / 0.7, 6)]
-        assert abs(mask.mean() - 1) < 0.02  # 60,000 draws: five standard errors are 0.013
-    assert not torch.equal(masks[0], masks[1])
 
 
 def test_two_segments_with_carried_state_are_one_long_segment(model: LSTMLanguageModel) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lstmlm import Config, LSTMLanguageModel, UserError, distributed, load_config
 from lstmlm.config import OptimConfig
 from lstmlm.corpus import load_corpus
-from lstmlm.step import TrainStep, learning_rate, mask_seed
+from lstmlm.step import TrainStep, learning_rate
 from lstmlm.stream import Table
 
 
@@ -121,27 +121,6 @@ def test_accumulated_gradient_is_that_of_the_whole_window(small_config: Callable
     assert result.nll == pytest.approx(total.item(), rel=1e-5)
     norm = torch.stack([p.grad.norm() for p in plain.parameters() if p.grad is not None]).norm().item()
     assert result.grad_norm == pytest.approx(norm, rel=1e-4)
-
-
-def test_masks_are_a_function_of_seed_and_segment(small_config: Callable[..., Config]) -> None:
-    config = small_config()
-    step = build(config)
-    first = step._masks(4, 7)
-    torch.rand(1000)  # what else was drawn does not matter
-    step._masks(4, 8)
-    again, other = step._masks(4, 7), step._masks(4, 8)
-    assert first is not None and again is not None and other is not None
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not torch.equal(first[0], other[0])
-
-
-def test_mask_seed_is_a_bijection_of_the_segment() -> None:
-    for seed in (0, 1, 2**32 - 1):
-        seeds = {mask_seed(seed, segment) for segment in range(20_000)}
-        assert len(seeds) == 20_000
-        assert all(0 <= s < 2**32 for s in seeds)
-    overlap = {mask_seed(1, k) for k in range(20_000)} & {mask_seed(2, k) for k in range(20_000)}
-    assert len(overlap) < 5, "runs of two seeds do not share masks: by chance 0.1 are expected"
 
 
 def test_clipping(small_config: Callable[..., Config]) -> None:

@@ -314,3 +314,18 @@ def test_a_run_directory_is_chosen(
     assert outcome.run_dir.parent == Path("runs")
     assert outcome.run_dir.name.endswith("-trial")
     assert (tmp_path / outcome.run_dir / "summary.json").exists()
+
+
+@pytest.mark.parametrize("dropout", [0.5, 0.0])
+def test_a_run_from_before_the_hashed_masks_goes_on_and_is_told(
+    dropout: float, small: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = small(f"--model.dropout={dropout}", "--train.max_steps=9")
+    fresh_train(load_config(arguments))
+    path, _ = checkpoint.newest(tmp_path / "run/checkpoints")
+    assert path is not None
+    tensors, values = checkpoint.load(path)
+    del values["masks"]
+    checkpoint.publish(tmp_path / "run/checkpoints", 9, tensors, values, 1)
+    fresh_train(load_config([*arguments, "--train.max_steps=12", "--train.resume=true"]))
+    assert ("other dropout masks" in capsys.readouterr().err) == (dropout > 0), "without dropout nothing changes"

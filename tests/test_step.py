@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lstmlm import Config, LSTMLanguageModel, UserError, distributed, load_config
 from lstmlm.config import OptimConfig
 from lstmlm.corpus import load_corpus
-from lstmlm.step import TrainStep, learning_rate
+from lstmlm.step import TrainStep, gradient_norm, learning_rate
 from lstmlm.stream import Table
 
 
@@ -132,6 +132,20 @@ def test_clipping(small_config: Callable[..., Config]) -> None:
         tensors, _ = step.state_dict()
         moments.append(tensors["optimizer.exp_avg.embedding.weight"])
     torch.testing.assert_close(moments[1], 2 * moments[0], rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [100, 650, 1500])
+def test_gradient_norm_is_right_to_a_millionth(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    # A few large rows and many tiny ones, as the tied weight's gradient has them.
+    weight = torch.randn(33_278, size, generator=generator) * torch.rand(33_278, 1, generator=generator) ** 8
+    gradients = [
+        weight,
+        0.1 * torch.randn(4 * size, size, generator=generator),
+        torch.randn(33_278, generator=generator),
+    ]
+    exact = math.fsum(gradient.double().square().sum().item() for gradient in gradients) ** 0.5
+    assert gradient_norm(gradients).item() == pytest.approx(exact, rel=1e-6)
 
 
 def test_learning_rate_is_a_function_of_the_step() -> None:

@@ -1,11 +1,13 @@
 """Stateful LSTM language-model training under Hugging Face Accelerate."""
 
-from lstmlm.config import Config, UserError, load_config
-from lstmlm.evaluation import evaluate, score_text
+from lstmlm.config import Config, load_config
+from lstmlm.console import UserError
+from lstmlm.data.vocabulary import Vocabulary
+from lstmlm.evaluation.perplexity import evaluate
+from lstmlm.evaluation.scoring import score_text
 from lstmlm.generation import generate_text, generate_texts
-from lstmlm.model import LSTMLanguageModel
-from lstmlm.training import train
-from lstmlm.vocabulary import Vocabulary
+from lstmlm.model.language_model import LSTMLanguageModel
+from lstmlm.training.loop import train
 
 __all__ = [
     "Config",

@@ -3,36 +3,16 @@
 The defaults are the reference model on WikiText-2. The docstring under each field is its help text.
 """
 
-import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from lstmlm.console import UsageError, UserError, check
+
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
-
-
-class UserError(Exception):
-    """Something the user can mend, told in one line: what is wrong, where, and what to do.
-
-    Attributes:
-        status: The exit status it leads to: 1, the run failed.
-    """
-
-    status = 1
-
-
-class UsageError(UserError):
-    """The command or its configuration is wrong; nothing was started. Exit status 2."""
-
-    status = 2
-
-
-def _check(holds: bool, message: str) -> None:
-    if not holds:
-        raise UsageError(message)
 
 
 @dataclass(frozen=True)
@@ -58,11 +38,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         for name in ("min_count", "batch_size", "bptt"):
-            _check(getattr(self, name) >= 1, f"data.{name} must be at least 1, not {getattr(self, name)}")
-        _check(
+            check(getattr(self, name) >= 1, f"data.{name} must be at least 1, not {getattr(self, name)}")
+        check(
             self.max_size is None or self.max_size >= 3, "data.max_size must be at least 3: <unk>, <eos> and one token"
         )
-        _check(bool(self.dataset), "data.dataset is empty: name a Hub id, a folder or `toy`")
+        check(bool(self.dataset), "data.dataset is empty: name a Hub id, a folder or `toy`")
 
 
 @dataclass(frozen=True)
@@ -77,6 +57,10 @@ class ModelConfig:
     """L, stacked LSTM layers."""
     dropout: float = 0.5
     """Probability of dropping a unit: on embeddings, between layers and on the output."""
+    activation_penalty: float = 0.0
+    """alpha, weight of the mean square of the output after dropout (AR)."""
+    temporal_penalty: float = 0.0
+    """beta, weight of the mean square of the output's change from row to row (TAR)."""
     tie_weights: bool = True
     """The decoder's weight is the embedding itself (Press and Wolf, 2017); needs E = H."""
     init_range: float = 0.1
@@ -84,10 +68,12 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("embedding_size", "hidden_size", "num_layers"):
-            _check(getattr(self, name) >= 1, f"model.{name} must be at least 1, not {getattr(self, name)}")
-        _check(0 <= self.dropout < 1, f"model.dropout must be in [0, 1), not {self.dropout}")
-        _check(self.init_range > 0, f"model.init_range must be positive, not {self.init_range}")
-        _check(
+            check(getattr(self, name) >= 1, f"model.{name} must be at least 1, not {getattr(self, name)}")
+        check(0 <= self.dropout < 1, f"model.dropout must be in [0, 1), not {self.dropout}")
+        for name in ("activation_penalty", "temporal_penalty"):
+            check(getattr(self, name) >= 0, f"model.{name} must not be negative, not {getattr(self, name)}")
+        check(self.init_range > 0, f"model.init_range must be positive, not {self.init_range}")
+        check(
             not self.tie_weights or self.embedding_size == self.hidden_size,
             f"model.tie_weights needs equal sizes, but model.embedding_size is {self.embedding_size} and "
             f"model.hidden_size is {self.hidden_size}: make them equal or set model.tie_weights to false",
@@ -117,10 +103,10 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         for name in ("lr", "eps", "grad_clip"):
-            _check(getattr(self, name) > 0, f"optim.{name} must be positive, not {getattr(self, name)}")
+            check(getattr(self, name) > 0, f"optim.{name} must be positive, not {getattr(self, name)}")
         for name in ("weight_decay", "warmup_steps"):
-            _check(getattr(self, name) >= 0, f"optim.{name} must not be negative, not {getattr(self, name)}")
-        _check(all(0 <= beta < 1 for beta in self.betas), f"optim.betas must be in [0, 1), not {list(self.betas)}")
+            check(getattr(self, name) >= 0, f"optim.{name} must not be negative, not {getattr(self, name)}")
+        check(all(0 <= beta < 1 for beta in self.betas), f"optim.betas must be in [0, 1), not {list(self.betas)}")
 
 
 @dataclass(frozen=True)
@@ -165,13 +151,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "log_every", "save_every", "keep_checkpoints", "eval_columns"):
-            _check(getattr(self, name) >= 1, f"train.{name} must be at least 1, not {getattr(self, name)}")
+            check(getattr(self, name) >= 1, f"train.{name} must be at least 1, not {getattr(self, name)}")
         for name in ("max_steps", "threads", "eval_every"):
             value = getattr(self, name)
-            _check(value is None or value >= 1, f"train.{name} must be null or at least 1, not {value}")
-        _check(0 <= self.seed < 2**32, f"train.seed must be in [0, 2^32), not {self.seed}")
-        _check(self.timeout_minutes > 0, f"train.timeout_minutes must be positive, not {self.timeout_minutes}")
-        _check(not self.resume or self.run_dir is not None, "train.resume needs train.run_dir: which run is to go on?")
+            check(value is None or value >= 1, f"train.{name} must be null or at least 1, not {value}")
+        check(0 <= self.seed < 2**32, f"train.seed must be in [0, 2^32), not {self.seed}")
+        check(self.timeout_minutes > 0, f"train.timeout_minutes must be positive, not {self.timeout_minutes}")
+        check(not self.resume or self.run_dir is not None, "train.resume needs train.run_dir: which run is to go on?")
 
 
 @dataclass(frozen=True)
@@ -268,37 +254,3 @@ def load_config(argv: Sequence[str] | None = None) -> Config:
     parser.add_class_arguments(Config, as_group=False)
     values = parse(parser, argv)
     return Config(values.data, values.model, values.optim, values.train, values.tracking)
-
-
-def run_script(main: Callable[[], int]) -> int:
-    """Run a script's `main` and turn an error into one line and an exit status.
-
-    What is the user's to mend is told once on each host. What befalls one rank it tells itself, with its number; Python's
-    traceback follows, as the cause may be a defect of the program.
-    """
-    rank = os.environ.get("RANK", "0")
-    try:
-        return main()
-    except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print_line(f"error: {error}")
-        return error.status
-    except KeyboardInterrupt:
-        if rank == "0":
-            print_line("error: interrupted; what was saved before is intact")
-        return 130
-    except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        several = os.environ.get("WORLD_SIZE", "1") != "1"
-        if several and any(sign in reason for sign in ("closed by peer", "reset by peer", "Broken pipe", "Timed out")):
-            print_line(
-                f"error: rank {rank} lost the others: one of them ended or hangs, and its own line says why ({reason})"
-            )
-            return 1
-        print_line(f"error: rank {rank} failed: {reason}")
-        raise
-
-
-def print_line(message: str) -> None:
-    """A line on standard error, in one write: ranks that share it do not write into each other's lines."""
-    print(f"{message}\n", end="", file=sys.stderr, flush=True)

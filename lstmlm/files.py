@@ -1,7 +1,10 @@
-"""Writing files so that a kill or a power cut leaves the old content or the new, never a part."""
+"""Writing files so that a kill or a power cut leaves the old content or the new, never a part; and the lock."""
 
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -44,5 +47,24 @@ def sync_folder(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path, wait: bool) -> Iterator[None]:
+    """Hold a lock file within a block. The kernel lets go of it when its holder dies, so a killed process blocks nobody.
+
+    Args:
+        path: Made where it does not exist; never written to.
+        wait: Whether to wait for another holder.
+
+    Raises:
+        BlockingIOError: Another process holds it, and `wait` is false.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
     finally:
         os.close(descriptor)

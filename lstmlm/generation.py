@@ -1,13 +1,18 @@
 """Text from a trained model, one token at a time; the state is all that is carried, so a token's cost does not grow."""
 
+import logging
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lstmlm.config import UsageError, UserError, print_line
-from lstmlm.model import WEIGHTS, LSTMLanguageModel, load_pretrained
-from lstmlm.vocabulary import UNK, Vocabulary, split
+from lstmlm.console import UsageError
+from lstmlm.data.tokenize import tokenize
+from lstmlm.data.vocabulary import UNK, Vocabulary
+from lstmlm.model.language_model import LSTMLanguageModel
+from lstmlm.model.pretrained import default_device, load_pretrained, newest_model
+
+logger = logging.getLogger(__name__)
 
 
 def generate_text(
@@ -53,11 +58,10 @@ def generate_texts(
     allow_unk: bool = False,
 ) -> list[str]:
     """Several continuations of one prompt, computed side by side; the arguments are those of `generate_text`."""
-    language_model, vocabulary = load_pretrained(model if model is not None else newest_model())
-    tokens = split(prompt, vocabulary.level)
-    unknown = sorted({token for token in tokens if token not in vocabulary})
+    language_model, vocabulary = load_pretrained(newest_model() if model is None else model, default_device())
+    unknown = sorted({token for token in tokenize(prompt, vocabulary.level) if token not in vocabulary})
     if unknown:
-        print_line(f"warning: not in the vocabulary, read as {UNK}: {' '.join(unknown)}")
+        logger.warning("not in the vocabulary, read as %s: %s", UNK, " ".join(unknown))
     ids = [vocabulary.eos, *vocabulary.encode(prompt, eos=False)]
     samples = sample(language_model, vocabulary, ids, count, max_len, temperature, top_k, top_p, seed, allow_unk)
     texts = [vocabulary.decode(new) for new in samples]
@@ -100,7 +104,7 @@ def sample(
     generator = torch.Generator(device)
     generator.seed() if seed is None else generator.manual_seed(seed)
     # The whole prompt once, in a column of its own; then every continuation goes on from the state it left.
-    outputs, state = model.hidden(model.embedding(torch.tensor(prompt, device=device)[:, None]), model.initial_state(1))
+    outputs, state = model.hidden(torch.tensor(prompt, device=device)[:, None], model.initial_state(1))
     outputs = outputs[-1:].expand(1, count, -1)  # (1, B, H)
     state = [(h.repeat(count, 1), c.repeat(count, 1)) for h, c in state]
     new = torch.full((max_len, count), vocabulary.eos, device=device)
@@ -115,7 +119,7 @@ def sample(
         ended |= new[i] == vocabulary.eos
         if ended.all():
             break
-        outputs, state = model.hidden(model.embedding(new[i : i + 1]), state)
+        outputs, state = model.hidden(new[i : i + 1], state)
     columns = new.T.tolist()
     return [ids[: ids.index(vocabulary.eos)] if vocabulary.eos in ids else ids for ids in columns]
 
@@ -134,15 +138,3 @@ def choose(logits: Tensor, temperature: float, top_k: int | None, top_p: float, 
         beyond = ordered.cumsum(-1) - ordered >= top_p  # what stands before a token reaches p already
         probabilities = probabilities.scatter(-1, order, ordered.masked_fill(beyond, 0.0))
     return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
-
-
-def newest_model(runs: str | Path = "runs") -> Path:
-    """The folder of the model exported last below `runs`.
-
-    Raises:
-        UserError: There is none.
-    """
-    weights = sorted(Path(runs).glob(f"*/model/{WEIGHTS}"), key=lambda path: path.stat().st_mtime)
-    if not weights:
-        raise UserError(f"no model in {Path(runs).absolute()}/*/model: train one first, or name its folder")
-    return weights[-1].parent

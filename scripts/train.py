@@ -2,14 +2,8 @@
 
 import sys
 
-from lstmlm import load_config, train
-from lstmlm.config import run_script
-
-
-def main() -> int:
-    outcome = train(load_config())
-    return 128 + outcome.signal if outcome.signal else 0
-
+from lstmlm.cli import train
+from lstmlm.console import run_script
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    sys.exit(run_script(train))

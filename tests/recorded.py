@@ -69,7 +69,7 @@ def _capture(graph: RecordedGraph) -> Iterator[None]:
 @pytest.fixture
 def recorded_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """`torch.cuda`'s graphs replaced by the stand-in."""
-    monkeypatch.setattr("lstmlm.distributed._check_cuda_graph", lambda config, accelerator: None)
+    monkeypatch.setattr("lstmlm.runtime.launch._check_cuda_graph", lambda config, accelerator: None)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", RecordedGraph)
     monkeypatch.setattr(torch.cuda, "graph", _capture)
     monkeypatch.setattr(torch.cuda, "stream", nullcontext)

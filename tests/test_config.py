@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from lstmlm import Config, UserError, load_config
-from lstmlm.config import UsageError
+from lstmlm.console import UsageError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

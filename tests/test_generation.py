@@ -5,7 +5,8 @@ import torch
 
 from lstmlm import LSTMLanguageModel, UserError, Vocabulary, generate_text, generate_texts
 from lstmlm.config import ModelConfig
-from lstmlm.generation import choose, newest_model, sample
+from lstmlm.generation import choose, sample
+from lstmlm.model.pretrained import save_pretrained
 
 WORDS = ["<unk>", "<eos>", *(f"w{i}" for i in range(29))]
 
@@ -28,8 +29,7 @@ def model() -> LSTMLanguageModel:
 
 @pytest.fixture
 def folder(model: LSTMLanguageModel, vocabulary: Vocabulary, tmp_path: Path) -> Path:
-    model.save_pretrained(tmp_path / "runs/a/model", {})
-    (tmp_path / "runs/a/model/vocab.json").write_bytes(vocabulary.to_bytes())
+    save_pretrained(tmp_path / "runs/a/model", model, vocabulary, {"dataset": "toy"})
     return tmp_path / "runs/a/model"
 
 
@@ -38,7 +38,7 @@ def test_greedy_is_the_argmax_of_the_whole_text_each_time(model: LSTMLanguageMod
     (new,) = sample(model, vocabulary, ids, 1, max_len=12, temperature=0)
     for i in range(12):
         with torch.no_grad():
-            logits, _ = model(torch.tensor(ids)[:, None], model.initial_state(1))
+            logits, _ = model.logits(torch.tensor(ids)[:, None], model.initial_state(1))
         logits = logits[-1, 0]
         logits[vocabulary.unk] = -torch.inf
         if i == 0:
@@ -54,7 +54,7 @@ def test_sampled_frequencies_are_the_models(model: LSTMLanguageModel, vocabulary
     count = 20_000
     new = sample(model, vocabulary, [1, 5], count, max_len=1, temperature=0.7, seed=1, allow_unk=True)
     with torch.no_grad():
-        logits, _ = model(torch.tensor([[1], [5]]), model.initial_state(1))
+        logits, _ = model.logits(torch.tensor([[1], [5]]), model.initial_state(1))
     logits = logits[-1, 0] / 0.7
     logits[vocabulary.eos] = -torch.inf
     p = logits.softmax(-1)
@@ -82,16 +82,16 @@ def test_the_contract(folder: Path) -> None:
     assert generate_text("w1", max_len=0, model=folder) == "w1"
 
 
-def test_unknown_words_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_words_are_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     text = generate_text("w1 zebra w2 quagga", 3, model=folder, seed=0)
     assert text.startswith("w1 zebra w2 quagga ")
-    assert "warning: not in the vocabulary, read as <unk>: quagga zebra" in capsys.readouterr().err
+    assert caplog.messages == ["not in the vocabulary, read as <unk>: quagga zebra"]
 
 
 def test_characters(tmp_path: Path) -> None:
     vocabulary = Vocabulary.build(["abc"], level="char")
-    LSTMLanguageModel(ModelConfig(embedding_size=4, hidden_size=4), len(vocabulary)).save_pretrained(tmp_path, {})
-    (tmp_path / "vocab.json").write_bytes(vocabulary.to_bytes())
+    model = LSTMLanguageModel(ModelConfig(embedding_size=4, hidden_size=4), len(vocabulary))
+    save_pretrained(tmp_path, model, vocabulary, {"dataset": "toy"})
     text = generate_text("ab", max_len=5, model=tmp_path, seed=1)
     assert text.startswith("ab")
     assert set(text) <= set("abc")
@@ -136,9 +136,10 @@ def test_arguments_out_of_range(folder: Path, bad: dict[str, float]) -> None:
         generate_texts("w1", model=folder, **arguments)  # type: ignore[arg-type]
 
 
-def test_newest_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_model_is_named_the_newest_is_taken(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    assert newest_model().absolute() == folder
     assert generate_text("w1", 2, seed=0).startswith("w1 ")
     monkeypatch.chdir(tmp_path / "runs")
     with pytest.raises(UserError, match="no model in"):

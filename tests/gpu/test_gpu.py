@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lstmlm import Config, LSTMLanguageModel, load_config
+from lstmlm import Config, LSTMLanguageModel, Vocabulary, load_config
 from lstmlm.config import ModelConfig
-from lstmlm.loss import linear_cross_entropy
+from lstmlm.data.vocabulary import EOS, UNK
+from lstmlm.model.loss import linear_cross_entropy
+from lstmlm.model.pretrained import load_pretrained, save_pretrained
 from tests.conftest import forget_accelerate
-from tests.test_step import build, run_steps
-from tests.test_training import assert_same_run, fresh_train, interrupted
+from tests.training.test_loop import assert_same_run, fresh_train, interrupted
+from tests.training.test_step import build, run_steps
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,13 +38,13 @@ def nondeterministic_again() -> Iterator[None]:
 def test_flat_cudnn_weights_are_exported_whole(tmp_path: Path) -> None:
     model = LSTMLanguageModel(ModelConfig(embedding_size=16, hidden_size=16), 31).cuda()
     tokens = torch.randint(31, (7, 3), device="cuda")
-    expected, _ = model(tokens, model.initial_state(3))
+    expected, _ = model.logits(tokens, model.initial_state(3))
     storages = {p.untyped_storage().data_ptr() for p in model.layers[0].parameters()}
     assert len(storages) == 1, "cuDNN keeps a layer's weights in one buffer"
-    model.save_pretrained(tmp_path, {})
+    save_pretrained(tmp_path, model, Vocabulary([UNK, EOS, *map(str, range(29))]), {"dataset": "toy"})
     for device in ("cuda", "cpu"):
-        loaded = LSTMLanguageModel.from_pretrained(tmp_path, device)
-        logits, _ = loaded(tokens.to(device), loaded.initial_state(3))
+        loaded, _ = load_pretrained(tmp_path, device)
+        logits, _ = loaded.logits(tokens.to(device), loaded.initial_state(3))
         torch.testing.assert_close(logits.cpu(), expected.cpu(), rtol=1e-4, atol=1e-5)
 
 

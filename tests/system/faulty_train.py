@@ -12,11 +12,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts"))
 
 import torch
-from train import main
 
-from lstmlm import LSTMLanguageModel, checkpoint, evaluation
-from lstmlm.config import run_script
-from lstmlm.step import TrainStep
+from lstmlm import LSTMLanguageModel
+from lstmlm.cli import train
+from lstmlm.console import run_script
+from lstmlm.evaluation import perplexity
+from lstmlm.training import checkpoint
+from lstmlm.training.step import TrainStep
 
 KIND, RANK, STEP = os.environ["FAULT"], os.environ["FAULT_RANK"], int(os.environ["FAULT_STEP"])
 call, write_file, score = TrainStep.__call__, checkpoint.write_file, LSTMLanguageModel.score
@@ -57,7 +59,7 @@ if __name__ == "__main__":
         TrainStep.__call__ = faulty_call  # type: ignore[method-assign]
         if KIND == "pause_validation":
             LSTMLanguageModel.score = pausing_score  # type: ignore[method-assign]
-            evaluation.SEGMENT_TOKENS = 100  # several segments in the small text
+            perplexity.SEGMENT_TOKENS = 100  # several segments in the small text
         if KIND == "disk":
             checkpoint.write_file = full_disk
-    sys.exit(run_script(main))
+    sys.exit(run_script(train))

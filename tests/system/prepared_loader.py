@@ -6,8 +6,8 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from lstmlm.config import print_line
-from lstmlm.stream import Table
+from lstmlm.console import print_line
+from lstmlm.data.table import Table
 
 
 def main() -> None:

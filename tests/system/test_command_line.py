@@ -15,7 +15,7 @@ import pytest
 
 from lstmlm import load_config
 from tests.system.launcher import FAULTY, ROOT, error_lines, pause_at, start, wait_for_step
-from tests.test_training import assert_same_run, fresh_train, metrics
+from tests.training.test_loop import assert_same_run, fresh_train, metrics
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -12,7 +12,7 @@ import pytest
 from lstmlm import load_config
 from tests.system.launcher import TRAIN
 from tests.system.test_ranks import PER_STEP, assert_same_up_to_rounding
-from tests.test_training import fresh_train
+from tests.training.test_loop import fresh_train
 
 FIRST, SECOND = f"lstmlm-a-{os.getpid()}", f"lstmlm-b-{os.getpid()}"
 ADDRESSES = {FIRST: "10.203.7.1", SECOND: "10.203.7.2"}

@@ -15,10 +15,12 @@ import torch
 import yaml
 from accelerate.utils import DistributedType
 
-from lstmlm import checkpoint, distributed, load_config
-from lstmlm.config import UsageError
+from lstmlm import load_config
+from lstmlm.console import UsageError
+from lstmlm.runtime.launch import _check_cuda_graph
+from lstmlm.training import checkpoint
 from tests.system.launcher import FAULTY, ROOT, TRAIN, error_lines, free_port, launch
-from tests.test_training import metrics
+from tests.training.test_loop import metrics
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 
@@ -125,7 +127,7 @@ def test_where_a_cuda_graph_is_refused(
     accelerator: Any = SimpleNamespace(device=torch.device(device), distributed_type=kind, num_processes=1)
     config = load_config(small("--train.cuda_graph=true", *arguments))
     with nullcontext() if named is None else pytest.raises(UsageError, match=named):
-        distributed._check_cuda_graph(config, accelerator)
+        _check_cuda_graph(config, accelerator)
 
 
 def test_bf16_where_the_cpu_cannot_is_refused(small: Callable[..., list[str]], tmp_path: Path) -> None:

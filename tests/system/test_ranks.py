@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from lstmlm import load_config
-from lstmlm.stream import Table
+from lstmlm.data.table import Table
 from tests.system.launcher import ROOT, command, environment, launch
-from tests.test_training import final_state, fresh_train, metrics, skip_without_bf16
+from tests.training.test_loop import final_state, fresh_train, metrics, skip_without_bf16
 
 # The last row of the small text's table is short, and both epochs end within the run.
 PER_STEP = {"train/loss": 1e-5, "train/grad_norm": 1e-5, "valid/ppl": 1e-6, "test/ppl": 1e-6}

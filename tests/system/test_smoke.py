@@ -9,9 +9,11 @@ import torch
 
 from lstmlm import LSTMLanguageModel, Vocabulary
 from lstmlm.config import DataConfig
-from lstmlm.corpus import load_split, toy_text
-from lstmlm.evaluation import evaluate_stream
-from lstmlm.stream import Table
+from lstmlm.data.corpus import load_split
+from lstmlm.data.sources import toy_text
+from lstmlm.data.table import Table
+from lstmlm.evaluation.perplexity import evaluate_stream
+from lstmlm.model.pretrained import load_pretrained
 from tests.system.launcher import ROOT
 
 BPTT = 30
@@ -39,7 +41,7 @@ def test_carried_state_beats_the_bound_of_a_reset_one(tmp_path: Path) -> None:
     result = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=250)
     assert result.returncode == 0, result.stderr
     vocabulary = Vocabulary.load(tmp_path / "run/model/vocab.json")
-    model = LSTMLanguageModel.from_pretrained(tmp_path / "run/model")
+    model, _ = load_pretrained(tmp_path / "run/model")
     stream = load_split(DataConfig(dataset="toy", cache_dir=str(tmp_path)), "test", vocabulary)
     text = toy_text("test")
     oracle, bound = text.oracle_ppl(), text.reset_ppl(BPTT)

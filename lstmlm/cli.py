@@ -1,0 +1,91 @@
+"""The command line: `lstmlm train | evaluate | generate`, and the mains of the scripts."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+from lstmlm.config import argument_parser, load_config, parse
+from lstmlm.console import UsageError, run_script
+from lstmlm.evaluation.perplexity import evaluate as evaluate_model
+from lstmlm.generation import generate_texts
+from lstmlm.runtime import hardware
+from lstmlm.training.loop import train as train_model
+
+Arguments = Sequence[str] | None  # without the program's name; None takes the process's own
+
+
+def train(argv: Arguments = None) -> int:
+    """Train a language model, or go on with a run that was stopped."""
+    outcome = train_model(load_config(argv))
+    return 128 + outcome.signal if outcome.signal else 0
+
+
+def evaluate(argv: Arguments = None) -> int:
+    """Exact perplexity of a saved model."""
+    parser = argument_parser("Exact perplexity of a saved model.")
+    parser.add_argument("--model", type=str, required=True, help="Folder that training exported, runs/.../model.")
+    parser.add_argument("--split", type=str, default="test", help="train, validation or test.")
+    parser.add_argument("--columns", type=int, default=1, help="Columns of the table; 1 is the reference.")
+    parser.add_argument("--dataset", type=str | None, default=None, help="Where the data is now, if it was moved.")
+    parser.add_argument("--cache_dir", type=str | None, default=None, help="Where token ids are kept.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON object.")
+    args = parse(parser, argv)
+    hardware.use_machine()
+    result = evaluate_model(args.model, args.split, args.columns, args.dataset, args.cache_dir)
+    if args.json:
+        print(json.dumps({"split": args.split, **asdict(result), "loss": result.loss, "ppl": result.ppl}))
+    else:
+        print(
+            f"{args.split}: {result.tokens:,} tokens, {result.targets:,} targets, nll {result.nll:.2f}, "
+            f"ppl {result.ppl:.4f}, {result.columns} column{'s' * (result.columns > 1)}"
+        )
+    return 0
+
+
+def generate(argv: Arguments = None) -> int:
+    """Sample text from a saved model."""
+    parser = argument_parser("Sample text from a saved model.")
+    parser.add_argument(
+        "--model", type=str | None, default=None, help="Folder that training exported; null = the newest runs/*/model."
+    )
+    parser.add_argument("--prompt", type=str, default="", help="Text to go on from; empty = the beginning of a line.")
+    parser.add_argument("--max_len", type=int, default=30, help="Most new tokens.")
+    parser.add_argument("--temperature", type=float, default=1.0, help="Divides the logits; 0 = the most likely token.")
+    parser.add_argument("--top_k", type=int | None, default=None, help="Sample among the k most likely tokens.")
+    parser.add_argument(
+        "--top_p", type=float, default=1.0, help="Sample among the fewest tokens that reach this probability."
+    )
+    parser.add_argument("--seed", type=int | None, default=None, help="Same seed, same text.")
+    parser.add_argument("--count", type=int, default=1, help="Texts to sample, one a line.")
+    parser.add_argument("--allow_unk", action="store_true", help="Let <unk> be sampled.")
+    args = parse(parser, argv)
+    hardware.use_machine()
+    for text in generate_texts(**vars(args)):
+        print(text)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Arguments], int]] = {"train": train, "evaluate": evaluate, "generate": generate}
+
+
+def overview() -> str:
+    """The commands, each with its sentence."""
+    lines = [f"  lstmlm {name:<10} {command.__doc__}" for name, command in COMMANDS.items()]
+    return "\n".join(["Stateful LSTM language models.", "", *lines, "", "lstmlm COMMAND --help explains its options."])
+
+
+def dispatch() -> int:
+    """Run the command that the first argument names."""
+    name, *argv = sys.argv[1:] or ["--help"]
+    if name in ("--help", "-h"):
+        print(overview())
+        return 0
+    if name not in COMMANDS:
+        raise UsageError(f"there is no command {name!r}: name one of {', '.join(COMMANDS)}")
+    return COMMANDS[name](argv)
+
+
+def main() -> int:
+    """The entry point of `lstmlm`."""
+    return run_script(dispatch)

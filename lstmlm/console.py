@@ -1,0 +1,114 @@
+"""What a person sees of a command: errors of one line, an exit status, and the progress bar. All of it on standard error."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+
+class UserError(Exception):
+    """Something the user can mend, told in one line: what is wrong, where, and what to do.
+
+    Attributes:
+        status: The exit status it leads to: 1, the run failed.
+    """
+
+    status = 1
+
+
+class UsageError(UserError):
+    """The command or its configuration is wrong; nothing was started. Exit status 2."""
+
+    status = 2
+
+
+def check(holds: bool, message: str) -> None:
+    """Refuse wrong use.
+
+    Raises:
+        UsageError: With `message`, where `holds` is false.
+    """
+    if not holds:
+        raise UsageError(message)
+
+
+def print_line(message: str) -> None:
+    """A line on standard error, in one write: ranks that share it do not write into each other's lines."""
+    print(f"{message}\n", end="", file=sys.stderr, flush=True)
+
+
+class _LineHandler(logging.Handler):
+    """Warnings of the library as lines of a script."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print_line(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+def run_script(main: Callable[[], int]) -> int:
+    """Run a script's `main` and turn an error into one line and an exit status.
+
+    An error that the user can mend is told once on each host. An error of one rank is told by that rank, with its number; Python's
+    traceback follows, as the cause may be a defect of the program.
+    """
+    logger = logging.getLogger("lstmlm")
+    logger.handlers, logger.propagate = [_LineHandler()], False
+    rank = os.environ.get("RANK", "0")
+    try:
+        return main()
+    except UserError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print_line(f"error: {error}")
+        return error.status
+    except KeyboardInterrupt:
+        if rank == "0":
+            print_line("error: interrupted; what was saved before is intact")
+        return 130
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        several = os.environ.get("WORLD_SIZE", "1") != "1"
+        if several and any(sign in reason for sign in ("closed by peer", "reset by peer", "Broken pipe", "Timed out")):
+            print_line(
+                f"error: rank {rank} lost the others: one of them ended or hangs, and its own line says why ({reason})"
+            )
+            return 1
+        print_line(f"error: rank {rank} failed: {reason}")
+        raise
+
+
+class Progress:
+    """Where the run stands: a bar on a terminal, else a line per log interval.
+
+    Args:
+        shown: Whether this process shows anything; one process of a run does.
+        total_steps: Steps of the whole run.
+        step: Steps done before.
+    """
+
+    def __init__(self, shown: bool, total_steps: int, step: int) -> None:
+        self._shown = shown
+        self._total = total_steps
+        on_terminal = shown and sys.stderr.isatty()
+        self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True) if on_terminal else None
+
+    def show(self, step: int, epoch: int, loss: float, ppl: float, tokens_per_second: float) -> None:
+        """After a log interval."""
+        figures = f"loss {loss:.3f}, ppl {ppl:.2f}, {tokens_per_second:,.0f} tokens/s"
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+            self._bar.set_postfix_str(figures)
+        else:
+            self.line(f"epoch {epoch}, step {step}/{self._total}: {figures}")
+
+    def line(self, message: str) -> None:
+        """A line that leaves the bar whole."""
+        if self._bar is not None:
+            self._bar.write(message, file=sys.stderr)
+        elif self._shown:
+            print_line(message)
+
+    def close(self) -> None:
+        """Leave the terminal clean."""
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,1 @@
+"""Perplexity of streams, and scores of texts."""

@@ -1,0 +1,66 @@
+"""The layers: a tied embedding, and an LSTM layer with dropout on its output.
+
+Shapes: T time, B columns, E embedding, H hidden, V vocabulary.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LayerState = tuple[Tensor, Tensor]  # (h, c), each float32 (B, H)
+
+
+class LSTMLayer(nn.LSTM):
+    """One LSTM layer whose output is multiplied by a dropout mask that the caller hands in.
+
+    Args:
+        input_size: Units of its input.
+        hidden_size: H.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__(input_size, hidden_size)
+
+    def forward(  # type: ignore[override]
+        self, inputs: Tensor, state: LayerState, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, LayerState]:
+        """Outputs before and after dropout, and the state after the last row.
+
+        Args:
+            inputs: (T, B, input_size).
+            state: (h, c), each (B, H).
+            mask: (T, B, H); None = no dropout.
+        """
+        h, c = state
+        with _lstm_precision(inputs.device.type):
+            raw, (h, c) = super().forward(inputs, (h[None], c[None]))  # (T, B, H), (1, B, H)
+        return raw, raw if mask is None else raw * mask, (h[0].float(), c[0].float())
+
+
+class TiedEmbedding(torch.autograd.Function):
+    """Embeddings of tokens, and the weight itself for the decoder, as one node of the graph.
+
+    So the embeddings' gradient, of a few rows, is added into the decoder's in place, instead of into zeros of the whole vocabulary first.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(tokens)
+        return F.embedding(tokens, weight), weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        embeddings_grad, weight_grad = grad_outputs
+        (tokens,) = ctx.saved_tensors
+        return weight_grad.index_add_(0, tokens.flatten(), embeddings_grad.flatten(0, -2)), None
+
+
+def _lstm_precision(device: str) -> AbstractContextManager[object]:
+    # Autocast runs cuDNN's LSTM in float16 whatever was asked for (AutocastRNN.cpp), and under bf16 no scaled loss keeps
+    # gradients above float16's smallest normal number: it stays float32, with TF32 products (hardware.set_float32_products).
+    if device == "cuda" and torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16:
+        return torch.autocast(device, enabled=False)
+    return nullcontext()

@@ -1,0 +1,175 @@
+"""Exact linear + cross-entropy that never keeps the logits.
+
+The decoder and its softmax are nine tenths of the reference model's arithmetic, and its logits (T*B, V) the largest tensor by far.
+Here the gradients are formed chunk by chunk of rows while the chunk's logits are at hand (the idea of Cut Your Losses, Wijmans
+et al., 2024, and of Liger's kernel), so that nothing of size (T*B, V) outlives a chunk. The bias rides on the products as one more
+column of the weight, against a column of ones in the input; its gradient is one more column of the weight's gradient. Rows of
+the weight are added up to a round number, of types that have no probability, so that each row of the logits begins aligned.
+"""
+
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lstmlm.data.table import IGNORE
+
+CHUNK_BYTES = 1 << 26  # logits of one chunk: at V = 33,278 about 1,000 rows in bf16, 500 in float32
+ALIGN_SIZE, ALIGN_VOCABULARY = 8, 64  # columns and rows of the decoder are filled up to a multiple of these
+# .buffer is the logits' memory on a CPU: the largest block by far, it would leave holes in the heap if taken anew each time.
+_kept = threading.local()
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """Summed negative log likelihood of `targets` under softmax(hidden @ weight.T + bias), in nats.
+
+    The products run in the autocast precision where autocast is on, else in that of `hidden`; the sums over tokens are float32.
+
+    Args:
+        hidden: (N, H).
+        weight: (V, H).
+        bias: (V,) or None.
+        targets: int64 (N,) in [0, V), or -100 for a row that does not count.
+
+    Returns:
+        A float32 scalar (float64 for float64 inputs).
+    """
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    with torch.autocast(device, enabled=False):
+        return _LinearCrossEntropy.apply(hidden, weight, bias, targets, dtype, torch.is_grad_enabled())
+
+
+@torch.no_grad()
+def token_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """Negative log likelihood of each target in nats, (N,), without gradients; 0 where the target is -100.
+
+    Args:
+        hidden: (N, H).
+        weight: (V, H).
+        bias: (V,) or None.
+        targets: int64 (N,).
+    """
+    inputs, decoder = _operands(hidden, weight, bias, hidden.dtype)
+    counted = targets != IGNORE
+    scored = targets.where(counted, 0)[:, None]  # (N, 1)
+    log_probs = [
+        _softmax(rows, decoder, target)[1]
+        for rows, target in zip(_chunks(inputs, decoder), _chunks(scored, decoder), strict=True)
+    ]
+    return -torch.cat(log_probs)[:, 0] * counted
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        dtype: torch.dtype,
+        grad_enabled: bool,  # inside a Function it is always off
+    ) -> Tensor:
+        inputs, decoder = _operands(hidden, weight, bias, dtype)
+        counted = (targets != IGNORE)[:, None]  # (N, 1)
+        scored = targets[:, None].where(counted, 0)  # (N, 1)
+        with_grad = grad_enabled and any(ctx.needs_input_grad)
+        sums = torch.promote_types(dtype, torch.float32)
+        nll = torch.zeros((), dtype=sums, device=hidden.device)
+        hidden_grads, weight_grad = [], None
+        for rows, target, count in zip(
+            _chunks(inputs, decoder), _chunks(scored, decoder), _chunks(counted, decoder), strict=True
+        ):
+            probabilities, log_probs = _softmax(rows, decoder, target)
+            nll -= (log_probs * count).sum()
+            if not with_grad:
+                continue
+            logits_grad = probabilities  # d nll / d logits = softmax - onehot
+            logits_grad[torch.arange(len(rows), device=rows.device), target[:, 0]] -= 1
+            # Rows that do not count are zeroed in the small factors, not in the large one.
+            hidden_grads.append((logits_grad @ decoder) * count)
+            counting_rows = rows * count
+            if weight_grad is None:
+                weight_grad = logits_grad.T @ counting_rows
+            elif dtype == sums:
+                weight_grad.addmm_(logits_grad.T, counting_rows)
+            else:
+                weight_grad = weight_grad.to(sums).add_(logits_grad.T @ counting_rows)
+            del probabilities, logits_grad  # the next chunk's take their place
+        if with_grad:
+            assert weight_grad is not None
+            ctx.save_for_backward(torch.cat(hidden_grads), weight_grad)
+            ctx.shape, ctx.has_bias, ctx.dtypes = weight.shape, bias is not None, (hidden.dtype, weight.dtype)
+        return nll
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (scale,) = grad_outputs
+        hidden_grad, weight_grad = ctx.saved_tensors
+        hidden_dtype, weight_dtype = ctx.dtypes
+        vocab_size, size = ctx.shape
+        return (
+            hidden_grad[:, :size].to(hidden_dtype) * scale,
+            weight_grad[:vocab_size, :size].to(weight_dtype) * scale,
+            weight_grad[:vocab_size, size].to(weight_dtype) * scale if ctx.has_bias else None,
+            None,
+            None,
+            None,
+        )
+
+
+def _softmax(rows: Tensor, decoder: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities (n, U) in the rows' precision, and ln p(target) (n, 1) in float32 or wider."""
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    on_cpu = rows.device.type == "cpu"
+    logits = _logits(rows, decoder)
+    kept = None if on_cpu else _target_and_largest(logits, target)
+    probabilities = torch.softmax(logits, -1, out=logits)  # in place: the logits are gone
+    picked = probabilities.gather(-1, target)
+    # The logarithm of the target's probability saves two passes over the logits, unless it has underflowed. To look
+    # whether one has would stall a GPU, and there the passes cost little.
+    if on_cpu and bool((picked >= torch.finfo(picked.dtype).tiny).all()):
+        return probabilities, picked.to(wide).log_()
+    target_logit, largest = kept or _target_and_largest(rows @ decoder.T, target)
+    logsumexp = largest.to(wide) - probabilities.amax(-1, True).to(wide).log_()
+    return probabilities, target_logit.to(wide) - logsumexp
+
+
+def _logits(rows: Tensor, decoder: Tensor) -> Tensor:
+    """The product (n, U); on a CPU in memory that is kept, and used again by this thread's next call."""
+    if rows.device.type != "cpu":
+        return rows @ decoder.T
+    size = len(rows) * len(decoder)
+    buffer: Tensor | None = getattr(_kept, "buffer", None)
+    if buffer is None or buffer.dtype != rows.dtype or len(buffer) < size:
+        with torch.inference_mode(False):  # evaluation's buffer serves training too
+            buffer = _kept.buffer = torch.empty(size, dtype=rows.dtype)
+    return torch.mm(rows, decoder.T, out=buffer[:size].view(len(rows), len(decoder)))
+
+
+def _target_and_largest(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    return logits.gather(-1, target), logits.amax(-1, True)
+
+
+def _operands(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The product's operands with the bias as a column: (N, P) and (U, P), P = H + 1 and U = V rounded up."""
+    vocab_size, size = weight.shape
+    width = -(-(size + 1) // ALIGN_SIZE) * ALIGN_SIZE
+    inputs = hidden.new_zeros(len(hidden), width, dtype=dtype)
+    decoder = weight.new_zeros(-(-vocab_size // ALIGN_VOCABULARY) * ALIGN_VOCABULARY, width, dtype=dtype)
+    inputs[:, :size] = hidden
+    inputs[:, size] = 1
+    decoder[:vocab_size, :size] = weight
+    if bias is not None:
+        decoder[:vocab_size, size] = bias
+    # No probability: -inf times 0 would be NaN, and TF32 would round `min` to it.
+    decoder[vocab_size:, size] = torch.finfo(dtype).min / 2
+    return inputs, decoder
+
+
+def _chunks(rows: Tensor, decoder: Tensor) -> tuple[Tensor, ...]:
+    """`rows` in equal pieces, such that a piece's logits take at most CHUNK_BYTES, or are of one row."""
+    pieces = -(-len(rows) * len(decoder) * decoder.itemsize // CHUNK_BYTES)
+    return rows.tensor_split(min(max(1, pieces), max(1, len(rows))))

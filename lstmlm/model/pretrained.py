@@ -1,0 +1,137 @@
+"""A model on disk: the names of its files, reading, writing, its card, and the device it is used on.
+
+config.json          sizes of the model; the data it was trained on
+vocab.json           its tokens in order
+model.safetensors    its weights; the header says at which step they were exported
+README.md            the card
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from huggingface_hub import ModelCardData
+
+from lstmlm.config import ModelConfig
+from lstmlm.console import UserError
+from lstmlm.data.vocabulary import Vocabulary
+from lstmlm.files import replace_file
+from lstmlm.model.language_model import LSTMLanguageModel
+
+CONFIG, VOCABULARY, WEIGHTS, CARD = "config.json", "vocab.json", "model.safetensors", "README.md"
+
+CARD_TEXT = """\
+---
+{metadata}
+---
+An LSTM language model trained with lstmlm: {parameters:,} parameters, {vocab_size:,} types, level {level}.
+
+    python scripts/evaluate.py --model <this folder> --split test
+    python scripts/generate.py --model <this folder> --prompt "Once upon a time"
+
+The header of `model.safetensors` says at which step it was exported and with which validation perplexity.
+"""
+
+
+def save_pretrained(
+    folder: str | Path,
+    model: LSTMLanguageModel,
+    vocabulary: Vocabulary,
+    data: dict[str, Any],
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write a model, its vocabulary and its card. Each file is replaced in one step; one that would not change is left alone.
+
+    Args:
+        folder: Made where it does not exist.
+        model: On any device.
+        vocabulary: Of the model.
+        data: What the model was trained on: `dataset`, `subset`, `level`.
+        metadata: Strings for the header of `model.safetensors`.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"model": asdict(model.config), "vocab_size": model.vocab_size, "data": data}
+    card = CARD_TEXT.format(
+        metadata=ModelCardData(library_name="lstmlm", datasets=[data["dataset"]]).to_yaml(),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        vocab_size=model.vocab_size,
+        level=vocabulary.level,
+    )
+    contents = {VOCABULARY: vocabulary.to_bytes(), CARD: card.encode(), CONFIG: json.dumps(config, indent=2).encode()}
+    for name, content in contents.items():
+        if not (folder / name).exists() or (folder / name).read_bytes() != content:
+            replace_file(folder / name, content)
+    replace_file(folder / WEIGHTS, safetensors.torch.save(model.weights(), metadata))
+
+
+def load_pretrained(folder: str | Path, device: torch.device | str = "cpu") -> tuple[LSTMLanguageModel, Vocabulary]:
+    """Read back what `save_pretrained` wrote.
+
+    Args:
+        folder: Of the model.
+        device: Where the model goes.
+
+    Raises:
+        UserError: A file is missing or damaged, or two of them do not belong together.
+    """
+    content = read_config(folder)
+    path = Path(folder) / WEIGHTS
+    try:
+        with torch.device("meta"):
+            model = LSTMLanguageModel(ModelConfig(**content["model"]), content["vocab_size"])
+        model.to_empty(device=device)
+        if model.config.tie_weights:
+            model.decoder.weight = model.embedding.weight
+        model.load_weights(safetensors.torch.load_file(path))
+    except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
+        raise UserError(f"cannot read the model in {path}: {error}") from None
+    vocabulary = Vocabulary.load(Path(folder) / VOCABULARY)
+    if len(vocabulary) != model.vocab_size:
+        raise UserError(
+            f"{folder}: the model has {model.vocab_size} types but {VOCABULARY} has {len(vocabulary)}; they do not belong together"
+        )
+    return model, vocabulary
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """`config.json` of a saved model: `model`, `vocab_size`, and `data` (`dataset`, `subset`, `level`).
+
+    Raises:
+        UserError: It is missing or is not one of this project.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        content = json.loads(path.read_bytes())
+        if isinstance(content, dict) and {"model", "vocab_size", "data"} <= content.keys():
+            return content
+    except OSError as error:
+        raise UserError(f"there is no model in {folder}: cannot read {path} ({error.strerror})") from None
+    except ValueError:
+        pass
+    raise UserError(f"{path} is not a model configuration of this project")
+
+
+def newest_model(runs: str | Path = "runs") -> Path:
+    """The folder of the model exported last below `runs`.
+
+    Raises:
+        UserError: There is none.
+    """
+    weights = sorted(Path(runs).glob(f"*/model/{WEIGHTS}"), key=lambda path: path.stat().st_mtime)
+    if not weights:
+        raise UserError(f"no model in {Path(runs).absolute()}/*/model: train one first, or name its folder")
+    return weights[-1].parent
+
+
+def default_device() -> torch.device:
+    """The accelerator where there is one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")

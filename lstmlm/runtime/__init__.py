@@ -1,0 +1,1 @@
+"""The machine, the launch, and what several ranks do together."""

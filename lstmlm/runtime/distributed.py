@@ -1,0 +1,149 @@
+"""What several ranks do together: sums, agreement on values and errors, stop signals."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+from torch import distributed as dist
+
+from lstmlm.console import UsageError, UserError
+from lstmlm.files import cannot_write
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STOP_CHECK_STEPS = 10  # steps between two agreements of several ranks on whether to stop
+
+
+def check_alike(accelerator: Accelerator, what: str, values: dict[str, Any]) -> None:
+    """Refuse to go on where `values` are not the same on every rank.
+
+    Args:
+        accelerator: Of this run.
+        what: Name of the values in the message.
+        values: Anything JSON can hold, by name.
+
+    Raises:
+        UserError: On every rank, naming the first value that differs and the ranks.
+    """
+    for rank, other in enumerate(gather_object([values])):
+        if rank == 0:
+            first = other
+        for name in first:
+            if other[name] != first[name]:
+                raise UserError(
+                    f"{what} differs between ranks: {name} is {first[name]} on rank 0 and {other[name]} on rank {rank}; "
+                    "start every rank with the same command, files and packages"
+                )
+
+
+@contextmanager
+def fail_together(accelerator: Accelerator) -> Iterator[None]:
+    """Run a block on every rank; where it fails on one with a `UserError` or `OSError`, it fails on all with that error."""
+    error: UserError | None = None
+    try:
+        yield
+    except UserError as caught:
+        error = caught
+    except OSError as caught:
+        error = UserError(cannot_write(caught))
+    if accelerator.num_processes > 1:
+        own = (error.status, str(error)) if error else None
+        failed = [other for other in gather_object([own]) if other]
+        if failed and error is None:
+            status, text = failed[0]
+            error = UsageError(text) if status == UsageError.status else UserError(text)
+    if error is not None:
+        raise error
+
+
+def main_value(accelerator: Accelerator, value: Any) -> Any:
+    """The main rank's value, on every rank."""
+    return broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value
+
+
+def main_tensors(accelerator: Accelerator, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """The main rank's tensors, on the CPU of every rank, so that only the main rank needs to see the files."""
+    if accelerator.num_processes == 1:
+        assert tensors is not None
+        return tensors
+    shapes = main_value(
+        accelerator, tensors and {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    )
+    received = {}
+    for name, (shape, dtype) in shapes.items():
+        buffer = (
+            tensors[name].to(accelerator.device)
+            if tensors
+            else torch.empty(shape, dtype=dtype, device=accelerator.device)
+        )
+        dist.broadcast(buffer, 0)
+        received[name] = buffer.cpu()
+    return received
+
+
+def sum_over_ranks(accelerator: Accelerator, values: Tensor) -> Tensor:
+    """Sum of a tensor over ranks, in its own precision; the tensor itself where there is one rank."""
+    if accelerator.num_processes > 1:
+        values = values.to(accelerator.device, copy=True)
+        dist.all_reduce(values)
+    return values
+
+
+class StopRequest:
+    """Whether somebody asked the run to stop: SIGTERM, SIGUSR1 or SIGINT on any rank.
+
+    The first signal sets a flag that is read between steps. A later one ends the process at once, as it would have without
+    us; within a second it is taken for the same notice, which a launcher and a scheduler may both deliver.
+
+    Args:
+        accelerator: Of the run.
+        timeout_minutes: How long a rank waits for the others' answer.
+    """
+
+    def __init__(self, accelerator: Accelerator, timeout_minutes: float) -> None:
+        self._signal = 0
+        self._since = 0.0
+        self._previous: dict[int, Any] = {}
+        self._several = accelerator.num_processes > 1
+        # In host memory, so that to ask does not wait for a GPU.
+        self._group = None
+        if self._several:
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes))
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self._signal:
+            self._signal, self._since = number, time.monotonic()
+        elif time.monotonic() > self._since + 1:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    def alone(self) -> bool:
+        """Whether this run of one rank was told to stop; with several, only `agreed` answers."""
+        return bool(self._signal) and not self._several
+
+    def agreed(self, step: int, at_event: bool) -> int:
+        """The signal that some rank got, or 0; every rank calls this with the same arguments and gets the same answer."""
+        if not self._several:
+            return self._signal
+        if not at_event and step % STOP_CHECK_STEPS:
+            return 0
+        number = torch.tensor(self._signal)
+        dist.all_reduce(number, dist.ReduceOp.MAX, group=self._group)
+        return int(number)

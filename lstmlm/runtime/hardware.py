@@ -1,0 +1,75 @@
+"""This machine: threads, memory, how a GPU multiplies, names and versions."""
+
+import ctypes
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+import psutil
+import torch
+
+_RNN: Any = torch.backends.cudnn.rnn  # its attribute is unknown to mypy
+
+
+def default_threads() -> int:
+    """Physical cores that this process may use, divided among the ranks on this host."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = min(psutil.cpu_count(logical=False) or usable, usable)
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def keep_memory() -> None:
+    """Have glibc keep freed memory: every step frees and takes the same 100 MB, whose page faults cost as much as the arithmetic."""
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
+    libc.mallopt(m_mmap_max, 0)
+    libc.mallopt(m_trim_threshold, 2**31 - 1)
+    libc.mallopt(m_top_pad, 2**28)
+
+
+def use_machine() -> None:
+    """Set up a process that is ours alone, as a script's is: all physical cores, and freed memory kept."""
+    torch.set_num_threads(default_threads())
+    keep_memory()
+
+
+def set_float32_products(precision: str) -> None:
+    """Choose how an NVIDIA GPU multiplies float32 numbers.
+
+    Args:
+        precision: `train.precision`: TF32 under `tf32` and, in the LSTM alone, `bf16`; else IEEE.
+    """
+    lstm = precision in ("tf32", "bf16")
+    # The older switches set the newer ones too; the other way round, an older one can't be read any more.
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = lstm
+    _RNN.fp32_precision = "tf32" if lstm else "ieee"  # whatever torch.backends.fp32_precision says
+
+
+@contextmanager
+def ieee_products() -> Iterator[None]:
+    """Compute products of float32 in float32 within a block, where the training may use TF32."""
+    switches = torch.backends.cuda.matmul, _RNN
+    before = [switch.fp32_precision for switch in switches]  # the older ones can't always be read, nor given back whole
+    for switch in switches:
+        switch.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision
+
+
+def device_kind(device: torch.device) -> str:
+    """Name of a GPU, or the type of another device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def package_versions() -> dict[str, str]:
+    """Versions that decide what a run computes."""
+    return {name: version(name) for name in ("torch", "accelerate")}

@@ -1,0 +1,199 @@
+"""The start of a run: the `Accelerator`, and the launches that are refused."""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DDPCommunicationHookType as Hook
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+)
+from torch import distributed as dist
+from torch.distributed import PrefixStore, Store
+
+from lstmlm.config import Config
+from lstmlm.console import UsageError, UserError
+from lstmlm.runtime import hardware
+from lstmlm.runtime.distributed import check_alike, fail_together
+
+PRECISIONS: dict[Literal["auto", "fp32", "tf32", "bf16", "fp16"], str] = {
+    "fp32": "no",
+    "tf32": "no",
+    "bf16": "bf16",
+    "fp16": "fp16",
+}  # ours -> Accelerate's
+
+
+def resolve_precision(config: Config) -> Config:
+    """The configuration with `train.precision` auto replaced by what the launcher says.
+
+    Raises:
+        UsageError: Launcher and configuration contradict each other, or the precision is none of ours.
+    """
+    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    launched = next((ours for ours, theirs in PRECISIONS.items() if theirs == launcher), None)
+    wanted = config.train.precision
+    if launched is None:
+        raise UsageError(
+            f"precision {launcher} is not supported: the model has no layer that would use it; "
+            "launch with --mixed_precision no, bf16 or fp16"
+        )
+    # The launcher says `no` too when it was not asked, so only another answer is a contradiction.
+    if wanted == "auto":
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=launched))
+    elif launched not in ("fp32", wanted):
+        raise UsageError(
+            f"the launcher says --mixed_precision {launcher} but train.precision is {wanted}: make them agree, "
+            "or leave train.precision at auto"
+        )
+    return config
+
+
+def start(config: Config) -> Accelerator:
+    """Build the `Accelerator` and set up this process: threads, memory, determinism.
+
+    Args:
+        config: With the precision resolved.
+
+    Raises:
+        UserError: The launch is not what it was meant to be, or the device cannot do the precision.
+    """
+    check_launch()
+    hardware.keep_memory()
+    torch.set_flush_denormal(True)
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    try:
+        accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # else several ranks on a CPU would not know of each other
+            mixed_precision=PRECISIONS[config.train.precision],
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # ours is in the step
+            kwargs_handlers=[
+                InitProcessGroupKwargs(
+                    init_method="restartable://", timeout=timedelta(minutes=config.train.timeout_minutes)
+                ),
+                DistributedDataParallelKwargs(
+                    gradient_as_bucket_view=True,
+                    comm_hook=Hook.BF16 if config.train.compress_gradients else Hook.NO,
+                ),
+            ],
+        )
+    except ValueError as error:
+        raise UsageError(f"Accelerate cannot start: {' '.join(str(error).split())}") from None
+    except (dist.DistError, RuntimeError) as error:
+        if "WORLD_SIZE" not in os.environ:
+            raise
+        raise UserError(
+            f"the ranks did not find each other within {config.train.timeout_minutes:g} minutes: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from None
+    # After Accelerate, which sets both of these too.
+    torch.set_num_threads(config.train.threads or hardware.default_threads())
+    hardware.set_float32_products(config.train.precision)
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise UsageError(
+            f"distributed type {accelerator.distributed_type.value} is not supported: the model is small and goes to every rank whole; "
+            "launch with --multi_gpu"
+        )
+    world_size = accelerator.num_processes
+    asked_for = int(os.environ.get("WORLD_SIZE", "1"))
+    if asked_for != world_size:
+        raise UsageError(
+            f"{asked_for} processes were asked for (WORLD_SIZE) but {world_size} started: use "
+            "`accelerate launch --multi_gpu --num_processes N --num_machines 1 scripts/train.py`"
+        )
+    with fail_together(accelerator):
+        _check_device(config.train.precision, accelerator.device)
+        _check_cuda_graph(config, accelerator)
+        if config.train.compress_gradients and (world_size == 1 or dist.get_backend() != "nccl"):
+            raise UsageError("train.compress_gradients needs several ranks on GPUs (NCCL): leave it false here")
+    check_alike(accelerator, "configuration", config.to_flat_dict())
+    check_alike(accelerator, "package versions", hardware.package_versions())
+    if world_size > config.data.batch_size:
+        raise UsageError(
+            f"{world_size} ranks but data.batch_size {config.data.batch_size}: every rank needs a column; "
+            "start fewer ranks or raise data.batch_size"
+        )
+    return accelerator
+
+
+def _restartable(url: str, timeout: timedelta, **_: Any) -> Iterator[tuple[Store, int, int]]:
+    """The usual rendezvous, under a prefix of this start: a group that the launcher restarts (--max_restarts) may be given the
+    store of the dead one, and must not connect to its addresses."""
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    yield PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store), rank, world_size
+
+
+dist.register_rendezvous_handler("restartable", _restartable)
+
+
+def check_launch() -> None:
+    """Refuse a launch that would start fewer ranks than it was asked for, or runs that know nothing of each other.
+
+    Raises:
+        UsageError: With what was asked for, what was started, and the command that works.
+    """
+    world = os.environ.get("WORLD_SIZE")
+    if "MASTER_ADDR" in os.environ and world is None:
+        raise UsageError(
+            "several processes were asked for but only one was started (distributed_type MULTI_CPU does that): on one CPU host use "
+            "`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N --num_machines 1 scripts/train.py`"
+        )
+    if world is not None and not all(name in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")):
+        raise UsageError(
+            f"WORLD_SIZE is {world} in the environment, but this process was started as a run of its own (RANK, MASTER_ADDR or "
+            "MASTER_PORT is missing): start it with `accelerate launch --num_processes N`, or unset WORLD_SIZE"
+        )
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in (
+        "true",
+        "1",
+        "yes",
+    )
+    if on_gpu and ranks > torch.cuda.device_count():
+        raise UsageError(
+            f"{ranks} ranks on this host but {torch.cuda.device_count()} GPUs: start one rank for each GPU"
+        )
+
+
+def _check_cuda_graph(config: Config, accelerator: Accelerator) -> None:
+    if not config.train.cuda_graph:
+        return
+    device = accelerator.device.type
+    several = accelerator.distributed_type is not DistributedType.NO  # DDP, even around one rank
+    obstacles = [
+        (device != "cuda", f"this is a {device}"),
+        (several, f"there is a group of {accelerator.num_processes} rank(s)"),
+        (config.train.precision == "fp16", "fp16 waits for the device at every step"),
+        (config.train.accumulate > 1, "train.accumulate is not 1"),
+    ]
+    for stands, reason in obstacles:
+        if stands:
+            raise UsageError(
+                f"train.cuda_graph is for one GPU without torchrun, train.accumulate 1 and not fp16, but {reason}: leave it false"
+            )
+
+
+def _check_device(precision: str, device: torch.device) -> None:
+    if precision == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
+        raise UsageError("train.precision tf32 needs an NVIDIA GPU of the Ampere generation or later; use fp32")
+    if precision == "fp16" and device.type == "cpu":
+        raise UsageError("train.precision fp16 needs a GPU: a CPU would silently compute in fp32; use fp32 or bf16")
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UsageError("train.precision bf16: this GPU has no bf16 arithmetic; use fp32 or fp16")
+    if precision == "bf16" and device.type == "cpu":
+        try:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                torch.nn.LSTM(8, 8)(torch.zeros(1, 1, 8))
+        except RuntimeError:
+            raise UsageError(
+                "train.precision bf16: this CPU cannot run an LSTM in bf16 (no AVX512-BF16 or AMX); use fp32"
+            ) from None

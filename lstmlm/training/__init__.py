@@ -1,0 +1,1 @@
+"""The training of a model: its step, its run and its loop."""

@@ -1,0 +1,385 @@
+"""A run: its directory, its cursor, and what happens at its events."""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from accelerate import Accelerator
+
+from lstmlm import generation
+from lstmlm.config import Config
+from lstmlm.console import Progress, UserError, print_line
+from lstmlm.data.corpus import Corpus
+from lstmlm.evaluation.perplexity import Evaluation, evaluate_stream
+from lstmlm.model.pretrained import load_pretrained, save_pretrained
+from lstmlm.runtime.distributed import fail_together, main_tensors, main_value
+from lstmlm.runtime.hardware import device_kind, package_versions
+from lstmlm.training import checkpoint
+from lstmlm.training.checkpoint import Cursor
+from lstmlm.training.run_directory import RunDirectory, new_run_directory
+from lstmlm.training.step import TrainStep
+from lstmlm.training.tracking import Tracking, git_commit
+
+MASKS = "hash 1"  # which function makes the dropout masks; a checkpoint says with which one its run was made
+SAMPLES, SAMPLE_LENGTH = 3, 40  # sample texts logged at each validation
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        run_dir: Where everything is.
+        signal: Number of the signal that stopped it, or 0.
+        summary: The content of `summary.json`; None where the run was stopped before its end.
+    """
+
+    run_dir: Path
+    signal: int = 0
+    summary: dict[str, Any] | None = None
+
+
+class Events(NamedTuple):
+    """What is due after a step."""
+
+    log: bool
+    evaluate: bool
+    epoch: bool
+    save: bool
+    end: bool
+
+
+@dataclass
+class Interval:
+    """Sums since the last line of training metrics."""
+
+    nll: float = 0.0
+    targets: int = 0
+    grad_norm: float = 0.0
+    updates: int = 0
+    seconds: float = 0.0
+
+
+class Run:
+    """A run on its directory, entered as a context.
+
+    On entering, the directory is locked, and it is known whether the run is finished, before a token is read or a model is
+    built. `begin` then takes the data and the step, resumes where that is asked for, and starts the trackers. Every rank has a
+    `Run` and calls the same methods at the same steps; only the main rank's touches the directory.
+
+    Args:
+        config: With the precision resolved.
+        accelerator: Of the run.
+
+    Raises:
+        UserError: On entering: the directory holds another run, is in use, or cannot be written.
+
+    Attributes:
+        config: With `train.run_dir` too.
+        finished: How the run ended, where the directory holds it whole; else None.
+        cursor: Where the run stands.
+    """
+
+    def __init__(self, config: Config, accelerator: Accelerator) -> None:
+        run_dir = main_value(accelerator, config.train.run_dir or new_run_directory(config))
+        self.config = dataclasses.replace(config, train=dataclasses.replace(config.train, run_dir=run_dir))
+        self.accelerator = accelerator
+        self.directory = RunDirectory(run_dir)
+        self.cursor = Cursor()
+        self.interval = Interval()
+        self.tracking = Tracking(self.config, accelerator, self.directory)
+        self.finished: Outcome | None = None
+        self._is_main = accelerator.is_main_process
+        self._checkpoint: Path | None = None  # to go on from; the main rank knows
+        self._open = ExitStack()  # the lock and the progress bar
+
+    def __enter__(self) -> "Run":
+        summary, saved = None, None
+        with ExitStack() as opening:
+            with fail_together(self.accelerator):
+                if self._is_main:
+                    opening.enter_context(self.directory.held())
+                    if self.config.train.resume:
+                        saved = self._find_checkpoint()
+                        summary = self._summary_if_finished(saved)
+                    else:
+                        self.directory.refuse_to_overwrite()
+            summary, self._saved = main_value(self.accelerator, (summary, saved))
+            if summary is not None:
+                self.finished = Outcome(self.directory.path, summary=summary)
+            self._open = opening.pop_all()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._open.close()
+
+    def begin(self, corpus: Corpus, train_step: TrainStep) -> None:
+        """Take over the checkpoint where there is one to go on from, and start the trackers.
+
+        Args:
+            corpus: Of the run.
+            train_step: Of the run; its total_steps say where the run ends.
+
+        Raises:
+            UserError: The data are not the checkpoint's, or a tracker cannot start.
+        """
+        self.corpus, self.train_step = corpus, train_step
+        if self._saved is not None:
+            self._resume(self._saved)
+        self.tracking.start(self._facts())
+        with fail_together(self.accelerator):
+            if self._is_main:
+                self.directory.summary.unlink(missing_ok=True)
+                self.directory.write_config(self.config)
+        self.progress = Progress(self._is_main, train_step.total_steps, self.cursor.step)
+        self._open.callback(self.progress.close)
+        self.restart_clock()
+
+    def events(self) -> Events:
+        """What is due now that the cursor's step is done."""
+        train, step = self.config.train, self.cursor.step
+        end = step == self.train_step.total_steps
+        epoch = self.cursor.row == self.train_step.table.rows
+        return Events(
+            log=step % train.log_every == 0,
+            evaluate=epoch if train.eval_every is None else step % train.eval_every == 0,
+            epoch=epoch,
+            save=step % train.save_every == 0 or end,
+            end=end,
+        )
+
+    def restart_clock(self) -> None:
+        """Training time counts from here; the time of events does not."""
+        self._clock = time.perf_counter()
+
+    def read_losses(self) -> None:
+        """Add up what the steps since the last event measured.
+
+        Raises:
+            UserError: A loss was not finite.
+        """
+        for result in self.train_step.read():
+            self.interval.nll += result.nll
+            self.interval.targets += result.num_targets
+            if result.grad_norm is not None:
+                self.interval.grad_norm += result.grad_norm
+                self.interval.updates += 1
+        self.interval.seconds += time.perf_counter() - self._clock
+
+    def log(self) -> None:
+        """One line of training metrics."""
+        done, self.interval = self.interval, Interval()
+        loss = done.nll / done.targets
+        tokens_per_second = done.targets / done.seconds
+        self._log(
+            {
+                "train/loss": loss,
+                "train/ppl": _exp(loss),
+                "train/grad_norm": done.grad_norm / max(1, done.updates),
+                "train/lr": self.train_step.learning_rate(self.cursor.step - 1),
+                "train/tokens_per_second": tokens_per_second,
+            }
+        )
+        self.progress.show(self.cursor.step, self._epoch, loss, _exp(loss), tokens_per_second)
+
+    def validate(self, interrupted: Callable[[], bool] = lambda: False) -> None:
+        """Validation perplexity; the best model so far is exported. Interrupted, it is owed, and done first on resuming."""
+        try:
+            result = self._evaluate("validation", self.config.train.eval_columns, interrupted)
+        except InterruptedError:
+            self.cursor.owes_validation = True
+            return
+        self.cursor.owes_validation = False
+        self._log({"valid/loss": result.loss, "valid/ppl": result.ppl})
+        self.cursor.validated = self.cursor.step
+        best = self.cursor.best is None or result.ppl < self.cursor.best
+        mark = ", the best so far" if best else ""
+        self.progress.line(
+            f"epoch {self._epoch}, step {self.cursor.step}: validation ppl {result.ppl:.2f} ({result.columns} columns){mark}"
+        )
+        if best:
+            self.cursor.best = result.ppl
+            self._export()
+        if self.tracking.wants_samples:
+            self.tracking.samples(self.cursor.tokens, self._samples())
+
+    def save(self) -> None:
+        """Publish a checkpoint of this moment."""
+        tensors, values = self.train_step.state_dict()
+        with fail_together(self.accelerator):
+            if self._is_main:
+                values |= {
+                    "config": self.config.to_dict(),
+                    "data_fingerprint": self.corpus.fingerprint,
+                    "cursor": asdict(self.cursor),
+                    "interval": asdict(self.interval),
+                    "tracking": self.tracking.state_dict(),
+                    "versions": package_versions(),
+                    "masks": MASKS,
+                }
+                keep = self.config.train.keep_checkpoints
+                checkpoint.publish(self.directory.checkpoints, self.cursor.step, tensors, values, keep)
+
+    def stopped(self, signal: int) -> Outcome:
+        """Leave after a signal; the checkpoint is written."""
+        if self.cursor.best is None:
+            self._export()
+        self.progress.line(
+            f"stopped by signal {signal} after step {self.cursor.step}; model in {self.directory.model}; "
+            f"go on with --train.run_dir {self.directory.path} --train.resume true"
+        )
+        self.accelerator.end_training()
+        return Outcome(self.directory.path, signal=signal)
+
+    def leave_alone(self, finished: Outcome) -> Outcome:
+        """Leave a run that has nothing left to do as it is."""
+        if self._is_main:
+            print_line(f"{self.directory.path} is finished already")
+        self.accelerator.end_training()
+        return finished
+
+    def finish(self) -> Outcome:
+        """Score the best model at one column and mark the run as finished."""
+        # After the last checkpoint, so that a run that grows from it does not see them.
+        if self.interval.targets:
+            self.log()
+        if self.cursor.validated < self.cursor.step:
+            self.validate()
+        with fail_together(self.accelerator):
+            best = load_pretrained(self.directory.model)[0].weights() if self._is_main else None
+        self.train_step.model.load_weights(main_tensors(self.accelerator, best))
+        valid, test = self._evaluate("validation", 1), self._evaluate("test", 1)
+        self._log({"test/loss": test.loss, "test/ppl": test.ppl})
+        summary = {
+            **asdict(self.cursor),
+            "valid": _figures(valid),
+            "test": _figures(test),
+            "parameters": self._parameters,
+            "precision": self.config.train.precision,
+            "ranks": self.accelerator.num_processes,
+            "device": str(self.accelerator.device.type),
+            "versions": package_versions(),
+        }
+        with fail_together(self.accelerator):
+            if self._is_main:
+                self.directory.write_summary(summary)
+        self.progress.line(
+            f"test ppl {test.ppl:.2f}, validation ppl {valid.ppl:.2f} (1 column); model in {self.directory.model}"
+        )
+        self.accelerator.end_training()
+        return Outcome(self.directory.path, summary=summary)
+
+    def _find_checkpoint(self) -> dict[str, Any] | None:
+        """Values of the newest complete checkpoint; None where the run starts afresh."""
+        path, damaged = checkpoint.newest(self.directory.checkpoints)
+        for line in damaged:
+            print_line(line)
+        if path is None and damaged:
+            raise UserError(
+                f"no checkpoint in {self.directory.checkpoints} is whole: name another train.run_dir to start afresh"
+            )
+        if path is None:
+            self._start_afresh()
+            return None
+        self._checkpoint = path
+        values = checkpoint.load_values(path)
+        checkpoint.check_config(values["config"], self.config.to_dict())
+        print_line(f"going on from {path}")
+        if values.get("masks") != MASKS and self.config.model.dropout:
+            print_line(
+                f"{path} was written by a version with other dropout masks: the run goes on with today's, so it is not "
+                "the run that either version would have made alone"
+            )
+        return values
+
+    def _start_afresh(self) -> None:
+        """Where resuming finds no checkpoint: only what a run of the same configuration left before its first one may go."""
+        if self.directory.summary.exists():
+            raise UserError(
+                f"{self.directory.path} holds a finished run without its checkpoints: name another train.run_dir"
+            )
+        written = self.directory.read_config()
+        if written is not None:
+            checkpoint.check_config(written, self.config.to_dict())
+        self.directory.metrics.unlink(missing_ok=True)
+        print_line(f"no checkpoint in {self.directory.path} yet: starting afresh")
+
+    def _summary_if_finished(self, saved: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The final figures of a run that has nothing left to do; None where it has, or where it has grown since."""
+        if saved is None:
+            return None
+        train, cursor = self.config.train, Cursor(**saved["cursor"])
+        ended = cursor.epoch >= train.epochs or (train.max_steps is not None and cursor.step >= train.max_steps)
+        return self.directory.read_summary() if ended else None
+
+    def _resume(self, saved: dict[str, Any]) -> None:
+        """Take over the checkpoint; every rank has its values, and gets its tensors from the main rank."""
+        checkpoint.check_data(saved["data_fingerprint"], self.corpus.fingerprint)
+        tensors = None
+        with fail_together(self.accelerator):
+            if self._checkpoint is not None:
+                tensors = checkpoint.load_tensors(self._checkpoint)
+        self.train_step.load_state_dict(main_tensors(self.accelerator, tensors), saved)
+        self.cursor = Cursor(**saved["cursor"])
+        self.interval = Interval(**saved["interval"])
+        with fail_together(self.accelerator):
+            self.tracking.load_state_dict(saved["tracking"])
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            **self.config.to_dict(),
+            "ranks": self.accelerator.num_processes,
+            "device": device_kind(self.accelerator.device),
+            "parameters": self._parameters,
+            "vocab_size": len(self.corpus.vocabulary),
+            "git_commit": git_commit(),
+            "versions": package_versions(),
+        }
+
+    @property
+    def _parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.train_step.model.parameters())
+
+    @property
+    def _epoch(self) -> int:
+        """Number of the epoch that the last step belongs to, from 1."""
+        return self.cursor.epoch + (self.cursor.row > 0)
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        with fail_together(self.accelerator):
+            self.tracking.metrics(
+                {"step": self.cursor.step, "epoch": self._epoch, "tokens": self.cursor.tokens, **metrics}
+            )
+
+    def _evaluate(self, split: str, columns: int, interrupted: Callable[[], bool] = lambda: False) -> Evaluation:
+        stream = self.corpus.splits[split]
+        return evaluate_stream(self.train_step.model, stream, columns, self.accelerator, interrupted=interrupted)
+
+    def _samples(self) -> list[str]:
+        vocabulary = self.corpus.vocabulary
+        samples = generation.sample(self.train_step.model, vocabulary, [vocabulary.eos], SAMPLES, SAMPLE_LENGTH, seed=0)
+        return [vocabulary.decode(ids) for ids in samples]
+
+    def _export(self) -> None:
+        """Write `model/`, all that evaluation and generation need."""
+        data = self.config.data
+        source = {"dataset": data.dataset, "subset": data.subset, "level": data.level}
+        # One entry: the order of several in the file's header is not fixed.
+        metadata = {"exported": json.dumps({"step": self.cursor.step, "valid_ppl": self.cursor.best})}
+        with fail_together(self.accelerator):
+            if self._is_main:
+                save_pretrained(self.directory.model, self.train_step.model, self.corpus.vocabulary, source, metadata)
+
+
+def _figures(result: Evaluation) -> dict[str, float]:
+    return {"loss": result.loss, "ppl": result.ppl, "targets": result.targets, "columns": result.columns}
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf

@@ -1,0 +1,228 @@
+"""One optimizer update: masks, forward, backward, clip, Adam. Owns the hidden state and the buffer of losses."""
+
+import math
+import warnings
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch import distributed as dist
+
+from lstmlm.config import Config
+from lstmlm.console import UserError
+from lstmlm.data.table import Table, Window
+from lstmlm.model.dropout import Masks, make_masks
+from lstmlm.model.language_model import LSTMLanguageModel, State
+from lstmlm.runtime.distributed import sum_over_ranks
+from lstmlm.training.optimizer import fill_moments, gradient_norm, learning_rate, make_optimizer, set_learning_rate
+
+WARM_UP = 3  # updates before one is recorded, so that libraries have chosen their kernels and work space
+MAX_SKIPPED = 30  # fp16 halves its scale at each skipped update: after this many in a row it is not the scale
+
+
+class StepResult(NamedTuple):
+    """What one step measured, over all ranks."""
+
+    step: int
+    nll: float
+    num_targets: int
+    grad_norm: float | None  # before clipping; None where fp16 overflowed and the update was skipped
+
+
+class _Recording(NamedTuple):
+    """The update of a full segment as a CUDA graph: a replay reads `inputs`, does the update and writes `result`."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Tensor]  # tokens, targets
+    result: Tensor  # (2,): nll and gradient norm
+
+
+class TrainStep:
+    """The update of the parameters by one window of the table, and the state that is carried from window to window.
+
+    Nothing in a call waits for the device (fp16 excepted): losses gather in a buffer that `read` empties. Parameters,
+    optimizer and hidden state keep their places in memory, which a recorded CUDA graph relies on.
+
+    Args:
+        config: Of the run.
+        accelerator: Of the run.
+        model: On the CPU; moved and wrapped here, by `accelerator.prepare`.
+        table: This rank's columns of the training stream.
+        total_steps: Steps of the whole run, for the cosine schedule.
+    """
+
+    def __init__(
+        self, config: Config, accelerator: Accelerator, model: LSTMLanguageModel, table: Table, total_steps: int
+    ) -> None:
+        self.config = config
+        self.accelerator = accelerator
+        self.table = table
+        self.total_steps = total_steps
+        model.to(accelerator.device)
+        graph = config.train.cuda_graph
+        self.model: LSTMLanguageModel = model
+        self.wrapped_model, self._optimizer = accelerator.prepare(model, make_optimizer(model, config.optim, graph))
+        fill_moments(self._optimizer, model)
+        self._segment = torch.zeros((), dtype=torch.int32, device=accelerator.device)  # number of the masks' segment
+        self._losses = torch.zeros(
+            config.train.log_every, 2, device=accelerator.device
+        )  # nll of this rank, gradient norm
+        self._pending: list[tuple[int, int]] = []  # (step, N_step) of the rows of _losses in use
+        self._skipped = 0  # updates in a row that fp16 skipped
+        self.state: State = model.initial_state(table.local_columns)
+        self._order_ddp_buckets()
+        self._full_targets = config.data.bptt * table.columns  # of a window whose update is recorded
+        full = table.targets_in(0, config.data.bptt) == self._full_targets
+        self._recording = self._record() if graph and full else None
+
+    def __call__(self, window: Window, step: int, segment: int) -> None:
+        """Do one update.
+
+        Args:
+            window: Rows of the table to train on.
+            step: Number of this step in the run, from 0.
+            segment: Number of the window's first segment in the run, from 0.
+        """
+        set_learning_rate(self._optimizer, self.learning_rate(step))
+        row = self._losses[len(self._pending)].zero_()
+        if self._recording is not None and window.num_targets == self._full_targets:
+            first, end = window.segments[0]
+            self._segment.fill_(segment)
+            for place, tensor in zip(self._recording.inputs, self.table.segment(first, end), strict=True):
+                place.copy_(tensor)
+            self._recording.graph.replay()
+            row.copy_(self._recording.result)
+        else:
+            self._optimizer.zero_grad()
+            for i, (first, end) in enumerate(window.segments):
+                last = i == len(window.segments) - 1
+                with nullcontext() if last else self.accelerator.no_sync(self.wrapped_model):
+                    self._segment.fill_(segment + i)
+                    row[0] += self._backward(*self.table.segment(first, end), window.num_targets)
+            row[1] = self._apply_gradient()
+        self._pending.append((step, window.num_targets))
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of step number `step`, from 0."""
+        return learning_rate(self.config.optim, step, self.total_steps)
+
+    def read(self) -> list[StepResult]:
+        """The steps since the last read, summed over ranks; every rank calls it and gets the same.
+
+        Raises:
+            UserError: On every rank, naming the first step whose loss or gradient was not finite.
+        """
+        local = self._losses[: len(self._pending)].cpu()
+        # float64 sums of float32 values are exact, so the figures do not depend on how often they are read.
+        nll = sum_over_ranks(self.accelerator, local[:, 0].double())
+        results = []
+        for (step, num_targets), total, norm in zip(self._pending, nll.tolist(), local[:, 1].tolist(), strict=True):
+            self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
+            may_skip = MAX_SKIPPED if self.accelerator.scaler is not None else 0
+            if not math.isfinite(total) or self._skipped > may_skip:
+                raise UserError(
+                    f"the loss is not finite at step {step + 1} (nll {total}, gradient norm {norm}): nothing was saved since; "
+                    "start again in a new train.run_dir with a lower optim.lr"
+                )
+            results.append(StepResult(step, total, num_targets, norm if math.isfinite(norm) else None))
+        self._pending.clear()
+        return results
+
+    def reset_state(self) -> None:
+        """Zero the hidden state, as at an epoch's start."""
+        for h, c in self.state:
+            h.zero_()
+            c.zero_()
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that the next step depends on, global: tensors on the CPU by name, and plain values. Every rank calls it."""
+        tensors = {f"model.{name}": weight for name, weight in self.model.weights().items()}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self._optimizer.state[parameter].items():
+                tensors[f"optimizer.{key}.{name}"] = value.detach().to("cpu", copy=True).contiguous()
+        for i, pair in enumerate(self.state):
+            for key, local in zip(("h", "c"), pair, strict=True):
+                columns = torch.zeros(self.table.columns, local.shape[1], device=local.device)
+                columns[self._own_columns] = local
+                tensors[f"state.{key}.{i}"] = sum_over_ranks(self.accelerator, columns).cpu()
+        scaler = self.accelerator.scaler
+        return tensors, {"scaler": scaler.state_dict() if scaler is not None else None}
+
+    def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave on any number of ranks."""
+        prefix = "model."
+        self.model.load_weights(
+            {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        )
+        for name, parameter in self.model.named_parameters():
+            for key, value in self._optimizer.state[parameter].items():
+                value.copy_(tensors[f"optimizer.{key}.{name}"])
+        for i, (h, c) in enumerate(self.state):
+            h.copy_(tensors[f"state.h.{i}"][self._own_columns])
+            c.copy_(tensors[f"state.c.{i}"][self._own_columns])
+        if self.accelerator.scaler is not None and values["scaler"]:
+            self.accelerator.scaler.load_state_dict(values["scaler"])
+
+    @property
+    def _own_columns(self) -> slice:
+        return slice(self.table.first_column, self.table.end_column)
+
+    def _masks(self, rows: int) -> Masks | None:
+        """Masks of the segment whose number `_segment` holds."""
+        columns = range(self.table.first_column, self.table.end_column)
+        return make_masks(self.config.model, self.config.train.seed, self._segment, rows, columns)
+
+    def _backward(self, inputs: Tensor, targets: Tensor, num_targets: int) -> Tensor:
+        """Add a segment's gradient, carry the state on, and return this rank's nll."""
+        masks = self._masks(len(inputs))
+        nll, penalty, state = self.wrapped_model(inputs, self.state, targets, masks)
+        # DDP averages over ranks; times W / N_step this is the gradient of the global nll per target.
+        self.accelerator.backward((nll + penalty) * (self.accelerator.num_processes / num_targets))
+        with torch.no_grad():
+            for own, new in zip(self.state, state, strict=True):
+                own[0].copy_(new[0])
+                own[1].copy_(new[1])
+        return nll.detach()
+
+    def _apply_gradient(self) -> Tensor:
+        """Clip, let Adam update, and return the gradient's norm before clipping."""
+        self.accelerator.unscale_gradients(self._optimizer)
+        norm = gradient_norm([parameter.grad for parameter in self.model.parameters() if parameter.grad is not None])
+        torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.optim.grad_clip, norm)
+        self._optimizer.step()
+        return norm
+
+    def _record(self) -> _Recording:
+        """Record the update of a full segment; nothing that a run depends on is changed by it."""
+        inputs, targets = self.table.segment(0, self.config.data.bptt)
+
+        def update() -> Tensor:
+            self._optimizer.zero_grad()  # a recorded backward writes its gradients where it first put them
+            nll = self._backward(inputs, targets, self._full_targets)
+            return torch.stack([nll, self._apply_gradient()])
+
+        before = self.state_dict()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*capturable=True")  # steps outside a graph are meant here
+            for _ in range(WARM_UP):
+                update()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.load_state_dict(*before)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = update()
+        return _Recording(graph, [inputs, targets], result)
+
+    def _order_ddp_buckets(self) -> None:
+        # DDP orders its buckets anew after its first backward, and the order of a sum decides its rounding. A
+        # throw-away backward makes the first step of a start and of a resume the same as any other.
+        if self.accelerator.num_processes > 1:
+            inputs, targets = self.table.segment(0, 1)
+            nll, _, _ = self.wrapped_model(inputs, self.state, targets)
+            self.accelerator.backward(nll)
+            self._optimizer.zero_grad()
+            dist.barrier()

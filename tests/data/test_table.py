@@ -1,0 +1,91 @@
+"""The table against the definition, worked out pair by pair."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lstmlm.data.table import IGNORE, Table
+
+
+def brute_force(n: int, columns: int) -> list[list[int]]:
+    """Numbers of the pairs of each column."""
+    pairs = n - 1
+    owned: list[list[int]] = [[] for _ in range(columns)]
+    b = 0
+    for i in range(pairs):
+        while i >= (b + 1) * pairs // columns:
+            b += 1
+        owned[b].append(i)
+    return owned
+
+
+sizes = st.integers(2, 300).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, min(n - 1, 40))))
+
+
+@given(sizes, st.integers(1, 8), st.integers(1, 12), st.integers(1, 4))
+@settings(max_examples=200, deadline=None)
+def test_every_pair_once_in_its_place(size: tuple[int, int], world_size: int, bptt: int, accumulate: int) -> None:
+    n, columns = size
+    stream = torch.arange(n, dtype=torch.int32)
+    owned = brute_force(n, columns)
+    assert max(map(len, owned)) - min(map(len, owned)) <= 1
+    tables = [Table(stream, columns, rank, world_size) for rank in range(world_size)]
+    rows = max(map(len, owned))
+    assert all(table.rows == rows for table in tables)
+    assert sum(table.local_columns for table in tables) == columns
+    windows = list(tables[0].windows(bptt, accumulate))
+    assert all(list(table.windows(bptt, accumulate)) == windows for table in tables)
+    assert len(windows) == tables[0].num_windows(bptt, accumulate)
+    row = 0
+    seen: list[list[int]] = [[] for _ in range(columns)]
+    for window in windows:
+        counted = 0
+        for first, end in window.segments:
+            assert first == row
+            assert 0 < end - first <= bptt
+            row = end
+            for table in tables:
+                inputs, targets = table.segment(first, end)
+                assert inputs.shape == targets.shape == (end - first, table.local_columns)
+                for place, b in enumerate(range(table.first_column, table.end_column)):
+                    for x, y in zip(inputs[:, place].tolist(), targets[:, place].tolist(), strict=True):
+                        if y == IGNORE:
+                            continue
+                        assert y == x + 1
+                        seen[b].append(x)
+                        counted += 1
+        assert counted == window.num_targets
+        assert window.end == row
+    assert seen == owned
+
+
+@given(sizes, st.integers(1, 9), st.integers(1, 3))
+@settings(max_examples=50, deadline=None)
+def test_windows_go_on_from_any_window(size: tuple[int, int], bptt: int, accumulate: int) -> None:
+    n, columns = size
+    table = Table(torch.arange(n, dtype=torch.int32), columns)
+    windows = list(table.windows(bptt, accumulate))
+    for i, window in enumerate(windows):
+        assert list(table.windows(bptt, accumulate, start=window.end)) == windows[i + 1 :]
+
+
+def test_the_diagram() -> None:
+    stream = torch.tensor([ord(c) for c in "abcdefghijklmnopqrstuvwxy"], dtype=torch.int32)
+    inputs, targets = Table(stream, 4, rank=1, world_size=2).segment(0, 6)
+    assert ["".join(map(chr, column)) for column in inputs.T.tolist()] == ["mnopqr", "stuvwx"]
+    assert ["".join(map(chr, column)) for column in targets.T.tolist()] == ["nopqrs", "tuvwxy"]
+
+
+def test_wikitext_2_has_3482_segments_and_27_targets_in_the_last() -> None:
+    windows = list(Table(torch.zeros(2_088_628, dtype=torch.int32), 20).windows(30))
+    assert len(windows) == 3482
+    assert windows[-1].segments == [(104_430, 104_432)]
+    assert windows[-1].num_targets == 27
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_only_the_shard_is_kept(world_size: int) -> None:
+    stream = torch.arange(1000, dtype=torch.int32)
+    table = Table(stream, 7, 0, world_size)
+    assert len(table._shard) == 999 * (7 // world_size) // 7 + 1

@@ -1,0 +1,95 @@
+"""The toy language's own figures against ones computed from nothing but its text."""
+
+import math
+from collections import Counter, defaultdict
+
+import pytest
+
+from lstmlm.data import toy
+
+
+@pytest.fixture(scope="module")
+def text() -> toy.ToyText:
+    return toy.generate(8_000, seed=3)
+
+
+def test_same_seed_same_text(text: toy.ToyText) -> None:
+    assert toy.generate(8_000, seed=3) == text
+    assert toy.generate(1000, seed=4).tokens != text.tokens[:1000]
+
+
+def test_lines_and_tokens_agree(text: toy.ToyText) -> None:
+    assert " ".join(f"{line} <eos>" for line in text.lines).split() == text.tokens
+    assert text.lines[0].startswith("= ")
+
+
+def test_every_line_uses_the_attributes_of_its_title(text: toy.ToyText) -> None:
+    titles = 0
+    for line in text.lines:
+        if line.startswith("="):
+            values, titles = set(line.split()[1:-1]), titles + 1
+            assert len(values) == len(toy.ATTRIBUTES)
+        else:
+            assert values <= set(line.split())
+    assert titles > 20
+
+
+def test_log_probs_are_those_of_the_choices() -> None:
+    """An independent parse: at each place the set of possible next tokens, counted, must match the reported probability."""
+    text = toy.generate(60_000, seed=5)
+    seen: dict[str, Counter[str]] = defaultdict(Counter)
+    reported: dict[tuple[str, str], float] = {}
+    line: list[str] = []
+    values: dict[str, str] = {}
+    for token, log_prob in zip(text.tokens[1:], text.log_probs[1:], strict=True):
+        # Context with the document's attributes replaced by their names: what is left decides the distribution.
+        context = " ".join(values.get(word, word) for word in line) if line and line[0] != "=" else f"title {len(line)}"
+        context = "start" if not line and values else context
+        if context != "title 0":
+            seen[context][values.get(token, token)] += 1
+            key = (context, values.get(token, token))
+            assert reported.setdefault(key, log_prob) == log_prob, key
+        if token == "<eos>":
+            line = []
+            continue
+        if token == "=" and not line:
+            values = {}
+        for name, options in toy.ATTRIBUTES.items():
+            if line and line[0] == "=" and token in options:
+                values[token] = name
+        line.append(token)
+    checked = 0
+    for context, counts in seen.items():
+        total = sum(counts.values())
+        if total < 2000 or context.startswith("title"):
+            continue
+        for token, count in counts.items():
+            p = math.exp(reported[context, token])
+            assert abs(count / total - p) < 5 * math.sqrt(p * (1 - p) / total) + 1e-9, (context, token)
+            checked += 1
+    assert checked > 10
+
+
+def brute_force_reset_nll(text: toy.ToyText, bptt: int, columns: int) -> float:
+    pairs = len(text.tokens) - 1
+    total = 0.0
+    for b in range(columns):
+        first, end = b * pairs // columns, (b + 1) * pairs // columns
+        for i in range(first, end):
+            start = first + (i - first) // bptt * bptt
+            name, document = text.attributes[i + 1], text.documents[i + 1]
+            visible = [j for j in range(start, i + 1) if text.attributes[j] == name and text.documents[j] == document]
+            total += math.log(60) if name and not visible else -text.log_probs[i + 1]
+    return total / pairs
+
+
+@pytest.mark.parametrize(("bptt", "columns"), [(30, 1), (30, 20), (7, 3), (10**6, 1)])
+def test_reset_bound_against_its_definition(text: toy.ToyText, bptt: int, columns: int) -> None:
+    assert text.reset_ppl(bptt, columns) == pytest.approx(
+        math.exp(brute_force_reset_nll(text, bptt, columns)), rel=1e-12
+    )
+
+
+def test_bound_and_oracle_meet_where_nothing_is_reset_and_differ_where_it_is(text: toy.ToyText) -> None:
+    assert text.reset_ppl(10**6) == pytest.approx(text.oracle_ppl(), rel=1e-12)
+    assert text.reset_ppl(30) >= 1.4 * text.oracle_ppl()

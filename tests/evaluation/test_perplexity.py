@@ -1,0 +1,124 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lstmlm import LSTMLanguageModel, UserError, Vocabulary, score_text
+from lstmlm.config import ModelConfig
+from lstmlm.evaluation.perplexity import evaluate_stream
+from lstmlm.model.pretrained import save_pretrained
+from lstmlm.runtime.hardware import set_float32_products
+
+
+@pytest.fixture
+def model() -> LSTMLanguageModel:
+    torch.manual_seed(0)
+    model = LSTMLanguageModel(ModelConfig(embedding_size=12, hidden_size=12), 31)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)
+    return model
+
+
+def brute_force(model: LSTMLanguageModel, stream: torch.Tensor, columns: int) -> float:
+    """Column by column, token by token."""
+    pairs, total = len(stream) - 1, 0.0
+    for b in range(columns):
+        state = model.initial_state(1)
+        for i in range(b * pairs // columns, (b + 1) * pairs // columns):
+            logits, state = model.logits(stream[i].long().view(1, 1), state)
+            total += F.cross_entropy(logits[0], stream[i + 1].long().view(1)).item()
+    return total
+
+
+@pytest.mark.parametrize("columns", [1, 3, 10])
+def test_nll_is_the_sum_over_every_target(model: LSTMLanguageModel, columns: int) -> None:
+    stream = torch.randint(31, (173,), dtype=torch.int32)
+    result = evaluate_stream(model, stream, columns)
+    assert (result.tokens, result.targets, result.columns) == (173, 172, columns)
+    with torch.no_grad():
+        assert result.nll == pytest.approx(brute_force(model, stream, columns), rel=1e-6)
+    assert result.ppl == pytest.approx(torch.tensor(result.nll / 172).exp().item(), rel=1e-6)
+
+
+def test_perplexity_does_not_depend_on_the_segment_length(model: LSTMLanguageModel) -> None:
+    stream = torch.randint(31, (500,), dtype=torch.int32)
+    results = [evaluate_stream(model, stream, 4, bptt=bptt).nll for bptt in (1, 7, 50, 1000)]
+    assert results == pytest.approx([results[0]] * 4, rel=1e-6)
+
+
+@pytest.fixture
+def products() -> Iterator[None]:
+    yield
+    torch.backends.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    set_float32_products("fp32")
+
+
+# What the user chose for all, by the newer and the older switches.
+@pytest.mark.parametrize("chosen", ["nothing", "all", "conv", "medium"])
+@pytest.mark.usefixtures("products")
+def test_products_are_float32_where_training_uses_tf32(
+    chosen: str, model: LSTMLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn, torch.backends.cudnn.conv)
+    set_float32_products("tf32")
+    if chosen == "all":
+        torch.backends.fp32_precision = "tf32"
+    elif chosen == "conv":
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+    elif chosen == "medium":
+        torch.set_float32_matmul_precision("medium")
+    before = [place.fp32_precision for place in places], torch.get_float32_matmul_precision()
+    assert before[0][:2] == ["tf32", "tf32"]
+    seen = []
+    score = model.score
+
+    def watched(*args: torch.Tensor) -> object:
+        seen.append([place.fp32_precision for place in places[:2]])
+        return score(*args)
+
+    monkeypatch.setattr(model, "score", watched)
+    evaluate_stream(model, torch.arange(20, dtype=torch.int32))
+    assert seen == [["ieee", "ieee"]]
+    assert ([place.fp32_precision for place in places], torch.get_float32_matmul_precision()) == before
+
+
+@pytest.mark.usefixtures("products")
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp32"])
+def test_older_code_can_read_how_products_are_computed(precision: str) -> None:
+    set_float32_products(precision)
+    assert torch.backends.cudnn.allow_tf32 == (precision != "fp32")
+    assert torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
+    assert torch.get_float32_matmul_precision() == ("high" if precision == "tf32" else "highest")
+    with torch.backends.cudnn.flags(enabled=False):  # what double backward of an LSTM needs
+        pass
+
+
+@pytest.mark.usefixtures("products")
+def test_float32_products_whatever_was_chosen_for_all() -> None:
+    torch.backends.fp32_precision = "tf32"
+    set_float32_products("fp32")
+    assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.rnn.fp32_precision == "ieee"
+
+
+def test_more_columns_than_targets(model: LSTMLanguageModel) -> None:
+    assert evaluate_stream(model, torch.tensor([1, 2, 3], dtype=torch.int32), 10).columns == 2
+
+
+def test_score_text_is_the_nll_of_each_token(model: LSTMLanguageModel, tmp_path: Path) -> None:
+    vocabulary = Vocabulary(["<unk>", "<eos>", *(f"w{i}" for i in range(29))])
+    save_pretrained(tmp_path, model, vocabulary, {"dataset": "toy"})
+    scores = score_text("w1 w2\nw3 strange", tmp_path)
+    assert [token for token, _ in scores] == ["w1", "w2", "<eos>", "w3", "<unk>", "<eos>"]
+    ids = torch.tensor([1, 3, 4, 1, 5, 0, 1], dtype=torch.int32)
+    assert sum(nll for _, nll in scores) == pytest.approx(evaluate_stream(model, ids).nll, rel=1e-5)
+    with pytest.raises(UserError, match="there is no model"):
+        score_text("w1", tmp_path / "absent")
+    with pytest.raises(UserError, match="no text"):
+        score_text("", tmp_path)
+    (tmp_path / "vocab.json").write_bytes(Vocabulary(["<unk>", "<eos>"]).to_bytes())
+    with pytest.raises(UserError, match="do not belong together"):
+        score_text("w1", tmp_path)

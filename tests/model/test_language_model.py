@@ -1,0 +1,175 @@
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lstmlm import LSTMLanguageModel
+from lstmlm.config import ModelConfig
+from lstmlm.model.dropout import make_masks
+from lstmlm.model.layers import _lstm_precision
+
+SMALL = ModelConfig(embedding_size=12, hidden_size=12)
+
+
+@pytest.fixture
+def model() -> LSTMLanguageModel:
+    torch.manual_seed(0)
+    return LSTMLanguageModel(SMALL, vocab_size=31)
+
+
+def batch(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(rows)
+    return torch.randint(31, (rows, columns), generator=generator), torch.randint(
+        31, (rows, columns), generator=generator
+    )
+
+
+def test_reference_model_has_3_52_million_parameters() -> None:
+    assert sum(p.numel() for p in LSTMLanguageModel(ModelConfig(), 33_278).parameters()) == 3_522_678
+
+
+def test_initial_weights() -> None:
+    model = LSTMLanguageModel(ModelConfig(embedding_size=10, hidden_size=20, tie_weights=False, init_range=0.2), 500)
+    for weight in (model.embedding.weight, model.decoder.weight):
+        assert 0.19 < weight.abs().max() <= 0.2
+    assert not model.decoder.bias.any()
+
+
+def test_equals_a_stacked_lstm_without_dropout(model: LSTMLanguageModel) -> None:
+    stacked = nn.LSTM(12, 12, num_layers=2)
+    for i, layer in enumerate(model.layers):
+        for name, weight in layer.named_parameters():
+            getattr(stacked, name.replace("l0", f"l{i}")).data.copy_(weight)
+    tokens, targets = batch(9, 4)
+    outputs, (h, c) = stacked(F.embedding(tokens, model.embedding.weight))
+    logits = F.linear(outputs, model.decoder.weight, model.decoder.bias)
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    nll, penalty, state = model(tokens, model.initial_state(4), targets)
+    torch.testing.assert_close(nll, expected)
+    torch.testing.assert_close(torch.stack([h for h, _ in state]), h)
+    torch.testing.assert_close(torch.stack([c for _, c in state]), c)
+    torch.testing.assert_close(model.logits(tokens, model.initial_state(4))[0], logits)
+    assert penalty == 0
+
+
+def test_dropout_is_where_it_belongs(model: LSTMLanguageModel) -> None:
+    tokens, targets = batch(5, 3)
+    masks = make_masks(SMALL, 1, torch.tensor(0, dtype=torch.int32), 5, range(3))
+    assert masks is not None
+    x = model.embedding(tokens) * masks.embedding
+    for layer, mask in zip(model.layers, masks.layers, strict=True):
+        x = nn.LSTM.forward(layer, x)[0] * mask
+    expected = F.cross_entropy(model.decoder(x).flatten(0, 1), targets.flatten(), reduction="sum")
+    torch.testing.assert_close(model(tokens, model.initial_state(3), targets, masks)[0], expected)
+
+
+def test_two_segments_with_carried_state_are_one_long_segment(model: LSTMLanguageModel) -> None:
+    tokens, targets = batch(12, 3)
+    whole, _, state = model(tokens, model.initial_state(3), targets)
+    first, _, middle = model(tokens[:5], model.initial_state(3), targets[:5])
+    second, _, end = model(tokens[5:], middle, targets[5:])
+    torch.testing.assert_close(first + second, whole)
+    torch.testing.assert_close(end, state)
+    reset, _, _ = model(tokens[5:], model.initial_state(3), targets[5:])
+    assert abs(first + reset - whole) > 1e-3, "the state matters"
+
+
+@pytest.mark.parametrize("through", ["nll", "logits"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_gradients_are_those_of_plain_functions(tied: bool, through: str) -> None:
+    model = LSTMLanguageModel(ModelConfig(embedding_size=12, hidden_size=12, tie_weights=tied), 31)
+    tokens, targets = batch(7, 4)
+    outputs = F.embedding(tokens, model.embedding.weight)
+    for layer in model.layers:
+        outputs, _ = nn.LSTM.forward(layer, outputs)
+    logits = F.linear(outputs, model.decoder.weight, model.decoder.bias)
+    plain = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    if through == "nll":
+        ours, _, _ = model(tokens, model.initial_state(4), targets)
+    else:
+        logits, _ = model.logits(tokens, model.initial_state(4))
+        ours = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(ours, parameters), torch.autograd.grad(plain, parameters)
+    assert len(parameters) == (10 if tied else 11)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_backward_makes_one_tensor_as_large_as_the_tied_weight() -> None:
+    model = LSTMLanguageModel(ModelConfig(embedding_size=16, hidden_size=16), vocab_size=640)
+    tokens, targets = torch.randint(640, (5, 3)), torch.randint(640, (5, 3))
+    nll, _, _ = model(tokens, model.initial_state(3), targets)
+    storages = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            storages.update(
+                t.untyped_storage().data_ptr()
+                for t in tree_leaves(result)
+                if isinstance(t, torch.Tensor) and t.numel() >= 640 * 16
+            )
+            return result
+
+    formed = nll.grad_fn.saved_tensors[1]  # type: ignore[union-attr]
+    with Watch():
+        nll.backward()
+    assert model.embedding.weight.grad is not None
+    assert storages - {formed.untyped_storage().data_ptr()} == {
+        model.embedding.weight.grad.untyped_storage().data_ptr()
+    }
+
+
+@pytest.mark.parametrize(("precision", "kept"), [(torch.bfloat16, False), (torch.float16, True)])
+def test_autocast_gives_no_lstm_of_a_gpu_float16_for_bf16(precision: torch.dtype, kept: bool) -> None:
+    before = torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", precision)
+    try:
+        with _lstm_precision("cuda"):
+            assert torch.is_autocast_enabled("cuda") == kept
+        assert torch.is_autocast_enabled("cuda")
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+        torch.set_autocast_dtype("cuda", before)
+
+
+def test_score_is_the_nll_of_each_target(model: LSTMLanguageModel) -> None:
+    tokens, targets = batch(6, 3)
+    targets[2, 1] = -100
+    logits, state = model.logits(tokens, model.initial_state(3))
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+    nll, scored_state = model.score(tokens, model.initial_state(3), targets)
+    torch.testing.assert_close(nll, expected.detach())
+    torch.testing.assert_close(scored_state, state)
+
+
+def test_tie_is_one_tensor() -> None:
+    model = LSTMLanguageModel(SMALL, vocab_size=31)
+    assert model.decoder.weight is model.embedding.weight
+    model.load_weights(LSTMLanguageModel(SMALL, vocab_size=31).weights())
+    assert model.decoder.weight is model.embedding.weight
+
+
+def test_penalties_are_those_of_the_paper(model: LSTMLanguageModel) -> None:
+    """Mean squares of the dropped output and of the raw output's change, times T B, and the nll as without them."""
+    tokens, targets = batch(6, 3)
+    masks = make_masks(SMALL, 1, torch.tensor(0, dtype=torch.int32), 6, range(3))
+    assert masks is not None
+    plain, none, _ = model(tokens, model.initial_state(3), targets, masks)
+    model.config = dataclasses.replace(SMALL, activation_penalty=2.0, temporal_penalty=0.5)
+    nll, penalty, _ = model(tokens, model.initial_state(3), targets, masks)
+    x = model.embedding(tokens) * masks.embedding
+    (h, c), (h2, c2) = model.initial_state(3)
+    x, _ = nn.LSTM.forward(model.layers[0], x, (h[None], c[None]))
+    raw, _ = nn.LSTM.forward(model.layers[1], x * masks.layers[0], (h2[None], c2[None]))
+    dropped = raw * masks.layers[1]
+    expected = 2.0 * dropped.pow(2).mean() * 18 + 0.5 * (raw[1:] - raw[:-1]).pow(2).mean() * 15
+    torch.testing.assert_close(penalty, expected)
+    assert none == 0
+    assert torch.equal(nll, plain)

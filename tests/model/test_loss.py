@@ -1,0 +1,166 @@
+"""The head against plain PyTorch in float64."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lstmlm.model import loss
+from lstmlm.model.loss import linear_cross_entropy, token_nll
+
+
+def example(n: int, v: int, h: int, bias: bool = True, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(n * 1000 + v)
+    hidden = torch.randn(n, h, generator=generator, dtype=dtype).requires_grad_()
+    weight = torch.randn(v, h, generator=generator, dtype=dtype).mul_(0.3).requires_grad_()
+    b = torch.randn(v, generator=generator, dtype=dtype).requires_grad_() if bias else None
+    targets = torch.randint(v, (n,), generator=generator)
+    targets[::3] = -100
+    targets[0] = v - 1
+    return hidden, weight, b, targets  # type: ignore[return-value]
+
+
+def plain(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(hidden, weight, bias), targets, ignore_index=-100, reduction="sum")
+
+
+@pytest.fixture(params=[1 << 26, 200, 1])
+def chunk_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(loss, "CHUNK_BYTES", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_gradcheck(n: int, bias: bool, chunk_bytes: int) -> None:
+    hidden, weight, b, targets = example(n, 9, 4, bias)
+    assert torch.autograd.gradcheck(lambda *args: linear_cross_entropy(*args, targets), (hidden, weight, b))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_equals_plain(bias: bool, chunk_bytes: int) -> None:
+    hidden, weight, b, targets = example(23, 31, 5, bias)
+    inputs = [t for t in (hidden, weight, b) if t is not None]
+    ours, theirs = linear_cross_entropy(hidden, weight, b, targets), plain(hidden, weight, b, targets)
+    torch.testing.assert_close(ours, theirs)
+    for a, e in zip(torch.autograd.grad(ours * 0.3, inputs), torch.autograd.grad(theirs * 0.3, inputs), strict=True):
+        torch.testing.assert_close(a, e)
+
+
+@pytest.mark.parametrize(("precision", "loss_error"), [("fp32", 1e-6), ("bf16", 1e-3)])
+def test_no_further_from_float64_than_plain_pytorch_at_real_size(precision: str, loss_error: float) -> None:
+    """How far plain PyTorch is depends on the processor's products: float32 gradients 3e-7 to 1.4e-6, bf16 2e-3 to 4e-3."""
+    hidden, weight, bias, targets = (t.detach() for t in example(300, 33_278, 100, dtype=torch.float32))
+
+    def run(function: Callable[..., Tensor], dtype: torch.dtype, autocast: bool = False) -> list[Tensor]:
+        inputs = [t.to(dtype).requires_grad_() for t in (hidden, weight, bias)]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            nll = function(*inputs, targets)
+        assert nll.dtype == dtype
+        return [t.double() for t in (nll.detach(), *torch.autograd.grad(nll, inputs))]
+
+    exact = run(plain, torch.float64)
+    theirs, ours = (run(function, torch.float32, precision == "bf16") for function in (plain, linear_cross_entropy))
+    assert abs(ours[0] - exact[0]) / exact[0] < loss_error
+    for a, b, e in zip(ours[1:], theirs[1:], exact[1:], strict=True):
+        assert (a - e).norm() < 1.25 * (b - e).norm()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_no_float32_tensor_is_as_large_as_the_logits(autocast: bool) -> None:
+    """At the reference model's size, over forward and backward."""
+    hidden, weight, bias, targets = example(600, 33_278, 100, dtype=torch.float32)
+    sizes = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            sizes.extend(t.numel() for t in tree_leaves(result) if isinstance(t, Tensor) and t.dtype == torch.float32)
+            return result
+
+    with Watch(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        linear_cross_entropy(hidden, weight, bias, targets).backward()
+    assert weight.numel() <= max(sizes) <= 600 * 33_278 * 0.51
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_probability_that_underflows_still_has_its_nll(precision: torch.dtype) -> None:
+    hidden = torch.tensor([[1.0], [1.0], [-3.0]])
+    weight = torch.tensor([[0.0], [200.0]])
+    targets = torch.tensor([0, 1, 1])
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+        nll = linear_cross_entropy(hidden, weight, None, targets)
+    assert nll.item() == pytest.approx(200 + 0 + 600, rel=4e-3)
+
+
+# float32 rounds logits of 30,000 to 2e-3.
+@pytest.mark.parametrize(("precision", "bound"), [(torch.float32, 2e-3), (torch.float64, 1e-10)])
+def test_logits_far_below_zero(precision: torch.dtype, bound: float) -> None:
+    """The types that fill the vocabulary up stay without probability."""
+    hidden, weight, bias, targets = example(7, 9, 4, dtype=precision)
+    assert bias is not None
+    far = (bias.detach() - 3e4).requires_grad_()
+    nll, expected = linear_cross_entropy(hidden, weight, far, targets), plain(hidden, weight, far, targets)
+    torch.testing.assert_close(nll, expected, rtol=bound, atol=bound)
+    inputs = [hidden, weight, far]
+    for a, e in zip(torch.autograd.grad(nll, inputs), torch.autograd.grad(expected, inputs), strict=True):
+        torch.testing.assert_close(a, e, rtol=bound, atol=bound)
+    per_token = token_nll(hidden, weight, far, targets)
+    torch.testing.assert_close(per_token.sum(), expected.detach(), rtol=bound, atol=bound)
+
+
+def test_no_gradient_is_formed_where_none_is_asked_for() -> None:
+    hidden, weight, bias, targets = example(8, 9, 4)
+    products = []
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.overloadpacket is torch.ops.aten.mm:
+                products.append(args[0].shape)
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Count():
+        linear_cross_entropy(hidden, weight, bias, targets)
+    assert len(products) == 1
+    with Count():
+        linear_cross_entropy(hidden, weight, bias, targets)
+    assert len(products) == 1 + 3
+    frozen = linear_cross_entropy(hidden, weight.detach(), None, targets)
+    (grad,) = torch.autograd.grad(frozen, [hidden])
+    (expected,) = torch.autograd.grad(plain(hidden, weight, None, targets), [hidden])
+    torch.testing.assert_close(grad, expected)
+
+
+def test_work_memory_of_one_call_is_not_seen_by_another() -> None:
+    """Sizes and precisions in turn, evaluation among them, against plain PyTorch; backward after other calls."""
+    pending = []
+    for n, dtype in ((8, torch.float64), (30, torch.float32), (5, torch.float64), (9, torch.float32)):
+        hidden, weight, bias, targets = example(n, 70, 4, dtype=dtype)
+        pending.append((hidden, weight, bias, targets, linear_cross_entropy(hidden, weight, bias, targets)))
+        with torch.inference_mode():
+            token_nll(*(t.detach() for t in example(50 + n, 90, 4, dtype=dtype)))
+    for hidden, weight, bias, targets, nll in pending:
+        expected = plain(hidden, weight, bias, targets)
+        torch.testing.assert_close(nll, expected)
+        inputs = [hidden, weight, bias]
+        for a, e in zip(torch.autograd.grad(nll, inputs), torch.autograd.grad(expected, inputs), strict=True):
+            torch.testing.assert_close(a, e)
+
+
+def test_all_targets_ignored() -> None:
+    hidden, weight, bias, targets = example(6, 9, 4)
+    nll = linear_cross_entropy(hidden, weight, bias, targets.fill_(-100))
+    assert nll.item() == 0
+    assert all(not g.any() for g in torch.autograd.grad(nll, [hidden, weight, bias]))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_token_nll(bias: bool, chunk_bytes: int) -> None:
+    hidden, weight, b, targets = example(23, 31, 5, bias)
+    expected = F.cross_entropy(F.linear(hidden, weight, b), targets, ignore_index=-100, reduction="none")
+    torch.testing.assert_close(token_nll(hidden, weight, b, targets), expected.detach())

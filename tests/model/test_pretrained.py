@@ -1,0 +1,88 @@
+"""A model on disk: written, read back, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import safetensors
+import torch
+
+from lstmlm import LSTMLanguageModel, UserError, Vocabulary
+from lstmlm.config import ModelConfig
+from lstmlm.model.pretrained import load_pretrained, newest_model, save_pretrained
+
+SMALL = ModelConfig(embedding_size=12, hidden_size=12)
+DATA = {"dataset": "toy", "subset": None, "level": "word"}
+
+
+def words(size: int) -> Vocabulary:
+    return Vocabulary(["<unk>", "<eos>", *(f"w{i}" for i in range(size - 2))])
+
+
+@pytest.fixture
+def model() -> LSTMLanguageModel:
+    torch.manual_seed(0)
+    return LSTMLanguageModel(SMALL, vocab_size=31)
+
+
+def test_a_tied_weight_is_written_once_and_tied_again(model: LSTMLanguageModel, tmp_path: Path) -> None:
+    save_pretrained(tmp_path, model, words(31), DATA, {"step": "3"})
+    with safetensors.safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert [name for name in file.keys() if file.get_tensor(name).shape == (31, 12)] == ["embedding.weight"]  # noqa: SIM118
+        assert file.metadata() == {"step": "3"}
+    loaded, _ = load_pretrained(tmp_path)
+    assert loaded.decoder.weight is loaded.embedding.weight
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_save_and_load(tied: bool, tmp_path: Path) -> None:
+    model = LSTMLanguageModel(ModelConfig(embedding_size=8, hidden_size=8, num_layers=3, tie_weights=tied), 17)
+    save_pretrained(tmp_path, model, words(17), DATA)
+    loaded, vocabulary = load_pretrained(tmp_path)
+    assert loaded.config == model.config
+    assert vocabulary.tokens == words(17).tokens
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_weights_in_one_flat_buffer_are_saved_apart(model: LSTMLanguageModel, tmp_path: Path) -> None:
+    """As cuDNN keeps them on a GPU."""
+    expected = {name: weight.clone() for name, weight in model.weights().items()}
+    for layer in model.layers:
+        parameters = list(layer.parameters())
+        flat = torch.cat([p.detach().flatten() for p in parameters])
+        for p, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            p.data = piece.view_as(p)
+    save_pretrained(tmp_path, model, words(31), DATA)
+    torch.testing.assert_close(load_pretrained(tmp_path)[0].weights(), expected, rtol=0, atol=0)
+
+
+def test_the_card_names_data_and_size(model: LSTMLanguageModel, tmp_path: Path) -> None:
+    save_pretrained(tmp_path, model, words(31), DATA)
+    card = (tmp_path / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert "library_name: lstmlm" in card
+    assert "- toy" in card
+    assert "31 types" in card
+
+
+def test_broken_model_folders(model: LSTMLanguageModel, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no model in"):
+        load_pretrained(tmp_path)
+    save_pretrained(tmp_path, model, words(31), DATA)
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 40)
+    with pytest.raises(UserError, match="cannot read the model"):
+        load_pretrained(tmp_path)
+    save_pretrained(tmp_path / "other", LSTMLanguageModel(SMALL, 7), words(7), DATA)
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
+    with pytest.raises(UserError, match="not those of this model"):
+        load_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match="not a model configuration"):
+        load_pretrained(tmp_path)
+
+
+def test_newest_model(model: LSTMLanguageModel, tmp_path: Path) -> None:
+    for name in ("a", "b", "a"):
+        save_pretrained(tmp_path / name / "model", model, words(31), DATA)
+    assert newest_model(tmp_path) == tmp_path / "a" / "model"
+    with pytest.raises(UserError, match="no model in"):
+        newest_model(tmp_path / "a")

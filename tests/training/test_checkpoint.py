@@ -1,0 +1,270 @@
+"""A checkpoint exists whole or not at all: a save is killed, or refused by the disk, at each of its operations."""
+
+import errno
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lstmlm import UserError, load_config
+from lstmlm.training import checkpoint
+
+OPERATIONS = ("mkdir", "open", "write", "fsync", "rename", "unlink", "rmdir", "close")
+
+
+def tensors(step: int) -> dict[str, torch.Tensor]:
+    return {"weight": torch.full((50, 3), float(step)), "count": torch.tensor(step)}
+
+
+def publish(folder: Path, step: int, keep: int = 1) -> None:
+    checkpoint.publish(folder, step, tensors(step), {"cursor": {"step": step}}, keep)
+
+
+def newest_step(folder: Path) -> int | None:
+    path, _ = checkpoint.newest(folder)
+    if path is None:
+        return None
+    loaded, values = checkpoint.load_tensors(path), checkpoint.load_values(path)
+    assert torch.equal(loaded["weight"], tensors(values["cursor"]["step"])["weight"])
+    return values["cursor"]["step"]
+
+
+def inject(fault: Callable[[str, tuple[Any, ...]], None]) -> None:
+    """Have every file operation of this process go through `fault` first."""
+    for name in OPERATIONS:
+        original = getattr(os, name)
+
+        def patched(*args: Any, _name: str = name, _original: Any = original, **kwargs: Any) -> Any:
+            fault(_name, args)
+            return _original(*args, **kwargs)
+
+        setattr(os, name, patched)
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Run `work` in a forked process; its exit status as `os.waitpid` gives it."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except UserError:
+            os._exit(7)
+        except BaseException:
+            os._exit(9)
+        os._exit(0)
+    return os.waitpid(pid, 0)[1]
+
+
+def operations_of_a_save(folder: Path) -> list[str]:
+    """Names of the operations of a save that also replaces and prunes, in order."""
+    log = folder.parent / "operations"
+
+    def work() -> None:
+        seen: list[str] = []
+        inject(lambda name, args: seen.append(name))
+        publish(folder, 3)
+        log.write_text("\n".join(seen))
+
+    assert in_child(work) == 0
+    return log.read_text().splitlines()
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    publish(tmp_path / "checkpoints", 2)
+    return tmp_path / "checkpoints"
+
+
+def reset(folder: Path) -> None:
+    """Back to one checkpoint, of step 2."""
+    for path in folder.iterdir():
+        if path.name != "step_00000002":
+            for file in path.iterdir():
+                file.unlink()
+            path.rmdir()
+    if newest_step(folder) != 2:
+        publish(folder, 2)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["before", "half written"])
+def test_killed_at_every_operation(published: Path, half: bool) -> None:
+    operations = operations_of_a_save(published)
+    assert {"write", "fsync", "rename", "unlink", "rmdir"} <= set(operations)
+    for victim, operation in enumerate(operations):
+        reset(published)
+
+        def work(victim: int = victim) -> None:
+            count = -1
+            write = os.write
+
+            def fault(name: str, args: tuple[Any, ...]) -> None:
+                nonlocal count
+                count += 1
+                if count == victim:
+                    if half and name == "write":
+                        write(args[0], bytes(args[1])[: len(args[1]) // 2])
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            inject(fault)
+            publish(published, 3)
+
+        assert in_child(work) == signal.SIGKILL
+        found = newest_step(published)
+        assert found in (2, 3), f"killed at operation {victim} ({operation}), found {found}"
+        publish(published, 4)
+        assert newest_step(published) == 4
+        assert [path.name for path in published.iterdir()] == ["step_00000004"], "what was left behind is swept away"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EACCES])
+def test_refused_at_every_operation(published: Path, code: int) -> None:
+    operations = operations_of_a_save(published)
+    refused = 0
+    for victim in range(len(operations)):
+        reset(published)
+
+        def work(victim: int = victim) -> None:
+            count = -1
+
+            def fault(name: str, args: tuple[Any, ...]) -> None:
+                nonlocal count
+                count += 1
+                if count == victim and name != "close":
+                    raise OSError(code, os.strerror(code))
+
+            inject(fault)
+            publish(published, 3)
+
+        status = os.waitstatus_to_exitcode(in_child(work))
+        assert status in (0, 7), f"operation {victim} ({operations[victim]})"
+        refused += status == 7
+        assert newest_step(published) in (2, 3)
+        assert not any(path.name.endswith(".tmp") for path in published.iterdir()), "the temporary folder is gone"
+    assert refused >= 8
+
+
+def test_a_full_disk_is_told_with_path_and_free_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(UserError, match=r"cannot write .*step_00000001.*: No space left on device \([\d,]+ MiB free\)"):
+        publish(tmp_path, 1)
+
+
+def test_prunes_to_the_newest(tmp_path: Path) -> None:
+    for step in range(1, 6):
+        publish(tmp_path, step, keep=3)
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == [
+        "step_00000005",
+        "step_00000004",
+        "step_00000003",
+    ]
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, name: str, damage: str) -> None:
+    publish(tmp_path, 1, keep=2)
+    publish(tmp_path, 2, keep=2)
+    path = tmp_path / "step_00000002" / name
+    content = bytearray(path.read_bytes())
+    if damage == "gone":
+        path.unlink()
+    else:
+        content[-9] ^= 4
+        path.write_bytes(content if damage == "flip" else content[:-9])
+    found, lines = checkpoint.newest(tmp_path)
+    assert found == tmp_path / "step_00000001"
+    assert len(lines) == 1
+    assert "step_00000002" in lines[0]
+    publish(tmp_path, 2, keep=2)
+    assert newest_step(tmp_path) == 2, "the same step again takes the damaged one's place"
+
+
+def test_a_damaged_newer_checkpoint_does_not_cost_the_good_one(tmp_path: Path) -> None:
+    for step in (6, 8):
+        publish(tmp_path, step, keep=2)
+    (tmp_path / "step_00000008" / "state.json").write_text("")
+    publish(tmp_path, 7, keep=1)
+    assert newest_step(tmp_path) == 7
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step_00000007"]
+
+
+def test_nothing_in_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
+    publish(tmp_path, 1)
+    assert {path.suffix for path in (tmp_path / "step_00000001").iterdir()} == {".json", ".safetensors"}
+
+
+def test_values_and_tensors_come_back_to_the_bit(tmp_path: Path) -> None:
+    values = {"best": 0.1 + 0.2, "none": None, "big": 2**53 + 1}
+    exact = {"a": torch.randn(3, 5), "b": torch.tensor([0.0, -0.0, 1e-45]), "c": torch.tensor(7)}
+    path = checkpoint.publish(tmp_path, 1, exact, values, 1)
+    loaded, loaded_values = checkpoint.load_tensors(path), checkpoint.load_values(path)
+    assert loaded_values == values
+    assert all(loaded[k].numpy().tobytes() == exact[k].numpy().tobytes() for k in exact)
+
+
+def sections(**changes: Any) -> dict[str, Any]:
+    config = load_config(
+        [f"--{key.replace('__', '.')}={'null' if value is None else value}" for key, value in changes.items()]
+    )
+    return config.to_dict()
+
+
+def test_free_keys_may_change_and_epochs_may_grow() -> None:
+    checkpoint.check_config(sections(), sections(train__log_every=9))
+    checkpoint.check_config(sections(), sections(train__epochs=50))
+    checkpoint.check_config(sections(), sections(tracking__project="b", data__cache_dir="elsewhere"))
+    checkpoint.check_config(sections(train__max_steps=4), sections(train__max_steps=6))
+    checkpoint.check_config(sections(train__max_steps=4), sections())
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "message"),
+    [
+        ({}, {"optim__lr": 0.2}, "optim.lr was 0.001 and is 0.2"),
+        ({}, {"train__seed": 2}, "train.seed was 1 and is 2"),
+        ({}, {"train__epochs": 1}, "train.epochs was 40 and is 1 now; it may only grow"),
+        ({}, {"train__max_steps": 5}, "train.max_steps was None and is 5"),
+        (
+            {"optim__schedule": "cosine"},
+            {"optim__schedule": "cosine", "train__epochs": 50},
+            "train.epochs was 40 and is 50",
+        ),
+    ],
+)
+def test_another_configuration_is_refused(before: dict[str, Any], now: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        checkpoint.check_config(sections(**before), sections(**now))
+
+
+def test_a_key_that_an_older_checkpoint_does_not_have_was_at_its_default() -> None:
+    old = sections()
+    del old["model"]["init_range"]
+    checkpoint.check_config(old, sections())
+    with pytest.raises(UserError, match=r"model\.init_range was 0\.1 and is 0\.2"):
+        checkpoint.check_config(old, sections(model__init_range=0.2))
+
+
+def test_other_data_is_refused() -> None:
+    with pytest.raises(UserError, match="the data or its vocabulary differ"):
+        checkpoint.check_data("f" * 64, "0" * 64)
+    checkpoint.check_data("f" * 64, "f" * 64)
+
+
+def test_manifest_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    original = checkpoint.write_file
+    monkeypatch.setattr(
+        checkpoint, "write_file", lambda path, content: order.append(path.name) or original(path, content)
+    )
+    publish(tmp_path, 1)
+    assert order[-1] == "manifest.json"
+    manifest = json.loads((tmp_path / "step_00000001" / "manifest.json").read_bytes())
+    assert manifest.keys() == {"state.safetensors", "state.json"}

@@ -1,0 +1,332 @@
+"""A whole run in this process: what it writes, and that to be interrupted changes nothing."""
+
+import json
+import math
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from lstmlm import Config, LSTMLanguageModel, UserError, evaluate, load_config, train
+from lstmlm.training import checkpoint, run
+from lstmlm.training.step import TrainStep
+from tests.conftest import forget_accelerate
+
+TIMINGS = {"train/tokens_per_second"}
+
+
+class PowerCutError(Exception):
+    """Nothing in the program catches it, and nothing is written after it."""
+
+
+def fresh_train(config: Config) -> dict[str, Any]:
+    forget_accelerate()
+    summary = train(config).summary
+    assert summary is not None
+    return summary
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
+
+
+def final_state(run: Path) -> dict[str, torch.Tensor]:
+    path, _ = checkpoint.newest(run / "checkpoints")
+    assert path is not None
+    return checkpoint.load_tensors(path)
+
+
+def assert_same_run(actual: Path, expected: Path) -> None:
+    """Every line of metrics, every final tensor, the exported model: bit for bit."""
+    assert metrics(actual) == metrics(expected)
+    a, e = final_state(actual), final_state(expected)
+    assert a.keys() == e.keys()
+    assert [k for k in e if a[k].numpy().tobytes() != e[k].numpy().tobytes()] == []
+    names = ("model.safetensors", "config.json", "vocab.json")
+    assert [n for n in names if (actual / "model" / n).read_bytes() != (expected / "model" / n).read_bytes()] == []
+    summaries = [json.loads((run / "summary.json").read_bytes()) for run in (actual, expected)]
+    assert summaries[0] == summaries[1]
+
+
+def cut_power_at(monkeypatch: pytest.MonkeyPatch, step: int, segment: int | None = None) -> None:
+    """Die before step number `step`, or in it once `segment` segments of its window are done."""
+    call, forward = TrainStep.__call__, LSTMLanguageModel.forward
+    done = {"segments": 0}
+
+    def dying_forward(self: LSTMLanguageModel, *args: Any, **kwargs: Any) -> Any:
+        if done["segments"] == segment:
+            raise PowerCutError
+        done["segments"] += 1
+        return forward(self, *args, **kwargs)
+
+    def dying_call(self: TrainStep, window: Any, number: int, first_segment: int) -> None:
+        if number == step:
+            if segment is None:
+                raise PowerCutError
+            monkeypatch.setattr(LSTMLanguageModel, "forward", dying_forward)
+        call(self, window, number, first_segment)
+
+    monkeypatch.setattr(TrainStep, "__call__", dying_call)
+
+
+def interrupted(
+    small: Callable[..., list[str]], run: str, overrides: list[str], cuts: list[tuple[int, int | None]]
+) -> None:
+    """Run to the first cut, resume to the second, ..., resume to the end; the same command every time."""
+    arguments = small(*overrides, "--train.resume=true", run=run)
+    for step, segment in cuts:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            cut_power_at(monkeypatch, step, segment)
+            with pytest.raises(PowerCutError):
+                fresh_train(load_config(arguments))
+    fresh_train(load_config(arguments))
+
+
+# The small run has 30 windows, 15 an epoch; a checkpoint every 7. With 3 segments a window, 10 and 5.
+CASES: dict[str, tuple[list[str], list[tuple[int, int | None]]]] = {
+    "before the first checkpoint": ([], [(3, None)]),
+    "mid epoch": ([], [(10, None)]),
+    "right after a checkpoint": ([], [(7, None)]),
+    "the step before one": ([], [(13, None)]),
+    "at the epoch's last segment": (["--train.save_every=15"], [(14, None)]),
+    "at the epoch's first segment": (["--train.save_every=15"], [(15, None)]),
+    "mid window": (["--train.accumulate=3", "--train.save_every=2"], [(6, 1)]),
+    "mid window of the last": (["--train.accumulate=3", "--train.save_every=4"], [(9, 2)]),
+    "during warm-up": (["--optim.warmup_steps=12", "--optim.schedule=cosine"], [(9, None)]),
+    "two interruptions": ([], [(9, None), (20, None)]),
+    "within a log interval": (["--train.log_every=10"], [(9, None), (17, None)]),
+    "evaluating by steps": (["--train.eval_every=4"], [(9, None)]),
+    "no dropout": (["--model.dropout=0"], [(10, None)]),
+    "bf16": (["--train.precision=bf16"], [(10, None)]),
+    "untied": (["--model.tie_weights=false", "--model.embedding_size=8"], [(10, None)]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_interrupted_and_resumed_is_uninterrupted(case: str, small: Callable[..., list[str]], tmp_path: Path) -> None:
+    overrides, cuts = CASES[case]
+    if "--train.precision=bf16" in overrides:
+        skip_without_bf16()
+    fresh_train(load_config(small(*overrides, run="whole")))
+    interrupted(small, "cut", overrides, cuts)
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def skip_without_bf16() -> None:
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.nn.LSTM(8, 8)(torch.zeros(1, 1, 8))
+    except RuntimeError:
+        pytest.skip("this CPU has no bf16 LSTM")
+
+
+def test_a_stop_within_an_owed_validation_leaves_it_owed(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Told to stop in the first validation, and again in the one that the next start begins with."""
+    arguments = small("--train.resume=true", run="cut")
+    evaluate_stream = run.evaluate_stream
+
+    def told_in_evaluation(*args: Any, interrupted: Callable[[], bool], **kwargs: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return evaluate_stream(*args, interrupted=interrupted, **kwargs)
+
+    for _ in range(2):
+        forget_accelerate()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run, "evaluate_stream", told_in_evaluation)
+            assert train(load_config(arguments)).signal == signal.SIGTERM
+        assert [path.name for path in (tmp_path / "cut/checkpoints").glob("step_*15")] == ["step_00000015"]
+    fresh_train(load_config(arguments))
+    fresh_train(load_config(small(run="whole")))
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_run_that_grew_is_the_longer_run(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    fresh_train(load_config(small("--train.epochs=3", run="long")))
+    fresh_train(load_config(small("--train.epochs=2", run="grown")))
+    fresh_train(load_config(small("--train.epochs=3", "--train.resume=true", run="grown")))
+    a, e = final_state(tmp_path / "grown"), final_state(tmp_path / "long")
+    assert all(torch.equal(a[k], e[k]) for k in e)
+    assert json.loads((tmp_path / "grown/summary.json").read_bytes()) == json.loads(
+        (tmp_path / "long/summary.json").read_bytes()
+    )
+
+
+def test_a_run_whose_max_steps_grew_is_the_longer_run(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Grown in the middle of an epoch and of a log interval; the shorter run's last figures leave no trace."""
+    fresh_train(load_config(small("--train.max_steps=25", "--train.log_every=4", run="long")))
+    for steps in (9, 18, 25):
+        fresh_train(
+            load_config(small(f"--train.max_steps={steps}", "--train.log_every=4", "--train.resume=true", run="grown"))
+        )
+    assert_same_run(tmp_path / "grown", tmp_path / "long")
+
+
+def test_what_a_run_writes(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    config = load_config(small("--train.log_every=4"))
+    outcome = train(config)
+    run = tmp_path / "run"
+    assert outcome.run_dir == run
+    assert outcome.signal == 0
+    names = {"config.yaml", "metrics.jsonl", "checkpoints", "model", "summary.json", ".lock"}
+    assert {path.name for path in run.iterdir()} == names
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert saved["train"]["precision"] == "fp32", "the resolved value"
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step_00000028", "step_00000030"]
+    lines = metrics(run)
+    assert [line["step"] for line in lines if "train/loss" in line] == [4, 8, 12, 16, 20, 24, 28, 30]
+    assert [line["step"] for line in lines if "valid/ppl" in line] == [15, 30]
+    assert [line["epoch"] for line in lines if "valid/ppl" in line] == [1, 2]
+    assert "test/ppl" in lines[-1]
+    assert lines[-1]["tokens"] == 2 * (lines[-3]["tokens"] // 2)
+    for line in lines:
+        if "train/loss" in line:
+            assert line["train/ppl"] == pytest.approx(math.exp(line["train/loss"]))
+    summary = json.loads((run / "summary.json").read_bytes())
+    assert summary == outcome.summary
+    assert summary["test"]["columns"] == 1
+    assert summary["best"] == min(line["valid/ppl"] for line in lines if "valid/ppl" in line)
+
+
+def test_the_exported_model_scores_as_the_summary_says(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    summary = fresh_train(load_config(small()))
+    result = evaluate(tmp_path / "run/model", "test", cache_dir=str(tmp_path / "cache"))
+    assert result.ppl == pytest.approx(summary["test"]["ppl"], rel=1e-6)
+    assert result.columns == 1
+
+
+def test_logged_figures_do_not_depend_on_how_often_they_are_read(
+    small: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    fresh_train(load_config(small("--train.log_every=15", run="a")))
+    fresh_train(load_config(small("--train.log_every=15", "--train.save_every=1", run="b")))
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+
+
+def test_a_finished_run_is_left_alone(
+    small: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = fresh_train(load_config(small()))
+    before = (tmp_path / "run/metrics.jsonl").read_bytes()
+    assert fresh_train(load_config(small("--train.resume=true"))) == summary
+    assert "is finished already" in capsys.readouterr().err
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
+
+
+def test_resume_leaves_a_finished_run_without_checkpoints_alone(
+    small: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    fresh_train(load_config(small()))
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    with pytest.raises(UserError, match="a finished run without its checkpoints"):
+        fresh_train(load_config(small("--train.resume=true")))
+    assert (tmp_path / "run/summary.json").exists()
+    assert metrics(tmp_path / "run")
+
+
+def test_resume_before_the_first_checkpoint_refuses_another_configuration(
+    small: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_power_at(monkeypatch, 3)
+    with pytest.raises(PowerCutError):
+        fresh_train(load_config(small()))
+    with pytest.raises(UserError, match=r"model\.dropout was 0\.5 and is 0\.1"):
+        fresh_train(load_config(small("--train.resume=true", "--model.dropout=0.1")))
+
+
+def test_a_directory_with_a_run_is_refused_without_resume(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    fresh_train(load_config(small()))
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in (tmp_path / "run").rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+    with pytest.raises(UserError, match="holds a run already"):
+        fresh_train(load_config(small()))
+    after = {
+        path: path.stat().st_mtime_ns
+        for path in (tmp_path / "run").rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+    assert before == after
+
+
+def test_resume_refuses_another_configuration_or_other_data(
+    small: Callable[..., list[str]], text_folder: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(text_folder, data)
+    fresh_train(load_config(small(f"--data.dataset={data}")))
+    with pytest.raises(UserError, match=r"optim\.lr was 0\.005 and is 0\.1 now"):
+        fresh_train(load_config(small(f"--data.dataset={data}", "--train.resume=true", "--optim.lr=0.1")))
+    (data / "test.txt").write_text("w1 w2\n")
+    with pytest.raises(UserError, match="the data or its vocabulary differ"):
+        fresh_train(load_config(small(f"--data.dataset={data}", "--train.resume=true", "--train.epochs=3")))
+
+
+def test_resume_falls_back_over_a_damaged_checkpoint(
+    small: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fresh_train(load_config(small(run="whole")))
+    fresh_train(load_config(small(run="cut")))
+    newest = tmp_path / "cut/checkpoints/step_00000030/state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    fresh_train(load_config(small("--train.resume=true", run="cut")))
+    error = capsys.readouterr().err
+    assert "skipping the damaged checkpoint" in error
+    assert "step_00000030" in error
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(
+    small: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        call = TrainStep.__call__
+
+        def poisoned(self: TrainStep, window: Any, number: int, segment: int) -> None:
+            if number == 11:
+                with torch.no_grad():
+                    self.model.decoder.bias.fill_(math.inf)
+            call(self, window, number, segment)
+
+        monkeypatch.setattr(TrainStep, "__call__", poisoned)
+        with pytest.raises(UserError, match="not finite at step 12"):
+            fresh_train(load_config(small("--train.log_every=100")))
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_00000007"]
+    assert not (tmp_path / "run/summary.json").exists()
+
+
+def test_more_columns_than_pairs(small: Callable[..., list[str]]) -> None:
+    with pytest.raises(UserError, match=r"data\.batch_size is 100000, but the \d+ tokens"):
+        train(load_config(small("--data.batch_size=100000")))
+
+
+def test_a_run_directory_is_chosen(
+    small: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = train(load_config(small("--train.run_dir=null", "--tracking.run_name=trial", "--train.max_steps=2")))
+    assert outcome.run_dir.parent == Path("runs")
+    assert outcome.run_dir.name.endswith("-trial")
+    assert (tmp_path / outcome.run_dir / "summary.json").exists()
+
+
+@pytest.mark.parametrize("dropout", [0.5, 0.0])
+def test_a_run_from_before_the_hashed_masks_goes_on_and_is_told(
+    dropout: float, small: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = small(f"--model.dropout={dropout}", "--train.max_steps=9")
+    fresh_train(load_config(arguments))
+    path, _ = checkpoint.newest(tmp_path / "run/checkpoints")
+    assert path is not None
+    tensors, values = checkpoint.load_tensors(path), checkpoint.load_values(path)
+    del values["masks"]
+    checkpoint.publish(tmp_path / "run/checkpoints", 9, tensors, values, 1)
+    fresh_train(load_config([*arguments, "--train.max_steps=12", "--train.resume=true"]))
+    assert ("other dropout masks" in capsys.readouterr().err) == (dropout > 0), "without dropout nothing changes"

@@ -1,0 +1,209 @@
+"""One update against an independent loop in plain PyTorch, and the figures an update leaves behind."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lstmlm import Config, LSTMLanguageModel, UserError, load_config
+from lstmlm.data.corpus import load_corpus
+from lstmlm.data.table import Table
+from lstmlm.runtime import launch
+from lstmlm.training.step import TrainStep
+
+
+def build(config: Config, stream: torch.Tensor | None = None) -> TrainStep:
+    config = launch.resolve_precision(config)
+    accelerator = launch.start(config)
+    corpus = load_corpus(config.data)
+    table = Table(corpus.splits["train"] if stream is None else stream, config.data.batch_size)
+    torch.manual_seed(config.train.seed)
+    model = LSTMLanguageModel(config.model, len(corpus.vocabulary))
+    return TrainStep(config, accelerator, model, table, total_steps=1000)
+
+
+def run_steps(step: TrainStep, count: int, accumulate: int = 1) -> list[float]:
+    """Loss per target of the first `count` windows."""
+    segment = 0
+    for number, window in enumerate(step.table.windows(step.config.data.bptt, accumulate)):
+        if number == count:
+            break
+        step(window, number, segment)
+        segment += len(window.segments)
+    return [result.nll / result.num_targets for result in step.read()]
+
+
+class PlainModel(nn.Module):
+    """What everybody writes."""
+
+    def __init__(self, model: LSTMLanguageModel) -> None:
+        super().__init__()
+        e, h, n = model.config.embedding_size, model.config.hidden_size, model.config.num_layers
+        self.embedding = nn.Embedding(model.vocab_size, e)
+        self.lstm = nn.LSTM(e, h, n)
+        self.decoder = nn.Linear(h, model.vocab_size)
+        self.decoder.weight = self.embedding.weight
+        with torch.no_grad():
+            self.embedding.weight.copy_(model.embedding.weight)
+            self.decoder.bias.copy_(model.decoder.bias)
+            for i, layer in enumerate(model.layers):
+                for name, weight in layer.named_parameters():
+                    getattr(self.lstm, name.replace("l0", f"l{i}")).copy_(weight)
+
+    def forward(self, x: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor] | None) -> tuple[torch.Tensor, tuple]:
+        y, state = self.lstm(self.embedding(x), state)
+        return self.decoder(y), state
+
+
+def plain_losses(
+    model: PlainModel, stream: list[int], columns: int, bptt: int, count: int, config: Config
+) -> list[float]:
+    """The columns cut by hand; all the same length here, as everybody else has them."""
+    rows = (len(stream) - 1) // columns
+    assert rows * columns == len(stream) - 1, "this loop knows no short column"
+    inputs = torch.tensor(stream[:-1]).view(columns, rows).T
+    targets = torch.tensor(stream[1:]).view(columns, rows).T
+    optim = config.optim
+    optimizer = torch.optim.Adam(model.parameters(), optim.lr, optim.betas, optim.eps)
+    state, losses = None, []
+    for start in range(0, min(count * bptt, rows), bptt):
+        logits, state = model(inputs[start : start + bptt], state)
+        state = tuple(s.detach() for s in state)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets[start : start + bptt].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), optim.grad_clip)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_equals_an_independent_loop(small_config: Callable[..., Config]) -> None:
+    config = small_config("--model.dropout=0", "--data.batch_size=5", "--train.log_every=1000", "--optim.lr=0.02")
+    stream = load_corpus(config.data).splits["train"]
+    stream = stream[: (len(stream) - 1) // 50 * 50 + 1]
+    step = build(config, stream)
+    expected = plain_losses(PlainModel(step.model), stream.tolist(), 5, 10, 40, config)
+    assert run_steps(step, 40) == pytest.approx(expected, rel=1e-4)
+    assert expected[-1] < 0.99 * expected[0], "the updates matter"
+
+
+@pytest.mark.slow
+def test_equals_an_independent_loop_on_wikitext(wikitext: str, tmp_path: Path) -> None:
+    """The reference model on the first 200 segments, float32, two threads."""
+    arguments = [f"--data.dataset={wikitext}", f"--data.cache_dir={tmp_path}", "--model.dropout=0", "--train.threads=2"]
+    config = load_config([*arguments, "--train.log_every=1000"])
+    stream = load_corpus(config.data).splits["train"][: 20 * 6000 + 1]
+    step = build(config, stream)
+    expected = plain_losses(PlainModel(step.model), stream.tolist(), 20, 30, 200, config)
+    assert run_steps(step, 200) == pytest.approx(expected, rel=1e-4)
+
+
+def test_accumulated_gradient_is_that_of_the_whole_window(small_config: Callable[..., Config]) -> None:
+    """A window of 3 segments: the gradient of the mean nll over all its targets, cut at the segments' borders."""
+    config = small_config("--model.dropout=0", "--train.accumulate=3", "--optim.grad_clip=1e9", "--train.log_every=100")
+    step = build(config)
+    plain = PlainModel(step.model)
+    windows = list(step.table.windows(10, 3))
+    step(windows[0], 0, 0)
+    (result,) = step.read()
+    total, state = torch.zeros(()), None
+    for first, end in windows[0].segments:
+        inputs, targets = step.table.segment(first, end)
+        logits, state = plain(inputs, state)
+        state = tuple(s.detach() for s in state)
+        total = total + F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    (total / windows[0].num_targets).backward()
+    assert result.nll == pytest.approx(total.item(), rel=1e-5)
+    norm = torch.stack([p.grad.norm() for p in plain.parameters() if p.grad is not None]).norm().item()
+    assert result.grad_norm == pytest.approx(norm, rel=1e-4)
+
+
+def test_clipping(small_config: Callable[..., Config]) -> None:
+    """With plain gradient descent in mind: two clips that both bite change Adam's first step by nothing, its moments by their ratio."""
+    moments = []
+    for clip in (0.01, 0.02):
+        step = build(small_config(f"--optim.grad_clip={clip}", "--model.dropout=0"))
+        run_steps(step, 1)
+        tensors, _ = step.state_dict()
+        moments.append(tensors["optimizer.exp_avg.embedding.weight"])
+    torch.testing.assert_close(moments[1], 2 * moments[0], rtol=1e-4, atol=1e-9)
+
+
+def test_a_loss_that_is_not_finite_names_its_step(small_config: Callable[..., Config]) -> None:
+    step = build(small_config("--train.log_every=100"))
+    windows = list(step.table.windows(10))
+    for number in range(5):
+        if number == 3:
+            with torch.no_grad():
+                step.model.decoder.bias[0] = math.nan
+        step(windows[number], number, number)
+    with pytest.raises(UserError, match="not finite at step 4 "):
+        step.read()
+
+
+def test_state_dict_is_all_that_the_next_steps_depend_on(small_config: Callable[..., Config]) -> None:
+    config = small_config("--train.log_every=100")
+    step = build(config)
+    windows = list(step.table.windows(10))
+    for number in range(4):
+        step(windows[number], number, number)
+    tensors, values = step.state_dict()
+    other = build(config)
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            parameter.mul_(0.5)
+    other.load_state_dict(tensors, values)
+    for number in range(4, 8):
+        step(windows[number], number, number)
+        other(windows[number], number, number)
+    assert [r.nll for r in step.read()][4:] == [r.nll for r in other.read()]
+    torch.testing.assert_close(step.state_dict()[0], other.state_dict()[0], rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("recorded_graphs")
+@pytest.mark.parametrize("dropout", [0.5, 0.0])
+def test_a_recorded_update_is_the_eager_one(dropout: float, small_config: Callable[..., Config]) -> None:
+    """Over the epoch's short last segment, an epoch's reset and a resume; the rate changes with every step."""
+    overrides = (
+        f"--model.dropout={dropout}",
+        "--optim.schedule=cosine",
+        "--optim.warmup_steps=5",
+        "--train.log_every=99",
+    )
+    losses, ends = [], []
+    for graph in ("true", "false"):
+        config = small_config(*overrides, f"--train.cuda_graph={graph}")
+        step = build(config)
+        windows = list(step.table.windows(config.data.bptt))
+        assert windows[-1].num_targets < windows[0].num_targets
+        for number, window in enumerate(windows):
+            step(window, number, number)
+        step.reset_state()
+        for number, window in enumerate(windows[:6], start=len(windows)):
+            step(window, number, number)
+        resumed = build(config)
+        resumed.load_state_dict(*step.state_dict())
+        for number, window in enumerate(windows[6:9], start=len(windows) + 6):
+            resumed(window, number, number)
+        results = step.read() + resumed.read()
+        losses.append([value for result in results for value in (result.nll, result.grad_norm)])
+        ends.append(resumed.state_dict()[0])
+        if graph == "true":
+            assert step._recording is not None and resumed._recording is not None
+            assert step._recording.graph.replays == len(windows) - 1 + 6  # type: ignore[attr-defined]
+            assert resumed._recording.graph.replays == 3  # type: ignore[attr-defined]
+    # The recorded rate is a float32, the eager one a Python float.
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for name, tensor in ends[0].items():
+        assert (tensor - ends[1][name]).norm() <= 1e-5 * ends[1][name].norm(), name
+
+
+def test_the_carried_state_is_cut_off_from_its_graph(small_config: Callable[..., Config]) -> None:
+    step = build(small_config("--train.log_every=2"))
+    run_steps(step, 2)
+    assert all(tensor.any() and tensor.grad_fn is None for pair in step.state for tensor in pair)

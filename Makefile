@@ -1,5 +1,6 @@
 # make smoke     train the toy language on the CPU, under a minute
-# make test      lint-free tests that CI runs; needs no GPU and no data set
+# make test      the tests that CI runs; they need no GPU and no data set
+# make test-fast those of them that start no processes
 # make test-all  the longer matrix too
 # make lint      ruff and mypy
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 SMOKE_DIR ?= runs/smoke
 
-.PHONY: install smoke test test-all lint clean
+.PHONY: install smoke test test-fast test-all lint clean
 
 install: $(VENV)/.installed
 
@@ -27,6 +28,9 @@ smoke: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m 'not slow and not system'
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m ''

@@ -13,40 +13,34 @@ repeat, so that each keeps its own memory and a change in the machine's speed me
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
-import resource
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.heads import measure_heads
+from benchmarks.ranks import measure_ranks
+from benchmarks.turns import REPEATS, Step, receive, take_turns, workers
 from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from lstmlm import Config, LSTMLanguageModel, distributed, load_config
-from lstmlm.config import UsageError, run_script
-from lstmlm.corpus import Corpus, load_corpus
-from lstmlm.evaluation import evaluate_stream
+from lstmlm import Config, LSTMLanguageModel, load_config
+from lstmlm.console import UsageError, run_script
+from lstmlm.data.corpus import Corpus, load_corpus
+from lstmlm.data.table import Table
+from lstmlm.evaluation.perplexity import evaluate_stream
 from lstmlm.generation import sample
-from lstmlm.loss import ALIGN_SIZE, ALIGN_VOCABULARY, linear_cross_entropy
-from lstmlm.step import TrainStep
-from lstmlm.stream import Table
-
-REPEATS = 7  # turns of each process; the first is a warm-up
-Step = Callable[[int], None]
-Head = Callable[..., torch.Tensor]  # of hidden, weight, bias, targets: the summed nll
+from lstmlm.model.loss import ALIGN_SIZE, ALIGN_VOCABULARY
+from lstmlm.runtime import hardware, launch
+from lstmlm.training.step import TrainStep
 
 
 class PlainModel(nn.Module):
@@ -93,7 +87,7 @@ def plain_step(config: Config, corpus: Corpus, device: torch.device) -> Step:
 
 def our_step(config: Config, corpus: Corpus, device: torch.device) -> Step:
     """The step of scripts/train.py; losses are read at its log interval."""
-    accelerator = distributed.start(config)
+    accelerator = launch.start(config)
     table = Table(corpus.splits["train"], config.data.batch_size, device=accelerator.device)
     windows = list(table.windows(config.data.bptt))
     model = LSTMLanguageModel(config.model, len(corpus.vocabulary))
@@ -109,8 +103,8 @@ def our_step(config: Config, corpus: Corpus, device: torch.device) -> Step:
 
 def floor_step(config: Config, corpus: Corpus, device: torch.device) -> Step:
     """The products of the decoder and the LSTM kernels, forward and backward, and nothing else."""
-    distributed.keep_memory()
-    distributed.set_float32_products(config.train.precision)
+    hardware.keep_memory()
+    hardware.set_float32_products(config.train.precision)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision, torch.float32)
     m, rows, columns = config.model, config.data.bptt, config.data.batch_size
     n, v, p = rows * columns, len(corpus.vocabulary), m.hidden_size + 1
@@ -154,98 +148,6 @@ def _recorded(step: Step) -> Step:
 STEPS = {"plain": plain_step, "ours": our_step, "floor": floor_step}
 
 
-def _torch_head(**chunks: Any) -> Head:
-    return lambda hidden, weight, bias, targets: F.linear_cross_entropy(
-        hidden, weight, targets, linear_bias=bias, reduction="sum", options=nn.LinearCrossEntropyOptions(**chunks)
-    )
-
-
-def plain_head(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The head everybody writes."""
-    return F.cross_entropy(F.linear(hidden, weight, bias), targets, reduction="sum")
-
-
-HEADS: dict[str, Head] = {"plain": plain_head, "plain, kept": plain_head, "ours, kept": linear_cross_entropy}
-if hasattr(F, "linear_cross_entropy"):  # since torch 2.13
-    HEADS["torch's, its own chunks, kept"] = _torch_head()
-    HEADS["torch's, 300 rows, kept"] = _torch_head(chunking_method=None, batch_chunk_size=300)
-    HEADS["torch's, 600 rows, kept"] = _torch_head(chunking_method=None, batch_chunk_size=600)
-
-
-def _head_values(config: Config, corpus: Corpus, device: torch.device) -> list[torch.Tensor]:
-    """Hidden states, weight and bias of about a trained model's size, and targets."""
-    generator = torch.Generator(device).manual_seed(0)
-    n, v, h = config.data.bptt * config.data.batch_size, len(corpus.vocabulary), config.model.hidden_size
-    hidden, weight, bias = (torch.randn(shape, generator=generator, device=device) for shape in ((n, h), (v, h), (v,)))
-    return [0.3 * hidden, 0.1 * weight, 0.1 * bias, torch.randint(v, (n,), generator=generator, device=device)]
-
-
-def _head_step(name: str, config: Config, corpus: Corpus, device: torch.device) -> Step:
-    """A head and its loss alone, forward and backward; with memory kept where the name says so."""
-    if name.endswith("kept"):
-        distributed.keep_memory()
-    *values, targets = _head_values(config, corpus, device)
-
-    def step(i: int) -> None:
-        _head_results(name, config, values, targets)
-
-    return step
-
-
-def _head_results(
-    name: str, config: Config, values: list[torch.Tensor], targets: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
-    """The nll and its gradients."""
-    leaves = [value.detach().requires_grad_() for value in values]
-    with torch.autocast(targets.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-        nll = HEADS[name](*leaves, targets)
-    return nll.detach(), *torch.autograd.grad(nll, leaves)
-
-
-def worker(name: str, config: Config, device: torch.device, pipe: Connection) -> None:
-    """A process of one of the three, or of a head: does the steps it is told to and answers with their times in ms."""
-    try:
-        torch.set_num_threads(config.train.threads or distributed.default_threads())
-        torch.manual_seed(config.train.seed)
-        corpus = load_corpus(config.data)
-        torch.optim.Adam([torch.zeros(1)])  # the first optimizer imports its compiler
-        imported = _peak_memory(device)
-        step = STEPS[name](config, corpus, device) if name in STEPS else _head_step(name, config, corpus, device)
-        pipe.send(None)
-        while (todo := pipe.recv()) is not None:
-            first, count, parts = todo
-            if parts:
-                pipe.send(_shares(step, first, count))
-                continue
-            pipe.send((_time(step, first, count, device), _peak_memory(device) - imported))
-    except Exception as error:  # told in the parent, in one line
-        pipe.send(error)
-
-
-def _time(step: Step, first: int, count: int, device: torch.device) -> list[float]:
-    """Milliseconds of each step; on a GPU the mean of all, as its queue must not be stopped between them."""
-    if device.type == "cpu":
-        times = []
-        for i in range(first, first + count):
-            start = time.perf_counter()
-            step(i)
-            times.append(1e3 * (time.perf_counter() - start))
-        return times
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for i in range(first, first + count):
-        step(i)
-    torch.cuda.synchronize()
-    return [1e3 * (time.perf_counter() - start) / count]
-
-
-def _peak_memory(device: torch.device) -> float:
-    """MiB so far: of the process on a CPU, of the allocator on a GPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
 PARTS = {
     "head": ("_LinearCrossEntropy", "_LinearCrossEntropyBackward"),
     "lstm": (
@@ -256,11 +158,18 @@ PARTS = {
     ),
     "optimizer": ("Optimizer.step#Adam.step",),
     "clip": ("aten::_foreach_norm", "aten::linalg_vector_norm", "aten::_foreach_mul_", "aten::stack"),
-    "masks": ("aten::rand", "aten::lt", "aten::div_"),
+    "masks": (
+        "aten::bitwise_and",
+        "aten::__rshift__",
+        "aten::bitwise_xor",
+        "aten::bitwise_xor_",
+        "aten::lt",
+        "aten::div_",
+    ),
 }
 
 
-def _shares(step: Step, first: int, count: int) -> dict[str, float]:
+def shares_of_parts(step: Step, first: int, count: int) -> dict[str, float]:
     """Share of each part in the time of some steps, as the host sees it; `host` is the rest."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         start = time.perf_counter()
@@ -272,41 +181,12 @@ def _shares(step: Step, first: int, count: int) -> dict[str, float]:
     return shares | {"host": 1 - sum(shares.values())}
 
 
-@contextmanager
-def workers(names: Iterable[str], config: Config, device: torch.device) -> Iterator[dict[str, Connection]]:
-    """A process for each name, ready for its first step."""
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
-    for name in names:
-        pipes[name], other = context.Pipe()
-        processes.append(context.Process(target=worker, args=(name, config, device, other), daemon=True))
-        processes[-1].start()
-        _receive(pipes[name])
-    yield pipes
-    for pipe, process in zip(pipes.values(), processes, strict=True):
-        pipe.send(None)
-        process.join()
-
-
-def take_turns(pipes: dict[str, Connection], steps: int) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Milliseconds of each process's steps, and its peak memory in MiB."""
-    times: dict[str, list[float]] = {name: [] for name in pipes}
-    memory = {}
-    for repeat in range(REPEATS):
-        for name, pipe in pipes.items():
-            pipe.send((repeat * steps, steps, False))
-            measured, memory[name] = _receive(pipe)
-            if repeat:
-                times[name] += measured
-    return times, memory
-
-
 def measure(config: Config, device: torch.device, steps: int) -> dict[str, Any]:
     """Times of the three, interleaved."""
     with workers(STEPS, config, device) as pipes:
         times, memory = take_turns(pipes, steps)
-        pipes["ours"].send((REPEATS * steps, steps, True))
-        shares = _receive(pipes["ours"])
+        pipes["ours"].send((REPEATS * steps, steps, shares_of_parts))
+        shares = receive(pipes["ours"])
     tokens = config.data.batch_size * config.data.bptt
     medians = {name: statistics.median(values) for name, values in times.items()}
     return {
@@ -322,33 +202,9 @@ def measure(config: Config, device: torch.device, steps: int) -> dict[str, Any]:
     }
 
 
-def measure_heads(config: Config, corpus: Corpus, device: torch.device, steps: int) -> list[dict[str, Any]]:
-    """For each head: ms, peak memory, and the relative error by norm of the nll and its gradients against float64."""
-    with workers(HEADS, config, device) as pipes:
-        times, memory = take_turns(pipes, steps)
-    *values, targets = _head_values(config, corpus, device)
-    exact = _head_results(
-        "plain", config, [value.double() for value in values], targets
-    )  # autocast leaves float64 alone
-    rows = []
-    for name in HEADS:
-        results = _head_results(name, config, values, targets)
-        errors = [float((a - e).norm() / e.norm()) for a, e in zip(results, exact, strict=True)]
-        row = {"head": name, "ms": statistics.median(times[name]), "peak_memory_mb": memory[name]}
-        rows.append(row | dict(zip(("nll", "hidden_grad", "weight_grad", "bias_grad"), errors, strict=True)))
-    return rows
-
-
-def _receive(pipe: Connection) -> Any:
-    answer = pipe.recv()
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
-
-
 def measure_rest(config: Config, corpus: Corpus, device: torch.device) -> dict[str, float]:
     """Seconds of tokenizing, of a start to its first step, of evaluation at one column; generated tokens/s."""
-    distributed.keep_memory()
+    hardware.keep_memory()
     result = {}
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
@@ -384,72 +240,6 @@ def _start_to_first_step(config: Config, folder: str) -> float:
         seconds = time.perf_counter() - start
         process.kill()
     return seconds
-
-
-def measure_ranks(config: Config, world_sizes: list[int], steps: int) -> list[dict[str, float]]:
-    """For each number of ranks on this host: ms/step with and without the all-reduce, in turns."""
-    context = multiprocessing.get_context("spawn")
-    results = []
-    for world_size in world_sizes:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        pipes, processes = [], []
-        for rank in range(world_size):
-            environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            environment |= (
-                {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)} if world_size > 1 else {}
-            )
-            pipe, other = context.Pipe()
-            arguments = (environment if world_size > 1 else {}, config, steps, other)
-            processes.append(context.Process(target=rank_worker, args=arguments, daemon=True))
-            processes[-1].start()
-            pipes.append(pipe)
-        synced, alone = zip(*(_receive(pipe) for pipe in pipes), strict=True)  # every rank waits for the slowest
-        for process in processes:
-            process.join()
-        step_ms, compute_ms = statistics.median(max(synced, key=sum)), statistics.median(max(alone, key=sum))
-        results.append(
-            {
-                "ranks": world_size,
-                "ms": step_ms,
-                "compute_ms": compute_ms,
-                "communication_share": max(0.0, 1 - compute_ms / step_ms),
-                "tokens_per_second": 1e3 * config.data.batch_size * config.data.bptt / step_ms,
-            }
-        )
-    return results
-
-
-def rank_worker(environment: dict[str, str], config: Config, steps: int, pipe: Connection) -> None:
-    """One rank: times of steps with the all-reduce and, in turns, without it."""
-    try:
-        os.environ.update(environment)
-        accelerator = distributed.start(config)
-        corpus = load_corpus(config.data)
-        rank, world_size = accelerator.process_index, accelerator.num_processes
-        table = Table(corpus.splits["train"], config.data.batch_size, rank, world_size, accelerator.device)
-        model = LSTMLanguageModel(config.model, len(corpus.vocabulary))
-        windows = list(table.windows(config.data.bptt))
-        train_step = TrainStep(config, accelerator, model, table, total_steps=len(windows))
-
-        def step(i: int) -> None:
-            train_step(windows[i], i, i)
-            if (i + 1) % config.train.log_every == 0:
-                train_step.read()
-
-        times: tuple[list[float], list[float]] = ([], [])
-        for repeat in range(REPEATS):
-            measured = _time(step, 2 * repeat * steps, steps, accelerator.device)
-            with accelerator.no_sync(train_step._forward):
-                alone = _time(step, (2 * repeat + 1) * steps, steps, accelerator.device)
-            if repeat:
-                times[0].extend(measured)
-                times[1].extend(alone)
-        pipe.send(times)
-        accelerator.end_training()
-    except Exception as error:  # told in the parent, in one line
-        pipe.send(error)
 
 
 def show(result: dict[str, Any]) -> None:
@@ -494,7 +284,7 @@ def main() -> int:
     config = load_config(rest)
     precision, threads = options.precision or config.train.precision, options.threads or config.train.threads
     config = replace(config, train=replace(config.train, precision=precision, threads=threads))
-    config = distributed.resolve_precision(config)
+    config = launch.resolve_precision(config)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: there is no GPU here")
@@ -504,7 +294,7 @@ def main() -> int:
         raise UsageError(
             f"--steps {options.steps}: the training split has only {table.num_windows(config.data.bptt)} segments"
         )
-    threads = config.train.threads or distributed.default_threads()
+    threads = config.train.threads or hardware.default_threads()
     torch.set_num_threads(threads)
     if device.type == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
@@ -531,7 +321,7 @@ def main() -> int:
     result |= {
         "epoch_s": result["ours_ms"] / 1e3 * table.num_windows(config.data.bptt),
         "device": device.type,
-        "hardware": distributed.device_kind(device) if device.type == "cuda" else _cpu_name(),
+        "hardware": hardware.device_kind(device) if device.type == "cuda" else _cpu_name(),
         "precision": config.train.precision,
         "threads": threads,
         "torch": torch.__version__,

@@ -18,6 +18,12 @@ ROOT = Path(__file__).parent.parent
 WIKITEXT = "LSTMLM_WIKITEXT"  # folder of WikiText-2 in Hub layout
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(ROOT / "tests" / "system"):
+            item.add_marker(pytest.mark.system)
+
+
 @pytest.fixture(autouse=True)
 def fresh_accelerate() -> None:
     """Each test begins without what Accelerate keeps in the process."""

@@ -55,5 +55,7 @@ def test_modules_in_their_order() -> None:
     from tests.test_house import ROOMS
 
     table = README.split("## Where to start reading")[1]
-    named = [name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)]
+    named = [
+        name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`([\w.]+)`", row)
+    ]
     assert named == ROOMS

@@ -10,7 +10,7 @@ summary.json     the final figures; written last, so it marks a finished run
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,21 +40,30 @@ class RunDirectory:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Make the directory and hold it within a block.
+        """Make the directory and hold it within a block. Where the block leaves nothing in it, what was made goes again.
 
         Raises:
             UserError: Another process holds it.
             OSError: It cannot be made.
         """
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
+        lock = self.path / ".lock"
         with ExitStack() as stack:
             try:
-                stack.enter_context(locked(self.path / ".lock", wait=False))
+                stack.enter_context(locked(lock, wait=False))
             except BlockingIOError:
                 raise UserError(
                     f"another process is training in {self.path}: wait for it or name another train.run_dir"
                 ) from None
-            yield
+            try:
+                yield
+            finally:
+                if made and list(self.path.iterdir()) == [lock]:
+                    lock.unlink()
+                    with suppress(OSError):  # another run may have begun in one of them
+                        for folder in made:
+                            folder.rmdir()
 
     def refuse_to_overwrite(self) -> None:
         """Refuse a directory that holds a run.

@@ -73,3 +73,16 @@ def test_a_busy_run_answers_before_anything_expensive(small: Callable[..., list[
         pytest.raises(UserError, match="another process is training in"),
     ):
         fresh_train(load_config(small("--train.resume=true")))
+
+
+def test_a_start_that_fails_leaves_no_empty_directory(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no data"), RunDirectory(tmp_path / "runs/a").held():
+        raise UserError("no data")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "runs").mkdir()
+    with RunDirectory(tmp_path / "runs/a").held():
+        (tmp_path / "runs/a/metrics.jsonl").touch()
+    assert (tmp_path / "runs/a/metrics.jsonl").exists()
+    with RunDirectory(tmp_path / "runs/b").held():
+        pass
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["a"], "a folder that was there before stays"

@@ -76,14 +76,15 @@ def load_pretrained(folder: str | Path, device: torch.device | str = "cpu") -> t
     """Read back what `save_pretrained` wrote.
 
     Args:
-        folder: Of the model.
+        folder: As for `model_folder`.
         device: Where the model goes.
 
     Raises:
         UserError: A file is missing or damaged, or two of them do not belong together.
     """
+    folder = model_folder(folder)
     content = read_config(folder)
-    path = Path(folder) / WEIGHTS
+    path = folder / WEIGHTS
     try:
         with torch.device("meta"):
             model = LSTMLanguageModel(ModelConfig(**content["model"]), content["vocab_size"])
@@ -93,7 +94,7 @@ def load_pretrained(folder: str | Path, device: torch.device | str = "cpu") -> t
         model.load_weights(safetensors.torch.load_file(path))
     except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
         raise UserError(f"cannot read the model in {path}: {error}") from None
-    vocabulary = Vocabulary.load(Path(folder) / VOCABULARY)
+    vocabulary = Vocabulary.load(folder / VOCABULARY)
     if len(vocabulary) != model.vocab_size:
         raise UserError(
             f"{folder}: the model has {model.vocab_size} types but {VOCABULARY} has {len(vocabulary)}; they do not belong together"
@@ -101,13 +102,23 @@ def load_pretrained(folder: str | Path, device: torch.device | str = "cpu") -> t
     return model, vocabulary
 
 
+def model_folder(folder: str | Path) -> Path:
+    """The folder of a model's files: `folder` itself, or the `model` in it where it is the directory of a run."""
+    folder = Path(folder)
+    within = folder / "model"
+    return within if (within / CONFIG).exists() and not (folder / CONFIG).exists() else folder
+
+
 def read_config(folder: str | Path) -> dict[str, Any]:
     """`config.json` of a saved model: `model`, `vocab_size`, and `data` (`dataset`, `subset`, `level`).
+
+    Args:
+        folder: As for `model_folder`.
 
     Raises:
         UserError: It is missing or is not one of this project.
     """
-    path = Path(folder) / CONFIG
+    path = model_folder(folder) / CONFIG
     try:
         content = json.loads(path.read_bytes())
         if isinstance(content, dict) and {"model", "vocab_size", "data"} <= content.keys():

@@ -8,7 +8,7 @@ import torch
 
 from lstmlm import LSTMLanguageModel, UserError, Vocabulary
 from lstmlm.config import ModelConfig
-from lstmlm.model.pretrained import load_pretrained, newest_model, save_pretrained
+from lstmlm.model.pretrained import load_pretrained, newest_model, read_config, save_pretrained
 
 SMALL = ModelConfig(embedding_size=12, hidden_size=12)
 DATA = {"dataset": "toy", "subset": None, "level": "word"}
@@ -53,6 +53,18 @@ def test_weights_in_one_flat_buffer_are_saved_apart(model: LSTMLanguageModel, tm
             p.data = piece.view_as(p)
     save_pretrained(tmp_path, model, words(31), DATA)
     torch.testing.assert_close(load_pretrained(tmp_path)[0].weights(), expected, rtol=0, atol=0)
+
+
+def test_a_run_directory_stands_for_its_model(model: LSTMLanguageModel, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match=r"there is no model in .*run: cannot read .*run/config\.json"):
+        load_pretrained(tmp_path / "run")
+    save_pretrained(tmp_path / "run" / "model", model, words(31), DATA)
+    (tmp_path / "run" / "config.yaml").write_text("")
+    assert read_config(tmp_path / "run")["data"] == DATA
+    loaded, vocabulary = load_pretrained(tmp_path / "run")
+    assert vocabulary.tokens == words(31).tokens
+    torch.testing.assert_close(loaded.weights(), model.weights(), rtol=0, atol=0)
 
 
 def test_the_card_names_data_and_size(model: LSTMLanguageModel, tmp_path: Path) -> None:

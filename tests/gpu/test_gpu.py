@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from lstmlm import Config, LSTMLanguageModel, Vocabulary, load_config
 from lstmlm.config import ModelConfig
 from lstmlm.data.vocabulary import EOS, UNK
+from lstmlm.model.dropout import make_masks
 from lstmlm.model.loss import linear_cross_entropy
 from lstmlm.model.pretrained import load_pretrained, save_pretrained
 from tests.conftest import forget_accelerate
@@ -63,23 +64,23 @@ def test_low_precision_follows_float32(precision: str, small_config: Callable[..
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_only_fp16_has_an_lstm_in_float16(precision: str, small_config: Callable[..., Config]) -> None:
     """Autocast would give bf16 the same, without the scaling that float16's gradients need."""
-    step = build(small_config(f"--train.precision={precision}"))
+    train_step = build(small_config(f"--train.precision={precision}"))
     seen = []
-    step.model.layers[0].register_forward_hook(lambda module, inputs, outputs: seen.append(outputs[0].dtype))
-    run_steps(step, 1)
+    train_step.model.layers[0].register_forward_hook(lambda module, inputs, outputs: seen.append(outputs[0].dtype))
+    run_steps(train_step, 1)
     assert seen == [torch.float16 if precision == "fp16" else torch.float32]
 
 
 def test_fp16_skips_a_step_that_overflows(small_config: Callable[..., Config]) -> None:
-    step = build(small_config("--train.precision=fp16"))
-    assert step.accelerator.scaler is not None
-    step.accelerator.scaler.update(2.0**30)
-    before = step.model.weights()
-    window = next(iter(step.table.windows(10)))
-    step(window, 0, 0)
-    (result,) = step.read()
+    train_step = build(small_config("--train.precision=fp16"))
+    assert train_step.accelerator.scaler is not None
+    train_step.accelerator.scaler.update(2.0**30)
+    before = train_step.model.weights()
+    window = next(iter(train_step.table.windows(10)))
+    train_step(window, 0, 0)
+    (result,) = train_step.read()
     assert result.grad_norm is None
-    torch.testing.assert_close(step.model.weights(), before, rtol=0, atol=0)
+    torch.testing.assert_close(train_step.model.weights(), before, rtol=0, atol=0)
 
 
 @pytest.mark.usefixtures("nondeterministic_again")
@@ -89,10 +90,10 @@ def test_a_cuda_graph_is_the_eager_step(precision: str, small_config: Callable[.
     overrides = ("--train.deterministic=true", "--train.log_every=100", "--optim.schedule=cosine")
     losses, ends = [], []
     for graph in ("true", "false"):
-        step = build(small_config(*overrides, f"--train.precision={precision}", f"--train.cuda_graph={graph}"))
-        assert (step._recording is not None) == (graph == "true")
-        losses.append(run_steps(step, 100))
-        ends.append(step.state_dict()[0])
+        train_step = build(small_config(*overrides, f"--train.precision={precision}", f"--train.cuda_graph={graph}"))
+        assert (train_step._recording is not None) == (graph == "true")
+        losses.append(run_steps(train_step, 100))
+        ends.append(train_step.state_dict()[0])
     # The recorded rate is a float32, the eager one a Python float.
     assert losses[0] == pytest.approx(losses[1], rel=1e-5 if precision == "fp32" else 1e-3)
     for name, tensor in ends[0].items():
@@ -116,16 +117,16 @@ def test_interrupted_and_resumed_is_uninterrupted(
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_step_never_waits_for_the_device(precision: str, graph: str, small_config: Callable[..., Config]) -> None:
     overrides = (f"--train.precision={precision}", f"--train.cuda_graph={graph}", "--train.log_every=100")
-    step = build(small_config(*overrides))
-    windows = list(step.table.windows(10))
-    step(windows[0], 0, 0)
+    train_step = build(small_config(*overrides))
+    windows = list(train_step.table.windows(10))
+    train_step(windows[0], 0, 0)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for number in range(1, len(windows)):  # the short last one too
-            step(windows[number], number, number)
+            train_step(windows[number], number, number)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert len(step.read()) == len(windows)
+    assert len(train_step.read()) == len(windows)
 
 
 def test_the_head_keeps_no_logits() -> None:
@@ -146,10 +147,21 @@ def test_the_head_keeps_no_logits() -> None:
     assert peaks["ours"] < peaks["plain"] / 2
 
 
-def test_a_cpu_and_a_gpu_agree_without_dropout(
+def test_masks_have_the_same_bits_as_on_a_cpu() -> None:
+    config = ModelConfig()
+    for segment in (0, 139_279, 2**31 - 1):
+        number = torch.tensor(segment, dtype=torch.int32)
+        on_cpu, on_gpu = (make_masks(config, 2**32 - 1, n, 30, range(3, 20)) for n in (number, number.cuda()))
+        assert on_cpu is not None
+        assert on_gpu is not None
+        for ours, theirs in zip((on_cpu.embedding, *on_cpu.layers), (on_gpu.embedding, *on_gpu.layers), strict=True):
+            assert torch.equal(ours, theirs.cpu())
+
+
+def test_a_cpu_and_a_gpu_agree_with_dropout_on(
     small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = small_config("--model.dropout=0", "--train.log_every=100")
+    config = small_config("--train.log_every=100")
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="fp32"))
     on_gpu = run_steps(build(config), 10)
     forget_accelerate()

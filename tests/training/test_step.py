@@ -26,15 +26,15 @@ def build(config: Config, stream: torch.Tensor | None = None) -> TrainStep:
     return TrainStep(config, accelerator, model, table, total_steps=1000)
 
 
-def run_steps(step: TrainStep, count: int, accumulate: int = 1) -> list[float]:
+def run_steps(train_step: TrainStep, count: int, accumulate: int = 1) -> list[float]:
     """Loss per target of the first `count` windows."""
     segment = 0
-    for number, window in enumerate(step.table.windows(step.config.data.bptt, accumulate)):
+    for number, window in enumerate(train_step.table.windows(train_step.config.data.bptt, accumulate)):
         if number == count:
             break
-        step(window, number, segment)
+        train_step(window, number, segment)
         segment += len(window.segments)
-    return [result.nll / result.num_targets for result in step.read()]
+    return [result.nll / result.num_targets for result in train_step.read()]
 
 
 class PlainModel(nn.Module):
@@ -86,9 +86,9 @@ def test_equals_an_independent_loop(small_config: Callable[..., Config]) -> None
     config = small_config("--model.dropout=0", "--data.batch_size=5", "--train.log_every=1000", "--optim.lr=0.02")
     stream = load_corpus(config.data).splits["train"]
     stream = stream[: (len(stream) - 1) // 50 * 50 + 1]
-    step = build(config, stream)
-    expected = plain_losses(PlainModel(step.model), stream.tolist(), 5, 10, 40, config)
-    assert run_steps(step, 40) == pytest.approx(expected, rel=1e-4)
+    train_step = build(config, stream)
+    expected = plain_losses(PlainModel(train_step.model), stream.tolist(), 5, 10, 40, config)
+    assert run_steps(train_step, 40) == pytest.approx(expected, rel=1e-4)
     assert expected[-1] < 0.99 * expected[0], "the updates matter"
 
 
@@ -98,22 +98,22 @@ def test_equals_an_independent_loop_on_wikitext(wikitext: str, tmp_path: Path) -
     arguments = [f"--data.dataset={wikitext}", f"--data.cache_dir={tmp_path}", "--model.dropout=0", "--train.threads=2"]
     config = load_config([*arguments, "--train.log_every=1000"])
     stream = load_corpus(config.data).splits["train"][: 20 * 6000 + 1]
-    step = build(config, stream)
-    expected = plain_losses(PlainModel(step.model), stream.tolist(), 20, 30, 200, config)
-    assert run_steps(step, 200) == pytest.approx(expected, rel=1e-4)
+    train_step = build(config, stream)
+    expected = plain_losses(PlainModel(train_step.model), stream.tolist(), 20, 30, 200, config)
+    assert run_steps(train_step, 200) == pytest.approx(expected, rel=1e-4)
 
 
 def test_accumulated_gradient_is_that_of_the_whole_window(small_config: Callable[..., Config]) -> None:
     """A window of 3 segments: the gradient of the mean nll over all its targets, cut at the segments' borders."""
     config = small_config("--model.dropout=0", "--train.accumulate=3", "--optim.grad_clip=1e9", "--train.log_every=100")
-    step = build(config)
-    plain = PlainModel(step.model)
-    windows = list(step.table.windows(10, 3))
-    step(windows[0], 0, 0)
-    (result,) = step.read()
+    train_step = build(config)
+    plain = PlainModel(train_step.model)
+    windows = list(train_step.table.windows(10, 3))
+    train_step(windows[0], 0, 0)
+    (result,) = train_step.read()
     total, state = torch.zeros(()), None
     for first, end in windows[0].segments:
-        inputs, targets = step.table.segment(first, end)
+        inputs, targets = train_step.table.segment(first, end)
         logits, state = plain(inputs, state)
         state = tuple(s.detach() for s in state)
         total = total + F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
@@ -127,42 +127,42 @@ def test_clipping(small_config: Callable[..., Config]) -> None:
     """With plain gradient descent in mind: two clips that both bite change Adam's first step by nothing, its moments by their ratio."""
     moments = []
     for clip in (0.01, 0.02):
-        step = build(small_config(f"--optim.grad_clip={clip}", "--model.dropout=0"))
-        run_steps(step, 1)
-        tensors, _ = step.state_dict()
+        train_step = build(small_config(f"--optim.grad_clip={clip}", "--model.dropout=0"))
+        run_steps(train_step, 1)
+        tensors, _ = train_step.state_dict()
         moments.append(tensors["optimizer.exp_avg.embedding.weight"])
     torch.testing.assert_close(moments[1], 2 * moments[0], rtol=1e-4, atol=1e-9)
 
 
 def test_a_loss_that_is_not_finite_names_its_step(small_config: Callable[..., Config]) -> None:
-    step = build(small_config("--train.log_every=100"))
-    windows = list(step.table.windows(10))
+    train_step = build(small_config("--train.log_every=100"))
+    windows = list(train_step.table.windows(10))
     for number in range(5):
         if number == 3:
             with torch.no_grad():
-                step.model.decoder.bias[0] = math.nan
-        step(windows[number], number, number)
+                train_step.model.decoder.bias[0] = math.nan
+        train_step(windows[number], number, number)
     with pytest.raises(UserError, match="not finite at step 4 "):
-        step.read()
+        train_step.read()
 
 
 def test_state_dict_is_all_that_the_next_steps_depend_on(small_config: Callable[..., Config]) -> None:
     config = small_config("--train.log_every=100")
-    step = build(config)
-    windows = list(step.table.windows(10))
+    train_step = build(config)
+    windows = list(train_step.table.windows(10))
     for number in range(4):
-        step(windows[number], number, number)
-    tensors, values = step.state_dict()
+        train_step(windows[number], number, number)
+    tensors, values = train_step.state_dict()
     other = build(config)
     with torch.no_grad():
         for parameter in other.model.parameters():
             parameter.mul_(0.5)
     other.load_state_dict(tensors, values)
     for number in range(4, 8):
-        step(windows[number], number, number)
+        train_step(windows[number], number, number)
         other(windows[number], number, number)
-    assert [r.nll for r in step.read()][4:] == [r.nll for r in other.read()]
-    torch.testing.assert_close(step.state_dict()[0], other.state_dict()[0], rtol=0, atol=0)
+    assert [r.nll for r in train_step.read()][4:] == [r.nll for r in other.read()]
+    torch.testing.assert_close(train_step.state_dict()[0], other.state_dict()[0], rtol=0, atol=0)
 
 
 @pytest.mark.usefixtures("recorded_graphs")
@@ -178,24 +178,24 @@ def test_a_recorded_update_is_the_eager_one(dropout: float, small_config: Callab
     losses, ends = [], []
     for graph in ("true", "false"):
         config = small_config(*overrides, f"--train.cuda_graph={graph}")
-        step = build(config)
-        windows = list(step.table.windows(config.data.bptt))
+        train_step = build(config)
+        windows = list(train_step.table.windows(config.data.bptt))
         assert windows[-1].num_targets < windows[0].num_targets
         for number, window in enumerate(windows):
-            step(window, number, number)
-        step.reset_state()
+            train_step(window, number, number)
+        train_step.reset_state()
         for number, window in enumerate(windows[:6], start=len(windows)):
-            step(window, number, number)
+            train_step(window, number, number)
         resumed = build(config)
-        resumed.load_state_dict(*step.state_dict())
+        resumed.load_state_dict(*train_step.state_dict())
         for number, window in enumerate(windows[6:9], start=len(windows) + 6):
             resumed(window, number, number)
-        results = step.read() + resumed.read()
+        results = train_step.read() + resumed.read()
         losses.append([value for result in results for value in (result.nll, result.grad_norm)])
         ends.append(resumed.state_dict()[0])
         if graph == "true":
-            assert step._recording is not None and resumed._recording is not None
-            assert step._recording.graph.replays == len(windows) - 1 + 6  # type: ignore[attr-defined]
+            assert train_step._recording is not None and resumed._recording is not None
+            assert train_step._recording.graph.replays == len(windows) - 1 + 6  # type: ignore[attr-defined]
             assert resumed._recording.graph.replays == 3  # type: ignore[attr-defined]
     # The recorded rate is a float32, the eager one a Python float.
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -204,6 +204,6 @@ def test_a_recorded_update_is_the_eager_one(dropout: float, small_config: Callab
 
 
 def test_the_carried_state_is_cut_off_from_its_graph(small_config: Callable[..., Config]) -> None:
-    step = build(small_config("--train.log_every=2"))
-    run_steps(step, 2)
-    assert all(tensor.any() and tensor.grad_fn is None for pair in step.state for tensor in pair)
+    train_step = build(small_config("--train.log_every=2"))
+    run_steps(train_step, 2)
+    assert all(tensor.any() and tensor.grad_fn is None for pair in train_step.state for tensor in pair)

@@ -20,6 +20,7 @@ COPY constraints.txt ./
 RUN version=$(sed -n 's/^torch==//p' constraints.txt) \
     && pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch==$version"
 COPY pyproject.toml README.md LICENSE accelerate_config.yaml ./
+COPY models ./models
 COPY lstmlm ./lstmlm
 COPY scripts ./scripts
 COPY configs ./configs

@@ -14,6 +14,8 @@ from lstmlm.training.loop import train as train_model
 
 Arguments = Sequence[str] | None  # without the program's name; None takes the process's own
 
+MODEL_HELP = "A model's folder or a run's; null = the newest runs/*/model, else the one that comes with lstmlm."
+
 
 def train(argv: Arguments = None) -> int:
     """Train a language model, or go on with a run that was stopped."""
@@ -24,9 +26,7 @@ def train(argv: Arguments = None) -> int:
 def evaluate(argv: Arguments = None) -> int:
     """Exact perplexity of a saved model."""
     parser = argument_parser("Exact perplexity of a saved model.")
-    parser.add_argument(
-        "--model", type=str, required=True, help="Folder that training exported, or the run directory with it."
-    )
+    parser.add_argument("--model", type=str | None, default=None, help=MODEL_HELP)
     parser.add_argument("--split", type=str, default="test", help="train, validation or test.")
     parser.add_argument("--columns", type=int, default=1, help="Columns of the table; 1 is the reference.")
     parser.add_argument("--dataset", type=str | None, default=None, help="Where the data is now, if it was moved.")
@@ -48,12 +48,7 @@ def evaluate(argv: Arguments = None) -> int:
 def generate(argv: Arguments = None) -> int:
     """Sample text from a saved model."""
     parser = argument_parser("Sample text from a saved model.")
-    parser.add_argument(
-        "--model",
-        type=str | None,
-        default=None,
-        help="Folder that training exported, or the run directory with it; null = the newest runs/*/model.",
-    )
+    parser.add_argument("--model", type=str | None, default=None, help=MODEL_HELP)
     parser.add_argument("--prompt", type=str, default="", help="Text to go on from; empty = the beginning of a line.")
     parser.add_argument("--max_len", type=int, default=30, help="Most new tokens.")
     parser.add_argument("--temperature", type=float, default=1.0, help="Divides the logits; 0 = the most likely token.")

@@ -10,7 +10,7 @@ from lstmlm.console import UsageError
 from lstmlm.data.tokenize import tokenize
 from lstmlm.data.vocabulary import UNK, Vocabulary
 from lstmlm.model.language_model import LSTMLanguageModel
-from lstmlm.model.pretrained import default_device, load_pretrained, newest_model
+from lstmlm.model.pretrained import default_device, find_model, load_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def generate_text(
         prompt: Its unknown words become `<unk>`, with a warning; an empty one starts at the beginning of a line.
         max_len: Most new tokens, >= 0.
         temperature: Divides the logits, >= 0; 0 takes the most likely token every time.
-        model: Folder that training exported; None = the newest `runs/*/model`.
+        model: A model's folder or a run's; None = the newest `runs/*/model`, else the one that comes with this package.
         top_k: Sample among the k most likely tokens only, >= 1.
         top_p: Sample among the fewest tokens whose probabilities reach p, in (0, 1] (Holtzman et al., 2020).
         seed: Same seed, same text; None = a new one every time.
@@ -58,7 +58,7 @@ def generate_texts(
     allow_unk: bool = False,
 ) -> list[str]:
     """Several continuations of one prompt, computed side by side; the arguments are those of `generate_text`."""
-    language_model, vocabulary = load_pretrained(newest_model() if model is None else model, default_device())
+    language_model, vocabulary = load_pretrained(find_model(model), default_device())
     unknown = sorted({token for token in tokenize(prompt, vocabulary.level) if token not in vocabulary})
     if unknown:
         logger.warning("not in the vocabulary, read as %s: %s", UNK, " ".join(unknown))

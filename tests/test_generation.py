@@ -6,6 +6,7 @@ import torch
 from lstmlm import LSTMLanguageModel, UserError, Vocabulary, generate_text, generate_texts
 from lstmlm.config import ModelConfig
 from lstmlm.generation import choose, sample
+from lstmlm.model import pretrained
 from lstmlm.model.pretrained import save_pretrained
 
 WORDS = ["<unk>", "<eos>", *(f"w{i}" for i in range(29))]
@@ -142,5 +143,6 @@ def test_where_no_model_is_named_the_newest_is_taken(
     monkeypatch.chdir(tmp_path)
     assert generate_text("w1", 2, seed=0).startswith("w1 ")
     monkeypatch.chdir(tmp_path / "runs")
+    monkeypatch.setattr(pretrained, "BUNDLED", tmp_path / "absent")
     with pytest.raises(UserError, match="no model in"):
         generate_text("w1")

@@ -17,7 +17,7 @@ from lstmlm.data.corpus import load_split
 from lstmlm.data.sources import SPLITS
 from lstmlm.data.table import Table
 from lstmlm.model.language_model import LSTMLanguageModel
-from lstmlm.model.pretrained import default_device, load_pretrained, read_config
+from lstmlm.model.pretrained import default_device, find_model, load_pretrained, read_config
 from lstmlm.runtime.distributed import sum_over_ranks
 from lstmlm.runtime.hardware import ieee_products
 
@@ -125,12 +125,16 @@ def evaluate_stream(
 
 
 def evaluate(
-    model: str | Path, split: str = "test", columns: int = 1, dataset: str | None = None, cache_dir: str | None = None
+    model: str | Path | None = None,
+    split: str = "test",
+    columns: int = 1,
+    dataset: str | None = None,
+    cache_dir: str | None = None,
 ) -> Evaluation:
     """Perplexity of a saved model on a split of the data it was trained on.
 
     Args:
-        model: Folder that training exported (`runs/.../model`).
+        model: A model's folder or a run's; None = the newest `runs/*/model`, else the one that comes with this package.
         split: `train`, `validation` or `test`.
         columns: At least 1; more are faster and score somewhat worse. 1 is the reference.
         dataset: Another place of the data (as `data.dataset`); None = where training found it.
@@ -143,7 +147,8 @@ def evaluate(
         raise UsageError(f"there is no split {split!r}: name one of {', '.join(SPLITS)}")
     if columns < 1:
         raise UsageError(f"columns must be at least 1, not {columns}")
-    data = DataConfig(**read_config(model)["data"])
+    folder = find_model(model)
+    data = DataConfig(**read_config(folder)["data"])
     data = dataclasses.replace(data, dataset=dataset or data.dataset, cache_dir=cache_dir or data.cache_dir)
-    language_model, vocabulary = load_pretrained(model, default_device())
+    language_model, vocabulary = load_pretrained(folder, default_device())
     return evaluate_stream(language_model, load_split(data, split, vocabulary), columns)

@@ -17,12 +17,14 @@ import torch
 from huggingface_hub import ModelCardData
 
 from lstmlm.config import ModelConfig
-from lstmlm.console import UserError
+from lstmlm.console import UserError, print_line
 from lstmlm.data.vocabulary import Vocabulary
 from lstmlm.files import replace_file
 from lstmlm.model.language_model import LSTMLanguageModel
 
 CONFIG, VOCABULARY, WEIGHTS, CARD = "config.json", "vocab.json", "model.safetensors", "README.md"
+
+BUNDLED = Path(__file__).parents[1] / "models" / "wikitext2-reference"  # in a checkout `models` is a link
 
 CARD_TEXT = """\
 ---
@@ -130,16 +132,27 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     raise UserError(f"{path} is not a model configuration of this project")
 
 
-def newest_model(runs: str | Path = "runs") -> Path:
-    """The folder of the model exported last below `runs`.
+def find_model(model: str | Path | None = None, runs: str | Path = "runs") -> Path:
+    """The folder of the model that a user means.
+
+    Args:
+        model: As for `model_folder`; None = the model exported last below `runs`, else the one that comes with this package. What
+            is taken for None is said in one line on standard error.
+        runs: Where the runs are.
 
     Raises:
         UserError: There is none.
     """
-    weights = sorted(Path(runs).glob(f"*/model/{WEIGHTS}"), key=lambda path: path.stat().st_mtime)
-    if not weights:
+    if model is not None:
+        return model_folder(model)
+    exported = sorted(Path(runs).glob(f"*/model/{WEIGHTS}"), key=lambda path: path.stat().st_mtime)
+    if exported:
+        print_line(f"using the newest model here, {exported[-1].parent}")
+        return exported[-1].parent
+    if not BUNDLED.exists():
         raise UserError(f"no model in {Path(runs).absolute()}/*/model: train one first, or name its folder")
-    return weights[-1].parent
+    print_line(f"using the model that comes with lstmlm, {BUNDLED.name}, as there is no {runs}/*/model here")
+    return BUNDLED
 
 
 def default_device() -> torch.device:

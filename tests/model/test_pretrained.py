@@ -8,7 +8,8 @@ import torch
 
 from lstmlm import LSTMLanguageModel, UserError, Vocabulary
 from lstmlm.config import ModelConfig
-from lstmlm.model.pretrained import load_pretrained, newest_model, read_config, save_pretrained
+from lstmlm.model import pretrained
+from lstmlm.model.pretrained import find_model, load_pretrained, read_config, save_pretrained
 
 SMALL = ModelConfig(embedding_size=12, hidden_size=12)
 DATA = {"dataset": "toy", "subset": None, "level": "word"}
@@ -92,9 +93,17 @@ def test_broken_model_folders(model: LSTMLanguageModel, tmp_path: Path) -> None:
         load_pretrained(tmp_path)
 
 
-def test_newest_model(model: LSTMLanguageModel, tmp_path: Path) -> None:
+def test_the_newest_run_is_taken_where_none_is_named(
+    model: LSTMLanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("a", "b", "a"):
         save_pretrained(tmp_path / name / "model", model, words(31), DATA)
-    assert newest_model(tmp_path) == tmp_path / "a" / "model"
+    assert find_model(runs=tmp_path) == tmp_path / "a" / "model"
+    assert capsys.readouterr().err == f"using the newest model here, {tmp_path / 'a' / 'model'}\n"
+    monkeypatch.setattr(pretrained, "BUNDLED", tmp_path / "b" / "model")
+    assert find_model(runs=tmp_path / "a") == tmp_path / "b" / "model"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("using the model that comes with lstmlm")
+    monkeypatch.setattr(pretrained, "BUNDLED", tmp_path / "absent")
     with pytest.raises(UserError, match="no model in"):
-        newest_model(tmp_path / "a")
+        find_model(runs=tmp_path / "a")

@@ -14,7 +14,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
 from lstmlm.config import ModelConfig
 from lstmlm.console import UserError, print_line
@@ -30,13 +30,73 @@ CARD_TEXT = """\
 ---
 {metadata}
 ---
-An LSTM language model trained with lstmlm: {parameters:,} parameters, {vocab_size:,} types, level {level}.
+# {name}
 
-    python scripts/evaluate.py --model <this folder> --split test
-    python scripts/generate.py --model <this folder> --prompt "Once upon a time"
+An LSTM language model trained with lstmlm on {dataset}: {parameters:,} parameters, {vocab_size:,} types, level {level}.
+{layers} layers of {hidden_size} units, embeddings of {embedding_size}{tied}.
+{figures}
+    lstmlm evaluate --model <this folder> --split test
+    lstmlm generate --model <this folder> --prompt "Once upon a time"
 
 The header of `model.safetensors` says at which step it was exported and with which validation perplexity.
-"""
+{notes}"""
+
+
+def model_card(
+    model: LSTMLanguageModel,
+    vocabulary: Vocabulary,
+    data: dict[str, Any],
+    figures: dict[str, dict[str, Any]] | None = None,
+    name: str = "LSTM language model",
+    license: str | None = None,
+    notes: str = "",
+) -> str:
+    """The card of a model, as the Hub reads it.
+
+    Args:
+        model: Its sizes are told.
+        vocabulary: Of the model.
+        data: As for `save_pretrained`.
+        figures: For each split that was scored: `ppl`, `targets`, `columns`.
+        name: Heading.
+        license: As the Hub abbreviates it, `cc-by-sa-3.0`; None = nothing is said.
+        notes: More of the card, in Markdown.
+    """
+    results = [
+        EvalResult("text-generation", data["dataset"], data["dataset"], "perplexity", score["ppl"], dataset_split=split)
+        for split, score in (figures or {}).items()
+    ]
+    metadata = ModelCardData(
+        model_name=name,
+        library_name="lstmlm",
+        pipeline_tag="text-generation",
+        tags=["lstm"],
+        license=license,
+        datasets=[data["dataset"]],
+        eval_results=results or None,
+    )
+    rows = [
+        f"| {split} | {score['ppl']:.2f} | {score['targets']:,} | {score['columns']} |"
+        for split, score in (figures or {}).items()
+    ]
+    told = "exp(summed nll / targets), every target counted once, the state carried from the first to the last."
+    table = "\n".join(
+        ["", "| split | perplexity | targets | columns |", "|---|---|---|---|", *rows, "", f"Perplexity: {told}", ""]
+    )
+    return CARD_TEXT.format(
+        metadata=metadata.to_yaml(),
+        name=name,
+        dataset=data["dataset"],
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        vocab_size=model.vocab_size,
+        level=vocabulary.level,
+        layers=model.config.num_layers,
+        hidden_size=model.config.hidden_size,
+        embedding_size=model.config.embedding_size,
+        tied=", which are the decoder's weight too" if model.config.tie_weights else "",
+        figures=table if rows else "",
+        notes=f"\n{notes}" if notes else "",
+    )
 
 
 def save_pretrained(
@@ -45,6 +105,8 @@ def save_pretrained(
     vocabulary: Vocabulary,
     data: dict[str, Any],
     metadata: dict[str, str] | None = None,
+    dtype: torch.dtype = torch.float32,
+    card: str | None = None,
 ) -> None:
     """Write a model, its vocabulary and its card. Each file is replaced in one step; one that would not change is left alone.
 
@@ -54,6 +116,8 @@ def save_pretrained(
         vocabulary: Of the model.
         data: What the model was trained on: `dataset`, `subset`, `level`.
         metadata: Strings for the header of `model.safetensors`.
+        dtype: Of the weights on disk; in memory they are float32.
+        card: None = `model_card` without figures.
 
     Raises:
         OSError: The folder cannot be written.
@@ -61,17 +125,16 @@ def save_pretrained(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = {"model": asdict(model.config), "vocab_size": model.vocab_size, "data": data}
-    card = CARD_TEXT.format(
-        metadata=ModelCardData(library_name="lstmlm", datasets=[data["dataset"]]).to_yaml(),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        vocab_size=model.vocab_size,
-        level=vocabulary.level,
-    )
-    contents = {VOCABULARY: vocabulary.to_bytes(), CARD: card.encode(), CONFIG: json.dumps(config, indent=2).encode()}
+    contents = {
+        VOCABULARY: vocabulary.to_bytes(),
+        CARD: (card or model_card(model, vocabulary, data)).encode(),
+        CONFIG: json.dumps(config, indent=2).encode(),
+    }
     for name, content in contents.items():
         if not (folder / name).exists() or (folder / name).read_bytes() != content:
             replace_file(folder / name, content)
-    replace_file(folder / WEIGHTS, safetensors.torch.save(model.weights(), metadata))
+    weights = {name: weight.to(dtype) for name, weight in model.weights().items()}
+    replace_file(folder / WEIGHTS, safetensors.torch.save(weights, metadata))
 
 
 def load_pretrained(folder: str | Path, device: torch.device | str = "cpu") -> tuple[LSTMLanguageModel, Vocabulary]:

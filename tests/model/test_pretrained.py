@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import safetensors
 import torch
+from huggingface_hub import ModelCard
 
 from lstmlm import LSTMLanguageModel, UserError, Vocabulary
 from lstmlm.config import ModelConfig
 from lstmlm.model import pretrained
-from lstmlm.model.pretrained import find_model, load_pretrained, read_config, save_pretrained
+from lstmlm.model.pretrained import find_model, load_pretrained, model_card, read_config, save_pretrained
 
 SMALL = ModelConfig(embedding_size=12, hidden_size=12)
 DATA = {"dataset": "toy", "subset": None, "level": "word"}
@@ -70,11 +71,36 @@ def test_a_run_directory_stands_for_its_model(model: LSTMLanguageModel, tmp_path
 
 def test_the_card_names_data_and_size(model: LSTMLanguageModel, tmp_path: Path) -> None:
     save_pretrained(tmp_path, model, words(31), DATA)
-    card = (tmp_path / "README.md").read_text()
-    assert card.startswith("---\n")
-    assert "library_name: lstmlm" in card
-    assert "- toy" in card
-    assert "31 types" in card
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.library_name == "lstmlm"
+    assert card.data.datasets == ["toy"]
+    assert card.data.eval_results is None
+    assert "31 types" in card.text
+    assert "perplexity |" not in card.text
+
+
+def test_the_card_tells_the_figures(model: LSTMLanguageModel) -> None:
+    figures = {"test": {"ppl": 123.456, "targets": 1000, "columns": 1, "loss": 4.8}}
+    card = ModelCard(model_card(model, words(31), DATA, figures, "Small", "cc-by-sa-3.0", "## Limits\n\nMany."))
+    (result,) = card.data.eval_results
+    assert (result.dataset_split, result.metric_type, result.metric_value) == ("test", "perplexity", 123.456)
+    assert card.data.license == "cc-by-sa-3.0"
+    assert "| test | 123.46 | 1,000 | 1 |" in card.text
+    assert card.text.endswith("## Limits\n\nMany.")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_low_precision_are_read_as_float32(
+    model: LSTMLanguageModel, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    save_pretrained(tmp_path / "half", model, words(31), DATA, dtype=dtype)
+    save_pretrained(tmp_path / "full", model, words(31), DATA)
+    loaded = load_pretrained(tmp_path / "half")[0].weights()
+    assert {weight.dtype for weight in loaded.values()} == {torch.float32}
+    expected = {name: weight.to(dtype).float() for name, weight in model.weights().items()}
+    torch.testing.assert_close(loaded, expected, rtol=0, atol=0)
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("half", "full")]
+    assert sizes[0] < 0.6 * sizes[1]
 
 
 def test_broken_model_folders(model: LSTMLanguageModel, tmp_path: Path) -> None:

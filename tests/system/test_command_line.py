@@ -103,7 +103,7 @@ def test_no_bar_in_a_log_file(trained: Path, cli: Cli, small: Callable[..., list
 def test_a_line_is_one_write(small: Callable[..., list[str]]) -> None:
     """So that ranks which share a pipe do not write into each other's lines."""
     reading, writing = os.pipe2(os.O_DIRECT)
-    command = [sys.executable, str(ROOT / "scripts/train.py"), *small("--optim.lr=1e30", "--train.resume=true")]
+    command = [sys.executable, str(ROOT / "scripts/train.py"), *small("--optim.lr=1e38", "--train.resume=true")]
     with subprocess.Popen(command, stderr=writing) as process:
         os.close(writing)
         writes = []

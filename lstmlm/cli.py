@@ -50,14 +50,14 @@ def generate(argv: Arguments = None) -> int:
     parser = argument_parser("Sample text from a saved model.")
     parser.add_argument("--model", type=str | None, default=None, help=MODEL_HELP)
     parser.add_argument("--prompt", type=str, default="", help="Text to go on from; empty = the beginning of a line.")
-    parser.add_argument("--max_len", type=int, default=30, help="Most new tokens.")
+    parser.add_argument("--max_len", type=int, default=30, help="Largest number of new tokens.")
     parser.add_argument("--temperature", type=float, default=1.0, help="Divides the logits; 0 = the most likely token.")
     parser.add_argument("--top_k", type=int | None, default=None, help="Sample among the k most likely tokens.")
     parser.add_argument(
-        "--top_p", type=float, default=1.0, help="Sample among the fewest tokens that reach this probability."
+        "--top_p", type=float, default=1.0, help="Sample among the fewest tokens whose probabilities add up to this."
     )
-    parser.add_argument("--seed", type=int | None, default=None, help="Same seed, same text.")
-    parser.add_argument("--count", type=int, default=1, help="Texts to sample, one a line.")
+    parser.add_argument("--seed", type=int | None, default=None, help="The same seed gives the same text.")
+    parser.add_argument("--count", type=int, default=1, help="Number of texts to sample, one a line.")
     parser.add_argument("--allow_unk", action="store_true", help="Let <unk> be sampled.")
     args = parse(parser, argv)
     hardware.use_machine()

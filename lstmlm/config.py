@@ -20,21 +20,21 @@ class DataConfig:
     """The text and how it is cut into columns."""
 
     dataset: str = "Salesforce/wikitext"
-    """Hub id, local folder in Hub layout, folder of train/valid(ation)/test `.txt` files, or `toy`."""
+    """A Hub id, a local folder in Hub layout, a folder of train/valid(ation)/test `.txt` files, or `toy`."""
     subset: str | None = "wikitext-2-v1"
-    """Subset (configuration) of a data set in Hub layout; text folders and `toy` have none."""
+    """Subset (configuration) of a data set in Hub layout. Text folders and `toy` have none."""
     level: Literal["word", "char"] = "word"
     """What a token is: a word between white space, or a character. Every line ends with `<eos>`."""
     min_count: int = 1
-    """Words seen less often than this in the training split become `<unk>`."""
+    """Tokens seen less often than this in the training split become `<unk>`."""
     max_size: int | None = None
-    """Largest vocabulary, `<unk>` and `<eos>` included; the most frequent tokens stay. null = no limit."""
+    """Largest size of the vocabulary, `<unk>` and `<eos>` included. The most frequent tokens stay. null = no limit."""
     batch_size: int = 20
-    """Columns of the table, over ALL ranks."""
+    """Number of columns of the table, over ALL ranks together."""
     bptt: int = 30
     """Rows of one segment: how far back-propagation reaches, in tokens."""
     cache_dir: str = "~/.cache/lstmlm"
-    """Where token ids are kept between runs."""
+    """Folder that keeps token ids between runs."""
 
     def __post_init__(self) -> None:
         for name in ("min_count", "batch_size", "bptt"):
@@ -50,21 +50,21 @@ class ModelConfig:
     """The tied LSTM language model."""
 
     embedding_size: int = 100
-    """E, units of a word's embedding."""
+    """E, number of units of a token's embedding."""
     hidden_size: int = 100
-    """H, units of each LSTM layer's state."""
+    """H, number of units of each LSTM layer."""
     num_layers: int = 2
-    """L, stacked LSTM layers."""
+    """L, number of LSTM layers, one on top of the other."""
     dropout: float = 0.5
-    """Probability of dropping a unit: on embeddings, between layers and on the output."""
+    """Probability that a unit is dropped: on the embeddings, between layers and on the output."""
     activation_penalty: float = 0.0
-    """alpha, weight of the mean square of the output after dropout (AR)."""
+    """alpha, weight of the activation penalty (AR): the mean square of the output after dropout."""
     temporal_penalty: float = 0.0
-    """beta, weight of the mean square of the output's change from row to row (TAR)."""
+    """beta, weight of the temporal penalty (TAR): the mean square of the change of the output from row to row."""
     tie_weights: bool = True
-    """The decoder's weight is the embedding itself (Press and Wolf, 2017); needs E = H."""
+    """Use the embedding as the decoder's weight (Press and Wolf, 2017). Needs E = H."""
     init_range: float = 0.1
-    """Embedding and decoder start uniform in +- this."""
+    """The initial weights of embedding and decoder are uniform in [-init_range, init_range]."""
 
     def __post_init__(self) -> None:
         for name in ("embedding_size", "hidden_size", "num_layers"):
@@ -87,11 +87,11 @@ class OptimConfig:
     name: Literal["adam"] = "adam"
     """The optimizer (Kingma and Ba, 2015)."""
     lr: float = 1e-3
-    """Learning rate, at the end of the warm-up."""
+    """Learning rate at the end of the warm-up."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's decay rates of the two moments."""
+    """Decay rates of Adam's two moments."""
     eps: float = 1e-8
-    """Adam's term that keeps the denominator from zero."""
+    """Term that keeps the denominator of Adam's update from being zero."""
     weight_decay: float = 0.0
     """L2 penalty, added to the gradient."""
     grad_clip: float = 0.25
@@ -118,36 +118,38 @@ class TrainConfig:
     max_steps: int | None = None
     """Stop after this many optimizer steps, even within an epoch. null = no limit."""
     accumulate: int = 1
-    """Neighbouring segments per optimizer step."""
+    """Number of neighbouring segments that one optimizer step trains on."""
     seed: int = 1
     """Seed of the initial weights and of every dropout mask."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
-    """Precision of the products; weights stay float32. auto = what the launcher says, else fp32 (IEEE; tf32 is an NVIDIA GPU's).
-    On a GPU, bf16's LSTM computes in tf32: autocast would run it in float16."""
+    """Precision of the matrix products; weights stay float32. auto = what the launcher says, else fp32. fp32 is IEEE float32. tf32
+    needs an NVIDIA GPU. On a GPU, bf16 computes the LSTM in tf32, because autocast would run it in float16."""
     deterministic: bool = False
-    """Only deterministic GPU kernels: resume exact to the bit on a GPU, somewhat slower. CPU runs always are."""
+    """Use deterministic GPU kernels only, which are somewhat slower: resume is then exact to the bit on a GPU, as it always is on a
+    CPU."""
     cuda_graph: bool = False
-    """Replay each full segment's update as one recorded CUDA graph. For one GPU without torchrun, accumulate 1, and not fp16."""
+    """Record the update of a full segment as one CUDA graph, and replay it. Needs one GPU without torchrun, train.accumulate 1, and a
+    precision other than fp16."""
     compress_gradients: bool = False
-    """Send gradients between GPUs in bf16: half the bytes, rounded sums. Needs several GPUs (NCCL)."""
+    """Send gradients between GPUs in bf16: half the bytes, but rounded sums. Needs several GPUs (NCCL)."""
     threads: int | None = None
-    """CPU threads of each rank. null = physical cores / ranks on this host."""
+    """CPU threads of each rank. null = this host's physical cores, divided among its ranks."""
     timeout_minutes: float = 10.0
-    """How long a rank waits for the others before the run fails."""
+    """Minutes that a rank waits for the others before the run fails."""
     log_every: int = 100
     """Steps between two lines of training metrics."""
     eval_every: int | None = None
     """Steps between two validations. null = at the end of each epoch."""
     save_every: int = 1000
-    """Steps between two checkpoints; one is always written at the end and when told to stop."""
+    """Steps between two checkpoints. One is always written at the end, and when a signal stops the run."""
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay on disk."""
+    """Number of checkpoints that stay on disk, the newest ones."""
     eval_columns: int = 10
-    """Columns used by validation during training; the final figures always use 1."""
+    """Columns that validation uses during training. The final figures always use 1."""
     run_dir: str | None = None
-    """Where everything goes. null = a new runs/<UTC time>-<name>."""
+    """Directory of the run, where all its files go. null = a new runs/<UTC time>-<name>."""
     resume: bool = False
-    """Go on from the newest complete checkpoint in run_dir; starts afresh where there is none yet."""
+    """Go on from the newest complete checkpoint in train.run_dir, or start afresh where there is none yet."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "log_every", "save_every", "keep_checkpoints", "eval_columns"):
@@ -157,7 +159,10 @@ class TrainConfig:
             check(value is None or value >= 1, f"train.{name} must be null or at least 1, not {value}")
         check(0 <= self.seed < 2**32, f"train.seed must be in [0, 2^32), not {self.seed}")
         check(self.timeout_minutes > 0, f"train.timeout_minutes must be positive, not {self.timeout_minutes}")
-        check(not self.resume or self.run_dir is not None, "train.resume needs train.run_dir: which run is to go on?")
+        check(
+            not self.resume or self.run_dir is not None,
+            "train.resume needs train.run_dir: name the run that is to go on",
+        )
 
 
 @dataclass(frozen=True)
@@ -227,7 +232,7 @@ def parse(parser: "ArgumentParser", argv: Sequence[str] | None = None) -> "Names
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about its own future, not about the user's input
+            warnings.simplefilter("ignore")  # jsonargparse warns about its own future, not about the input
             return parser.instantiate(parser.parse_args(argv))
     except UserError:
         raise

@@ -9,10 +9,10 @@ from tqdm import tqdm
 
 
 class UserError(Exception):
-    """Something the user can mend, told in one line: what is wrong, where, and what to do.
+    """An error that the user can mend, in one line: what is wrong, where, and what to do.
 
     Attributes:
-        status: The exit status it leads to: 1, the run failed.
+        status: The exit status of the program: 1, the run failed.
     """
 
     status = 1
@@ -49,8 +49,8 @@ class _LineHandler(logging.Handler):
 def run_script(main: Callable[[], int]) -> int:
     """Run a script's `main` and turn an error into one line and an exit status.
 
-    An error that the user can mend is told once on each host. An error of one rank is told by that rank, with its number; Python's
-    traceback follows, as the cause may be a defect of the program.
+    An error that the user can mend is printed once on each host. Any other error is printed by the rank that has it, with the
+    rank's number. Python's traceback follows, because the cause may be a defect of the program.
     """
     logger = logging.getLogger("lstmlm")
     logger.handlers, logger.propagate = [_LineHandler()], False
@@ -70,7 +70,7 @@ def run_script(main: Callable[[], int]) -> int:
         several = os.environ.get("WORLD_SIZE", "1") != "1"
         if several and any(sign in reason for sign in ("closed by peer", "reset by peer", "Broken pipe", "Timed out")):
             print_line(
-                f"error: rank {rank} lost the others: one of them ended or hangs, and its own line says why ({reason})"
+                f"error: rank {rank} lost the others: one of them ended or hangs; look for its own error line ({reason})"
             )
             return 1
         print_line(f"error: rank {rank} failed: {reason}")
@@ -93,7 +93,7 @@ class Progress:
         self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True) if on_terminal else None
 
     def show(self, step: int, epoch: int, loss: float, ppl: float, tokens_per_second: float) -> None:
-        """After a log interval."""
+        """Show the figures of a log interval."""
         figures = f"loss {loss:.3f}, ppl {ppl:.2f}, {tokens_per_second:,.0f} tokens/s"
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
@@ -102,13 +102,13 @@ class Progress:
             self.line(f"epoch {epoch}, step {step}/{self._total}: {figures}")
 
     def line(self, message: str) -> None:
-        """A line that leaves the bar whole."""
+        """Print a line that does not break the bar."""
         if self._bar is not None:
             self._bar.write(message, file=sys.stderr)
         elif self._shown:
             print_line(message)
 
     def close(self) -> None:
-        """Leave the terminal clean."""
+        """Close the bar and leave the terminal clean."""
         if self._bar is not None:
             self._bar.close()

@@ -6,7 +6,7 @@ Takes the training configuration's arguments too (`--config FILE` first, `--data
 repeat, so that each keeps its own memory and a change in the machine's speed meets all of them:
 
   plain   what everybody writes: stacked nn.LSTM, all logits, log_softmax and nll, unfused Adam, .item() each step, float32 (an NVIDIA
-          GPU's LSTM may use TF32 there, as torch sets it out)
+          GPU's LSTM may use TF32 there, which is torch's default)
   ours    the `TrainStep` of scripts/train.py
   floor   the matrix products and LSTM kernels of a step alone, on warm buffers, in the precision of `ours`
 """

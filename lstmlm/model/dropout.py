@@ -1,10 +1,10 @@
-"""Dropout masks without a generator: whether a unit is kept is a hash of where it stands.
+"""Dropout masks without a generator: a hash of a unit's coordinates decides whether the unit is kept.
 
 A mask is a pure function of (seed, segment, place in the model, row, column, unit). So a rank computes the masks of its own columns and
-no others, nothing random is ever saved, and a CUDA graph needs the segment's number and nothing else. Only wrapping int32 multiplication,
-addition, exclusive or and shifts are used, which give the same bits on every device.
+no others, nothing random is ever saved, and a CUDA graph needs the segment's number and nothing else. The hash uses only wrapping int32
+multiplication, addition, exclusive or and shifts, which give the same bits on every device.
 
-Salmon et al. (2011), "Parallel random numbers: as easy as 1, 2, 3", is where counters in place of a generator's history come from.
+The idea of counters in place of a generator's history is that of Salmon et al. (2011), "Parallel random numbers: as easy as 1, 2, 3".
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class Masks(NamedTuple):
 
     Attributes:
         embedding: Of the embeddings, (T, B, E).
-        layers: Of each layer's output, (T, B, H) each; the last is that of the decoder's input.
+        layers: Of each layer's output, (T, B, H) each; the last one masks the decoder's input.
     """
 
     embedding: Tensor
@@ -56,7 +56,7 @@ def make_masks(config: ModelConfig, seed: int, segment: Tensor, rows: int, colum
 
 
 def threshold(probability: float) -> int:
-    """The int32 below which a uniform int32 lies with this probability, in [0, 1], to 2^-32."""
+    """The int32 that a uniform int32 is below with this probability, in [0, 1], to within 2^-32."""
     return min(round(probability * 2**32), 2**32 - 1) - 2**31
 
 
@@ -70,12 +70,11 @@ def random_words(seed: int, segment: Tensor, rows: Tensor, columns: Tensor, unit
         columns: int32 (B,).
         units: int32 (U,), distinct numbers.
     """
-    # Two words for each (seed, segment, row, column), so that the streams of units of two of them hardly ever meet.
+    # Each (seed, segment, row, column) has two words, so that two of them hardly ever have the same stream of units.
     keys = torch.arange(2, dtype=torch.int32, device=segment.device) * _signed(0x9E3779B9) + _signed(seed)
     words = _mix(_mix(keys) ^ segment)  # (2,)
-    places = rows[:, None] * _signed(0x9E3779B1) + columns * _signed(
-        0x85EBCA77
-    )  # (T, B), distinct for all sizes in use
+    # (T, B), distinct for all sizes in use
+    places = rows[:, None] * _signed(0x9E3779B1) + columns * _signed(0x85EBCA77)
     words = _mix(words[:, None, None] + places)[..., None]  # (2, T, B, 1)
     # For a given row and column every step is a bijection of the unit's number.
     x = words[0] ^ units  # (T, B, U)

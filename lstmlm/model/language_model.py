@@ -17,8 +17,8 @@ State = list[LayerState]  # (h, c) of each layer, each float32 (B, H)
 class LSTMLanguageModel(nn.Module):
     """An LSTM language model whose decoder can be its embedding (Zaremba et al., 2014; Press and Wolf, 2017).
 
-    Dropout is the caller's: masks are handed to `forward`, so what a segment computes is a function of its arguments
-    alone, whatever the number of ranks. That is why every layer is a module of its own.
+    The caller makes the dropout masks and hands them to `forward`. So the result for a segment depends on the arguments alone,
+    whatever the number of ranks. Every layer is a module of its own, because a mask stands between two layers.
 
     Args:
         config: Sizes, dropout, tying.

@@ -43,7 +43,8 @@ class LSTMLayer(nn.LSTM):
 class TiedEmbedding(torch.autograd.Function):
     """Embeddings of tokens, and the weight itself for the decoder, as one node of the graph.
 
-    So the embeddings' gradient, of a few rows, is added into the decoder's in place, instead of into zeros of the whole vocabulary first.
+    The embeddings' gradient has few rows. One node adds them into the decoder's gradient in place; autograd by itself would first
+    write them into zeros of the whole vocabulary's size.
     """
 
     @staticmethod
@@ -59,8 +60,9 @@ class TiedEmbedding(torch.autograd.Function):
 
 
 def _lstm_precision(device: str) -> AbstractContextManager[object]:
-    # Autocast runs cuDNN's LSTM in float16 whatever was asked for (AutocastRNN.cpp), and under bf16 no scaled loss keeps
-    # gradients above float16's smallest normal number: it stays float32, with TF32 products (hardware.set_float32_products).
+    # Autocast runs cuDNN's LSTM in float16, whatever was asked for (AutocastRNN.cpp). Under bf16 the loss is not scaled, so many
+    # gradients would lie below float16's smallest normal number. So the LSTM stays in float32 there, with TF32 products
+    # (hardware.set_float32_products).
     if device == "cuda" and torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16:
         return torch.autocast(device, enabled=False)
     return nullcontext()

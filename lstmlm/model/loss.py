@@ -1,10 +1,10 @@
 """Exact linear + cross-entropy that never keeps the logits.
 
 The decoder and its softmax are nine tenths of the reference model's arithmetic, and its logits (T*B, V) the largest tensor by far.
-Here the gradients are formed chunk by chunk of rows while the chunk's logits are at hand (the idea of Cut Your Losses, Wijmans
-et al., 2024, and of Liger's kernel), so that nothing of size (T*B, V) outlives a chunk. The bias rides on the products as one more
-column of the weight, against a column of ones in the input; its gradient is one more column of the weight's gradient. Rows of
-the weight are added up to a round number, of types that have no probability, so that each row of the logits begins aligned.
+Here the rows are taken in chunks, and a chunk's gradients are computed while its logits are at hand (the idea of Cut Your Losses,
+Wijmans et al., 2024, and of Liger's kernel), so that nothing of size (T*B, V) outlives a chunk. The bias is one more column of the
+weight, against a column of ones in the input, and its gradient is one more column of the weight's gradient. The weight is filled up
+to a round number of rows, so that each row of the logits begins aligned; the added types have no probability.
 """
 
 import threading
@@ -17,7 +17,7 @@ from lstmlm.data.table import IGNORE
 
 CHUNK_BYTES = 1 << 26  # logits of one chunk: at V = 33,278 about 1,000 rows in bf16, 500 in float32
 ALIGN_SIZE, ALIGN_VOCABULARY = 8, 64  # columns and rows of the decoder are filled up to a multiple of these
-# .buffer is the logits' memory on a CPU: the largest block by far, it would leave holes in the heap if taken anew each time.
+# .buffer is the logits' memory on a CPU. It is the largest block by far: allocated anew each time, it would leave holes in the heap.
 _kept = threading.local()
 
 
@@ -70,7 +70,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         dtype: torch.dtype,
-        grad_enabled: bool,  # inside a Function it is always off
+        grad_enabled: bool,  # asked by the caller: within a Function gradients are always off
     ) -> Tensor:
         inputs, decoder = _operands(hidden, weight, bias, dtype)
         counted = (targets != IGNORE)[:, None]  # (N, 1)
@@ -128,8 +128,8 @@ def _softmax(rows: Tensor, decoder: Tensor, target: Tensor) -> tuple[Tensor, Ten
     kept = None if on_cpu else _target_and_largest(logits, target)
     probabilities = torch.softmax(logits, -1, out=logits)  # in place: the logits are gone
     picked = probabilities.gather(-1, target)
-    # The logarithm of the target's probability saves two passes over the logits, unless it has underflowed. To look
-    # whether one has would stall a GPU, and there the passes cost little.
+    # The logarithm of the target's probability saves two passes over the logits, but is wrong where the probability has
+    # underflowed. To look whether one has would stall a GPU, and there the passes cost little.
     if on_cpu and bool((picked >= torch.finfo(picked.dtype).tiny).all()):
         return probabilities, picked.to(wide).log_()
     target_logit, largest = kept or _target_and_largest(rows @ decoder.T, target)
@@ -164,7 +164,7 @@ def _operands(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.
     decoder[:vocab_size, :size] = weight
     if bias is not None:
         decoder[:vocab_size, size] = bias
-    # No probability: -inf times 0 would be NaN, and TF32 would round `min` to it.
+    # The added types get no probability. -inf times 0 would be NaN, and TF32 would round `min` to -inf.
     decoder[vocab_size:, size] = torch.finfo(dtype).min / 2
     return inputs, decoder
 

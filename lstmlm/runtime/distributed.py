@@ -100,8 +100,8 @@ def sum_over_ranks(accelerator: Accelerator, values: Tensor) -> Tensor:
 class StopRequest:
     """Whether somebody asked the run to stop: SIGTERM, SIGUSR1 or SIGINT on any rank.
 
-    The first signal sets a flag that is read between steps. A later one ends the process at once, as it would have without
-    us; within a second it is taken for the same notice, which a launcher and a scheduler may both deliver.
+    The first signal sets a flag that is read between steps. A second one within a second counts as the same notice, because a
+    launcher and a scheduler may both deliver it. A later one ends the process at once, as signals do by default.
 
     Args:
         accelerator: Of the run.
@@ -113,7 +113,7 @@ class StopRequest:
         self._since = 0.0
         self._previous: dict[int, Any] = {}
         self._several = accelerator.num_processes > 1
-        # In host memory, so that to ask does not wait for a GPU.
+        # Over gloo, in host memory, so that asking does not wait for a GPU.
         self._group = None
         if self._several:
             self._group = dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes))
@@ -135,7 +135,7 @@ class StopRequest:
             signal.raise_signal(number)
 
     def alone(self) -> bool:
-        """Whether this run of one rank was told to stop; with several, only `agreed` answers."""
+        """Whether a run of one rank was told to stop. Always false with several ranks, where only `agreed` decides."""
         return bool(self._signal) and not self._several
 
     def agreed(self, step: int, at_event: bool) -> int:

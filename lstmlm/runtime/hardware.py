@@ -33,7 +33,7 @@ def keep_memory() -> None:
 
 
 def use_machine() -> None:
-    """Set up a process that is ours alone, as a script's is: all physical cores, and freed memory kept."""
+    """Set up the process of a script, which has the machine to itself: use all physical cores, and keep freed memory."""
     torch.set_num_threads(default_threads())
     keep_memory()
 
@@ -45,7 +45,7 @@ def set_float32_products(precision: str) -> None:
         precision: `train.precision`: TF32 under `tf32` and, in the LSTM alone, `bf16`; else IEEE.
     """
     lstm = precision in ("tf32", "bf16")
-    # The older switches set the newer ones too; the other way round, an older one can't be read any more.
+    # The older switches set the newer ones too. Setting the newer ones would make an older one unreadable.
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = lstm
     _RNN.fp32_precision = "tf32" if lstm else "ieee"  # whatever torch.backends.fp32_precision says
@@ -53,9 +53,9 @@ def set_float32_products(precision: str) -> None:
 
 @contextmanager
 def ieee_products() -> Iterator[None]:
-    """Compute products of float32 in float32 within a block, where the training may use TF32."""
+    """Compute float32 products in IEEE float32 within a block, even where the training uses TF32."""
     switches = torch.backends.cuda.matmul, _RNN
-    before = [switch.fp32_precision for switch in switches]  # the older ones can't always be read, nor given back whole
+    before = [switch.fp32_precision for switch in switches]  # the older ones can't always be read or restored
     for switch in switches:
         switch.fp32_precision = "ieee"
     try:

@@ -35,7 +35,7 @@ def resolve_precision(config: Config) -> Config:
     """The configuration with `train.precision` auto replaced by what the launcher says.
 
     Raises:
-        UsageError: Launcher and configuration contradict each other, or the precision is none of ours.
+        UsageError: Launcher and configuration contradict each other, or the launcher's precision is not supported.
     """
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     launched = next((ours for ours, theirs in PRECISIONS.items() if theirs == launcher), None)
@@ -45,7 +45,7 @@ def resolve_precision(config: Config) -> Config:
             f"precision {launcher} is not supported: the model has no layer that would use it; "
             "launch with --mixed_precision no, bf16 or fp16"
         )
-    # The launcher says `no` too when it was not asked, so only another answer is a contradiction.
+    # The launcher also says `no` where nobody asked for a precision, so only another answer contradicts the configuration.
     if wanted == "auto":
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=launched))
     elif launched not in ("fp32", wanted):
@@ -63,7 +63,7 @@ def start(config: Config) -> Accelerator:
         config: With the precision resolved.
 
     Raises:
-        UserError: The launch is not what it was meant to be, or the device cannot do the precision.
+        UserError: The launch did not start what was asked for, or the device cannot compute in the precision.
     """
     check_launch()
     hardware.keep_memory()
@@ -73,9 +73,9 @@ def start(config: Config) -> Accelerator:
         torch.use_deterministic_algorithms(True)
     try:
         accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),  # else several ranks on a CPU would not know of each other
+            cpu=not torch.accelerator.is_available(),  # without it, several ranks on a CPU form no group
             mixed_precision=PRECISIONS[config.train.precision],
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # ours is in the step
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # TrainStep accumulates by itself
             kwargs_handlers=[
                 InitProcessGroupKwargs(
                     init_method="restartable://", timeout=timedelta(minutes=config.train.timeout_minutes)
@@ -100,7 +100,7 @@ def start(config: Config) -> Accelerator:
     hardware.set_float32_products(config.train.precision)
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise UsageError(
-            f"distributed type {accelerator.distributed_type.value} is not supported: the model is small and goes to every rank whole; "
+            f"distributed type {accelerator.distributed_type.value} is not supported: every rank holds the whole model; "
             "launch with --multi_gpu"
         )
     world_size = accelerator.num_processes
@@ -126,8 +126,8 @@ def start(config: Config) -> Accelerator:
 
 
 def _restartable(url: str, timeout: timedelta, **_: Any) -> Iterator[tuple[Store, int, int]]:
-    """The usual rendezvous, under a prefix of this start: a group that the launcher restarts (--max_restarts) may be given the
-    store of the dead one, and must not connect to its addresses."""
+    """The usual rendezvous, under a prefix that names this start: a group that the launcher restarts (--max_restarts) may get the
+    store of the dead group, and must not connect to the addresses in it."""
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
     yield PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store), rank, world_size
 
@@ -136,7 +136,7 @@ dist.register_rendezvous_handler("restartable", _restartable)
 
 
 def check_launch() -> None:
-    """Refuse a launch that would start fewer ranks than it was asked for, or runs that know nothing of each other.
+    """Refuse a launch that would start fewer ranks than were asked for, or several runs that do not know of each other.
 
     Raises:
         UsageError: With what was asked for, what was started, and the command that works.

@@ -47,7 +47,7 @@ def train(config: Config) -> Outcome:
             if cursor.owes_validation:
                 run.validate(stop.alone)
                 if stop_signal := stop.agreed(cursor.step, at_event=True):
-                    return run.stopped(stop_signal)  # nothing has changed since the checkpoint, which still owes it
+                    return run.stopped(stop_signal)  # nothing has changed since the checkpoint, which owes it too
             while cursor.step < total_steps:
                 for window in table.windows(config.data.bptt, config.train.accumulate, start=cursor.row):
                     train_step(window, cursor.step, cursor.segment)

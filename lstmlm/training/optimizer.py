@@ -24,14 +24,14 @@ def make_optimizer(model: nn.Module, optim: OptimConfig, recorded: bool) -> torc
 
 
 def fill_moments(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Adam's state before its first step, in its place in memory: a checkpoint is loaded into it, and a CUDA graph relies on it."""
+    """Give Adam its state before the first step: a checkpoint is loaded into these tensors, and a CUDA graph relies on their addresses."""
     for parameter in model.parameters():
         moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
         optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The rate of the next update."""
+    """Set the learning rate of the next update."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
@@ -48,7 +48,7 @@ def gradient_norm(gradients: list[Tensor]) -> Tensor:
         gradients: Of any shapes, on one device.
     """
     rows = torch.cat([torch.linalg.vector_norm(g, dim=-1) if g.dim() > 1 else g for g in gradients])
-    wide = torch.float32 if rows.device.type == "mps" else torch.float64  # which MPS does not have
+    wide = torch.float32 if rows.device.type == "mps" else torch.float64  # MPS has no float64
     return torch.linalg.vector_norm(rows, dtype=wide).float()
 
 

@@ -19,7 +19,7 @@ from lstmlm.runtime.distributed import sum_over_ranks
 from lstmlm.training.optimizer import fill_moments, gradient_norm, learning_rate, make_optimizer, set_learning_rate
 
 WARM_UP = 3  # updates before one is recorded, so that libraries have chosen their kernels and work space
-MAX_SKIPPED = 30  # fp16 halves its scale at each skipped update: after this many in a row it is not the scale
+MAX_SKIPPED = 30  # fp16 halves its scale at each skipped update: after this many in a row, the scale is not the cause
 
 
 class StepResult(NamedTuple):
@@ -123,7 +123,7 @@ class TrainStep:
             may_skip = MAX_SKIPPED if self.accelerator.scaler is not None else 0
             if not math.isfinite(total) or self._skipped > may_skip:
                 raise UserError(
-                    f"the loss is not finite at step {step + 1} (nll {total}, gradient norm {norm}): nothing was saved since; "
+                    f"the loss is not finite at step {step + 1} (nll {total}, gradient norm {norm}): no checkpoint was written after it; "
                     "start again in a new train.run_dir with a lower optim.lr"
                 )
             results.append(StepResult(step, total, num_targets, norm if math.isfinite(norm) else None))

@@ -32,9 +32,9 @@ def test_an_unknown_command_is_one_line() -> None:
 
 
 def test_a_commands_arguments_come_after_it() -> None:
-    result = lstmlm("evaluate", "--split", "test")
+    result = lstmlm("evaluate", "--split", "dev")
     assert result.returncode == 2
-    assert "required: model" in result.stderr
+    assert "no split 'dev'" in result.stderr
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

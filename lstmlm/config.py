@@ -169,18 +169,24 @@ class TrainConfig:
 class TrackingConfig:
     """Where metrics go besides `metrics.jsonl`."""
 
-    trackers: list[Literal["wandb", "tensorboard"]] = field(default_factory=lambda: ["wandb"])
-    """Trackers to start; [] = `metrics.jsonl` only."""
-    project: str = "lstmlm"
-    """W&B project."""
+    trackers: list[Literal["wandb", "tensorboard", "trackio"]] = field(default_factory=lambda: ["wandb"])
+    """Trackers to start; [] = `metrics.jsonl` and `samples.jsonl` only."""
+    project: str | None = None
+    """Project in W&B and trackio. null = WANDB_PROJECT, else lstmlm."""
     run_name: str | None = None
-    """Name of the run, also in runs/<UTC time>-<name>. null = the data set's name."""
+    """Name of the run, also in runs/<UTC time>-<name>. null = the data set's name; in W&B WANDB_NAME, else the run directory's."""
     group: str | None = None
-    """W&B group, to compare runs by."""
+    """Group in W&B and trackio, to compare runs by."""
+    job_type: str | None = None
+    """W&B job type, to tell runs of a group apart."""
     tags: list[str] = field(default_factory=list)
-    """W&B tags."""
+    """W&B tags. [] = WANDB_TAGS."""
+    notes: str | None = None
+    """W&B notes: what this run is for."""
+    log_model: bool = False
+    """Whether each best model is logged as a W&B artifact, with the aliases `best` and `step-N`."""
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """W&B mode. auto = online where a key is found, else offline; never asks."""
+    """W&B mode. auto = online where W&B answers and takes the key, else offline; never asks."""
 
 
 @dataclass(frozen=True)

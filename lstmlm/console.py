@@ -112,3 +112,4 @@ class Progress:
         """Close the bar and leave the terminal clean."""
         if self._bar is not None:
             self._bar.close()
+            self._bar = None

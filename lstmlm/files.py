@@ -1,11 +1,14 @@
 """Writing files so that a kill or a power cut leaves the old content or the new, never a part; and the lock."""
 
 import fcntl
+import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -33,6 +36,19 @@ def replace_file(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def to_json(values: Any, indent: int | None = None) -> bytes:
+    """Plain values as JSON; a number that is not finite is null, as JSON knows neither NaN nor Infinity."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(values), indent=indent, allow_nan=False).encode()
 
 
 def cannot_write(error: OSError) -> str:

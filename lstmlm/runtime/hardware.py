@@ -70,6 +70,14 @@ def device_kind(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def memory_in_use(device: torch.device) -> dict[str, float]:
+    """GiB of this process: on the `host` now, and on its `gpu`, where it has one, the most so far."""
+    memory = {"host": psutil.Process().memory_info().rss / 2**30}
+    if device.type == "cuda":
+        memory["gpu"] = torch.cuda.max_memory_reserved(device) / 2**30
+    return memory
+
+
 def package_versions() -> dict[str, str]:
     """Versions that decide what a run computes."""
     return {name: version(name) for name in ("torch", "accelerate")}

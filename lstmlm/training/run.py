@@ -4,8 +4,8 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,15 +16,16 @@ from lstmlm import generation
 from lstmlm.config import Config
 from lstmlm.console import Progress, UserError, print_line
 from lstmlm.data.corpus import Corpus
+from lstmlm.data.sources import HubSource, open_source
 from lstmlm.evaluation.perplexity import Evaluation, evaluate_stream
 from lstmlm.model.pretrained import load_pretrained, save_pretrained
 from lstmlm.runtime.distributed import fail_together, main_tensors, main_value
-from lstmlm.runtime.hardware import device_kind, package_versions
+from lstmlm.runtime.hardware import device_kind, memory_in_use, package_versions
 from lstmlm.training import checkpoint
 from lstmlm.training.checkpoint import Cursor
 from lstmlm.training.run_directory import RunDirectory, new_run_directory
 from lstmlm.training.step import TrainStep
-from lstmlm.training.tracking import Tracking, git_commit
+from lstmlm.training.tracking import Tracking, git_state
 
 MASKS = "hash 1"  # which function makes the dropout masks; a checkpoint says with which one its run was made
 SAMPLES, SAMPLE_LENGTH = 3, 40  # sample texts logged at each validation
@@ -66,6 +67,25 @@ class Interval:
     seconds: float = 0.0
 
 
+@dataclass
+class Seconds:
+    """Where the time of a run went, summed over its starts; what was lost with a kill is not in it.
+
+    Attributes:
+        total: Wall time, from the opening of the run directory on.
+        training: In steps.
+        evaluation: In validation and final scoring.
+        saving: Of checkpoints and models.
+        tracking: Waiting for the trackers.
+    """
+
+    total: float = 0.0
+    training: float = 0.0
+    evaluation: float = 0.0
+    saving: float = 0.0
+    tracking: float = 0.0
+
+
 class Run:
     """A run on its directory, entered as a context.
 
@@ -93,6 +113,8 @@ class Run:
         self.directory = RunDirectory(run_dir)
         self.cursor = Cursor()
         self.interval = Interval()
+        self.seconds = Seconds()
+        self._opened = time.perf_counter()
         self.tracking = Tracking(self.config, accelerator, self.directory)
         self.finished: Outcome | None = None
         self._is_main = accelerator.is_main_process
@@ -132,6 +154,7 @@ class Run:
         self.corpus, self.train_step = corpus, train_step
         if self._saved is not None:
             self._resume(self._saved)
+        self._open.callback(self.tracking.finish, 1)  # where neither the run's end nor a stop has: it failed
         self.tracking.start(self._facts())
         with fail_together(self.accelerator):
             if self._is_main:
@@ -164,13 +187,20 @@ class Run:
         Raises:
             UserError: A loss was not finite.
         """
-        for result in self.train_step.read():
+        try:
+            results = self.train_step.read()
+        except UserError as error:
+            self.tracking.alert("the loss is not finite", str(error))
+            raise
+        for result in results:
             self.interval.nll += result.nll
             self.interval.targets += result.num_targets
             if result.grad_norm is not None:
                 self.interval.grad_norm += result.grad_norm
                 self.interval.updates += 1
-        self.interval.seconds += time.perf_counter() - self._clock
+        passed = time.perf_counter() - self._clock
+        self.interval.seconds += passed
+        self.seconds.training += passed
 
     def log(self) -> None:
         """One line of training metrics."""
@@ -184,6 +214,10 @@ class Run:
                 "train/grad_norm": done.grad_norm / max(1, done.updates),
                 "train/lr": self.train_step.learning_rate(self.cursor.step - 1),
                 "train/tokens_per_second": tokens_per_second,
+                "time/evaluation": self.seconds.evaluation,
+                "time/saving": self.seconds.saving,
+                "time/waiting": self.seconds.tracking / self._total_seconds,
+                **{f"memory/{name}": used for name, used in memory_in_use(self.accelerator.device).items()},
             }
         )
         self.progress.show(self.cursor.step, self._epoch, loss, _exp(loss), tokens_per_second)
@@ -206,19 +240,24 @@ class Run:
         if best:
             self.cursor.best = result.ppl
             self._export()
-        if self.tracking.wants_samples:
-            self.tracking.samples(self.cursor.tokens, self._samples())
+            with self._timed("tracking"):
+                self.tracking.model(self.directory.model, self.cursor.step, result.ppl)
+        with fail_together(self.accelerator), self._timed("tracking"):
+            if self._is_main:
+                self.tracking.samples(self._position, self._samples())
 
     def save(self) -> None:
         """Publish a checkpoint of this moment."""
-        tensors, values = self.train_step.state_dict()
-        with fail_together(self.accelerator):
+        self.seconds.total = self._total_seconds
+        with self._timed("saving"), fail_together(self.accelerator):
+            tensors, values = self.train_step.state_dict()
             if self._is_main:
                 values |= {
                     "config": self.config.to_dict(),
                     "data_fingerprint": self.corpus.fingerprint,
                     "cursor": asdict(self.cursor),
                     "interval": asdict(self.interval),
+                    "seconds": asdict(self.seconds),
                     "tracking": self.tracking.state_dict(),
                     "versions": package_versions(),
                     "masks": MASKS,
@@ -230,6 +269,8 @@ class Run:
         """Leave after a signal; the checkpoint is written."""
         if self.cursor.best is None:
             self._export()
+        self.progress.close()
+        self.tracking.finish(128 + signal)
         self.progress.line(
             f"stopped by signal {signal} after step {self.cursor.step}; model in {self.directory.model}; "
             f"go on with --train.run_dir {self.directory.path} --train.resume true"
@@ -255,11 +296,20 @@ class Run:
             best = load_pretrained(self.directory.model)[0].weights() if self._is_main else None
         self.train_step.model.load_weights(main_tensors(self.accelerator, best))
         valid, test = self._evaluate("validation", 1), self._evaluate("test", 1)
-        self._log({"test/loss": test.loss, "test/ppl": test.ppl})
+        self._log(
+            {
+                "final/valid_loss": valid.loss,
+                "final/valid_ppl": valid.ppl,
+                "test/loss": test.loss,
+                "test/ppl": test.ppl,
+            }
+        )
+        self.seconds.total = self._total_seconds
         summary = {
             **asdict(self.cursor),
             "valid": _figures(valid),
             "test": _figures(test),
+            "seconds": asdict(self.seconds),
             "parameters": self._parameters,
             "precision": self.config.train.precision,
             "ranks": self.accelerator.num_processes,
@@ -269,6 +319,8 @@ class Run:
         with fail_together(self.accelerator):
             if self._is_main:
                 self.directory.write_summary(summary)
+        self.progress.close()
+        self.tracking.finish(0)
         self.progress.line(
             f"test ppl {test.ppl:.2f}, validation ppl {valid.ppl:.2f} (1 column); model in {self.directory.model}"
         )
@@ -308,6 +360,7 @@ class Run:
         if written is not None:
             checkpoint.check_config(written, self.config.to_dict())
         self.directory.metrics.unlink(missing_ok=True)
+        self.directory.samples.unlink(missing_ok=True)
         print_line(f"no checkpoint in {self.directory.path} yet: starting afresh")
 
     def _summary_if_finished(self, saved: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -328,19 +381,31 @@ class Run:
         self.train_step.load_state_dict(main_tensors(self.accelerator, tensors), saved)
         self.cursor = Cursor(**saved["cursor"])
         self.interval = Interval(**saved["interval"])
+        self.seconds = Seconds(**saved.get("seconds", {}))
+        self._opened -= self.seconds.total
         with fail_together(self.accelerator):
             self.tracking.load_state_dict(saved["tracking"])
 
     def _facts(self) -> dict[str, Any]:
+        config = self.config.to_dict()
+        config["data"] |= self._source
         return {
-            **self.config.to_dict(),
+            **config,
             "ranks": self.accelerator.num_processes,
             "device": device_kind(self.accelerator.device),
             "parameters": self._parameters,
             "vocab_size": len(self.corpus.vocabulary),
-            "git_commit": git_commit(),
+            "data_fingerprint": self.corpus.fingerprint,
+            **git_state(),
             "versions": package_versions(),
         }
+
+    @property
+    def _source(self) -> dict[str, Any]:
+        """What the model was trained on; only a data set in Hub layout has a subset."""
+        data = self.config.data
+        subset = data.subset if isinstance(open_source(data), HubSource) else None
+        return {"dataset": data.dataset, "subset": subset, "level": data.level}
 
     @property
     def _parameters(self) -> int:
@@ -351,15 +416,32 @@ class Run:
         """Number of the epoch that the last step belongs to, from 1."""
         return self.cursor.epoch + (self.cursor.row > 0)
 
+    @property
+    def _position(self) -> dict[str, int]:
+        return {"step": self.cursor.step, "epoch": self._epoch, "tokens": self.cursor.tokens}
+
+    @property
+    def _total_seconds(self) -> float:
+        """Wall time of all starts up to now."""
+        return time.perf_counter() - self._opened
+
+    @contextmanager
+    def _timed(self, activity: str) -> Iterator[None]:
+        """Add the time of a block to that of an activity, a field of `Seconds`."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self.seconds, activity, getattr(self.seconds, activity) + time.perf_counter() - begin)
+
     def _log(self, metrics: dict[str, float]) -> None:
-        with fail_together(self.accelerator):
-            self.tracking.metrics(
-                {"step": self.cursor.step, "epoch": self._epoch, "tokens": self.cursor.tokens, **metrics}
-            )
+        with fail_together(self.accelerator), self._timed("tracking"):
+            self.tracking.metrics({**self._position, "seconds": self._total_seconds, **metrics})
 
     def _evaluate(self, split: str, columns: int, interrupted: Callable[[], bool] = lambda: False) -> Evaluation:
         stream = self.corpus.splits[split]
-        return evaluate_stream(self.train_step.model, stream, columns, self.accelerator, interrupted=interrupted)
+        with self._timed("evaluation"):
+            return evaluate_stream(self.train_step.model, stream, columns, self.accelerator, interrupted=interrupted)
 
     def _samples(self) -> list[str]:
         vocabulary = self.corpus.vocabulary
@@ -368,13 +450,13 @@ class Run:
 
     def _export(self) -> None:
         """Write `model/`, all that evaluation and generation need."""
-        data = self.config.data
-        source = {"dataset": data.dataset, "subset": data.subset, "level": data.level}
         # One entry: the order of several in the file's header is not fixed.
         metadata = {"exported": json.dumps({"step": self.cursor.step, "valid_ppl": self.cursor.best})}
-        with fail_together(self.accelerator):
+        with self._timed("saving"), fail_together(self.accelerator):
             if self._is_main:
-                save_pretrained(self.directory.model, self.train_step.model, self.corpus.vocabulary, source, metadata)
+                save_pretrained(
+                    self.directory.model, self.train_step.model, self.corpus.vocabulary, self._source, metadata
+                )
 
 
 def _figures(result: Evaluation) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 config.yaml      the configuration as resolved
 metrics.jsonl    one JSON object a line
+samples.jsonl    sample texts, one JSON object for each validation
 checkpoints/     see `checkpoint`
 model/           the best model so far, see `pretrained`
 summary.json     the final figures; written last, so it marks a finished run
@@ -19,7 +20,7 @@ import yaml
 
 from lstmlm.config import Config
 from lstmlm.console import UserError
-from lstmlm.files import locked, replace_file
+from lstmlm.files import locked, replace_file, to_json
 
 
 class RunDirectory:
@@ -33,6 +34,7 @@ class RunDirectory:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
+        self.samples = self.path / "samples.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
         self.summary = self.path / "summary.json"
@@ -71,7 +73,7 @@ class RunDirectory:
         Raises:
             UserError: Naming what it holds.
         """
-        for path in (self.config, self.metrics, self.checkpoints, self.model, self.summary):
+        for path in (self.config, self.metrics, self.samples, self.checkpoints, self.model, self.summary):
             if path.exists():
                 raise UserError(
                     f"{self.path} holds a run already ({path.name}): go on with it with --train.resume true, "
@@ -92,7 +94,7 @@ class RunDirectory:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Mark the run as finished."""
-        replace_file(self.summary, json.dumps(summary, indent=2).encode())
+        replace_file(self.summary, to_json(summary, indent=2))
 
 
 def new_run_directory(config: Config) -> str:

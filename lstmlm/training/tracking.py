@@ -1,10 +1,11 @@
-"""The events of a run, where people look at them: `metrics.jsonl` always, and the trackers, started through Accelerate."""
+"""The events of a run, where people look at them: two files of lines always, and the trackers, started through Accelerate."""
 
-import json
 import os
 import subprocess
+import sys
 import uuid
 from collections.abc import Callable
+from contextlib import redirect_stdout, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,10 +15,12 @@ from accelerate.tracking import filter_trackers
 
 from lstmlm.config import Config
 from lstmlm.console import UserError, print_line
-from lstmlm.files import sync_folder
+from lstmlm.files import sync_folder, to_json
 from lstmlm.runtime.distributed import fail_together
 from lstmlm.training.run_directory import RunDirectory
 from lstmlm.training.wandb_tracker import WandbTracker, init_arguments
+
+PROJECT = "lstmlm"  # where neither the configuration nor WANDB_PROJECT names one
 
 
 class Tracker(Protocol):
@@ -31,9 +34,18 @@ class Tracker(Protocol):
     def samples(self, tokens: int, texts: list[str]) -> None:
         """Sample texts of the model after `tokens` tokens."""
 
+    def model(self, folder: Path, step: int, ppl: float) -> None:
+        """The best model so far was written to `folder`."""
+
+    def alert(self, title: str, text: str) -> None:
+        """Something that people should see at once."""
+
+    def finish(self, status: int) -> None:
+        """The run ended with this exit status."""
+
 
 class ScalarTracker:
-    """One of Accelerate's trackers as it is: metrics over `tokens`, no texts."""
+    """One of Accelerate's trackers as it is: metrics over `tokens`, and nothing else."""
 
     def __init__(self, tracker: Any) -> None:
         self.name: str = tracker.name
@@ -45,6 +57,30 @@ class ScalarTracker:
 
     def samples(self, tokens: int, texts: list[str]) -> None:
         """Not shown."""
+
+    def model(self, folder: Path, step: int, ppl: float) -> None:
+        """Not shown."""
+
+    def alert(self, title: str, text: str) -> None:
+        """Not shown."""
+
+    def finish(self, status: int) -> None:
+        """As `Tracker`."""
+        self._tracker.finish()
+
+
+class TrackioTracker(ScalarTracker):
+    """trackio, which keeps the key `step` for its axis, and ends a run that was not ended through the module again at exit."""
+
+    def metrics(self, values: dict[str, Any]) -> None:
+        """As `Tracker`."""
+        super().metrics({key: value for key, value in values.items() if key != "step"})
+
+    def finish(self, status: int) -> None:
+        """As `Tracker`."""
+        import trackio
+
+        trackio.finish()
 
 
 class Tracking:
@@ -61,26 +97,27 @@ class Tracking:
         self._accelerator = accelerator
         self._directory = directory
         self._trackers: list[Tracker] = []
-        self.run_id: str = uuid.uuid4().hex[:8]
+        # An agent of a W&B sweep names the run.
+        self.run_id: str = os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]
         self.resume_count = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: run id, resume count, and the length of `metrics.jsonl`, flushed to the disk."""
-        length = 0
-        if self._directory.metrics.exists():
-            with self._directory.metrics.open("rb") as file:
-                os.fsync(file.fileno())
-            sync_folder(self._directory.path)
-            length = self._directory.metrics.stat().st_size
-        return {"run_id": self.run_id, "resume_count": self.resume_count, "metrics_bytes": length}
+        """What a checkpoint keeps: run id, resume count, and the lengths of the files of lines, flushed to the disk."""
+        lengths = {key: _flushed_length(path) for key, path in self._files.items()}
+        return {"run_id": self.run_id, "resume_count": self.resume_count, **lengths}
 
     def load_state_dict(self, values: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken: lines written after it are cut off."""
-        self.run_id = values["run_id"]
+        self.run_id = os.environ.get("WANDB_RUN_ID") or values["run_id"]
         self.resume_count = values["resume_count"] + 1
-        path = self._directory.metrics
-        if self._accelerator.is_main_process and path.exists():
-            os.truncate(path, min(values["metrics_bytes"], path.stat().st_size))
+        for key, path in self._files.items():
+            if self._accelerator.is_main_process and path.exists():
+                os.truncate(path, min(values.get(key, 0), path.stat().st_size))
+
+    @property
+    def _files(self) -> dict[str, Path]:
+        """The files of lines, by the key of their length in a checkpoint."""
+        return {"metrics_bytes": self._directory.metrics, "samples_bytes": self._directory.samples}
 
     def start(self, facts: dict[str, Any]) -> None:
         """Start the trackers; every rank calls it.
@@ -104,21 +141,25 @@ class Tracking:
         self._accelerator.project_configuration.logging_dir = str(self._directory.tensorboard)
         is_main = self._accelerator.is_main_process
         facts = facts | {"resume_count": self.resume_count}
-        with fail_together(self._accelerator):
+        run_dir = self._directory.path
+        arguments: dict[str, dict[str, Any]] = {}
+        with fail_together(self._accelerator), redirect_stdout(sys.stderr):  # trackio prints there
             try:
-                wandb = (
-                    init_arguments(self._config, self._directory.path, self.run_id, facts, is_main)
-                    if "wandb" in names
-                    else {}
-                )
-                self._accelerator.init_trackers(self._config.project, init_kwargs={"wandb": wandb})
+                if "wandb" in names:
+                    arguments["wandb"] = init_arguments(self._config, run_dir, self.run_id, facts, is_main)
+                if "trackio" in names:  # which knows a run by its name
+                    run_name = f"{self._config.run_name or run_dir.name}-{self.run_id}"
+                    group = self._config.group
+                    arguments["trackio"] = {"name": run_name, "group": group, "config": facts, "resume": "allow"}
+                project = self._config.project or os.environ.get("WANDB_PROJECT") or PROJECT
+                self._accelerator.init_trackers(project, init_kwargs=arguments)
             except Exception as error:  # each tracker raises its own kinds
+                for started in self._accelerator.trackers:
+                    with suppress(Exception):  # some have not started
+                        started.finish()
                 raise UserError(f"cannot start the trackers {names}: {' '.join(str(error).split())}") from None
         if is_main:  # other ranks hold blank trackers
-            self._trackers = [
-                WandbTracker(tracker.tracker) if tracker.name == "wandb" else ScalarTracker(tracker)
-                for tracker in self._accelerator.trackers
-            ]
+            self._trackers = [self._our_tracker(tracker) for tracker in self._accelerator.trackers]
 
     def metrics(self, values: dict[str, Any]) -> None:
         """One line of `metrics.jsonl`, and the same to the trackers.
@@ -126,34 +167,78 @@ class Tracking:
         Args:
             values: `step`, `epoch`, `tokens`, and any of the metrics.
         """
-        if not self._accelerator.is_main_process:
-            return
-        with self._directory.metrics.open("a") as file:
-            file.write(json.dumps(values) + "\n")
+        self._write_line(self._directory.metrics, values)
         self._tell(lambda tracker: tracker.metrics(values))
 
-    @property
-    def wants_samples(self) -> bool:
-        """Whether a tracker of this rank shows texts."""
-        return any(tracker.name == "wandb" for tracker in self._trackers)
+    def samples(self, position: dict[str, int], texts: list[str]) -> None:
+        """One line of `samples.jsonl`, and the texts to the trackers.
 
-    def samples(self, tokens: int, texts: list[str]) -> None:
-        """Sample texts of the model after `tokens` tokens, to the trackers."""
-        self._tell(lambda tracker: tracker.samples(tokens, texts))
+        Args:
+            position: `step`, `epoch` and `tokens` at which the model wrote them.
+            texts: Sampled.
+        """
+        self._write_line(self._directory.samples, {**position, "texts": texts})
+        self._tell(lambda tracker: tracker.samples(position["tokens"], texts))
+
+    def model(self, folder: Path, step: int, ppl: float) -> None:
+        """The best model so far was written to `folder` after `step` steps, with this validation perplexity."""
+        self._tell(lambda tracker: tracker.model(folder, step, ppl))
+
+    def alert(self, title: str, text: str) -> None:
+        """Something that people should see at once."""
+        self._tell(lambda tracker: tracker.alert(title, text))
+
+    def finish(self, status: int) -> None:
+        """End the trackers' runs, once.
+
+        Args:
+            status: Exit status of the run: 0, 1, or 128 + signal.
+        """
+        with redirect_stdout(sys.stderr):
+            self._tell(lambda tracker: tracker.finish(status))
+        self._trackers = []
+        self._accelerator.trackers.clear()
+
+    def _our_tracker(self, tracker: Any) -> Tracker:
+        """What tells one of Accelerate's trackers of the events."""
+        if tracker.name == "wandb":
+            return WandbTracker(tracker.tracker, self._config.log_model)
+        return TrackioTracker(tracker) if tracker.name == "trackio" else ScalarTracker(tracker)
+
+    def _write_line(self, path: Path, values: dict[str, Any]) -> None:
+        if self._accelerator.is_main_process:
+            with path.open("ab") as file:
+                file.write(to_json(values) + b"\n")
 
     def _tell(self, event: Callable[[Tracker], None]) -> None:
         for tracker in self._trackers:
             try:
                 event(tracker)
             except Exception as error:  # each tracker raises its own kinds, and none is worth the run
-                print_line(f"warning: {tracker.name} did not take the metrics: {error}")
+                print_line(f"warning: {tracker.name} failed: {' '.join(str(error).split())}")
 
 
-def git_commit() -> str | None:
-    """Commit of the checkout this package is imported from, or None where it is not one."""
-    here = Path(__file__).parent
-    try:
-        result = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return result.stdout.strip()
+def git_state() -> dict[str, Any]:
+    """Commit of the checkout this package is imported from, and whether it was changed since; None where it is not one."""
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    commit = git("rev-parse", "HEAD")
+    return {
+        "git_commit": commit,
+        "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")) if commit else None,
+    }
+
+
+def _flushed_length(path: Path) -> int:
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
+    return path.stat().st_size

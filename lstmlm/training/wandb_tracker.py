@@ -1,11 +1,16 @@
 """Weights & Biases: how a run is started there, and how its events are shown."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
 from lstmlm.config import TrackingConfig
 from lstmlm.console import print_line
+
+LOGIN_SECONDS = 5  # how long W&B may take to accept the key; after that the run logs offline
+FINISH_SECONDS = 120  # how long the end of a run waits for uploads; what is left stays on disk
+PREEMPTED = (128 + signal.SIGTERM, 128 + signal.SIGUSR1)  # exit codes after which a sweep starts a run again
 
 
 class WandbTracker:
@@ -13,27 +18,49 @@ class WandbTracker:
 
     Args:
         run: The W&B run, started.
+        log_model: Whether each best model becomes an artifact.
     """
 
     name = "wandb"
 
-    def __init__(self, run: Any) -> None:
+    def __init__(self, run: Any, log_model: bool) -> None:
+        import wandb
+
         self._run = run
+        self._log_model = log_model
+        self._samples = wandb.Table(["tokens", "text"], log_mode="INCREMENTAL")
         run.define_metric("tokens")
         run.define_metric("*", step_metric="tokens")
-        run.define_metric("valid/ppl", step_metric="tokens", summary="min")
+        run.define_metric("valid/ppl", step_metric="tokens", summary="min,last")
 
     def metrics(self, values: dict[str, Any]) -> None:
         """A line of metrics. Without a step: W&B drops steps that go backwards after a resume."""
         self._run.log(values)
 
     def samples(self, tokens: int, texts: list[str]) -> None:
-        """Sample texts, as a table."""
-        import wandb
+        """Sample texts, as new rows of one table."""
+        for text in texts:
+            self._samples.add_data(tokens, text)
+        self._run.log({"tokens": tokens, "samples": self._samples})
 
-        self._run.log(
-            {"tokens": tokens, "samples": wandb.Table(["tokens", "text"], [[tokens, text] for text in texts])}
-        )
+    def model(self, folder: Path, step: int, ppl: float) -> None:
+        """The best model so far, as a version of an artifact."""
+        if self._log_model:
+            import wandb
+
+            artifact = wandb.Artifact(f"model-{self._run.id}", "model", metadata={"step": step, "valid_ppl": ppl})
+            artifact.add_dir(str(folder))
+            self._run.log_artifact(artifact, aliases=["best", f"step-{step}"])
+
+    def alert(self, title: str, text: str) -> None:
+        """A message to the people who watch the run."""
+        self._run.alert(title, text, level="ERROR")
+
+    def finish(self, status: int) -> None:
+        """The run's end, shown as finished, failed, or preempted."""
+        if status in PREEMPTED:
+            self._run.mark_preempting()
+        self._run.finish(exit_code=status)
 
 
 def init_arguments(
@@ -42,28 +69,47 @@ def init_arguments(
     """Arguments of `wandb.init`: the same run again after a resume, and never a question at the terminal.
 
     Args:
-        config: Of the trackers.
+        config: Of the trackers. What it leaves open is W&B's own environment's, WANDB_NAME and its like.
         run_dir: Of the run.
         run_id: Of the run, the same over all of its starts.
         facts: What a reader of the run should know.
         is_main: Whether this process is the one that logs.
     """
+    import wandb
+
     mode = config.mode
     if mode == "auto" and "WANDB_MODE" not in os.environ and is_main:
-        import wandb
-
-        # Never a prompt: it would block a cluster job.
-        found = wandb.login(prompt=False, verify=False)
-        mode = "online" if found else "offline"
-        if not found:
-            print_line(f"no W&B key found: logging offline; later: wandb sync {run_dir}/wandb/offline-run-*")
+        problem = _problem_online()
+        mode = "offline" if problem else "online"
+        if problem:
+            print_line(f"{problem}: logging offline; later: wandb sync {run_dir}/wandb/offline-run-*")
     return {
         "id": run_id,
         "resume": "allow",
-        "name": config.run_name or run_dir.name,
+        "name": config.run_name or os.environ.get("WANDB_NAME") or run_dir.name,
         "group": config.group,
-        "tags": config.tags,
+        "job_type": config.job_type,
+        "tags": config.tags or None,
+        "notes": config.notes,
         "dir": str(run_dir),
         "config": facts,
+        "settings": wandb.Settings(finish_timeout=FINISH_SECONDS),
         **({"mode": mode} if mode != "auto" else {}),
     }
+
+
+def _problem_online() -> str | None:
+    """Why a run cannot log online now, told within seconds; None where it can."""
+    import wandb
+
+    wandb.setup()  # the limits of the run's own requests are read here, before the shorter one is set
+    own_limit = os.environ.get("WANDB_HTTP_TIMEOUT")
+    os.environ["WANDB_HTTP_TIMEOUT"] = own_limit or str(LOGIN_SECONDS)
+    try:
+        # Never a prompt: it would block a cluster job.
+        return None if wandb.login(prompt=False, verify=True) else "no W&B key found"
+    except (wandb.Error, ValueError) as error:
+        return f"W&B does not answer or refuses the key ({' '.join(str(error).split())})"
+    finally:
+        if own_limit is None:
+            del os.environ["WANDB_HTTP_TIMEOUT"]

@@ -1,95 +1,273 @@
-"""What W&B is told, with its `init` replaced: one run over any number of starts, `tokens` as the axis."""
+"""What trackers are told. W&B writes offline, and its own file is read back."""
 
-from collections.abc import Callable
+import json
+import math
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import wandb
 
-from lstmlm import load_config
+from lstmlm import UserError, load_config, train
+from lstmlm.training.step import TrainStep
+from tests.conftest import ROOT, forget_accelerate
 from tests.training.test_loop import PowerCutError, cut_power_at, fresh_train
+from tests.training.wandb_file import offline_runs
+
+Small = Callable[..., list[str]]
+TRACKED = ("--tracking.trackers=[wandb]", "--tracking.mode=offline")
 
 
-class FakeRun:
-    """Keeps what it is told."""
-
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        self.arguments = arguments
-        self.metrics: dict[str, dict[str, Any]] = {}
-        self.logged: list[dict[str, Any]] = []
-        self.steps: list[int | None] = []
-        self.name = arguments["name"]
-
-    def define_metric(self, name: str, **arguments: Any) -> None:
-        self.metrics[name] = arguments
-
-    def log(self, values: dict[str, Any], step: int | None = None) -> None:
-        self.logged.append(values)
-        self.steps.append(step)
-
-    def finish(self) -> None:
-        pass
+@pytest.fixture(autouse=True)
+def fresh_wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """W&B reads the environment once in a process: each test begins as a new one would."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    yield
+    wandb.teardown()
 
 
-@pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
-    started: list[FakeRun] = []
+def at_step(monkeypatch: pytest.MonkeyPatch, number: int, event: Callable[[TrainStep], object]) -> None:
+    """Let something happen before step `number`."""
+    call = TrainStep.__call__
 
-    def init(**arguments: Any) -> FakeRun:
-        started.append(FakeRun(arguments))
-        return started[-1]
+    def eventful(self: TrainStep, window: Any, step: int, segment: int) -> None:
+        if step == number:
+            event(self)
+        call(self, window, step, segment)
 
-    monkeypatch.setattr(wandb, "init", init)
-    monkeypatch.setattr(wandb, "login", lambda **arguments: arguments["prompt"])  # False: no key, and no prompt
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    return started
+    monkeypatch.setattr(TrainStep, "__call__", eventful)
 
 
-TRACKED = ("--tracking.trackers=[wandb]", "--tracking.group=g", "--tracking.tags=[a, b]", "--tracking.project=p")
-
-
-def test_one_run_over_two_starts(
-    small: Callable[..., list[str]], runs: list[FakeRun], capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = small(*TRACKED, "--tracking.run_name=trial", "--train.resume=true", "--train.log_every=5")
+def test_one_run_over_two_starts(small: Small, tmp_path: Path) -> None:
+    arguments = small(
+        *TRACKED,
+        "--tracking.run_name=trial",
+        "--tracking.project=p",
+        "--tracking.group=g",
+        "--tracking.job_type=baseline",
+        "--tracking.tags=[a, b]",
+        "--tracking.notes=first try",
+        "--tracking.log_model=true",
+        "--train.resume=true",
+        "--train.log_every=5",
+    )
     with pytest.MonkeyPatch.context() as monkeypatch:
         cut_power_at(monkeypatch, 20)
         with pytest.raises(PowerCutError):
             fresh_train(load_config(arguments))
-    fresh_train(load_config(arguments))
-    assert capsys.readouterr().err.count("no W&B key found: logging offline") == 2
-    first, second = runs
-    for run in runs:
-        told = run.arguments
-        assert (told["project"], told["name"], told["group"], told["tags"]) == ("p", "trial", "g", ["a", "b"])
-        assert (told["resume"], told["mode"]) == ("allow", "offline")
-        assert told["config"]["train"]["precision"] == "fp32"
-        assert {"ranks", "device", "parameters", "git_commit", "vocab_size", "versions"} <= told["config"].keys()
-        assert run.metrics["*"] == {"step_metric": "tokens"}
-        assert run.metrics["valid/ppl"] == {"step_metric": "tokens", "summary": "min"}
-        assert set(run.steps) == {None}, "W&B would drop a step that goes back"
-        assert all("tokens" in values for values in run.logged)
-    assert first.arguments["id"] == second.arguments["id"]
-    assert [run.arguments["config"]["resume_count"] for run in runs] == [0, 1]
-    assert any("samples" in values for values in first.logged)
-    assert any("test/ppl" in values for values in second.logged)
+    summary = fresh_train(load_config(arguments))
+    first, second = offline_runs(tmp_path / "run")
+    for start in (first, second):
+        run = start.run
+        assert (run.project, run.display_name, run.run_group, run.job_type) == ("p", "trial", "g", "baseline")
+        assert (list(run.tags), run.notes) == (["a", "b"], "first try")
+        assert start.config["train"]["precision"] == "fp32"
+        assert start.config["data"]["subset"] is None, "text files have none"
+        names = "ranks device parameters vocab_size data_fingerprint git_commit git_dirty versions"
+        assert set(names.split()) <= start.config.keys()
+        assert all("tokens" in line for line in start.history)
+    assert first.run.run_id == second.run.run_id
+    assert [start.config["resume_count"] for start in (first, second)] == [0, 1]
+    assert [start.exit_code for start in (first, second)] == [1, 0]
+
+    # The same lines as in metrics.jsonl: a start's own, those after the last checkpoint twice.
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    told = [line for line in first.history + second.history if "train/loss" in line]
+    assert [line["step"] for line in told] == [5, 10, 15, 20, 15, 20, 25, 30]
+    written = {line["step"]: line for line in lines if "train/loss" in line}
+    for line in told[4:]:
+        assert {key: line[key] for key in written[line["step"]]} == written[line["step"]]
+    assert lines[-1]["final/valid_ppl"] == summary["valid"]["ppl"]
+
+    # The samples' table grows: each line adds the new rows only.
+    samples = [line for line in first.history + second.history if "samples.path" in line]
+    assert [line["samples.log_mode"] for line in samples] == ["INCREMENTAL"] * 3
+    texts = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["epoch"], line["tokens"]) for line in texts] == [
+        (line["step"], line["epoch"], line["tokens"]) for line in lines if "valid/ppl" in line
+    ]
+    table = json.loads((second.folder / "files" / samples[-1]["samples.path"]).read_bytes())
+    assert table["data"] == [[texts[-1]["tokens"], text] for text in texts[-1]["texts"]]
+
+    # The last perplexity beside the lowest, and each best model as a version.
+    valid = [line["valid/ppl"] for line in lines if "valid/ppl" in line]
+    assert second.summary["valid/ppl"] == {"last": valid[-1], "min": valid[-1]}
+    models = [record for start in (first, second) for record in start.all("artifact") if record.type == "model"]
+    versions = [set(model.aliases) - {"best", "latest"} for model in models]
+    assert versions == [{"step-15"}, {"step-15"}, {"step-30"}]
+    assert all("best" in model.aliases for model in models)
+    assert {content.path for content in models[0].manifest.contents} >= {"config.json", "model.safetensors"}
 
 
-def test_a_tracker_that_fails_does_not_end_the_run(
-    small: Callable[..., list[str]],
-    runs: list[FakeRun],
+@pytest.mark.parametrize(("number", "preempted"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
+def test_a_stopped_run_has_its_exit_code(number: int, preempted: bool, small: Small, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        at_step(monkeypatch, 5, lambda step: signal.raise_signal(number))
+        assert train(load_config(small(*TRACKED))).signal == number
+    (run,) = offline_runs(tmp_path / "run")
+    assert run.exit_code == 128 + number
+    assert bool(run.all("preempting")) == preempted, "a sweep would start it again"
+
+
+def test_a_failed_run_is_told_and_the_next_one_is_another(small: Small, tmp_path: Path) -> None:
+    def poison(step: TrainStep) -> None:
+        with torch.no_grad():
+            step.model.decoder.bias.fill_(math.inf)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        at_step(monkeypatch, 5, poison)
+        with pytest.raises(UserError, match="not finite at step 6"):
+            train(load_config(small(*TRACKED, run="a")))
+    fresh_train(load_config(small(*TRACKED, "--train.max_steps=3", run="b")))
+    (a,), (b,) = offline_runs(tmp_path / "a"), offline_runs(tmp_path / "b")
+    (alert,) = a.all("alert")
+    assert alert.level == "ERROR"
+    assert "not finite at step 6" in alert.text
+    assert (a.exit_code, b.exit_code) == (1, 0)
+    assert a.run.run_id != b.run.run_id
+    assert [line["step"] for line in b.history if "train/loss" in line] == [1, 2, 3]
+
+
+def test_the_environment_names_what_the_configuration_leaves_open(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_PROJECT", "from-environment")
+    monkeypatch.setenv("WANDB_NAME", "named")
+    monkeypatch.setenv("WANDB_TAGS", "x,y")
+    monkeypatch.setenv("WANDB_RUN_GROUP", "group")
+    monkeypatch.setenv("WANDB_RUN_ID", "chosen12")
+    once = ("--tracking.trackers=[wandb]", "--train.max_steps=1")
+    fresh_train(load_config(small(*once, run="a")))
+    wandb.teardown()
+    fresh_train(
+        load_config(small(*once, "--tracking.project=p", "--tracking.run_name=n", "--tracking.tags=[t]", run="b"))
+    )
+    (a,), (b,) = offline_runs(tmp_path / "a"), offline_runs(tmp_path / "b")
+    assert (a.run.project, a.run.display_name, list(a.run.tags)) == ("from-environment", "named", ["x", "y"])
+    assert (a.run.run_group, a.run.run_id) == ("group", "chosen12")
+    assert (b.run.project, b.run.display_name, list(b.run.tags)) == ("p", "n", ["t"])
+
+
+@pytest.fixture
+def black_hole() -> Iterator[str]:
+    """An address that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def refusing() -> Iterator[str]:
+    """A server that takes no key."""
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(401)
+            self.end_headers()
+            self.wfile.write(b'{"errors": [{"message": "invalid key"}]}')
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.mark.parametrize("server", ["black_hole", "refusing", None])
+def test_auto_logs_offline_where_w_and_b_cannot_be_used(
+    server: str | None,
+    request: pytest.FixtureRequest,
+    small: Small,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fail(self: FakeRun, values: dict[str, Any], step: int | None = None) -> None:
-        raise ConnectionError("no route")
+    monkeypatch.setenv("HOME", str(tmp_path))  # no key of this machine's user
+    monkeypatch.setenv("NETRC", str(tmp_path / "absent"))
+    if server:
+        monkeypatch.setenv("WANDB_BASE_URL", request.getfixturevalue(server))
+        monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    wandb.teardown()
+    begin = time.monotonic()
+    fresh_train(load_config(small("--tracking.trackers=[wandb]", "--train.max_steps=2")))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "logging offline" in line]
+    assert line.startswith("W&B does not answer or refuses the key" if server else "no W&B key found")
+    assert "WANDB_HTTP_TIMEOUT" not in os.environ
+    assert time.monotonic() - begin < 60, "as W&B itself would have waited"
+    (run,) = offline_runs(tmp_path / "run")
+    assert run.exit_code == 0
 
-    monkeypatch.setattr(FakeRun, "log", fail)
+
+def test_a_tracker_that_fails_does_not_end_the_run(
+    small: Small, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: Any, **keywords: Any) -> None:
+        raise ConnectionError("no\nroute")
+
+    monkeypatch.setattr(wandb.Run, "log", fail)
     fresh_train(load_config(small(*TRACKED, "--train.max_steps=3")))
-    assert "warning: wandb did not take the metrics: no route" in capsys.readouterr().err
+    assert "warning: wandb failed: no route\n" in capsys.readouterr().err
 
 
-def test_a_finished_run_starts_no_tracker(small: Callable[..., list[str]], runs: list[FakeRun]) -> None:
+def test_a_finished_run_starts_no_tracker(small: Small, tmp_path: Path) -> None:
     fresh_train(load_config(small(*TRACKED, "--train.max_steps=3")))
     fresh_train(load_config(small(*TRACKED, "--train.max_steps=3", "--train.resume=true")))
-    assert len(runs) == 1
+    assert len(offline_runs(tmp_path / "run")) == 1
+
+
+def test_a_tracker_that_cannot_start_leaves_none_running(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.tracking import TensorBoardTracker
+
+    def fail(self: TensorBoardTracker) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(TensorBoardTracker, "start", fail)
+    with pytest.raises(UserError, match=r"cannot start the trackers .*no room"):
+        train(load_config(small("--tracking.trackers=[wandb, tensorboard]", "--tracking.mode=offline")))
+    assert wandb.run is None
+    forget_accelerate()
+
+
+def test_several_trackers_at_once(small: Small, tmp_path: Path) -> None:
+    """Through the command line, as trackio reads its environment when it is imported."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    arguments = small("--tracking.trackers=[trackio, tensorboard, wandb]", "--train.resume=true", "--train.max_steps=3")
+    environment = {**os.environ, "WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path / "trackio")}
+    for steps in ("2", "3"):  # grown: the same run again
+        result = subprocess.run(
+            [sys.executable, ROOT / "scripts/train.py", *arguments, f"--train.max_steps={steps}"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert result.returncode == 0, result.stderr
+        assert result.stdout == "", "results only"
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    events = EventAccumulator(str(tmp_path / "run/tensorboard/lstmlm"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses)
+    assert len(offline_runs(tmp_path / "run")) == 2
+    with sqlite3.connect(tmp_path / "trackio/lstmlm.db") as database:
+        rows = list(database.execute("SELECT run_name, step, metrics FROM metrics ORDER BY id"))
+    told = [(name, step, json.loads(values)) for name, step, values in rows]
+    assert len({name for name, _, _ in told}) == 1, "one run over both starts"
+    assert [values["train/loss"] for _, _, values in told if "train/loss" in values] == losses
+    assert all(step == values["tokens"] for _, step, values in told)

@@ -8,7 +8,7 @@ to a round number of rows, so that each row of the logits begins aligned; the ad
 """
 
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from lstmlm.data.table import IGNORE
 
 CHUNK_BYTES = 1 << 26  # logits of one chunk: at V = 33,278 about 1,000 rows in bf16, 500 in float32
+SCORES_CHUNK_BYTES = 1 << 23  # of one chunk whose logits are read several times: they stay in a processor's cache
 ALIGN_SIZE, ALIGN_VOCABULARY = 8, 64  # columns and rows of the decoder are filled up to a multiple of these
 # .buffer is the logits' memory on a CPU. It is the largest block by far: allocated anew each time, it would leave holes in the heap.
 _kept = threading.local()
@@ -59,6 +60,48 @@ def token_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tens
         for rows, target in zip(_chunks(inputs, decoder), _chunks(scored, decoder), strict=True)
     ]
     return -torch.cat(log_probs)[:, 0] * counted
+
+
+class TokenScores(NamedTuple):
+    """What a distribution over the vocabulary says of itself and of the token that came.
+
+    Attributes:
+        nll: Negative log likelihood of the token in nats, float32 (N,).
+        entropy: Of the distribution, in nats, float32 (N,).
+        rank: 1 + the types with a higher logit than the token's, int64 (N,).
+    """
+
+    nll: Tensor
+    entropy: Tensor
+    rank: Tensor
+
+
+@torch.no_grad()
+def token_scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> TokenScores:
+    """Nll and rank of each target, and the entropy of the distribution it was drawn from.
+
+    Args:
+        hidden: (N, H), N >= 1.
+        weight: (V, H).
+        bias: (V,) or None.
+        targets: int64 (N,) in [0, V).
+    """
+    inputs, decoder = _operands(hidden, weight, bias, hidden.dtype)
+    chunks = zip(*(_chunks(part, decoder, SCORES_CHUNK_BYTES) for part in (inputs, targets[:, None])), strict=True)
+    nll, entropy, rank = zip(*(_describe(rows, decoder, target) for rows, target in chunks), strict=True)
+    return TokenScores(torch.cat(nll), torch.cat(entropy), torch.cat(rank))
+
+
+def _describe(rows: Tensor, decoder: Tensor, target: Tensor) -> TokenScores:
+    logits = _logits(rows, decoder)  # (n, U)
+    target_logit, largest = _target_and_largest(logits, target)
+    work = torch.gt(logits, target_logit, out=torch.empty_like(logits))  # floats: to sum booleans takes much longer
+    rank = work.sum(-1).long() + 1  # exact up to 2^24 types
+    logits -= largest  # at most 0 from here on, so that nothing large cancels
+    exponentials = torch.exp(logits, out=work)
+    total = exponentials.sum(-1)  # p = exp(logit) / total, and ln p = logit - ln total
+    entropy = total.log() - exponentials.mul_(logits).sum(-1) / total
+    return TokenScores(total.log() + (largest - target_logit)[:, 0], entropy, rank)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -169,7 +212,7 @@ def _operands(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.
     return inputs, decoder
 
 
-def _chunks(rows: Tensor, decoder: Tensor) -> tuple[Tensor, ...]:
-    """`rows` in equal pieces, such that a piece's logits take at most CHUNK_BYTES, or are of one row."""
-    pieces = -(-len(rows) * len(decoder) * decoder.itemsize // CHUNK_BYTES)
+def _chunks(rows: Tensor, decoder: Tensor, size: int | None = None) -> tuple[Tensor, ...]:
+    """`rows` in equal pieces, such that a piece's logits take at most `size` bytes (None = CHUNK_BYTES), or are of one row."""
+    pieces = -(-len(rows) * len(decoder) * decoder.itemsize // (size or CHUNK_BYTES))
     return rows.tensor_split(min(max(1, pieces), max(1, len(rows))))

@@ -1,14 +1,12 @@
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from lstmlm import LSTMLanguageModel, UserError, Vocabulary, score_text
+from lstmlm import LSTMLanguageModel
 from lstmlm.config import ModelConfig
 from lstmlm.evaluation.perplexity import evaluate_stream
-from lstmlm.model.pretrained import save_pretrained
 from lstmlm.runtime.hardware import set_float32_products
 
 
@@ -106,19 +104,3 @@ def test_float32_products_whatever_was_chosen_for_all() -> None:
 
 def test_more_columns_than_targets(model: LSTMLanguageModel) -> None:
     assert evaluate_stream(model, torch.tensor([1, 2, 3], dtype=torch.int32), 10).columns == 2
-
-
-def test_score_text_is_the_nll_of_each_token(model: LSTMLanguageModel, tmp_path: Path) -> None:
-    vocabulary = Vocabulary(["<unk>", "<eos>", *(f"w{i}" for i in range(29))])
-    save_pretrained(tmp_path, model, vocabulary, {"dataset": "toy"})
-    scores = score_text("w1 w2\nw3 strange", tmp_path)
-    assert [token for token, _ in scores] == ["w1", "w2", "<eos>", "w3", "<unk>", "<eos>"]
-    ids = torch.tensor([1, 3, 4, 1, 5, 0, 1], dtype=torch.int32)
-    assert sum(nll for _, nll in scores) == pytest.approx(evaluate_stream(model, ids).nll, rel=1e-5)
-    with pytest.raises(UserError, match="there is no model"):
-        score_text("w1", tmp_path / "absent")
-    with pytest.raises(UserError, match="no text"):
-        score_text("", tmp_path)
-    (tmp_path / "vocab.json").write_bytes(Vocabulary(["<unk>", "<eos>"]).to_bytes())
-    with pytest.raises(UserError, match="do not belong together"):
-        score_text("w1", tmp_path)

@@ -1,5 +1,6 @@
 """The head against plain PyTorch in float64."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lstmlm.model import loss
-from lstmlm.model.loss import linear_cross_entropy, token_nll
+from lstmlm.model.loss import linear_cross_entropy, token_nll, token_scores
 
 
 def example(n: int, v: int, h: int, bias: bool = True, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
@@ -32,6 +33,7 @@ def plain(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) 
 @pytest.fixture(params=[1 << 26, 200, 1])
 def chunk_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(loss, "CHUNK_BYTES", request.param)
+    monkeypatch.setattr(loss, "SCORES_CHUNK_BYTES", request.param)
     return request.param
 
 
@@ -50,6 +52,35 @@ def test_equals_plain(bias: bool, chunk_bytes: int) -> None:
     torch.testing.assert_close(ours, theirs)
     for a, e in zip(torch.autograd.grad(ours * 0.3, inputs), torch.autograd.grad(theirs * 0.3, inputs), strict=True):
         torch.testing.assert_close(a, e)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_scores_by_their_definitions(bias: bool, chunk_bytes: int) -> None:
+    hidden, weight, b, targets = (t if t is None else t.detach() for t in example(23, 31, 5, bias))
+    targets = targets.clamp(min=0)
+    scores = token_scores(hidden, weight, b, targets)
+    logits = F.linear(hidden, weight, b)
+    p = logits.softmax(-1)
+    torch.testing.assert_close(scores.nll, -p.log()[torch.arange(23), targets])
+    torch.testing.assert_close(scores.entropy, torch.distributions.Categorical(p).entropy())
+    expected = [1 + sum(x > row[t] for x in row) for row, t in zip(logits.tolist(), targets.tolist(), strict=True)]
+    assert scores.rank.tolist() == expected
+
+
+def test_scores_of_the_all_but_certain_and_of_the_all_but_impossible() -> None:
+    """Entropy and nll are right to a float32's rounding of 1, and a probability that underflows has an nll."""
+    logits = torch.tensor([[500.0, 480.0, -12_000.0]])
+    hidden, weight = torch.ones(3, 1), logits.T.contiguous()
+    scores = token_scores(hidden, weight, None, torch.tensor([0, 1, 2]))
+    p = 1 / (1 + math.exp(20))
+    torch.testing.assert_close(scores.nll, torch.tensor([p, 20 + p, 12_500.0]), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(scores.entropy, torch.tensor([p * 21] * 3), rtol=1e-6, atol=1e-7)
+    assert scores.rank.tolist() == [1, 2, 3]
+
+
+def test_equal_logits_share_a_rank() -> None:
+    scores = token_scores(torch.ones(2, 1), torch.tensor([[1.0], [2.0], [2.0], [2.0]]), None, torch.tensor([0, 2]))
+    assert scores.rank.tolist() == [4, 1]
 
 
 @pytest.mark.parametrize(("precision", "loss_error"), [("fp32", 1e-6), ("bf16", 1e-3)])

@@ -1,0 +1,167 @@
+"""Scores of a text against the model alone, token by token, in plain PyTorch."""
+
+import math
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from lstmlm import LSTMLanguageModel, UserError, Vocabulary, score_text
+from lstmlm.config import ModelConfig
+from lstmlm.evaluation import scoring
+from lstmlm.evaluation.perplexity import evaluate_stream
+from lstmlm.evaluation.scoring import Row, score_lines
+from lstmlm.model.pretrained import save_pretrained
+
+VOCABULARY = Vocabulary(["<unk>", "<eos>", "=", *(f"w{i}" for i in range(28))])
+
+
+@pytest.fixture
+def model() -> LSTMLanguageModel:
+    torch.manual_seed(0)
+    model = LSTMLanguageModel(ModelConfig(embedding_size=12, hidden_size=12), len(VOCABULARY))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)
+    return model
+
+
+@pytest.fixture
+def folder(model: LSTMLanguageModel, tmp_path: Path) -> Path:
+    save_pretrained(tmp_path / "model", model, VOCABULARY, {"dataset": "toy"})
+    return tmp_path / "model"
+
+
+@torch.no_grad()
+def alone(model: LSTMLanguageModel, lines: list[str], resets: set[int]) -> list[Row]:
+    """One token after the other, the state made afresh before the lines (from 0) in `resets`; `<eos>` rows too."""
+    rows = []
+    for number, line in enumerate(lines):
+        if number in resets:
+            previous, state = VOCABULARY.eos, model.initial_state(1)
+        for place, word in enumerate([*line.split(), "<eos>"], 1):
+            logits, state = model.logits(torch.tensor([[previous]]), state)
+            p = logits[0, 0].double().softmax(-1)
+            previous = VOCABULARY.tokens.index(word) if word in VOCABULARY else VOCABULARY.unk
+            entropy = -(p * p.log2()).sum().item()
+            rank = 1 + int((logits[0, 0] > logits[0, 0, previous]).sum())
+            unk = int(previous == VOCABULARY.unk)
+            rows.append(Row(number + 1, place, word, -math.log2(p[previous].item()), unk, entropy, rank))
+    return rows
+
+
+def assert_same(ours: list[Row], expected: list[Row]) -> None:
+    def exact(row: Row) -> tuple[object, ...]:
+        return row.sentence_id, row.token_id, row.token, row.unk, row.rank
+
+    assert [exact(row) for row in ours] == [exact(row) for row in expected]
+    for name in ("surprisal", "entropy"):
+        values = [getattr(row, name) for row in ours]
+        assert values == pytest.approx([getattr(row, name) for row in expected], rel=1e-5, abs=1e-5)
+
+
+def text(lines: int, longest: int, seed: int = 0) -> list[str]:
+    rng = random.Random(seed)
+    words = [*VOCABULARY.tokens[3:], "strange", "words"]
+    return [" ".join(rng.choices(words, k=rng.randrange(longest))) for _ in range(lines)]
+
+
+@pytest.fixture(params=[(1 << 16, 1 << 12), (1 << 16, 16), (50, 7), (1, 1)], ids=str)
+def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines beyond a window, stretches beyond a segment."""
+    monkeypatch.setattr(scoring, "WINDOW_TOKENS", request.param[0])
+    monkeypatch.setattr(scoring, "SEGMENT_TOKENS", request.param[1])
+
+
+@pytest.mark.usefixtures("sizes")
+@pytest.mark.parametrize(("reset", "resets"), [("line", set(range(30))), ("document", {0, 8, 9, 18}), ("never", {0})])
+def test_every_score_is_what_the_model_says_of_the_token_alone(
+    model: LSTMLanguageModel, reset: scoring.Reset, resets: set[int]
+) -> None:
+    lines = text(30, 25)
+    lines = [line or "w9" for line in lines]
+    lines[7] = lines[8] = lines[17] = ""
+    rows = [row for window in score_lines(lines, model, VOCABULARY, reset, eos=True) for row in window]
+    expected = alone(model, lines, resets)
+    assert_same(rows, expected)
+    without = [row for window in score_lines(lines, model, VOCABULARY, reset) for row in window]
+    assert without == [row for row in rows if row.token != "<eos>"]
+
+
+@pytest.mark.usefixtures("sizes")
+def test_a_title_begins_a_document_and_then_an_empty_line_does_not(model: LSTMLanguageModel) -> None:
+    lines = ["", " = w1 w2 = ", "", "w3 w4 w5", "= = w6 = =", "", "w7", " = w8 =", "w9"]
+    rows = [row for window in score_lines(lines, model, VOCABULARY, "document", eos=True) for row in window]
+    assert_same(rows, alone(model, lines, {0, 1, 7}))
+
+
+def test_a_line_scores_what_it_scores_alone(model: LSTMLanguageModel) -> None:
+    lines = text(60, 40, seed=1)
+    together = [row for window in score_lines(lines, model, VOCABULARY) for row in window]
+    apart = [
+        row._replace(sentence_id=number)
+        for number, line in enumerate(lines, 1)
+        for window in score_lines([line], model, VOCABULARY)
+        for row in window
+    ]
+    assert_same(together, apart)
+
+
+def test_never_reset_is_the_perplexity_of_one_column(model: LSTMLanguageModel) -> None:
+    lines = text(40, 20, seed=2)
+    rows = [row for window in score_lines(lines, model, VOCABULARY, "never", eos=True) for row in window]
+    stream = torch.tensor([VOCABULARY.eos, *(i for line in lines for i in VOCABULARY.encode(line))], dtype=torch.int32)
+    nll = sum(row.surprisal for row in rows) * math.log(2)
+    assert nll == pytest.approx(evaluate_stream(model, stream).nll, rel=1e-6)
+
+
+def test_a_window_is_all_that_is_held(model: LSTMLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "WINDOW_TOKENS", 100)
+    taken = 0
+
+    def endless() -> object:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield "w1 w2 w3 w4"
+
+    windows = score_lines(endless(), model, VOCABULARY)
+    assert [len(next(windows)) for _ in range(3)] == [80, 80, 80]
+    assert taken <= 61
+
+
+def test_score_text(folder: Path) -> None:
+    rows = score_text("w1 strange\n\nw3", folder, eos=True)
+    assert [row[:3] for row in rows] == [
+        (1, 1, "w1"),
+        (1, 2, "strange"),
+        (1, 3, "<eos>"),
+        (2, 1, "<eos>"),
+        (3, 1, "w3"),
+        (3, 2, "<eos>"),
+    ]
+    assert [row.unk for row in rows] == [0, 1, 0, 0, 0, 0]
+    assert score_text("w1 strange\n\nw3\n", folder) == [row for row in rows if row.token != "<eos>"]
+
+
+def test_characters(tmp_path: Path) -> None:
+    vocabulary = Vocabulary.build(["abc "], level="char")
+    torch.manual_seed(0)
+    model = LSTMLanguageModel(ModelConfig(embedding_size=4, hidden_size=4), len(vocabulary))
+    save_pretrained(tmp_path, model, vocabulary, {"dataset": "toy"})
+    rows = score_text("a z\r\nb", tmp_path)
+    assert [(row.token, row.unk) for row in rows] == [("a", 0), (" ", 0), ("z", 1), ("b", 0)]
+
+
+def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
+    for refused in ("", "\n", " \n \n"):
+        with pytest.raises(UserError, match="no text"):
+            score_text(refused, folder)
+    with pytest.raises(UserError, match="there is no model"):
+        score_text("w1", tmp_path / "absent")
+    with pytest.raises(UserError, match="reset must be one of line, document, never, not 'sentence'"):
+        score_text("w1", folder, "sentence")  # type: ignore[arg-type]
+    (folder / "vocab.json").write_bytes(Vocabulary(["<unk>", "<eos>"]).to_bytes())
+    with pytest.raises(UserError, match="do not belong together"):
+        score_text("w1", folder)

@@ -3,7 +3,7 @@
 from lstmlm.config import Config, load_config
 from lstmlm.console import UserError
 from lstmlm.data.vocabulary import Vocabulary
-from lstmlm.evaluation.perplexity import evaluate
+from lstmlm.evaluation.measure import evaluate
 from lstmlm.evaluation.scoring import score_text
 from lstmlm.generation import generate_text, generate_texts
 from lstmlm.model.language_model import LSTMLanguageModel

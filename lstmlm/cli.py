@@ -1,13 +1,16 @@
 """The command line: `lstmlm train | evaluate | generate`, and the mains of the scripts."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from typing import Any
 
 from lstmlm.config import argument_parser, load_config, parse
-from lstmlm.console import UsageError, run_script
-from lstmlm.evaluation.perplexity import evaluate as evaluate_model
+from lstmlm.console import UsageError, check, run_script
+from lstmlm.evaluation.adaptation import CacheSettings, DynamicSettings
+from lstmlm.evaluation.measure import PROTOCOLS
+from lstmlm.evaluation.measure import evaluate as evaluate_model
 from lstmlm.generation import generate_texts
 from lstmlm.runtime import hardware
 from lstmlm.training.loop import train as train_model
@@ -24,25 +27,54 @@ def train(argv: Arguments = None) -> int:
 
 
 def evaluate(argv: Arguments = None) -> int:
-    """Exact perplexity of a saved model."""
-    parser = argument_parser("Exact perplexity of a saved model.")
+    """Exact perplexity of a saved model, static or adapting to the text."""
+    parser = argument_parser("Exact perplexity of a saved model, static or adapting to the text (docs/evaluation.md).")
     parser.add_argument("--model", type=str | None, default=None, help=MODEL_HELP)
     parser.add_argument("--split", type=str, default="test", help="train, validation or test.")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="static", help="Whether and how the model adapts.")
     parser.add_argument("--columns", type=int, default=1, help="Columns of the table; 1 is the reference.")
     parser.add_argument("--dataset", type=str | None, default=None, help="Where the data is now, if it was moved.")
     parser.add_argument("--cache_dir", type=str | None, default=None, help="Where token ids are kept.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
+    cache, dynamic = CacheSettings(), DynamicSettings()
+    parser.add_argument(
+        "--window", type=int | None, help=f"Cache: positions that it remembers. Default {cache.window}."
+    )
+    parser.add_argument("--theta", type=float | None, help=f"Cache: sharpness, 0 or more. Default {cache.theta}.")
+    parser.add_argument("--lambda", type=float | None, help=f"Cache: its weight, in [0, 1). Default {cache.lambda_}.")
+    parser.add_argument("--rule", type=str | None, help=f"Dynamic: the update, sgd or rms. Default {dynamic.rule}.")
+    parser.add_argument("--lr", type=float | None, help=f"Dynamic: step along the gradient. Default {dynamic.lr}.")
+    parser.add_argument(
+        "--decay", type=float | None, help=f"Dynamic: pull towards the trained weights. Default {dynamic.decay}."
+    )
+    parser.add_argument(
+        "--epsilon", type=float | None, help=f"Dynamic, rms: added to the denominator. Default {dynamic.epsilon}."
+    )
+    parser.add_argument("--bptt", type=int | None, help=f"Dynamic: rows between two updates. Default {dynamic.bptt}.")
     args = parse(parser, argv)
+    settings = _protocol_settings(args.protocol, vars(args))
     hardware.use_machine()
-    result = evaluate_model(args.model, args.split, args.columns, args.dataset, args.cache_dir)
+    result = evaluate_model(args.model, args.split, args.columns, args.dataset, args.cache_dir, **settings)
     if args.json:
-        print(json.dumps({"split": args.split, **asdict(result), "loss": result.loss, "ppl": result.ppl}))
+        print(json.dumps({"split": args.split, **result.figures()}))
     else:
-        print(
-            f"{args.split}: {result.tokens:,} tokens, {result.targets:,} targets, nll {result.nll:.2f}, "
-            f"ppl {result.ppl:.4f}, {result.columns} column{'s' * (result.columns > 1)}"
-        )
+        print(f"{args.split}: {result.line()}")
     return 0
+
+
+def _protocol_settings(protocol: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the cache and of dynamic evaluation, as far as the protocol has them; an option of the other is refused."""
+    settings: dict[str, Any] = {}
+    kinds: dict[str, type[CacheSettings] | type[DynamicSettings]] = {"cache": CacheSettings, "dynamic": DynamicSettings}
+    for name, kind in kinds.items():
+        options_of_kind = {field.name: options[field.name.removesuffix("_")] for field in dataclasses.fields(kind)}
+        given = {key: value for key, value in options_of_kind.items() if value is not None}
+        if name in protocol:
+            settings[name] = kind(**given)
+        else:
+            named = ", ".join(f"--{key.removesuffix('_')}" for key in given)
+            check(not given, f"{named}: the protocol is {protocol}, but only one with {name} has that")
+    return settings
 
 
 def generate(argv: Arguments = None) -> int:

@@ -1,23 +1,17 @@
 """Exact perplexity: every target counts once, sums over ranks come before the one exponential."""
 
-import dataclasses
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from lstmlm.config import DataConfig
-from lstmlm.console import UsageError
-from lstmlm.data.corpus import load_split
-from lstmlm.data.sources import SPLITS
 from lstmlm.data.table import Table
 from lstmlm.model.language_model import LSTMLanguageModel
-from lstmlm.model.pretrained import default_device, find_model, load_pretrained, read_config
 from lstmlm.runtime.distributed import sum_over_ranks
 from lstmlm.runtime.hardware import ieee_products
 
@@ -84,7 +78,7 @@ class StaticScorer:
         return nll
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode, within which dynamic evaluation could take no gradient
 @ieee_products()
 def evaluate_stream(
     model: LSTMLanguageModel,
@@ -93,9 +87,8 @@ def evaluate_stream(
     accelerator: Accelerator | None = None,
     bptt: int | None = None,
     interrupted: Callable[[], bool] = lambda: False,
-    scorer: Callable[[LSTMLanguageModel, int], Scorer] = StaticScorer,
 ) -> Evaluation:
-    """Perplexity of a model on a stream, in float32 whatever the training's precision.
+    """Static perplexity of a model on a stream, in float32 whatever the training's precision.
 
     Args:
         model: The bare model, not wrapped.
@@ -104,7 +97,6 @@ def evaluate_stream(
         accelerator: Where several ranks share the work; every rank calls this then.
         bptt: Rows scored at a time; None = about SEGMENT_TOKENS targets. The result does not depend on it.
         interrupted: Asked before each segment.
-        scorer: Makes the scorer of this rank's columns out of the model and their number.
 
     Raises:
         InterruptedError: `interrupted` said so.
@@ -114,41 +106,38 @@ def evaluate_stream(
     table = Table(stream, columns, rank, world_size, model.embedding.weight.device)
     nll = torch.zeros((), dtype=torch.float64)
     if table.local_columns:
-        score = scorer(model, table.local_columns)
-        for window in table.windows(bptt or -(-SEGMENT_TOKENS // table.local_columns)):
-            if interrupted():
-                raise InterruptedError
-            nll += score(*table.segment(*window.segments[0])).cpu().double().sum()
+        for segment_nll in _score_table(table, StaticScorer(model, table.local_columns), bptt, interrupted):
+            nll += segment_nll.double().sum()
     if accelerator:
         nll = sum_over_ranks(accelerator, nll)
     return Evaluation(len(stream), table.num_targets, nll.item(), columns)
 
 
-def evaluate(
-    model: str | Path | None = None,
-    split: str = "test",
-    columns: int = 1,
-    dataset: str | None = None,
-    cache_dir: str | None = None,
-) -> Evaluation:
-    """Perplexity of a saved model on a split of the data it was trained on.
+@torch.no_grad()
+@ieee_products()
+def score_stream(
+    scorer: Scorer, stream: Tensor, columns: int, device: torch.device | str = "cpu", bptt: int | None = None
+) -> Tensor:
+    """Nll of every target of a stream by one process, float32 (N,), in the order of the stream.
 
     Args:
-        model: A model's folder or a run's; None = the newest `runs/*/model`, else the one that comes with this package.
-        split: `train`, `validation` or `test`.
-        columns: At least 1; more are faster and score somewhat worse. 1 is the reference.
-        dataset: Another place of the data (as `data.dataset`); None = where training found it.
-        cache_dir: As `data.cache_dir`; None = its default.
-
-    Raises:
-        UserError: The model or the data cannot be had.
+        scorer: Fresh, of `columns` columns.
+        stream: int32 (n,); N = n - 1.
+        columns: B, from 1 to N.
+        device: The scorer's.
+        bptt: Rows scored at a time; None = about SEGMENT_TOKENS targets.
     """
-    if split not in SPLITS:
-        raise UsageError(f"there is no split {split!r}: name one of {', '.join(SPLITS)}")
-    if columns < 1:
-        raise UsageError(f"columns must be at least 1, not {columns}")
-    folder = find_model(model)
-    data = DataConfig(**read_config(folder)["data"])
-    data = dataclasses.replace(data, dataset=dataset or data.dataset, cache_dir=cache_dir or data.cache_dir)
-    language_model, vocabulary = load_pretrained(folder, default_device())
-    return evaluate_stream(language_model, load_split(data, split, vocabulary), columns)
+    table = Table(stream, columns, device=device)
+    rows = torch.cat(list(_score_table(table, scorer, bptt)))  # (R, B)
+    bounds = [b * table.num_targets // columns for b in range(columns + 1)]
+    return torch.cat([rows[: end - start, b] for b, (start, end) in enumerate(itertools.pairwise(bounds))])
+
+
+def _score_table(
+    table: Table, scorer: Scorer, bptt: int | None, interrupted: Callable[[], bool] = lambda: False
+) -> Iterator[Tensor]:
+    """Nll of one segment after the other, each float32 (T, B_r) on the CPU."""
+    for window in table.windows(bptt or -(-SEGMENT_TOKENS // table.local_columns)):
+        if interrupted():
+            raise InterruptedError
+        yield scorer(*table.segment(*window.segments[0])).cpu()

@@ -5,8 +5,10 @@ Shapes: T time, B columns, E embedding, H hidden, V vocabulary, L layers.
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lstmlm.config import ModelConfig
+from lstmlm.data.table import IGNORE
 from lstmlm.model.dropout import Masks
 from lstmlm.model.layers import LayerState, LSTMLayer, TiedEmbedding
 from lstmlm.model.loss import linear_cross_entropy, token_nll
@@ -59,10 +61,7 @@ class LSTMLanguageModel(nn.Module):
             The summed nll in nats (a scalar); the summed penalty of the activations (a scalar, to be added to the nll that is
             minimised, not to the one that is reported); and the new state, not detached.
         """
-        if self.config.tie_weights:
-            embeddings, weight = TiedEmbedding.apply(self.embedding.weight, tokens)
-        else:
-            embeddings, weight = self.embedding(tokens), self.decoder.weight
+        embeddings, weight = self._embed(tokens)
         raw, outputs, state = self._run_layers(embeddings, state, masks)
         nll = linear_cross_entropy(outputs.flatten(0, 1), weight, self.decoder.bias, targets.flatten())
         return nll, self._penalty(raw, outputs), state
@@ -73,6 +72,23 @@ class LSTMLanguageModel(nn.Module):
         outputs, state = self.hidden(tokens, state)
         nll = token_nll(outputs.flatten(0, 1), self.decoder.weight, self.decoder.bias, targets.flatten())
         return nll.view_as(targets), state
+
+    def target_nll(self, tokens: Tensor, state: State, targets: Tensor) -> tuple[Tensor, Tensor, State]:
+        """Nll of every target with its gradient, for segments so small that their logits (T, B, V) may be kept.
+
+        Args:
+            tokens: int64 (T, B).
+            state: (h, c) of each layer, (B, H).
+            targets: int64 (T, B), -100 where there is none.
+
+        Returns:
+            Nll in nats, (T, B), 0 where the target is -100; outputs of the last layer, (T, B, H); the new state, not detached.
+        """
+        embeddings, weight = self._embed(tokens)
+        _, outputs, state = self._run_layers(embeddings, state, None)
+        logits = F.linear(outputs, weight, self.decoder.bias)  # (T, B, V)
+        nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
+        return nll.view_as(targets), outputs, state
 
     def logits(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits of the token after each token, (T, B, V), and the new state."""
@@ -88,6 +104,12 @@ class LSTMLanguageModel(nn.Module):
         """
         _, outputs, state = self._run_layers(self.embedding(tokens), state, None)
         return outputs, state
+
+    def _embed(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings (T, B, E), and the decoder's weight (V, H): where they are tied, as one node of the graph."""
+        if self.config.tie_weights:
+            return TiedEmbedding.apply(self.embedding.weight, tokens)
+        return self.embedding(tokens), self.decoder.weight
 
     def _run_layers(self, embeddings: Tensor, state: State, masks: Masks | None) -> tuple[Tensor, Tensor, State]:
         """The last layer's outputs (T, B, H) before and after dropout, and the state after the last row."""

@@ -1,0 +1,268 @@
+"""The cache and dynamic evaluation against their definitions, position by position in plain PyTorch; and I7."""
+
+import copy
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lstmlm import LSTMLanguageModel, UserError
+from lstmlm.config import ModelConfig
+from lstmlm.evaluation.adaptation import (
+    CacheScorer,
+    CacheSettings,
+    DynamicScorer,
+    DynamicSettings,
+    NeuralCache,
+    gradient_rms,
+)
+from lstmlm.evaluation.perplexity import Scorer, StaticScorer, score_stream
+
+V = 13
+CACHE = CacheSettings(window=7, theta=1.5, lambda_=0.3)
+Maker = Callable[[LSTMLanguageModel, int], Scorer]
+
+
+def make_model(tied: bool = True) -> LSTMLanguageModel:
+    torch.manual_seed(0)
+    model = LSTMLanguageModel(ModelConfig(embedding_size=6, hidden_size=6, tie_weights=tied), V)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)
+    return model
+
+
+@pytest.fixture
+def model() -> LSTMLanguageModel:
+    return make_model()
+
+
+def text(length: int) -> Tensor:
+    """Few types, so that the cache has something to remember."""
+    return torch.randint(V, (length,), generator=torch.Generator().manual_seed(1), dtype=torch.int32) // 2
+
+
+def columns_of(stream: Tensor, columns: int) -> list[Tensor]:
+    """Inputs of each column and its last target."""
+    pairs = len(stream) - 1
+    return [stream[b * pairs // columns : (b + 1) * pairs // columns + 1].long() for b in range(columns)]
+
+
+def cache_by_hand(model: LSTMLanguageModel, stream: Tensor, columns: int, settings: CacheSettings) -> list[float]:
+    result = []
+    for column in columns_of(stream, columns):
+        state, seen = model.initial_state(1), []
+        for token, target in itertools.pairwise(column):
+            output, state = model.hidden(token.view(1, 1), state)
+            h = output[0, 0].double()
+            p = torch.softmax(F.linear(h, model.decoder.weight.double(), model.decoder.bias.double()), 0)
+            window = seen[-settings.window :]
+            if window:
+                exponentials = [math.exp(settings.theta * float(h @ past)) for past, _ in window]
+                cache = torch.zeros(V, dtype=torch.float64)
+                for weight, (_, word) in zip(exponentials, window, strict=True):
+                    cache[word] += weight / sum(exponentials)
+                p = (1 - settings.lambda_) * p + settings.lambda_ * cache
+            assert float(p.sum()) == pytest.approx(1, abs=1e-9)
+            result.append(-math.log(p[target]))
+            seen.append((h, target))
+    return result
+
+
+@pytest.mark.parametrize("settings", [CACHE, CacheSettings(1000, 0.5, 0.9), CacheSettings(1, 0, 0), CacheSettings(1)])
+@pytest.mark.parametrize(("columns", "bptt"), [(1, 1), (1, 5), (1, 400), (3, 4), (10, 7)])
+def test_cache_by_its_definition(
+    model: LSTMLanguageModel, settings: CacheSettings, columns: int, bptt: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lstmlm.evaluation.adaptation.QUERIES", 16)
+    stream = text(78)
+    nll = score_stream(CacheScorer(model, columns, settings), stream, columns, bptt=bptt)
+    with torch.no_grad():
+        by_hand = cache_by_hand(model, stream, columns, settings)
+    assert nll.tolist() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_the_cache_does_not_depend_on_its_chunks(model: LSTMLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, scores = text(600), []
+    for queries in (1, 50, 1000):
+        monkeypatch.setattr("lstmlm.evaluation.adaptation.QUERIES", queries)
+        scores.append(score_stream(CacheScorer(model, 2, CACHE), stream, 2, bptt=100))
+    torch.testing.assert_close(scores[1], scores[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(scores[2], scores[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_word_the_model_finds_impossible_costs_what_the_cache_gives_it(model: LSTMLanguageModel) -> None:
+    """exp(-nll) is below the smallest float there."""
+    cache = NeuralCache(CacheSettings(5, 0, 0.25))
+    outputs, targets = torch.zeros(2, 1, 6), torch.tensor([[3], [3]])
+    nll = cache.mix(torch.tensor([[500.0], [500.0]]), outputs, targets)
+    assert nll[:, 0].tolist() == pytest.approx([500, -math.log(0.25)])
+
+
+class Plain:
+    """The model again, in plain PyTorch, with updates written out."""
+
+    def __init__(self, model: LSTMLanguageModel) -> None:
+        self.weights = {name: weight.detach().clone().requires_grad_() for name, weight in model.named_parameters()}
+        self.trained = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self.layers = [nn.LSTM(6, 6) for _ in range(2)]
+
+    def nll(self, inputs: Tensor, state: list, targets: Tensor) -> tuple[Tensor, list]:
+        """Nll of all targets (T, B), and the new state."""
+        x, after = self.weights["embedding.weight"][inputs], []
+        for i, (layer, s) in enumerate(zip(self.layers, state, strict=True)):
+            own = {name: self.weights[f"layers.{i}.{name}"] for name, _ in layer.named_parameters()}
+            x, s = torch.func.functional_call(layer, own, (x, s))
+            after.append(tuple(part.detach() for part in s))
+        weight = self.weights.get("decoder.weight", self.weights["embedding.weight"])
+        log_probs = torch.log_softmax(x @ weight.T + self.weights["decoder.bias"], -1)
+        return -log_probs.gather(-1, targets.clamp(min=0)[..., None])[..., 0] * (targets >= 0), after
+
+    def gradients(self, nll: Tensor, count: int) -> dict[str, Tensor]:
+        return dict(zip(self.weights, torch.autograd.grad(nll.sum() / count, list(self.weights.values())), strict=True))
+
+
+def zero_state(columns: int) -> list:
+    return [(torch.zeros(1, columns, 6), torch.zeros(1, columns, 6))] * 2
+
+
+def table_of(stream: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets (R, B), -100 where a column has ended."""
+    parts = columns_of(stream, columns)
+    inputs = nn.utils.rnn.pad_sequence([part[:-1] for part in parts])
+    return inputs, nn.utils.rnn.pad_sequence([part[1:] for part in parts], padding_value=-100)
+
+
+def rms_by_hand(model: LSTMLanguageModel, stream: Tensor, columns: int, rows: int) -> dict[str, Tensor]:
+    plain, state, history = Plain(model), zero_state(columns), []
+    for inputs, targets in zip(*(part.split(rows) for part in table_of(stream, columns)), strict=True):
+        nll, state = plain.nll(inputs, state, targets)
+        history.append(plain.gradients(nll, int((targets >= 0).sum())))
+    return {name: torch.stack([g[name] for g in history]).square().mean(0).sqrt() for name in history[0]}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_statistics_by_their_definition(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lstmlm.evaluation.adaptation.STATISTICS_COLUMNS", 4)
+    model = make_model(tied)
+    for name, value in gradient_rms(model, text(103)).items():
+        torch.testing.assert_close(value, rms_by_hand(model, text(103), 4, 5)[name], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("rule", ["sgd", "rms"])
+@pytest.mark.parametrize(("columns", "bptt"), [(1, 5), (1, 1), (3, 4)])
+def test_dynamic_evaluation_by_its_definition(tied: bool, rule: str, columns: int, bptt: int) -> None:
+    model, stream = make_model(tied), text(60)
+    settings = DynamicSettings(rule, lr=0.5 if rule == "sgd" else 0.004, decay=0.02, epsilon=0.01, bptt=bptt)
+    rms = rms_by_hand(model, text(103), 4, 5)
+    nll = score_stream(DynamicScorer(model, columns, settings, rms), stream, columns, bptt=bptt)
+
+    plain, state, total = Plain(model), zero_state(columns), []
+    mean = sum(value.mean() for value in rms.values()) / len(rms)
+    for inputs, targets in zip(*(part.split(bptt) for part in table_of(stream, columns)), strict=True):
+        segment, state = plain.nll(inputs, state, targets)
+        total.append(segment.detach())
+        for name, g in plain.gradients(segment, int((targets >= 0).sum())).items():
+            weight, back = plain.weights[name].data, plain.trained[name] - plain.weights[name].data
+            if rule == "sgd":
+                weight += 0.02 * back - settings.lr * g
+            else:
+                pull = torch.minimum(0.02 * rms[name] / mean, torch.tensor(1.0))
+                weight += pull * back - settings.lr * g / (rms[name] + settings.epsilon)
+    parts = columns_of(stream, columns)
+    expected = torch.cat([torch.cat(total)[: len(part) - 1, b] for b, part in enumerate(parts)])
+    torch.testing.assert_close(nll, expected, rtol=2e-4, atol=2e-5)
+    static = score_stream(StaticScorer(model, columns), stream, columns)
+    assert (nll - static).abs().max() > 0.05, "the updates are large enough to be seen"
+
+
+def dynamic(model: LSTMLanguageModel, columns: int) -> Scorer:
+    return DynamicScorer(model, columns, DynamicSettings("rms", 0.004, 0.02, 0.01), gradient_rms(model, text(103)))
+
+
+def both(model: LSTMLanguageModel, columns: int) -> Scorer:
+    settings, rms = DynamicSettings("rms", 0.004, 0.02, 0.01), gradient_rms(model, text(103))
+    return DynamicScorer(model, columns, settings, rms, NeuralCache(CACHE))
+
+
+PROTOCOLS = {
+    "static": StaticScorer,
+    "cache": lambda model, columns: CacheScorer(model, columns, CACHE),
+    "dynamic": dynamic,
+    "cache+dynamic": both,
+}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("place", [0, 1, 23])
+def test_the_distribution_sums_to_one(model: LSTMLanguageModel, protocol: str, place: int) -> None:
+    """Each type of the vocabulary in turn as the last target of the text."""
+    scorer: Scorer = PROTOCOLS[protocol](model, 2)
+    stream = text(60).long().view(2, 30).T  # (30, 2)
+    with torch.no_grad():
+        for first in range(0, place, 5):
+            end = min(first + 5, place)
+            scorer(stream[first:end], stream[first + 1 : end + 1])
+        total = torch.zeros(2)
+        for word in range(V):
+            rows = torch.stack([stream[place], torch.full((2,), word)])
+            total += torch.exp(-copy.deepcopy(scorer)(rows[:1], rows[1:])[0])
+    torch.testing.assert_close(total, torch.ones(2), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("changed", [11, 14, 30])
+def test_a_later_token_moves_no_earlier_score(model: LSTMLanguageModel, protocol: str, changed: int) -> None:
+    before = text(60)
+    after = before.clone()
+    after[changed] = V - 1
+    first, second = (score_stream(PROTOCOLS[protocol](model, 1), stream, 1, bptt=5) for stream in (before, after))
+    assert torch.equal(first[: changed - 1], second[: changed - 1])
+    assert not torch.equal(first[changed:], second[changed:])
+    assert first[changed - 1] != second[changed - 1]
+
+
+def test_both_is_the_cache_over_an_adapted_model(model: LSTMLanguageModel) -> None:
+    """Without a step the weights stay as they are; without a share of the cache nothing is mixed in."""
+    stream, rms = text(90), gradient_rms(model, text(103))
+    still = DynamicScorer(model, 3, DynamicSettings("rms", lr=0), rms, NeuralCache(CACHE))
+    cache = CacheScorer(model, 3, CACHE)
+    torch.testing.assert_close(score_stream(still, stream, 3, bptt=5), score_stream(cache, stream, 3, bptt=5))
+    settings = DynamicSettings("rms", 0.004, 0.02, 0.01)
+    no_cache = DynamicScorer(model, 3, settings, rms, NeuralCache(CacheSettings(7, 1, 0)))
+    alone = DynamicScorer(model, 3, settings, rms)
+    torch.testing.assert_close(score_stream(no_cache, stream, 3, bptt=5), score_stream(alone, stream, 3, bptt=5))
+
+
+@pytest.mark.parametrize("protocol", ["dynamic", "cache+dynamic"])
+def test_the_callers_model_is_left_as_it_was(model: LSTMLanguageModel, protocol: str) -> None:
+    model.eval()
+    before = copy.deepcopy(model.state_dict())
+    score_stream(PROTOCOLS[protocol](model, 2), text(60), 2, bptt=5)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert not model.training
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: CacheSettings(window=0), "window must be at least 1, not 0"),
+        (lambda: CacheSettings(theta=-0.1), "theta must be a number that is not negative, not -0.1"),
+        (lambda: CacheSettings(theta=math.nan), "theta"),
+        (lambda: CacheSettings(lambda_=1.5), r"lambda must be in \[0, 1\), not 1.5"),
+        (lambda: DynamicSettings(lr=-1), "lr must be"),
+        (lambda: DynamicSettings(lr=math.inf), "lr must be"),
+        (lambda: DynamicSettings(decay=1.1), r"decay must be in \[0, 1\], not 1.1"),
+        (lambda: DynamicSettings(epsilon=0), "epsilon must be a positive number, not 0"),
+        (lambda: DynamicSettings(bptt=0), "bptt must be at least 1, not 0"),
+    ],
+)
+def test_settings_without_a_meaning(make: Callable[[], object], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        make()

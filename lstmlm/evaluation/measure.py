@@ -163,14 +163,10 @@ class Subject:
         bptt = protocol.dynamic.bptt if protocol.dynamic else None
         token_nll = score_stream(scorer, stream, columns, self.device, bptt)
         seconds = time.perf_counter() - begun
-        nll = token_nll.double().sum().item()
-        if not math.isfinite(nll):
-            advice = ": dynamic evaluation diverged, choose a smaller lr" if protocol.dynamic else ""
-            raise UserError(f"the nll of split {split!r} is not finite{advice}")
-        return Measurement(
+        result = Measurement(
             tokens=len(stream),
             targets=len(token_nll),
-            nll=nll,
+            nll=token_nll.double().sum().item(),
             columns=columns,
             protocol=protocol.name,
             settings=protocol.settings,
@@ -179,6 +175,10 @@ class Subject:
             ids=stream[1:],
             token_nll=token_nll,
         )
+        if not math.isfinite(result.ppl):  # NaN too
+            advice = ": dynamic evaluation diverged, choose a smaller lr" if protocol.dynamic else ""
+            raise UserError(f"the perplexity of split {split!r} is not finite{advice}")
+        return result
 
 
 def evaluate(

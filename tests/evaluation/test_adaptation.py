@@ -158,7 +158,7 @@ def test_statistics_by_their_definition(tied: bool, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(("columns", "bptt"), [(1, 5), (1, 1), (3, 4)])
 def test_dynamic_evaluation_by_its_definition(tied: bool, rule: str, columns: int, bptt: int) -> None:
     model, stream = make_model(tied), text(60)
-    settings = DynamicSettings(rule, lr=0.5 if rule == "sgd" else 0.004, decay=0.02, epsilon=0.01, bptt=bptt)
+    settings = DynamicSettings(rule, lr=0.5 if rule == "sgd" else 0.02, decay=0.02, epsilon=0.01, bptt=bptt)
     rms = rms_by_hand(model, text(103), 4, 5)
     nll = score_stream(DynamicScorer(model, columns, settings, rms), stream, columns, bptt=bptt)
 

@@ -1,4 +1,4 @@
-"""The command line: `lstmlm train | evaluate | generate`, and the mains of the scripts."""
+"""The command line: `lstmlm train | evaluate | generate | report`, and the mains of the scripts."""
 
 import dataclasses
 import json
@@ -98,7 +98,26 @@ def generate(argv: Arguments = None) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[Arguments], int]] = {"train": train, "evaluate": evaluate, "generate": generate}
+def report(argv: Arguments = None) -> int:
+    """One HTML page about runs: results, curves, samples."""
+    from lstmlm.report.page import write_report
+
+    parser = argument_parser("One HTML page about runs, finished or not: results, curves, samples. Prints its path.")
+    parser.add_argument("runs", nargs="+", type=str, help="Run directories, such as runs/*.")
+    parser.add_argument("--out", type=str, default="report.html", help="The page: one file that needs no network.")
+    parser.add_argument("--png", type=str | None, default=None, help="Folder to write the plots to as PNG too.")
+    args = parse(parser, argv)
+    write_report(args.runs, args.out, args.png)
+    print(args.out)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Arguments], int]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "generate": generate,
+    "report": report,
+}
 
 
 def overview() -> str:

@@ -12,6 +12,7 @@ ROOMS = """
     generation
     training.optimizer training.step training.checkpoint training.run_directory training.wandb_tracker training.tracking
     training.run training.loop
+    report.runs report.plots report.page
     cli
 """.split()
 PACKAGE = Path(__file__).parent.parent / "lstmlm"
@@ -60,8 +61,8 @@ def test_data_and_model_know_nothing_of_the_run() -> None:
             assert not imports(path_of(room)) & {"accelerate", "wandb", "yaml", "tqdm"}, room
 
 
-def test_the_run_directory_knows_no_torch() -> None:
-    seen, todo = set(), {"training.run_directory"}
+def test_the_run_directory_and_the_report_know_no_torch() -> None:
+    seen, todo = set(), {"training.run_directory", "report.page"}
     while todo:
         room = todo.pop()
         seen.add(room)
@@ -81,4 +82,4 @@ def test_slow_imports_wait_until_they_are_used() -> None:
         for node in ast.parse(path_of(room).read_text()).body:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = [alias.name for alias in node.names] + [getattr(node, "module", None)]
-                assert not {"wandb", "datasets", "jsonargparse", "matplotlib"} & set(names), room
+                assert not {"wandb", "datasets", "jsonargparse", "matplotlib", "jinja2"} & set(names), room

@@ -6,6 +6,7 @@ samples.jsonl    sample texts, one JSON object for each validation
 checkpoints/     see `checkpoint`
 model/           the best model so far, see `pretrained`
 summary.json     the final figures; written last, so it marks a finished run
+evaluations/     results of `evaluate --json` that somebody put there, for the report
 .lock            held while a process trains here
 """
 
@@ -37,7 +38,9 @@ class RunDirectory:
         self.samples = self.path / "samples.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
+        self.samples = self.path / "samples.jsonl"
         self.summary = self.path / "summary.json"
+        self.evaluations = self.path / "evaluations"
         self.tensorboard = self.path / "tensorboard"
 
     @contextmanager

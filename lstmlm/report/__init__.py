@@ -1,0 +1,1 @@
+"""Runs seen afterwards: rows and curves, the page, the plots, and the report in W&B."""

@@ -1,0 +1,62 @@
+"""Run directories as training leaves them, written by hand."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lstmlm import load_config
+
+WriteRun = Callable[..., Path]
+
+
+@pytest.fixture
+def write_run(tmp_path: Path) -> WriteRun:
+    """Write a run; keyword `overrides` are arguments of its configuration."""
+
+    def write(
+        name: str,
+        lines: Sequence[dict[str, Any]],
+        *overrides: str,
+        summary: dict[str, Any] | None = None,
+        samples: Sequence[dict[str, Any]] = (),
+        evaluations: dict[str, Any] | None = None,
+    ) -> Path:
+        path = tmp_path / name
+        path.mkdir(parents=True)
+        (path / "config.yaml").write_text(yaml.safe_dump(load_config(overrides).to_dict()))
+        (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        if summary is not None:
+            (path / "summary.json").write_text(json.dumps(summary))
+        if samples:
+            (path / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+        for file, result in (evaluations or {}).items():
+            (path / "evaluations").mkdir(exist_ok=True)
+            (path / "evaluations" / file).write_text(json.dumps(result))
+        return path
+
+    return write
+
+
+def metric_lines(count: int, best_ppl: float = 90.0, speed: float = 1000.0) -> list[dict[str, Any]]:
+    """A run's lines: `count` of training, a validation after every tenth, each better than the one before."""
+    lines: list[dict[str, Any]] = []
+    for i in range(1, count + 1):
+        at = {"step": 100 * i, "epoch": 1 + (i - 1) // 10, "tokens": 60_000 * i}
+        train = {"train/loss": 5 + 3 / i, "train/grad_norm": 0.3, "train/lr": 1e-3, "train/tokens_per_second": speed}
+        lines.append(at | train)
+        if i % 10 == 0:
+            lines.append(at | {"valid/loss": 5.0, "valid/ppl": best_ppl * (1 + (count - i) / count)})
+    return lines
+
+
+SUMMARY = {
+    "valid": {"loss": 4.5, "ppl": 90.02, "targets": 100, "columns": 1},
+    "test": {"loss": 4.4, "ppl": 81.45, "targets": 90, "columns": 1},
+    "parameters": 3_520_000,
+    "ranks": 2,
+    "device": "cpu",
+}

@@ -20,9 +20,11 @@ class DataConfig:
     """The text and how it is cut into columns."""
 
     dataset: str = "Salesforce/wikitext"
-    """A Hub id, a local folder in Hub layout, a folder of train/valid(ation)/test `.txt` files, or `toy`."""
-    subset: str | None = "wikitext-2-v1"
-    """Subset (configuration) of a data set in Hub layout. Text folders and `toy` have none."""
+    """A file or a folder of them (`.txt`, `.csv`, `.jsonl`, `.parquet`), a Hub id, or `toy`. See docs/data.md."""
+    subset: str | None = None
+    """Subset (configuration) of a data set in the Hub's layout. null = its only one; wikitext-2-v1 of the default data set."""
+    text_column: str = "text"
+    """Column that holds the text, where the data are rows."""
     level: Literal["word", "char"] = "word"
     """What a token is: a word between white space, or a character. Every line ends with `<eos>`."""
     min_count: int = 1
@@ -42,7 +44,8 @@ class DataConfig:
         check(
             self.max_size is None or self.max_size >= 3, "data.max_size must be at least 3: <unk>, <eos> and one token"
         )
-        check(bool(self.dataset), "data.dataset is empty: name a Hub id, a folder or `toy`")
+        check(bool(self.dataset), "data.dataset is empty: name a file, a folder, a Hub id or `toy`")
+        check(bool(self.cache_dir), "data.cache_dir is empty: name a folder")
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,17 @@
 
 import fcntl
 import json
+import logging
 import math
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -73,14 +77,33 @@ def locked(path: Path, wait: bool) -> Iterator[None]:
 
     Args:
         path: Made where it does not exist; never written to.
-        wait: Whether to wait for another holder.
+        wait: Whether to wait for another holder; told after a second.
 
     Raises:
         BlockingIOError: Another process holds it, and `wait` is false.
+        OSError: The file cannot be made, or its file system has no locks.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        try:
+            _lock(descriptor, path, wait)
+        except OSError as error:
+            error.filename = str(path)  # which a failing lock does not tell by itself
+            raise
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path, wait: bool) -> None:
+    told_at = time.monotonic() + 1
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise
+        if time.monotonic() >= told_at:
+            logger.warning("waiting for another process, which holds %s", path)
+            return fcntl.flock(descriptor, fcntl.LOCK_EX)
+        time.sleep(0.05)

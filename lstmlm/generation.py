@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from lstmlm.console import UsageError
-from lstmlm.data.tokenize import tokenize
 from lstmlm.data.vocabulary import UNK, Vocabulary
 from lstmlm.model.language_model import LSTMLanguageModel
 from lstmlm.model.pretrained import default_device, find_model, load_pretrained
@@ -59,7 +58,7 @@ def generate_texts(
 ) -> list[str]:
     """Several continuations of one prompt, computed side by side; the arguments are those of `generate_text`."""
     language_model, vocabulary = load_pretrained(find_model(model), default_device())
-    unknown = sorted({token for token in tokenize(prompt, vocabulary.level) if token not in vocabulary})
+    unknown = sorted({token for token in vocabulary.tokenize(prompt) if token not in vocabulary})
     if unknown:
         logger.warning("not in the vocabulary, read as %s: %s", UNK, " ".join(unknown))
     ids = [vocabulary.eos, *vocabulary.encode(prompt, eos=False)]

@@ -13,7 +13,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 def test_defaults_are_the_reference_model() -> None:
     config = load_config([])
     assert config == Config()
-    assert (config.data.dataset, config.data.subset) == ("Salesforce/wikitext", "wikitext-2-v1")
+    assert (config.data.dataset, config.data.subset) == ("Salesforce/wikitext", None)
     assert (config.data.batch_size, config.data.bptt) == (20, 30)
     assert (config.model.embedding_size, config.model.hidden_size, config.model.num_layers) == (100, 100, 2)
     assert (config.model.dropout, config.model.tie_weights) == (0.5, True)
@@ -47,6 +47,7 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
         (["--optim.lr", "fast"], "optim.lr"),
         (["--data.batch_size", "1.5"], "data.batch_size"),
         (["--data.batch_size", "0"], "data.batch_size"),
+        (["--data.cache_dir", ""], "data.cache_dir is empty"),
         (["--config", "absent.yaml"], "absent.yaml"),
         (["--model.hidden_size", "200"], "model.hidden_size is 200"),
         (["--model.dropout", "1"], "model.dropout"),

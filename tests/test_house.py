@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOMS = """
     console files config
-    data.tokenize data.vocabulary data.toy data.sources data.table data.corpus
+    data.tokenize data.vocabulary data.toy data.reading data.sources data.table data.corpus
     model.dropout model.loss model.layers model.language_model model.pretrained
     runtime.hardware runtime.distributed runtime.launch
     evaluation.perplexity evaluation.adaptation evaluation.measure evaluation.scoring

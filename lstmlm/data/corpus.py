@@ -1,32 +1,61 @@
 """A data set as token ids, cached on disk and memory-mapped.
 
-The cache holds two kinds of files, each named by a hash of all it was made from: `<key>.vocab.json` and `<key>.tokens`
-(int32 ids followed by their SHA-256, so a file is complete and undamaged exactly when the hash matches).
+The cache holds two kinds of files, each named by a hash of all it was made from: `<key>.vocab.json` and `<key>.tokens`, which is
+
+    int32 ids | facts as JSON | length of the facts, int32 | SHA-256 of all before
+
+so a file is complete and undamaged exactly when the hash matches.
 """
 
 import hashlib
 import json
 import logging
 import os
-from array import array
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lstmlm.config import DataConfig
-from lstmlm.console import UserError
+from lstmlm.console import UsageError, UserError
 from lstmlm.data.sources import SPLITS, Source, open_source
+from lstmlm.data.tokenize import EOS, UNK, Words
 from lstmlm.data.vocabulary import Vocabulary
 from lstmlm.files import cannot_write, locked
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _DIGEST = hashlib.sha256().digest_size
-_FLUSH = 1 << 20  # token ids held in memory while a split is encoded
+FORMAT = 2  # of the cache
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """What a split is, in numbers.
+
+    Attributes:
+        lines: Lines of the text.
+        words: Words between white space, and the line ends.
+        characters: Of the text, line ends counted.
+        tokens: n, length of the stream.
+        unknown: Tokens that are `<unk>`.
+        once: Types that occur only once in it.
+        longest: Tokens of the longest line, its `<eos>` counted.
+        written_eos: `<eos>` that stand in the text itself.
+    """
+
+    lines: int
+    words: int
+    characters: int
+    tokens: int
+    unknown: int
+    once: int
+    longest: int
+    written_eos: int
 
 
 @dataclass(frozen=True)
@@ -36,12 +65,25 @@ class Corpus:
     Attributes:
         vocabulary: Built from the training split alone.
         splits: Stream of each split, int32 (n,), memory-mapped.
+        facts: Of each split.
         fingerprint: A hash of the vocabulary and of every token.
     """
 
     vocabulary: Vocabulary
     splits: dict[str, Tensor]
+    facts: dict[str, SplitFacts]
     fingerprint: str
+
+    def lines(self) -> list[str]:
+        """What the text is, in a line for each split, to be shown before training."""
+        told = []
+        for split, facts in self.facts.items():
+            line = f"{split}: {facts.lines:,} lines, {facts.tokens:,} tokens, {facts.unknown / facts.tokens:.2%} {UNK}"
+            if split == "train":
+                types = f"{len(self.vocabulary):,} types, {facts.once:,} of them seen once"
+                line += f", {types}, longest line {facts.longest:,} tokens"
+            told.append(line)
+        return told
 
 
 def load_corpus(data: DataConfig) -> Corpus:
@@ -51,18 +93,25 @@ def load_corpus(data: DataConfig) -> Corpus:
         UserError: The data cannot be had, a split is missing or empty, a file is not UTF-8, no room for the cache.
     """
     source = open_source(data)
-    cache = Path(data.cache_dir).expanduser()
-    key = _key("vocabulary", source.fingerprint("train"), data.level, data.min_count, data.max_size)
+    key = _key("vocabulary", FORMAT, source.fingerprint("train"), data.level, data.min_count, data.max_size)
 
     def build() -> bytes:
-        return Vocabulary.build(source.lines("train"), data.level, data.min_count, data.max_size).to_bytes()
+        return Vocabulary.build(source.blocks("train"), data.level, data.min_count, data.max_size).to_bytes()
 
-    vocabulary = _cached(cache / f"{key}.vocab.json", Vocabulary.load, lambda path: path.write_bytes(build()))
-    splits = {split: _load_split(source, data, split, vocabulary) for split in SPLITS}
+    path = _cache(data) / f"{key}.vocab.json"
+    vocabulary = _cached(path, Vocabulary.load, lambda path: path.write_bytes(build()))
+    loaded = {split: _load_split(source, data, split, vocabulary) for split in SPLITS}
     digest = hashlib.sha256(vocabulary.fingerprint.encode())
-    for stream in splits.values():
+    for stream, _ in loaded.values():
         digest.update(stream.numpy().data)
-    return Corpus(vocabulary, splits, digest.hexdigest())
+    corpus = Corpus(
+        vocabulary,
+        {split: stream for split, (stream, _) in loaded.items()},
+        {split: facts for split, (_, facts) in loaded.items()},
+        digest.hexdigest(),
+    )
+    _warn(corpus.facts, data)
+    return corpus
 
 
 def load_split(data: DataConfig, split: str, vocabulary: Vocabulary) -> Tensor:
@@ -71,32 +120,82 @@ def load_split(data: DataConfig, split: str, vocabulary: Vocabulary) -> Tensor:
     Raises:
         UserError: As `load_corpus`.
     """
-    return _load_split(open_source(data), data, split, vocabulary)
+    return _load_split(open_source(data), data, split, vocabulary)[0]
 
 
-def _load_split(source: Source, data: DataConfig, split: str, vocabulary: Vocabulary) -> Tensor:
-    key = _key("tokens", source.fingerprint(split), split, vocabulary.fingerprint)
-    path = Path(data.cache_dir).expanduser() / f"{key}.tokens"
-    stream = _cached(path, _map_tokens, lambda path: _write_tokens(path, source.lines(split), vocabulary))
+def load_facts(data: DataConfig, split: str, vocabulary: Vocabulary) -> SplitFacts:
+    """What a split is in numbers, under a given vocabulary.
+
+    Raises:
+        UserError: As `load_corpus`.
+    """
+    return _load_split(open_source(data), data, split, vocabulary)[1]
+
+
+def _load_split(source: Source, data: DataConfig, split: str, vocabulary: Vocabulary) -> tuple[Tensor, SplitFacts]:
+    key = _key("tokens", FORMAT, source.fingerprint(split), split, vocabulary.fingerprint)
+
+    path = _cache(data) / f"{key}.tokens"
+    stream, facts = _cached(path, _map_tokens, lambda path: _write_tokens(path, source.blocks(split), vocabulary))
     if len(stream) < 2:
         raise UserError(f"split {split!r} of {data.dataset} is empty: it has {len(stream)} tokens, the least is 2")
-    return stream
+    return stream, facts
+
+
+def _warn(facts: dict[str, SplitFacts], data: DataConfig) -> None:
+    """What somebody who reads only the results would not find out."""
+    train = facts["train"]
+    unknown = {split: each.unknown / each.tokens for split, each in facts.items() if each.unknown}
+    if unknown and not train.unknown:
+        logger.warning(
+            "%s never occurs in the training split, so the model cannot learn when to expect it, but it is %s: with "
+            "--data.min_count 2, words seen only once become %s in training too",
+            UNK,
+            " and ".join(f"{share:.2%} of split {split}" for split, share in unknown.items()),
+            UNK,
+        )
+    for split, each in facts.items():
+        if each.written_eos:
+            logger.warning(
+                "split %s has %s in its text, %s times: read as a line end", split, EOS, f"{each.written_eos:,}"
+            )
+    if train.tokens < data.batch_size * data.bptt:
+        logger.warning(
+            "the training split has %s tokens, too few for one segment of %s columns (data.batch_size) x %s rows (data.bptt)",
+            *(f"{number:,}" for number in (train.tokens, data.batch_size, data.bptt)),
+        )
 
 
 def _key(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def _cached(path: Path, load: Callable[[Path], T], write: Callable[[Path], object]) -> T:
-    """`load(path)`, written first by one process of this host where it is absent or damaged."""
+def _cache(data: DataConfig) -> Path:
     try:
+        return Path(data.cache_dir).expanduser()
+    except RuntimeError:
+        raise UsageError(f"--data.cache_dir {data.cache_dir}: there is no home folder, name another place") from None
+
+
+def _cached(path: Path, load: Callable[[Path], T], write: Callable[[Path], object]) -> T:
+    """`load(path)`; one process of this host writes it first where it is absent or damaged."""
+
+    def found() -> T | None:
+        try:
+            return load(path) if path.exists() else None
+        except UserError:
+            return None
+
+    try:
+        # Published whole, so reading needs no lock, and a cache that can only be read will do.
+        if (content := found()) is not None:
+            return content
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.parent / "lock", wait=True):
+            if (content := found()) is not None:
+                return content
             if path.exists():
-                try:
-                    return load(path)
-                except UserError:
-                    logger.warning("%s is damaged; building it again", path)
+                logger.warning("%s is damaged; building it again", path)
             temporary = path.with_suffix(".tmp")
             try:
                 write(temporary)
@@ -108,36 +207,62 @@ def _cached(path: Path, load: Callable[[Path], T], write: Callable[[Path], objec
         raise UserError(f"{cannot_write(error)}; another place: --data.cache_dir FOLDER") from None
 
 
-def _write_tokens(path: Path, lines: Iterator[str], vocabulary: Vocabulary) -> None:
+def _write_tokens(path: Path, blocks: Iterable[str], vocabulary: Vocabulary) -> None:
     digest = hashlib.sha256()
-    ids = array("i")
+    counts = np.zeros(len(vocabulary), np.int64)
+    lines = words = characters = longest = 0
+    begun = 0  # tokens so far of the line that goes on
     with path.open("wb") as file:
 
-        def flush() -> None:
-            digest.update(ids)
-            ids.tofile(file)
-            del ids[:]
+        def put(content: bytes | memoryview) -> None:
+            digest.update(content)
+            file.write(content)
 
-        for line in lines:
-            ids.extend(vocabulary.encode(line))
-            if len(ids) >= _FLUSH:
-                flush()
-        flush()
+        for block in blocks:
+            ids = vocabulary.encode_much(block)  # (n,)
+            put(ids.data)
+            counts += np.bincount(ids, minlength=len(vocabulary))
+            ends = np.flatnonzero(ids == vocabulary.eos)
+            longest = max(longest, int(np.diff(ends, prepend=-1 - begun).max(initial=0)))
+            begun = len(ids) - 1 - int(ends[-1]) if len(ends) else begun + len(ids)
+            lines += block.count("\n")
+            characters += len(block)
+            words += len(ids) if vocabulary.level == "word" else len(Words().tokenize(block))
+        facts = SplitFacts(
+            lines=lines,
+            words=words,
+            characters=characters,
+            tokens=int(counts.sum()),
+            unknown=int(counts[vocabulary.unk]),
+            once=int((counts == 1).sum()),
+            longest=longest,
+            written_eos=int(counts[vocabulary.eos]) - lines,
+        )
+        content = json.dumps(asdict(facts)).encode()
+        put(content + len(content).to_bytes(4, "little"))
         file.write(digest.digest())
         file.flush()
         os.fsync(file.fileno())
 
 
-def _map_tokens(path: Path) -> Tensor:
-    length = path.stat().st_size - _DIGEST
-    if length < 0 or length % 4:
-        raise UserError(f"{path} is damaged")
-    # A private mapping: pages are read when touched and shared between the processes of a host.
-    stream = torch.empty(0, dtype=torch.int32)
-    if length:
-        stream = torch.from_file(str(path), shared=False, size=length // 4, dtype=torch.int32)
+def _map_tokens(path: Path) -> tuple[Tensor, SplitFacts]:
+    damaged = UserError(f"{path} is damaged")
     with path.open("rb") as file:
+        end = os.fstat(file.fileno()).st_size - _DIGEST
+        if end < 4:
+            raise damaged
+        file.seek(end - 4)
+        length = end - 4 - int.from_bytes(file.read(4), "little")  # bytes of the ids
+        if length < 0 or length % 4:
+            raise damaged
+        # A private mapping: pages are read when touched and shared between the processes of a host.
+        stream = torch.empty(0, dtype=torch.int32)
+        if length:
+            stream = torch.from_file(str(path), shared=False, size=length // 4, dtype=torch.int32)
+        digest = hashlib.sha256(stream.numpy().data)
         file.seek(length)
-        if hashlib.sha256(stream.numpy().data).digest() != file.read():
-            raise UserError(f"{path} is damaged")
-    return stream
+        facts = file.read(end - 4 - length)
+        digest.update(facts + file.read(4))
+        if digest.digest() != file.read():
+            raise damaged
+    return stream, SplitFacts(**json.loads(facts))

@@ -1,35 +1,116 @@
-"""Where the lines of a split come from: the Hub, a local folder in Hub layout, text files or the toy language."""
+"""Which text makes which split: files of several forms, a data set in the Hub's layout or on the Hub, or the toy language."""
 
 import hashlib
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from lstmlm.config import DataConfig
-from lstmlm.console import UserError
+from lstmlm.console import UsageError, UserError
 from lstmlm.data import toy
+from lstmlm.data.reading import check_column, form_of, read_blocks, row_text, rows_to_blocks, units
 
 SPLITS = ("train", "validation", "test")
-TEXT_NAMES = ("train", "validation", "valid", "test")
+DEFAULT_DATASET, DEFAULT_SUBSET = DataConfig.dataset, "wikitext-2-v1"
 TOY_TOKENS = {"train": 400_000, "validation": 20_000, "test": 20_000}
+NAMES = {  # of files, and the split that each means
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+ENDINGS = ".txt, .csv, .jsonl (also with .gz), .parquet"
+_SPLIT_NAME = re.compile(rf"(?:wiki\.)?(?P<name>{'|'.join(NAMES)})(?P<number>[-_.]\d+(?:-of-(?P<of>\d+))?)?")
+LEAST_UNITS = 20  # of a single file: its validation and its test split are a twentieth of it each
 
 
 class Source(Protocol):
-    """Where the lines of a split come from."""
+    """Where the text of a split comes from."""
 
     def fingerprint(self, split: str) -> str:
-        """A hash of the split's content, cheap next to encoding it."""
+        """A hash of the split's content, cheap next to encoding it; the place of the data has no part in it."""
 
-    def lines(self, split: str) -> Iterator[str]:
-        """The split's lines, in order."""
+    def blocks(self, split: str) -> Iterator[str]:
+        """The split's plain text, in blocks of bounded size that end after a line end or a space."""
+
+
+class FileSource:
+    """Files that together are the splits, read in the order of their names.
+
+    Args:
+        files: The files of each split.
+        column: Where the text of a row stands.
+        place: What the user named.
+    """
+
+    def __init__(self, files: dict[str, list[Path]], column: str, place: str) -> None:
+        self.files, self.column, self.place = files, column, place
+
+    def _files(self, split: str) -> list[Path]:
+        if split not in self.files:
+            names = " or ".join(f"{name}.txt" for name, meaning in NAMES.items() if meaning == split)
+            raise UsageError(
+                f"split {split!r} is missing: there is no {names} (or another of {ENDINGS}) in {self.place}"
+            )
+        return self.files[split]
+
+    def fingerprint(self, split: str) -> str:
+        """As `Source`."""
+        return " ".join([self.column, *(f"{form_of(path)} {_file_hash(path)}" for path in self._files(split))])
+
+    def blocks(self, split: str) -> Iterator[str]:
+        """As `Source`."""
+        for path in self._files(split):
+            yield from read_blocks(path, self.column)
+
+
+class PieceSource:
+    """One file of n lines (a text) or rows (other forms): the first 9n // 10 train, up to 19n // 20 validate, the rest test.
+
+    Args:
+        path: The file.
+        column: Where the text of a row stands.
+    """
+
+    def __init__(self, path: Path, column: str) -> None:
+        self.path, self.column = path, column
+        self._units = 0
+        self._hash = ""
+
+    def fingerprint(self, split: str) -> str:
+        """As `Source`."""
+        self._hash = self._hash or _file_hash(self.path)
+        return f"90/5/5 {split} {self.column} {form_of(self.path)} {self._hash}"
+
+    def blocks(self, split: str) -> Iterator[str]:
+        """As `Source`."""
+        n = self._units = self._units or units(self.path, self.column)
+        if n < LEAST_UNITS:
+            kind = "lines" if form_of(self.path) == "text" else "rows"
+            raise UserError(
+                f"{self.path} has {n} {kind}, and a split needs {LEAST_UNITS}: give a folder with train.txt, "
+                "validation.txt and test.txt instead"
+            )
+        ends = [0, 9 * n // 10, 19 * n // 20, n]
+        piece = SPLITS.index(split)
+        return read_blocks(self.path, self.column, ends[piece], ends[piece + 1])
 
 
 class HubSource:
-    """A data set on the Hugging Face Hub, or a local folder laid out like one; rows have a `text` column."""
+    """A data set on the Hugging Face Hub, or a local folder laid out like one that only its README explains.
 
-    def __init__(self, dataset: str, subset: str | None) -> None:
-        self.dataset, self.subset = dataset, subset
+    Args:
+        dataset: Hub id or folder.
+        subset: Its configuration; None where it has one only.
+        column: Where the text of a row stands.
+    """
+
+    def __init__(self, dataset: str, subset: str | None, column: str) -> None:
+        self.dataset, self.subset, self.column = dataset, subset, column
         self._rows: Any = None
         self._fingerprints: dict[str, str] = {}
 
@@ -37,34 +118,38 @@ class HubSource:
         if self._rows is None:
             self._rows = _load_dataset(self.dataset, self.subset)
         if split not in self._rows:
-            raise UserError(f"data set {self.dataset} has no split {split!r}, only {', '.join(self._rows)}")
+            raise UsageError(f"data set {self.dataset} has no split {split!r}, only {', '.join(self._rows)}")
         return self._rows[split]
 
     def fingerprint(self, split: str) -> str:
-        folder = Path(self.dataset).expanduser()
-        what = "" if folder.is_dir() else split
-        if what not in self._fingerprints:
+        """As `Source`."""
+        if split not in self._fingerprints:
             digest = hashlib.sha256()
+            folder = Path(self.dataset).expanduser()
             if folder.is_dir():  # the files themselves: no need to import datasets when the tokens are cached
                 for path in sorted(path for path in folder.rglob("*") if path.is_file()):
                     digest.update(f"{path.relative_to(folder)} {_file_hash(path)} ".encode())
             else:
-                for line in self.lines(split):
-                    digest.update(f"{len(line)} {line}".encode())
-            self._fingerprints[what] = digest.hexdigest()
-        return f"{split} {self.subset} {self._fingerprints[what]}"
+                for block in self.blocks(split):
+                    digest.update(block.encode())
+            self._fingerprints[split] = digest.hexdigest()
+        return f"{split} {self.subset} {self.column} {self._fingerprints[split]}"
 
-    def lines(self, split: str) -> Iterator[str]:
-        rows = self._split(split)
+    def blocks(self, split: str) -> Iterator[str]:
+        """As `Source`."""
+        return rows_to_blocks(self._texts(split))
+
+    def _texts(self, split: str) -> Iterator[str]:
+        rows, number = self._split(split), 0
+        place = f"split {split!r} of {self.dataset}"
         try:
             for batch in rows.iter(batch_size=1000):
-                if "text" not in batch:
-                    raise UserError(f"data set {self.dataset} has no column 'text', only {', '.join(batch)}")
-                yield from batch["text"]
+                check_column(self.column, batch, place)
+                for value in batch[self.column]:
+                    number += 1
+                    yield row_text(value, number, place, self.column)
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"cannot read split {split!r} of {self.dataset}: {' '.join(str(error).split())[:300]}"
-            ) from None
+            raise UserError(f"cannot read {place} at row {number + 1}: {_one_line(error)}") from None
 
 
 def _load_dataset(dataset: str, subset: str | None) -> Any:
@@ -72,61 +157,34 @@ def _load_dataset(dataset: str, subset: str | None) -> Any:
 
     datasets.disable_progress_bars()
     folder = Path(dataset).expanduser()
+    name = f"data set {dataset}" + (f" (subset {subset})" if subset else "")
     try:
         if folder.is_dir():
             # Not through the library's own cache: it goes by the folder's name and would not notice changed files.
             with tempfile.TemporaryDirectory() as empty:
                 return datasets.load_dataset(str(folder), subset, streaming=True, cache_dir=empty)
         return datasets.load_dataset(dataset, subset)
+    except datasets.exceptions.DatasetNotFoundError:
+        raise UsageError(f"--data.dataset {dataset}: no such file or folder, and not on the Hub") from None
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())
-        if len(reason) > 300:
-            reason = f"{reason[:300]}..."
         raise UserError(
-            f"cannot load data set {dataset} (subset {subset}): {reason} -- give a local copy with "
-            "--data.dataset FOLDER, or try the built-in language with --config configs/smoke.yaml"
+            f"cannot load {name}: {_one_line(error)} -- give a local copy with --data.dataset FOLDER, or try the built-in "
+            "language with --config configs/smoke.yaml"
         ) from None
-
-
-class TextSource:
-    """A folder with `train.txt`, `valid.txt` or `validation.txt`, and `test.txt`, in UTF-8."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def _path(self, split: str) -> Path:
-        names = ["validation.txt", "valid.txt"] if split == "validation" else [f"{split}.txt"]
-        for name in names:
-            if (self.folder / name).is_file():
-                return self.folder / name
-        raise UserError(f"split {split!r} is missing: there is no {' or '.join(names)} in {self.folder}")
-
-    def fingerprint(self, split: str) -> str:
-        return _file_hash(self._path(split))
-
-    def lines(self, split: str) -> Iterator[str]:
-        path, offset = self._path(split), 0
-        try:
-            with path.open("rb") as file:
-                for raw in file:
-                    yield raw.decode().rstrip("\r\n")
-                    offset += len(raw)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 at byte {offset + error.start}: convert it first") from None
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
 class ToySource:
     """The built-in toy language; the splits differ in their seed."""
 
     def fingerprint(self, split: str) -> str:
+        """As `Source`."""
         digest = hashlib.sha256(f"{split} {TOY_TOKENS[split]}".encode())
         digest.update(Path(toy.__file__).read_bytes())
         return digest.hexdigest()
 
-    def lines(self, split: str) -> Iterator[str]:
-        yield from toy_text(split).lines
+    def blocks(self, split: str) -> Iterator[str]:
+        """As `Source`."""
+        return rows_to_blocks(toy_text(split).lines)
 
 
 def toy_text(split: str) -> toy.ToyText:
@@ -135,22 +193,105 @@ def toy_text(split: str) -> toy.ToyText:
 
 
 def open_source(data: DataConfig) -> Source:
-    """The source that `data.dataset` names: `toy`, a folder that exists, else a Hub id."""
+    """The source that `data.dataset` names: `toy`, a file or folder that exists, else a Hub id.
+
+    Raises:
+        UsageError: There is no such file or folder, or which file makes which split is not clear.
+    """
     if data.dataset == "toy":
         return ToySource()
-    folder = Path(data.dataset).expanduser()
-    if folder.is_dir():
-        # Hub layout keeps its files in folders named by the subset; text files stand in the folder itself.
-        return (
-            TextSource(folder)
-            if any((folder / f"{name}.txt").is_file() for name in TEXT_NAMES)
-            else HubSource(data.dataset, data.subset)
-        )
-    if folder.is_absolute() or data.dataset.startswith((".", "~")) or data.dataset.count("/") > 1:
-        raise UserError(f"--data.dataset {data.dataset}: there is no such folder")
-    return HubSource(data.dataset, data.subset)
+    try:
+        path = Path(data.dataset).expanduser()
+    except RuntimeError:
+        raise UsageError(f"--data.dataset {data.dataset}: there is no such user or no home folder") from None
+    if path.is_dir():
+        return _open_folder(path, data)
+    if path.is_file():
+        if form_of(path) is None:
+            raise UsageError(f"--data.dataset {data.dataset}: its name must end with one of {ENDINGS}")
+        return PieceSource(path, data.text_column)
+    if path.exists():
+        raise UsageError(f"--data.dataset {data.dataset} is neither a file nor a folder")
+    looks_local = path.is_absolute() or data.dataset.startswith((".", "~")) or data.dataset.count("/") > 1
+    if looks_local or form_of(path) or path.suffix == ".gz":
+        raise UsageError(f"--data.dataset {data.dataset}: no such file or folder (looked in {Path.cwd()})")
+    return HubSource(data.dataset, subset_of(data), data.text_column)
+
+
+def subset_of(data: DataConfig) -> str | None:
+    """`data.subset`, where null means WikiText-2 for the default data set."""
+    return data.subset or (DEFAULT_SUBSET if data.dataset == DEFAULT_DATASET else None)
+
+
+def _open_folder(folder: Path, data: DataConfig) -> Source:
+    """Split files in the folder, in its subset, or in the one folder below it that has them; else what `datasets` makes of it."""
+    subset = subset_of(data)
+    if subset and (folder / subset).is_dir():
+        folder = folder / subset
+    files = find_splits(folder)
+    # Earlier versions wrote the default's subset into the configuration of every data set.
+    if files and subset not in (None, DEFAULT_SUBSET, folder.name):
+        raise UsageError(f"{folder} has no subset {subset!r}: leave --data.subset out")
+    if not files and not subset:
+        below = {path: found for path in sorted(folder.iterdir()) if path.is_dir() and (found := find_splits(path))}
+        if len(below) > 1:
+            names = ", ".join(path.name for path in below)
+            raise UsageError(f"{folder} holds several subsets: choose with --data.subset, one of {names}")
+        if below:
+            ((folder, files),) = below.items()
+    if files:
+        return FileSource(files, data.text_column, str(folder))
+    return HubSource(data.dataset, subset, data.text_column)
+
+
+def find_splits(folder: Path) -> dict[str, list[Path]]:
+    """Files of each split that a folder has, by their names; numbers in names count by value.
+
+    `train.txt`; `train-00000-of-00002.parquet` and others with numbers; every file in a folder `train`; `wiki.train.tokens`. The other
+    splits likewise, and the other forms.
+
+    Raises:
+        UsageError: Two things claim to be one split, forms are mixed, or a numbered file is missing.
+    """
+    found: dict[str, dict[str, list[Path]]] = {}  # split -> what claims to be it -> files
+    for path in sorted(folder.iterdir(), key=_by_numbers):
+        if path.is_dir() and path.name in NAMES:
+            inside = [file for file in sorted(path.iterdir(), key=_by_numbers) if file.is_file() and form_of(file)]
+            if inside:
+                found.setdefault(NAMES[path.name], {})[f"{path.name}/"] = inside
+        elif path.is_file() and form_of(path):
+            stem, _, ending = path.name.removesuffix(".gz").rpartition(".")
+            if match := _SPLIT_NAME.fullmatch(stem):
+                claim = path.name if match["number"] is None else f"{match['name']}-*.{ending}"
+                found.setdefault(NAMES[match["name"]], {}).setdefault(claim, []).append(path)
+    for split, claims in found.items():
+        if len(claims) > 1:
+            raise UsageError(f"{folder}: which is split {split!r}, {' or '.join(claims)}? Keep one of them there")
+    splits = {split: files for split in SPLITS if split in found for files in found[split].values()}
+    forms = {form_of(path): path for files in splits.values() for path in files}
+    if len(forms) > 1:
+        names = " and ".join(str(path.relative_to(folder)) for path in forms.values())
+        raise UsageError(f"{folder} mixes forms, {names}: which are the data? Keep one form there")
+    for files in splits.values():
+        stem = files[0].name.removesuffix(".gz").rpartition(".")[0]
+        of = (_SPLIT_NAME.fullmatch(stem) or {"of": None})["of"]
+        if of and len(files) != int(of):
+            raise UsageError(f"{folder}: {files[0].name} is one of {int(of)} files, but {len(files)} are there")
+    return splits
+
+
+def _by_numbers(path: Path) -> list[Any]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
 
 
 def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _one_line(error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    return f"{reason[:300]}..." if len(reason) > 300 else reason

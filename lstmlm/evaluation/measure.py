@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lstmlm.config import DataConfig
 from lstmlm.console import UserError, check
-from lstmlm.data.corpus import load_split
-from lstmlm.data.sources import SPLITS, open_source
+from lstmlm.data.corpus import load_facts, load_split
+from lstmlm.data.sources import SPLITS
 from lstmlm.evaluation.adaptation import (
     CacheScorer,
     CacheSettings,
@@ -133,7 +133,7 @@ class Subject:
 
     def characters(self, split: str) -> int:
         """Characters of a split's text, its line ends counted."""
-        return sum(len(line.rstrip("\r\n")) + 1 for line in open_source(self.data).lines(split))
+        return load_facts(self.data, split, self.vocabulary).characters
 
     @functools.cached_property
     def gradient_rms(self) -> dict[str, Tensor]:

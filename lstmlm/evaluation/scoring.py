@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lstmlm.console import check
-from lstmlm.data.tokenize import tokenize
+from lstmlm.data.tokenize import plain
 from lstmlm.data.vocabulary import EOS, Vocabulary
 from lstmlm.model.language_model import LSTMLanguageModel, State
 from lstmlm.model.loss import TokenScores, token_scores
@@ -64,7 +64,7 @@ def score_text(text: str, model: str | Path | None = None, reset: Reset = "line"
         UserError: The model cannot be read, or the text is empty.
     """
     language_model, vocabulary = load_pretrained(find_model(model), default_device())
-    lines = text.removesuffix("\n").split("\n")
+    lines = plain(text).removesuffix("\n").split("\n")
     rows = [row for window in score_lines(lines, language_model, vocabulary, reset, eos) for row in window]
     check(bool(rows), "there is no text to score")
     return rows
@@ -121,8 +121,8 @@ def _tokens(lines: Iterable[str], vocabulary: Vocabulary, reset: Reset) -> Itera
     for number, line in enumerate(lines, 1):
         if reset == "document" and TITLE.fullmatch(line):
             fresh = titled = True
-        words = tokenize(line, vocabulary.level)
-        for place, (text, i) in enumerate(zip([*words, EOS], vocabulary.encode(line), strict=True), 1):
+        words, ids = vocabulary.tokenize(line), vocabulary.encode(line, eos=False)
+        for place, (text, i) in enumerate(zip([*words, EOS], [*ids, vocabulary.eos], strict=True), 1):
             yield _Token(number, place, len(words), text, i, fresh)
             fresh = False
         if reset == "line" or (reset == "document" and not titled and not line.strip()):

@@ -39,6 +39,9 @@ FREE_KEYS = {
     "train.run_dir",
     "train.resume",
     "data.cache_dir",
+    "data.dataset",  # where the data are; what they are, the fingerprint of the tokens decides
+    "data.subset",
+    "data.text_column",
 }
 GROWING_KEYS = {"train.epochs", "train.max_steps"}  # may grow under a constant schedule
 

@@ -1,8 +1,14 @@
 """Data sets as token ids: every source, the cache, bad input."""
 
 import dataclasses
+import errno
+import fcntl
+import logging
 import multiprocessing
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +18,9 @@ import pytest
 
 from lstmlm import UserError
 from lstmlm.config import DataConfig
-from lstmlm.data import corpus, sources
-from lstmlm.data.corpus import load_corpus, load_split
+from lstmlm.console import UsageError
+from lstmlm.data import corpus, reading, sources
+from lstmlm.data.corpus import load_corpus, load_facts, load_split
 from lstmlm.data.sources import toy_text
 
 
@@ -84,7 +91,7 @@ def test_a_second_start_reads_no_text(data: DataConfig, monkeypatch: pytest.Monk
     def refuse(self: object, split: str) -> Iterator[str]:
         raise AssertionError("tokenized again")
 
-    monkeypatch.setattr(sources.TextSource, "lines", refuse)
+    monkeypatch.setattr(sources.FileSource, "blocks", refuse)
     second = load_corpus(data)
     assert second.fingerprint == first.fingerprint
     assert second.vocabulary.tokens == first.vocabulary.tokens
@@ -171,7 +178,7 @@ def test_missing_split(data: DataConfig) -> None:
 @pytest.mark.parametrize(
     ("layout", "subset", "message"),
     [
-        ({"splits": ("train", "test")}, "some-subset", "no split 'validation'"),
+        ({"splits": ("train", "test")}, "some-subset", "split 'validation' is missing"),
         ({"column": "sentence"}, "some-subset", "no column 'text'"),
         ({}, "other", "other"),
     ],
@@ -184,7 +191,7 @@ def test_bad_hub_layout(tmp_path: Path, layout: dict[str, object], subset: str, 
 
 
 def test_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="no such file or folder"):
         load_corpus(DataConfig(dataset=str(tmp_path / "absent")))
 
 
@@ -192,3 +199,113 @@ def test_cache_that_cannot_be_written(data: DataConfig, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*--data\.cache_dir"):
         load_corpus(dataclasses.replace(data, cache_dir=str(tmp_path / "file" / "cache")))
+
+
+def test_the_same_data_under_another_path_is_the_same(data: DataConfig, tmp_path: Path) -> None:
+    shutil.copytree(data.dataset, tmp_path / "moved")
+    moved = dataclasses.replace(data, dataset=f"{tmp_path}/moved/")
+    assert load_corpus(moved).fingerprint == load_corpus(data).fingerprint
+    assert len(list(Path(data.cache_dir).glob("*.tokens"))) == 3, "the cache serves both"
+
+
+def test_a_complete_cache_is_read_without_writing(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load_corpus(data)
+    before = {path: path.stat() for path in Path(data.cache_dir).iterdir()}
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(corpus, "locked", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert load_corpus(data).fingerprint == first.fingerprint
+    assert {path: path.stat().st_mtime_ns for path in before} == {p: s.st_mtime_ns for p, s in before.items()}
+
+
+def test_a_file_system_without_locks_is_told(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*args: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(UserError, match=r"cache/lock: No locks available.*another place: --data\.cache_dir FOLDER"):
+        load_corpus(data)
+
+
+def test_no_home_folder(data: DataConfig) -> None:
+    with pytest.raises(UsageError, match="no home folder"):
+        load_corpus(dataclasses.replace(data, cache_dir="~nobody-of-this-name/cache"))
+
+
+def test_waiting_for_another_process_is_told(data: DataConfig, caplog: pytest.LogCaptureFixture) -> None:
+    lock = Path(data.cache_dir) / "lock"
+    lock.parent.mkdir()
+    hold = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2); print(flush=True); time.sleep(1.5)"
+    with subprocess.Popen([sys.executable, "-c", hold, str(lock)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        load_corpus(data)
+    assert [message for message in caplog.messages if message.startswith("waiting for another process")] == [
+        f"waiting for another process, which holds {lock}"
+    ]
+
+
+def test_a_refused_split_leaves_nothing_half_made(data: DataConfig) -> None:
+    (Path(data.dataset) / "valid.txt").write_bytes(b"good\n" * 10 + b"\xff\n")
+    with pytest.raises(UserError, match="not UTF-8"):
+        load_corpus(data)
+    kept = {path.suffix for path in Path(data.cache_dir).iterdir()}
+    assert kept == {".json", ".tokens", ""}, "vocabulary, training split and lock"
+
+
+@pytest.mark.parametrize("level", ["word", "char"])
+def test_facts_are_those_of_the_text(data: DataConfig, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "BLOCK", 50)
+    text = "one  two\tthree\r\n\n<eos> w1 once\n" + "w2 " * 40
+    (Path(data.dataset) / "valid.txt").write_text(text, newline="")
+    config = dataclasses.replace(data, level=level)
+    loaded = load_corpus(config)
+    facts = loaded.facts["validation"]
+    assert facts == load_facts(config, "validation", loaded.vocabulary)
+    assert (facts.lines, facts.characters) == (4, len(text.replace("\r", "")) + 1)
+    assert facts.words == 3 + 3 + 40 + 4
+    ids = loaded.splits["validation"].tolist()
+    lines = " ".join(map(str, ids)).split(" 1 ")
+    assert facts.tokens == len(ids)
+    assert facts.unknown == ids.count(0) > 0
+    assert facts.once == sum(ids.count(i) == 1 for i in set(ids))
+    assert facts.written_eos == (1 if level == "word" else 0)
+    assert facts.longest == (41 if level == "word" else 121)
+    assert level == "char" or max(len(line.split()) for line in lines) == 41, "its <eos>, the last token, among them"
+
+
+def test_lines_tell_the_numbers(data: DataConfig) -> None:
+    (Path(data.dataset) / "valid.txt").write_text("w1 w2\nnovel\n")
+    lines = load_corpus(data).lines()
+    assert lines[1] == "validation: 2 lines, 5 tokens, 20.00% <unk>"
+    assert lines[0].startswith("train: 160 lines, ") and " types, " in lines[0]
+
+
+def warnings(data: DataConfig, caplog: pytest.LogCaptureFixture) -> list[str]:
+    caplog.clear()
+    load_corpus(data)
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_an_unknown_word_that_is_never_trained_is_told(data: DataConfig, caplog: pytest.LogCaptureFixture) -> None:
+    assert warnings(data, caplog) == []
+    folder = Path(data.dataset)
+    (folder / "valid.txt").write_text("w1 novel w2\n")
+    for _ in range(2):  # from the cache too
+        (line,) = warnings(data, caplog)
+        assert "<unk> never occurs in the training split" in line
+        assert "25.00% of split validation: with --data.min_count 2" in line
+    with (folder / "train.txt").open("a") as file:
+        file.write("once\n")
+    assert len(warnings(data, caplog)) == 1
+    assert warnings(dataclasses.replace(data, min_count=2), caplog) == []
+
+
+def test_eos_in_the_text_and_a_short_text_are_told(data: DataConfig, caplog: pytest.LogCaptureFixture) -> None:
+    (Path(data.dataset) / "test.txt").write_text("w1 <eos> w2\n")
+    assert warnings(data, caplog) == ["split test has <eos> in its text, 1 times: read as a line end"]
+    (line,) = warnings(dataclasses.replace(data, dataset=data.dataset, batch_size=60, bptt=50), caplog)[1:]
+    assert "too few for one segment of 60 columns" in line

@@ -1,3 +1,5 @@
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -5,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lstmlm import UserError, Vocabulary
+from lstmlm.data.tokenize import Words, plain
 
 
 def test_order_is_by_count_then_first_appearance() -> None:
@@ -34,7 +37,7 @@ def test_characters() -> None:
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1), st.sampled_from(["word", "char"]))
 def test_what_was_built_from_a_text_decodes_it(lines: list[str], level: str) -> None:
-    lines = [line.replace("\r", "").replace("\n", "") for line in lines]
+    lines = [line.replace("\r", "").replace("\n", "").removeprefix("\ufeff") for line in lines]
     vocabulary = Vocabulary.build(lines, level)
     text = vocabulary.decode(i for line in lines for i in vocabulary.encode(line))
     wanted = [" ".join(line.split()) if level == "word" else line for line in lines]
@@ -55,3 +58,42 @@ def test_file_round_trip_and_damage(tmp_path: Path) -> None:
         Vocabulary.load(path)
     with pytest.raises(UserError, match="cannot read"):
         Vocabulary.load(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("level", ["word", "char"])
+def test_a_text_of_several_lines(level: str) -> None:
+    vocabulary = Vocabulary.build(["a b\n"], level)
+    a, b, eos = (vocabulary.encode(token, eos=False)[0] for token in ("a", "b", "\n"))
+    assert vocabulary.encode("\ufeffa\r\nb\r\n") == [a, eos, b, eos]
+    assert vocabulary.encode("a\rb") == [a, eos, b, eos]
+    assert vocabulary.encode("a\n\nb", eos=False) == [a, eos, eos, b]
+    assert list(vocabulary.tokenize("a\nb")) == ["a", "<eos>", "b"]
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.sampled_from(["word", "char"]))
+def test_much_text_is_encoded_as_little(text: str, level: str) -> None:
+    text = plain(text)
+    vocabulary = Vocabulary(["<unk>", "<eos>", "a", "0", " "], level)
+    assert vocabulary.encode_much(text).tolist() == [
+        vocabulary.encode(token, eos=False)[0] if token != "<eos>" else vocabulary.eos
+        for token in vocabulary.tokenizer.tokenize(text)
+    ]
+
+
+def test_arrow_and_python_agree_on_white_space() -> None:
+    text = "".join(
+        f"a{chr(code)}b\n" for code in range(0x110000) if not 0xD800 <= code < 0xE000 and chr(code) not in "\r\n"
+    )
+    types, places = Words().tally(text)
+    assert [types[place] for place in places] == text.replace("\n", " <eos> ").split()
+
+
+@pytest.mark.parametrize(
+    "change", [{"tokens": ["<unk>", "<eos>", "a", "a"]}, {"level": "x"}, {"level": None}, {"level": []}]
+)
+def test_a_forged_vocabulary_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    content = {"tokens": ["<unk>", "<eos>", "a"], "level": "word"} | change
+    content["fingerprint"] = hashlib.sha256(json.dumps([content["level"], content["tokens"]]).encode()).hexdigest()
+    (tmp_path / "vocab.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="damaged or not a vocabulary"):
+        Vocabulary.load(tmp_path / "vocab.json")

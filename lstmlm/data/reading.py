@@ -1,0 +1,216 @@
+"""Files to text: whatever the form of a file, the same stream of plain text, in blocks of bounded size.
+
+A text file is one text. In CSV, JSON lines and Parquet each row is a text of its own, in one column. A text that does not end with a
+line end gets one, so an empty row is an empty line, and an empty file has no line at all.
+"""
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from lstmlm.console import UsageError, UserError
+from lstmlm.data.tokenize import plain
+
+BLOCK = 1 << 20  # characters of a block, about
+FORMS = {".txt": "text", ".tokens": "text", ".raw": "text", ".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
+
+
+def form_of(path: Path) -> str | None:
+    """`text`, `csv`, `jsonl` or `parquet`, by the ending of a file's name; None where it is another."""
+    form = FORMS.get(Path(path.name.removesuffix(".gz")).suffix)
+    return None if form == "parquet" and path.suffix == ".gz" else form
+
+
+def units(path: Path, column: str) -> int:
+    """Lines of a text file, rows of another one: what it can be cut between."""
+    if form_of(path) == "text":
+        return sum(text.count("\n") for text in _text(path))
+    return sum(1 for _ in _rows(path, column))
+
+
+def read_blocks(path: Path, column: str, first: int = 0, end: int | None = None) -> Iterator[str]:
+    """Plain text of a file in blocks of about a million characters, none of which ends within a word.
+
+    Args:
+        path: A file of a form that `form_of` knows.
+        column: Where the text of a row stands.
+        first, end: Only lines (of a text file) or rows `first` to `end` - 1.
+
+    Raises:
+        UserError: The file cannot be read, is damaged, or is not text in UTF-8, with the place.
+    """
+    if form_of(path) == "text":
+        return blocks_of(_text(path) if end is None else _lines_between(_text(path), first, end))
+    rows = _rows(path, column)
+    return rows_to_blocks(row for number, row in enumerate(rows) if number >= first and (end is None or number < end))
+
+
+def rows_to_blocks(rows: Iterable[str]) -> Iterator[str]:
+    """Blocks of text out of rows."""
+    return blocks_of(_joined(rows))
+
+
+def row_text(value: object, row: int, place: str, column: str) -> str:
+    """The text of a row.
+
+    Raises:
+        UserError: It is null, not text, or not Unicode.
+    """
+    problem = "is null" if value is None else f"holds {type(value).__name__}, not text"
+    if isinstance(value, str):
+        try:
+            value.encode()
+            return value
+        except UnicodeEncodeError:
+            problem = "is not UTF-8"
+    raise UserError(
+        f"{place}, row {row}: column {column!r} {problem}: mend the row, or name another --data.text_column"
+    )
+
+
+def check_column(column: str, columns: Iterable[str], place: str) -> None:
+    """Refuse a column that is not there.
+
+    Raises:
+        UsageError: Naming those that are.
+    """
+    if column not in columns:
+        raise UsageError(
+            f"{place} has no column {column!r}, only {', '.join(columns)}: name it with --data.text_column"
+        )
+
+
+def blocks_of(pieces: Iterable[str]) -> Iterator[str]:
+    """Pieces of text of any size, cut and put together to blocks that end after a line end or a space."""
+    kept: list[str] = []  # without a space or line end in them
+    for piece in pieces:
+        for start in range(0, len(piece), BLOCK):
+            part = piece[start : start + BLOCK]
+            end = part.rfind("\n") + 1 or part.rfind(" ") + 1
+            if end:
+                yield "".join([*kept, part[:end]])
+                kept = []
+            kept.append(part[end:])
+    if any(kept):
+        yield "".join(kept)
+
+
+def _joined(rows: Iterable[str]) -> Iterator[str]:
+    held, size = [], 0
+    for row in rows:
+        text = plain(row)
+        held.append(text if text.endswith("\n") else f"{text}\n")
+        size += len(held[-1])
+        if size >= BLOCK:
+            yield "".join(held)
+            held, size = [], 0
+    yield "".join(held)
+
+
+def _lines_between(pieces: Iterable[str], first: int, end: int) -> Iterator[str]:
+    """Lines `first` to `end` - 1 of a text that comes in pieces."""
+    line = 0  # number of the line within which the piece begins
+    for piece in pieces:
+        after = line + piece.count("\n")
+        if after >= first:
+            yield piece[_line_start(piece, first - line) : _line_start(piece, end - line) if after >= end else None]
+        if after >= end:
+            return
+        line = after
+
+
+def _line_start(text: str, lines: int) -> int:
+    """Where the text goes on after so many line ends."""
+    return len(text) - len(text.split("\n", lines)[lines]) if lines > 0 else 0
+
+
+def _text(path: Path) -> Iterator[str]:
+    """A text file piece by piece."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    line_ends = io.IncrementalNewlineDecoder(None, translate=True)
+    place, lines, last = 0, 0, "\n"
+    with _reading(path, lambda: f"line {lines + 1}"), _open(path) as file:
+        more = True
+        while more:
+            content = file.read(BLOCK)
+            more = bool(content)
+            try:
+                text = decoder.decode(content, final=not more)
+            except UnicodeDecodeError as error:
+                place += len(content) - len(error.object) + error.start
+                raise UserError(f"{path} is not UTF-8 at byte {place}: convert it first") from None
+            if place == 0:
+                text = text.removeprefix("\ufeff")
+            place += len(content)
+            text = line_ends.decode(text, final=not more)
+            lines += text.count("\n")
+            last = text[-1:] or last
+            yield text
+    if last != "\n":
+        yield "\n"
+
+
+def _rows(path: Path, column: str) -> Iterator[str]:
+    """Text of each row of a file."""
+    row = 0
+    with _reading(path, lambda: f"row {row + 1}"):
+        for value in {"csv": _csv, "jsonl": _jsonl, "parquet": _parquet}[str(form_of(path))](path, column):
+            row += 1
+            yield row_text(value, row, str(path), column)
+
+
+def _csv(path: Path, column: str) -> Iterator[object]:
+    csv.field_size_limit(sys.maxsize)  # a row may hold a book
+    # Bytes that are not UTF-8 become surrogates, which `row_text` refuses with the row's number.
+    with _open(path) as binary, io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="") as file:
+        rows = csv.reader(file, strict=True)
+        names = next(rows, [])
+        check_column(column, names, str(path))
+        place = names.index(column)
+        for row in rows:
+            if row:  # an empty line is none
+                yield row[place] if place < len(row) else None
+
+
+def _jsonl(path: Path, column: str) -> Iterator[object]:
+    with _open(path) as file:
+        for line in file:
+            if line.strip():
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError("it is no JSON object")
+                check_column(column, row, str(path))
+                yield row[column]
+
+
+def _parquet(path: Path, column: str) -> Iterator[object]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(str(path), buffer_size=BLOCK) as file:
+        check_column(column, file.schema_arrow.names, str(path))
+        for batch in file.iter_batches(256, columns=[column], use_threads=False):
+            yield from batch.column(0).to_pylist()
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+@contextmanager
+def _reading(path: Path, place: Callable[[], str]) -> Iterator[None]:
+    """What goes wrong with a file, in one line that names file and place."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, csv.Error, ValueError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} is damaged or unfinished at {place()}: {reason}") from None

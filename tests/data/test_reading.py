@@ -1,0 +1,172 @@
+"""Files of every form against the text that went into them."""
+
+import csv
+import gzip
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lstmlm import UserError
+from lstmlm.data import reading
+from lstmlm.data.reading import blocks_of, read_blocks, units
+from lstmlm.data.tokenize import Characters, Words
+
+ODD = "a\tb\x00c d\x0ce\x85f\u2028g\xa0h\u3000i \ufeff j<unk>"  # nothing in it ends a line
+
+
+def write_text(path: Path, content: bytes) -> Path:
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+def write_rows(path: Path, rows: list[str | None], column: str = "text") -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({"number": range(len(rows)), column: rows}), path, row_group_size=3)
+    elif ".jsonl" in path.name:
+        write_text(path, "".join(json.dumps({"x": 1, column: row}) + "\n" for row in rows).encode())
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["x", column])
+            writer.writerows([1, row] for row in rows)
+        if path.suffix == ".gz":
+            write_text(path, path.read_bytes())
+    return path
+
+
+def read(path: Path, first: int = 0, end: int | None = None, column: str = "text") -> str:
+    return "".join(read_blocks(path, column, first, end))
+
+
+@pytest.fixture(params=[7, 1 << 20])
+def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Blocks of a few characters too, so that everything falls on a boundary once."""
+    monkeypatch.setattr(reading, "BLOCK", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("name", ["t.txt", "t.txt.gz", "wiki.train.tokens"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_line_ends_of_a_text(tmp_path: Path, name: str, mark: str, block: int) -> None:
+    text = f"{ODD}\r\n\r\r\nhälf\rone\n\n日本 \n last"
+    path = write_text(tmp_path / name, f"{mark}{text}".encode())
+    assert read(path) == f"{ODD}\n\n\nhälf\none\n\n日本 \n last\n"
+    assert units(path, "text") == 8
+    assert read(path, 3, 6) == "hälf\none\n\n"
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.jsonl", "t.jsonl.gz", "t.parquet"])
+def test_rows(tmp_path: Path, name: str, block: int) -> None:
+    rows = ["", "one", "\ufeffmarked", "a\r\nb\rc\n\nd\n", ODD, "x,\"y\" 'z'", "日本"]
+    path = write_rows(tmp_path / name, rows)
+    lines = ["", "one", "marked", "a", "b", "c", "", "d", ODD, "x,\"y\" 'z'", "日本"]
+    assert read(path) == "".join(f"{line}\n" for line in lines)
+    assert units(path, "text") == 7
+    assert read(path, 1, 4) == "one\nmarked\na\nb\nc\n\nd\n"
+
+
+@pytest.mark.parametrize("name", ["e.txt", "e.txt.gz", "e.csv", "e.jsonl"])
+def test_nothing_in_a_file_is_no_line(tmp_path: Path, name: str) -> None:
+    path = write_text(tmp_path / name, b"text\n" if name == "e.csv" else b"")
+    assert read(path) == ""
+
+
+def test_every_tokenizer_reads_the_odd_characters_as_documented() -> None:
+    assert Words().tokenize(f"{ODD}\n") == ["a", "b\x00c", "d", "e", "f", "g", "h", "i", "\ufeff", "j<unk>", "<eos>"]
+    assert Characters().tokenize(f"{ODD}\n") == [*ODD, "<eos>"]
+
+
+@given(st.lists(st.text("ab \n\x85", max_size=30), max_size=6), st.integers(1, 9))
+def test_blocks_end_where_no_word_does(pieces: list[str], size: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "BLOCK", size)
+        blocks = list(blocks_of(pieces))
+    assert "".join(blocks) == "".join(pieces)
+    assert all(block[-1] in " \n" for block in blocks[:-1])
+    # As short as that allows: what stands between two blocks' ends is a block's size, or one long word.
+    assert all(len(block) < 3 * size or not re.search(r"[ \n].", block[: -2 * size]) for block in blocks)
+
+
+@given(st.lists(st.text("ab\n", max_size=8), max_size=6), st.integers(0, 12), st.integers(0, 12))
+@settings(max_examples=200)
+def test_lines_between(pieces: list[str], first: int, more: int) -> None:
+    text = "".join(pieces)
+    wanted = text.splitlines(keepends=True)[first : first + more]
+    assert "".join(reading._lines_between(pieces, first, first + more)) == "".join(wanted)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: -path.stat().st_size // 3])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+
+
+MANY = [f"{i} {i * i} {i**5}" for i in range(20_000)]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("d.txt.gz", cut, r"d\.txt\.gz is damaged or unfinished at line \d+"),
+        ("d.txt.gz", flip, r"d\.txt\.gz is damaged or unfinished at line \d+"),
+        ("d.csv.gz", cut, r"d\.csv\.gz is damaged or unfinished at row \d+"),
+        ("d.jsonl", cut, r"d\.jsonl is damaged or unfinished at row \d+"),
+        ("d.jsonl.gz", cut, r"d\.jsonl\.gz is damaged or unfinished at row \d+"),
+        ("d.parquet", cut, r"d\.parquet is damaged or unfinished at row 1"),
+        ("d.parquet", lambda path: path.write_bytes(b""), r"d\.parquet is damaged or unfinished at row 1"),
+    ],
+)
+def test_a_damaged_file_is_told_with_the_place(
+    tmp_path: Path, name: str, damage: Callable[[Path], None], message: str
+) -> None:
+    path = tmp_path / name
+    write_text(path, "\n".join(MANY).encode()) if ".txt" in name else write_rows(path, list(MANY))
+    damage(path)
+    with pytest.raises(UserError, match=message) as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+    assert caught.value.status == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("n.csv", b'x,text\n1,a\n2,b\n3,"c\n', "at row 3"),
+        ("n.csv", b"x,text\n1,a\n2\n", "row 2: column 'text' is null"),
+        ("n.csv", b"x,text\n1,a\n2,\xff\n", "row 2: column 'text' is not UTF-8"),
+        ("n.csv", b"x,y\n1,a\n", "has no column 'text', only x, y"),
+        ("n.jsonl", b'{"text": "a"}\n{"text": null}\n', "row 2: column 'text' is null"),
+        ("n.jsonl", b'{"text": "a"}\n{"text": ["b"]}\n', "row 2: column 'text' holds list, not text"),
+        ("n.jsonl", b'{"text": "\\ud800"}\n', "row 1: column 'text' is not UTF-8"),
+        ("n.jsonl", b'{"text": "a"}\n"b"\n', "at row 2: it is no JSON object"),
+        ("n.jsonl", b"[" * 100_000, "at row 1"),
+        ("n.jsonl", b'{"sentence": "a"}\n', "has no column 'text', only sentence: name it with --data.text_column"),
+        ("n.txt", b"good line\nbad \xff line\n", r"n\.txt is not UTF-8 at byte 14"),
+        ("n.txt", b"\xef\xbb\xbfgood \xe2\x82", r"n\.txt is not UTF-8 at byte 8"),
+    ],
+)
+def test_a_bad_row_is_told_with_its_number(tmp_path: Path, name: str, content: bytes, message: str, block: int) -> None:
+    path = write_text(tmp_path / name, content)
+    with pytest.raises(UserError, match=message) as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_null_and_other_types_in_parquet(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "n.parquet", ["a", None])
+    with pytest.raises(UserError, match=r"n\.parquet, row 2: column 'text' is null"):
+        read(path)
+    with pytest.raises(UserError, match="row 1: column 'number' holds int, not text"):
+        read(path, column="number")

@@ -1,0 +1,154 @@
+"""Which file makes which split, and what is said where that is not clear."""
+
+import gzip
+import os
+from pathlib import Path
+
+import pytest
+
+from lstmlm import UserError
+from lstmlm.config import DataConfig
+from lstmlm.console import UsageError
+from lstmlm.data import sources
+from lstmlm.data.sources import SPLITS, find_splits, open_source
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        text = f"{name}\n".encode()
+        (folder / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    return folder
+
+
+def text_of(dataset: Path | str, split: str, **keys: str) -> str:
+    return "".join(open_source(DataConfig(dataset=str(dataset), **keys)).blocks(split))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (["train.txt", "valid.txt", "test.txt", "README.md"], ["train.txt", "valid.txt", "test.txt"]),
+        (["train.txt.gz", "validation.txt.gz", "test.txt"], ["train.txt.gz", "validation.txt.gz", "test.txt"]),
+        (["wiki.train.tokens", "wiki.valid.tokens"], ["wiki.train.tokens", "wiki.valid.tokens"]),
+        (["train-10.txt", "train-9.txt", "train-00001.txt"], ["train-00001.txt", "train-9.txt", "train-10.txt"]),
+        (["train/b10.txt.gz", "train/b9.txt.gz", "train/notes.md", "dev/a.txt"], ["train/b9.txt.gz", "train/b10.txt.gz", "dev/a.txt"]),
+        (["train-0-of-2.txt", "train-1-of-2.txt"], ["train-0-of-2.txt", "train-1-of-2.txt"]),
+        (["book.txt", "trainer.txt", "train.md", "train_old.txt", ".train.txt"], []),
+    ],
+)  # fmt: skip
+def test_splits_are_found_by_names(tmp_path: Path, names: list[str], wanted: list[str]) -> None:
+    found = find_splits(touch(tmp_path, *names))
+    assert [str(path.relative_to(tmp_path)) for split in SPLITS for path in found.get(split, [])] == wanted
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train.txt", "valid.txt", "validation.txt"], r"which is split 'validation', valid\.txt or validation\.txt"),
+        (["train.txt", "train.txt.gz"], r"which is split 'train', train\.txt or train\.txt\.gz"),
+        (["train.txt", "train/a.txt"], r"which is split 'train', train/ or train\.txt"),
+        (["train.csv", "train-1.csv"], r"which is split 'train', train-\*\.csv or train\.csv"),
+        (["train.parquet", "test.txt"], r"mixes forms, train\.parquet and test\.txt"),
+        (["train-0-of-3.txt", "train-2-of-3.txt"], "is one of 3 files, but 2 are there"),
+    ],
+)
+def test_what_is_not_clear_is_not_chosen(tmp_path: Path, names: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        find_splits(touch(tmp_path, *names))
+
+
+def test_several_files_are_read_in_their_order(tmp_path: Path) -> None:
+    touch(tmp_path, "train/2.txt", "train/10.txt", "train/1.txt.gz")
+    assert text_of(tmp_path, "train") == "train/1.txt.gz\ntrain/2.txt\ntrain/10.txt\n"
+
+
+def test_subsets(tmp_path: Path) -> None:
+    touch(tmp_path, "one/train.txt")
+    assert text_of(tmp_path, "train") == "one/train.txt\n", "the only one"
+    touch(tmp_path, "two/train.txt")
+    assert text_of(tmp_path, "train", subset="two") == "two/train.txt\n"
+    with pytest.raises(UsageError, match=r"--data\.subset, one of one, two"):
+        text_of(tmp_path, "train")
+    touch(tmp_path, "train.txt")
+    with pytest.raises(UsageError, match="has no subset 'three'"):
+        text_of(tmp_path, "train", subset="three")
+    # What earlier versions wrote into every configuration.
+    assert text_of(tmp_path, "train", subset="wikitext-2-v1") == "train.txt\n"
+
+
+@pytest.mark.parametrize("subset", [None, "wikitext-2-v1"])
+def test_null_means_wikitext_2_for_the_default_data_set(
+    subset: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = open_source(DataConfig(subset=subset))
+    assert isinstance(source, sources.HubSource)
+    assert (source.dataset, source.subset) == ("Salesforce/wikitext", "wikitext-2-v1")
+    source = open_source(DataConfig(dataset="some/thing"))
+    assert isinstance(source, sources.HubSource)
+    assert source.subset is None
+
+
+@pytest.mark.parametrize("n", [20, 39, 1000])
+@pytest.mark.parametrize("ending", [".txt", ".txt.gz", ".jsonl"])
+def test_one_file_is_cut_at_line_ends(tmp_path: Path, n: int, ending: str) -> None:
+    lines = [f"line {i}" if i % 3 else "" for i in range(n)]
+    text = "".join(f'{{"text": "{line}"}}\n' if ending == ".jsonl" else f"{line}\n" for line in lines).encode()
+    path = tmp_path / f"book{ending}"
+    path.write_bytes(gzip.compress(text) if ending.endswith(".gz") else text)
+    pieces = [text_of(path, split).splitlines() for split in SPLITS]
+    assert [len(piece) for piece in pieces] == [9 * n // 10, 19 * n // 20 - 9 * n // 10, n - 19 * n // 20]
+    assert [line for piece in pieces for line in piece] == lines
+    source = open_source(DataConfig(dataset=str(path)))
+    assert len({source.fingerprint(split) for split in SPLITS}) == 3
+
+
+def test_a_short_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("a\n" * 19)
+    with pytest.raises(UserError, match=r"book\.txt has 19 lines, and a split needs 20"):
+        text_of(tmp_path / "book.txt", "train")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ("absent.txt", "no such file or folder"),
+        ("absent/train.jsonl.gz", "no such file or folder"),
+        ("./absent", "no such file or folder"),
+        ("/absent", "no such file or folder"),
+        ("a/b/c", "no such file or folder"),
+        ("~nobody-of-this-name/x", "no such user"),
+        ("book.doc", "must end with one of"),
+        ("pipe", "neither a file nor a folder"),
+    ],
+)
+def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "book.doc").write_text("a\n")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match=message):
+        open_source(DataConfig(dataset=dataset))
+
+
+def test_a_relative_name_is_local_where_it_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(touch(tmp_path, "some/thing/train.txt"))
+    assert text_of("some/thing", "train") == "some/thing/train.txt\n"
+
+
+def test_the_place_has_no_part_in_the_fingerprint(tmp_path: Path) -> None:
+    touch(tmp_path / "a", "train.txt")
+    touch(tmp_path / "b" / "c", "train.txt")
+    first, second = (open_source(DataConfig(dataset=str(tmp_path / name))) for name in ("a", "b/c/"))
+    assert first.fingerprint("train") == second.fingerprint("train")
+
+
+def test_neither_here_nor_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def not_found(*args: object) -> None:
+        raise datasets.exceptions.DatasetNotFoundError
+
+    monkeypatch.setattr(datasets, "load_dataset", not_found)
+    with pytest.raises(UsageError, match="no such file or folder, and not on the Hub"):
+        text_of("no-such-thing", "train")

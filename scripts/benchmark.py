@@ -14,7 +14,6 @@ repeat, so that each keeps its own memory and a change in the machine's speed me
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -321,7 +320,7 @@ def main() -> int:
     result |= {
         "epoch_s": result["ours_ms"] / 1e3 * table.num_windows(config.data.bptt),
         "device": device.type,
-        "hardware": hardware.device_kind(device) if device.type == "cuda" else _cpu_name(),
+        "hardware": hardware.device_kind(device) if device.type == "cuda" else hardware.processor(),
         "precision": config.train.precision,
         "threads": threads,
         "torch": torch.__version__,
@@ -333,16 +332,6 @@ def main() -> int:
     else:
         show(result)
     return 0
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.exists()
-        else []
-    )
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ ROOMS = """
     training.optimizer training.step training.checkpoint training.run_directory training.wandb_tracker training.tracking
     training.run training.loop
     report.runs report.plots report.page
+    publishing
     cli
 """.split()
 PACKAGE = Path(__file__).parent.parent / "lstmlm"

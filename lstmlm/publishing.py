@@ -1,0 +1,224 @@
+"""What a repository shows of its runs: a record of each, a table of the records, and a model to give away.
+
+results/NAME/
+    config.yaml          the configuration as resolved, without the places of one machine; `--config` reads it
+    metrics.jsonl        as the run wrote it
+    summary.json         the final figures, where the run was finished
+    run.json             command, machine, versions, interruptions, seconds of training
+    evaluations/*.json   what `lstmlm evaluate --json` printed for its model
+"""
+
+import json
+import platform
+import shlex
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+import yaml
+
+from lstmlm.config import Config, flatten
+from lstmlm.console import UserError, print_line
+from lstmlm.evaluation.perplexity import evaluate
+from lstmlm.files import replace_file
+from lstmlm.model.pretrained import WEIGHTS, load_pretrained, model_card, model_folder, read_config, save_pretrained
+from lstmlm.runtime.hardware import default_threads, processor
+from lstmlm.training import checkpoint
+from lstmlm.training.run_directory import RunDirectory
+
+RECORD, EVALUATIONS = "run.json", "evaluations"
+BEGIN, END = "<!-- results: made by scripts/results_table.py -->", "<!-- end of results -->"
+PLACES = {"data": ("cache_dir",), "train": ("run_dir", "resume")}  # keys that say where one machine keeps things
+TOLERANCE = 0.01  # perplexity that rounded weights may cost
+
+
+def publish_results(run: str | Path, folder: str | Path, dataset: str | None = None) -> None:
+    """Write the record of a run, finished or not. What else is in the folder stays.
+
+    Args:
+        run: Directory of the run; this machine should be the one it ran on, as the record tells its processor.
+        folder: `results/NAME`; made where it does not exist.
+        dataset: Name of the data that others know; None = `data.dataset`, of a folder its name alone.
+
+    Raises:
+        UserError: There is no run, or nothing was measured yet.
+    """
+    directory, folder = RunDirectory(run), Path(folder)
+    config = directory.read_config()
+    if config is None or not directory.metrics.exists():
+        raise UserError(f"{run} holds no run: name a directory with config.yaml and metrics.jsonl")
+    for section, keys in PLACES.items():
+        for key in keys:
+            config[section].pop(key, None)
+    place = Path(config["data"]["dataset"]).expanduser()
+    config["data"]["dataset"] = dataset or (place.resolve().name if place.is_dir() else config["data"]["dataset"])
+    content = directory.metrics.read_bytes()
+    content = content[: content.rfind(b"\n") + 1]  # a run that goes on may be within a line
+    summary, (saved, _) = directory.read_summary(), checkpoint.newest(directory.checkpoints)
+    values = checkpoint.load_values(saved) if saved else {"versions": (summary or {}).get("versions", {})}
+    record = {
+        "command": command(config),
+        "processor": processor(),
+        "threads": config["train"]["threads"] or default_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": {"python": platform.python_version(), **values["versions"]},
+        "interruptions": values.get("tracking", {}).get("resume_count"),
+        "training_seconds": round(training_seconds(_lines(content))),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
+    replace_file(folder / "metrics.jsonl", content)
+    replace_file(folder / RECORD, _json(record))
+    if summary is not None:
+        replace_file(folder / "summary.json", _json(summary))
+
+
+def command(config: dict[str, Any]) -> str:
+    """The shortest command line of a run: what differs from the defaults.
+
+    Args:
+        config: As sections.
+    """
+    defaults = Config().to_flat_dict()
+    values = {key: value for key, value in flatten(config).items() if value != defaults.get(key)}
+    words = [word if isinstance(word, str) else json.dumps(word) for pair in values.items() for word in pair]
+    return shlex.join(["python", "scripts/train.py", *(f"--{w}" if w in values else w for w in words)])
+
+
+def training_seconds(lines: list[dict[str, Any]]) -> float:
+    """Time in steps, from the speeds that `metrics.jsonl` tells."""
+    total, before = 0.0, 0
+    for line in lines:
+        if "train/tokens_per_second" in line:
+            total += (line["tokens"] - before) / line["train/tokens_per_second"]
+            before = line["tokens"]
+    return total
+
+
+def results_table(results: str | Path) -> str:
+    """The tables of all records below a folder, in Markdown: runs by name, then evaluations of their models.
+
+    Args:
+        results: Folder of the records' folders.
+    """
+    folders = sorted(path.parent for path in Path(results).glob(f"*/{RECORD}"))
+    runs = [_run_row(folder) for folder in folders]
+    evaluations = [
+        _evaluation_row(path) for folder in folders for path in sorted((folder / EVALUATIONS).glob("*.json"))
+    ]
+    tables = []
+    if runs:
+        tables.append(
+            ["| run | valid ppl | test ppl | steps | training | command |", "|---|---|---|---|---|---|", *runs]
+        )
+    if evaluations:
+        heads = [
+            "| model | split | protocol | columns | state reset | settings | ppl | seconds |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        tables.append([*heads, *evaluations])
+    return "\n\n".join("\n".join(table) for table in tables)
+
+
+def _run_row(folder: Path) -> str:
+    config = yaml.safe_load((folder / "config.yaml").read_bytes())
+    record, lines = json.loads((folder / RECORD).read_bytes()), _lines((folder / "metrics.jsonl").read_bytes())
+    train, steps = config["train"], f"{lines[-1]['step']:,}"
+    if (folder / "summary.json").exists():
+        summary = json.loads((folder / "summary.json").read_bytes())
+        valid, test = (f"{summary[split]['ppl']:.2f} (1 column)" for split in ("valid", "test"))
+    else:
+        measured = [line["valid/ppl"] for line in lines if "valid/ppl" in line]
+        valid = f"{min(measured):.2f} ({train['eval_columns']} columns)" if measured else ""
+        test = ""
+        steps += f" (in epoch {lines[-1]['epoch']} of {train['epochs']})"
+    minutes = round(record["training_seconds"] / 60)
+    threads = f"{record['threads']} thread{'s' * (record['threads'] > 1)}"
+    machine = record["gpu"] or f"{record['processor']}, {threads}"
+    cells = [
+        f"[{folder.name}](results/{folder.name})",
+        valid,
+        test,
+        steps,
+        f"{minutes // 60} h {minutes % 60:02} min; {machine}; {train['precision']}",
+        f"`{record['command']}`",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _evaluation_row(path: Path) -> str:
+    result = json.loads(path.read_bytes())
+    settings = ", ".join(f"{key} {value:g}" for key, value in (result.get("settings") or {}).items())
+    name = path.parent.parent.name
+    cells = [
+        f"[{name}](results/{name}/{EVALUATIONS}/{path.name})",
+        result.get("split", ""),
+        result["protocol"],
+        str(result["columns"]),
+        result["reset"],
+        settings,
+        f"{result['ppl']:.2f}",
+        f"{result['seconds']:.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def with_table(text: str, table: str) -> str:
+    """A text whose part between the two markers is the table.
+
+    Raises:
+        UserError: The markers are not in it.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise UserError(f"the text has no lines {BEGIN} and {END} to write the table between")
+    return f"{before}{begin}\n\n{table}\n\n{end}{after}"
+
+
+def publish_model(
+    run: str | Path, folder: str | Path, dataset: str, place: str | None, name: str, license: str, notes: str
+) -> None:
+    """Write a model to give away: weights in 16 bits where that moves the test perplexity by less than TOLERANCE, else in 32.
+
+    Args:
+        run: Directory of the run, finished or not, or of its model.
+        folder: Where the model goes.
+        dataset: Name of the data that others know.
+        place: Where the data is now; None = where training found it.
+        name, license, notes: As for `model_card`.
+
+    Raises:
+        UserError: The model or the data cannot be had.
+    """
+    source = model_folder(run)
+    model, vocabulary = load_pretrained(source)
+    data = {**read_config(source)["data"], "dataset": dataset}
+    place = place or read_config(source)["data"]["dataset"]
+    with safetensors.safe_open(source / WEIGHTS, "pt") as file:
+        metadata = file.metadata()
+    with tempfile.TemporaryDirectory() as candidate:
+        exact = evaluate(source, "test", dataset=place)
+        for dtype in (torch.float16, torch.bfloat16, torch.float32):
+            save_pretrained(candidate, model, vocabulary, data, metadata, dtype)
+            test = evaluate(candidate, "test", dataset=place)
+            print_line(f"{dtype}: test perplexity {test.ppl:.4f}, of the run's own weights {exact.ppl:.4f}")
+            if abs(test.ppl - exact.ppl) < TOLERANCE:
+                break
+        valid = evaluate(candidate, "validation", dataset=place)
+    figures = {
+        split: {"ppl": result.ppl, "targets": result.targets, "columns": result.columns}
+        for split, result in (("validation", valid), ("test", test))
+    }
+    card = model_card(model, vocabulary, data, figures, name, license, notes)
+    save_pretrained(folder, model, vocabulary, data, metadata, dtype, card)
+
+
+def _lines(content: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in content.splitlines()]
+
+
+def _json(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, indent=2).encode() + b"\n"

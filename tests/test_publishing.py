@@ -1,0 +1,156 @@
+"""What a repository shows of its runs: records, README's table of them, the model that is given away."""
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors
+import torch
+import yaml
+from huggingface_hub import ModelCard
+
+from lstmlm import Config, UserError, evaluate, load_config
+from lstmlm.config import flatten
+from lstmlm.model.pretrained import load_pretrained
+from lstmlm.publishing import command, publish_model, publish_results, results_table, training_seconds, with_table
+from tests.training.test_loop import fresh_train
+
+ROOT = Path(__file__).parent.parent
+RESULTS = sorted(path.parent for path in (ROOT / "results").glob("*/run.json"))
+
+
+@pytest.fixture
+def run(small_config: Callable[..., Config], tmp_path: Path) -> Path:
+    fresh_train(small_config("--train.max_steps=9"))
+    return tmp_path / "run"
+
+
+def test_a_record_holds_the_run_and_no_place(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "small"
+    publish_results(run, folder)
+    assert (folder / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+    assert json.loads((folder / "summary.json").read_bytes()) == json.loads((run / "summary.json").read_bytes())
+    record = json.loads((folder / "run.json").read_bytes())
+    assert record["interruptions"] == 0
+    assert record["versions"]["torch"] == torch.__version__
+    written = load_config(["--config", str(folder / "config.yaml")])
+    assert load_config(shlex.split(record["command"])[2:]) == written
+    assert (written.model.hidden_size, written.train.max_steps) == (12, 9)
+    places = [str(tmp_path), str(Path(yaml.safe_load((run / "config.yaml").read_text())["data"]["dataset"]).parent)]
+    assert [path for path in folder.iterdir() for place in places if place in path.read_text()] == []
+    publish_results(run, folder, "Owner/name")
+    assert load_config(["--config", str(folder / "config.yaml")]).data.dataset == "Owner/name"
+
+
+def test_a_run_that_goes_on_has_a_record_too(run: Path, tmp_path: Path) -> None:
+    (run / "summary.json").unlink()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 12, "ep')
+    publish_results(run, tmp_path / "results" / "small")
+    lines = [json.loads(line) for line in (tmp_path / "results/small/metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 9
+    (row,) = results_table(tmp_path / "results").splitlines()[2:]
+    best = min(line["valid/ppl"] for line in lines if "valid/ppl" in line)
+    assert f"| {best:.2f} (10 columns) |" in row
+    assert "9 (in epoch 1 of 2)" in row
+
+
+def test_the_table_shows_final_figures_and_evaluations(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "small"
+    publish_results(run, folder)
+    (folder / "evaluations").mkdir()
+    evaluation = {
+        "split": "test", "tokens": 11, "targets": 10, "nll": 9.0, "loss": 0.9, "ppl": math.exp(0.9), "bpc": 0.4, "columns": 1,
+        "protocol": "cache", "reset": "never", "settings": {"window": 500, "theta": 0.3}, "seconds": 12.4,
+    }  # fmt: skip
+    (folder / "evaluations" / "cache-test.json").write_text(json.dumps(evaluation))
+    summary = json.loads((run / "summary.json").read_bytes())
+    runs, evaluations = (table.splitlines()[2:] for table in results_table(tmp_path / "results").split("\n\n"))
+    assert f"| {summary['valid']['ppl']:.2f} (1 column) | {summary['test']['ppl']:.2f} (1 column) | 9 |" in runs[0]
+    assert "| test | cache | 1 | never | window 500, theta 0.3 | 2.46 | 12 |" in evaluations[0]
+
+
+def test_no_run_no_record(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no run"):
+        publish_results(tmp_path, tmp_path / "results")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_is_what_differs_from_the_defaults() -> None:
+    config = load_config(
+        ["--data.dataset=toy", "--data.max_size=9", "--tracking.trackers=[]", "--tracking.run_name=a b"]
+    )
+    line = command(config.to_dict())
+    expected = [
+        "--data.dataset",
+        "toy",
+        "--data.max_size",
+        "9",
+        "--tracking.trackers",
+        "[]",
+        "--tracking.run_name",
+        "a b",
+    ]
+    assert shlex.split(line) == ["python", "scripts/train.py", *expected]
+    assert load_config(shlex.split(line)[2:]) == config
+
+
+def test_time_in_steps_from_the_speeds() -> None:
+    lines = [
+        {"tokens": 600, "train/tokens_per_second": 100.0},
+        {"tokens": 600, "valid/ppl": 3.0},
+        {"tokens": 1000, "train/tokens_per_second": 50.0},
+    ]
+    assert training_seconds(lines) == 6 + 8
+
+
+@pytest.mark.parametrize(
+    "text", ["none", "<!-- end of results -->", "<!-- results: made by scripts/results_table.py -->"]
+)
+def test_a_text_without_markers_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="the text has no lines"):
+        with_table(text, "table")
+
+
+def test_the_readme_shows_what_results_hold() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert with_table(readme, results_table(ROOT / "results")) == readme, "run scripts/results_table.py"
+
+
+@pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.name)
+def test_a_published_result_reproduces_and_names_no_place(folder: Path) -> None:
+    record = json.loads((folder / "run.json").read_bytes())
+    load_config(shlex.split(record["command"])[2:])
+    config = flatten(yaml.safe_load((folder / "config.yaml").read_bytes()))
+    assert not {"data.cache_dir", "train.run_dir"} & config.keys()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            assert not re.search(r'["\s](/root|/home|/work|/tmp|/Users)/', path.read_text()), path
+
+
+def test_a_model_to_give_away(run: Path, tmp_path: Path, text_folder: Path) -> None:
+    folder = tmp_path / "models" / "small"
+    publish_model(run, folder, "Owner/name", str(text_folder), "small", "cc-by-sa-3.0", "## Limits\n\nSmall.")
+    with safetensors.safe_open(folder / "model.safetensors", "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
+        with safetensors.safe_open(run / "model/model.safetensors", "pt") as own:
+            assert file.metadata() == own.metadata()
+    card = ModelCard.load(folder / "README.md")
+    told = {result.dataset_split: result.metric_value for result in card.data.eval_results}
+    assert told["test"] == evaluate(folder, "test", dataset=str(text_folder)).ppl
+    assert told["test"] == pytest.approx(json.loads((run / "summary.json").read_bytes())["test"]["ppl"], abs=0.01)
+    assert card.data.datasets == ["Owner/name"]
+    assert [path.name for path in folder.iterdir() if str(tmp_path) in path.read_text(errors="replace")] == []
+
+
+def test_weights_that_16_bits_would_spoil_stay_in_32(
+    run: Path, tmp_path: Path, text_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lstmlm.publishing.TOLERANCE", 1e-9)
+    publish_model(run, tmp_path / "full", "Owner/name", str(text_folder), "small", "cc-by-sa-3.0", "")
+    expected = load_pretrained(run)[0].weights()
+    torch.testing.assert_close(load_pretrained(tmp_path / "full")[0].weights(), expected, rtol=0, atol=0)

@@ -1,0 +1,48 @@
+"""The model that the package carries: used where none is named, and as good as its card says."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from lstmlm import generate_text
+from lstmlm.config import DataConfig
+from lstmlm.data.corpus import load_split
+from lstmlm.evaluation.perplexity import evaluate_stream
+from lstmlm.model.pretrained import BUNDLED, load_pretrained
+
+pytestmark = pytest.mark.skipif(not BUNDLED.exists(), reason="no model is published yet")
+
+
+def test_it_continues_a_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = generate_text("Once upon a time", max_len=30, temperature=0.8)
+    assert text.startswith("Once upon a time ")
+    assert "using the model that comes with lstmlm, wikitext2-reference" in capsys.readouterr().err
+    most_likely = generate_text("He was born in the United", max_len=1, temperature=0)
+    assert most_likely in ("He was born in the United States", "He was born in the United Kingdom")
+
+
+def test_words_in_their_order_are_likelier_than_shuffled() -> None:
+    model, vocabulary = load_pretrained(BUNDLED)
+    ids = vocabulary.encode("The film was released in the United States on the first of May .")
+    assert vocabulary.unk not in ids
+    shuffled = [ids[int(i)] for i in torch.randperm(len(ids) - 1, generator=torch.Generator().manual_seed(0))] + ids[
+        -1:
+    ]
+    scores = [
+        evaluate_stream(model, torch.tensor([vocabulary.eos, *row], dtype=torch.int32)).ppl for row in (ids, shuffled)
+    ]
+    assert scores[0] < 200 < scores[1]
+
+
+def test_the_first_lines_of_the_test_split(wikitext: str, tmp_path: Path) -> None:
+    model, vocabulary = load_pretrained(BUNDLED)
+    data = DataConfig(dataset=wikitext, cache_dir=str(tmp_path))
+    stream = load_split(data, "test", vocabulary)
+    told = {r.dataset_split: r.metric_value for r in ModelCard.load(BUNDLED / "README.md").data.eval_results}
+    assert evaluate_stream(model, stream[:10_000]).ppl == pytest.approx(told["test"], rel=0.3)
+    assert (BUNDLED / "model.safetensors").stat().st_size < 2**24

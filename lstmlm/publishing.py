@@ -91,7 +91,7 @@ def training_seconds(lines: list[dict[str, Any]]) -> float:
     """Time in steps, from the speeds that `metrics.jsonl` tells."""
     total, before = 0.0, 0
     for line in lines:
-        if "train/tokens_per_second" in line:
+        if line.get("train/tokens_per_second"):
             total += (line["tokens"] - before) / line["train/tokens_per_second"]
             before = line["tokens"]
     return total
@@ -130,7 +130,7 @@ def _run_row(folder: Path) -> str:
         summary = json.loads((folder / "summary.json").read_bytes())
         valid, test = (f"{summary[split]['ppl']:.2f} (1 column)" for split in ("valid", "test"))
     else:
-        measured = [line["valid/ppl"] for line in lines if "valid/ppl" in line]
+        measured = [line["valid/ppl"] for line in lines if line.get("valid/ppl") is not None]
         valid = f"{min(measured):.2f} ({train['eval_columns']} columns)" if measured else ""
         test = ""
         steps += f" (in epoch {lines[-1]['epoch']} of {train['epochs']})"

@@ -74,6 +74,12 @@ def test_the_table_shows_final_figures_and_evaluations(run: Path, tmp_path: Path
     assert "| test | cache | 1 | never | window 500, theta 0.3 | 2.46 | 12 |" in evaluations[0]
 
 
+def test_a_finished_run_has_its_figures_in_its_card(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_bytes())
+    told = {r.dataset_split: r.metric_value for r in ModelCard.load(run / "model/README.md").data.eval_results}
+    assert told == {"validation": summary["valid"]["ppl"], "test": summary["test"]["ppl"]}
+
+
 def test_no_run_no_record(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no run"):
         publish_results(tmp_path, tmp_path / "results")

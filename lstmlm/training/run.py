@@ -18,7 +18,8 @@ from lstmlm.console import Progress, UserError, print_line
 from lstmlm.data.corpus import Corpus
 from lstmlm.data.sources import HubSource, open_source
 from lstmlm.evaluation.perplexity import Evaluation, evaluate_stream
-from lstmlm.model.pretrained import load_pretrained, save_pretrained
+from lstmlm.files import replace_file
+from lstmlm.model.pretrained import CARD, load_pretrained, model_card, save_pretrained
 from lstmlm.runtime.distributed import fail_together, main_tensors, main_value
 from lstmlm.runtime.hardware import device_kind, memory_in_use, package_versions
 from lstmlm.training import checkpoint
@@ -316,8 +317,11 @@ class Run:
             "device": str(self.accelerator.device.type),
             "versions": package_versions(),
         }
+        figures = {"validation": summary["valid"], "test": summary["test"]}
         with fail_together(self.accelerator):
             if self._is_main:
+                card = model_card(self.train_step.model, self.corpus.vocabulary, self._source, figures)
+                replace_file(self.directory.model / CARD, card.encode())
                 self.directory.write_summary(summary)
         self.progress.close()
         self.tracking.finish(0)

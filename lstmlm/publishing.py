@@ -21,7 +21,7 @@ import yaml
 
 from lstmlm.config import Config, flatten
 from lstmlm.console import UserError, print_line
-from lstmlm.evaluation.perplexity import evaluate
+from lstmlm.evaluation.measure import evaluate
 from lstmlm.files import replace_file
 from lstmlm.model.pretrained import WEIGHTS, load_pretrained, model_card, model_folder, read_config, save_pretrained
 from lstmlm.runtime.hardware import default_threads, processor
@@ -150,14 +150,14 @@ def _run_row(folder: Path) -> str:
 
 def _evaluation_row(path: Path) -> str:
     result = json.loads(path.read_bytes())
-    settings = ", ".join(f"{key} {value:g}" for key, value in (result.get("settings") or {}).items())
+    settings = ", ".join(f"{key} {value}" for key, value in (result.get("settings") or {}).items())
     name = path.parent.parent.name
     cells = [
         f"[{name}](results/{name}/{EVALUATIONS}/{path.name})",
         result.get("split", ""),
         result["protocol"],
         str(result["columns"]),
-        result["reset"],
+        result.get("reset", "never"),
         settings,
         f"{result['ppl']:.2f}",
         f"{result['seconds']:.0f}",

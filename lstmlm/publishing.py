@@ -26,6 +26,7 @@ from lstmlm.files import replace_file
 from lstmlm.model.pretrained import WEIGHTS, load_pretrained, model_card, model_folder, read_config, save_pretrained
 from lstmlm.runtime.hardware import default_threads, processor
 from lstmlm.training import checkpoint
+from lstmlm.training.checkpoint import Saved
 from lstmlm.training.run_directory import RunDirectory
 
 RECORD, EVALUATIONS = "run.json", "evaluations"
@@ -46,9 +47,9 @@ def publish_results(run: str | Path, folder: str | Path, dataset: str | None = N
         UserError: There is no run, or nothing was measured yet.
     """
     directory, folder = RunDirectory(run), Path(folder)
-    config = directory.read_config()
-    if config is None or not directory.metrics.exists():
+    if not directory.config.exists() or not directory.metrics.exists():
         raise UserError(f"{run} holds no run: name a directory with config.yaml and metrics.jsonl")
+    config = directory.read_config().to_dict()
     for section, keys in PLACES.items():
         for key in keys:
             config[section].pop(key, None)
@@ -56,15 +57,16 @@ def publish_results(run: str | Path, folder: str | Path, dataset: str | None = N
     config["data"]["dataset"] = dataset or (place.resolve().name if place.is_dir() else config["data"]["dataset"])
     content = directory.metrics.read_bytes()
     content = content[: content.rfind(b"\n") + 1]  # a run that goes on may be within a line
-    summary, (saved, _) = directory.read_summary(), checkpoint.newest(directory.checkpoints)
-    values = checkpoint.load_values(saved) if saved else {"versions": (summary or {}).get("versions", {})}
+    summary = directory.read_summary()
+    saved = next((values for _, values in checkpoint.whole(directory.checkpoints) if isinstance(values, Saved)), None)
+    versions = saved.versions if saved else (summary or {}).get("versions", {})
     record = {
         "command": command(config),
         "processor": processor(),
         "threads": config["train"]["threads"] or default_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": {"python": platform.python_version(), **values["versions"]},
-        "interruptions": values.get("tracking", {}).get("resume_count"),
+        "versions": {"python": platform.python_version(), **versions},
+        "interruptions": saved.tracking.resume_count if saved else None,
         "training_seconds": round(training_seconds(_lines(content))),
     }
     folder.mkdir(parents=True, exist_ok=True)

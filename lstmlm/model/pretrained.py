@@ -23,6 +23,7 @@ from lstmlm.files import replace_file
 from lstmlm.model.language_model import LSTMLanguageModel
 
 CONFIG, VOCABULARY, WEIGHTS, CARD = "config.json", "vocab.json", "model.safetensors", "README.md"
+FILES = (CONFIG, VOCABULARY, WEIGHTS, CARD)
 
 BUNDLED = Path(__file__).parents[1] / "models" / "wikitext2-reference"  # in a checkout `models` is a link
 

@@ -6,25 +6,31 @@
         manifest.json        size and SHA-256 of the other two; written last: with it the checkpoint is complete
 
 A checkpoint is written into a folder whose name starts with a dot, flushed, and renamed. Nothing in it is a pickle, so
-that to load somebody's checkpoint runs no code.
+that to load somebody's checkpoint runs no code. Only a folder of exactly such a name, with nothing but these files in it and the
+step of its name, is a checkpoint of ours: no other is gone on from, and no other is ever deleted.
 """
 
 import hashlib
-import json
-import shutil
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from lstmlm.config import Config, flatten
+from lstmlm.config import Config
 from lstmlm.console import UserError
-from lstmlm.data.table import Window
-from lstmlm.files import cannot_write, sync_folder, write_file
+from lstmlm.data.table import Table, Window
+from lstmlm.files import cannot_write, read_file, read_json, sync_folder, to_json, write_file
 
 TENSORS, VALUES, MANIFEST = "state.safetensors", "state.json", "manifest.json"
+_NAME = re.compile(r"step_(\d{8,})")
+_HIDDEN_NAME = re.compile(r"\.step_\d{8,}\.(tmp|old)")
 
 # Configuration keys that a resumed run may change: they do not touch what is computed, other than its rounding.
 FREE_KEYS = {
@@ -83,6 +89,88 @@ class Cursor:
         self.row = 0
 
 
+@dataclass
+class Interval:
+    """Sums since the last line of training metrics."""
+
+    nll: float = 0.0
+    targets: int = 0
+    grad_norm: float = 0.0
+    updates: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Seconds:
+    """Where the time of a run went, summed over its starts; what was lost with a kill is not in it.
+
+    Attributes:
+        total: Wall time, from the opening of the run directory on.
+        training: In steps.
+        evaluation: In validation and final scoring.
+        saving: Of checkpoints and models.
+        tracking: Waiting for the trackers.
+    """
+
+    total: float = 0.0
+    training: float = 0.0
+    evaluation: float = 0.0
+    saving: float = 0.0
+    tracking: float = 0.0
+
+
+@dataclass
+class Logged:
+    """What the trackers go on from.
+
+    Attributes:
+        run_id: Of the run, the same over all of its starts.
+        resume_count: Starts before this one.
+        metrics_bytes: Length of `metrics.jsonl`.
+        samples_bytes: Length of `samples.jsonl`.
+    """
+
+    run_id: str
+    resume_count: int
+    metrics_bytes: int
+    samples_bytes: int = 0
+
+
+@dataclass
+class Saved:
+    """The content of `state.json`.
+
+    Attributes:
+        config: Of the run; a key that its version did not have is at its default.
+        data_fingerprint: Of vocabulary and tokens.
+        cursor: Where the run stands.
+        interval: What is not logged yet.
+        tracking: What the trackers go on from.
+        versions: Of the packages that decide what is computed.
+        seconds: Where the time went.
+        scaler: State of fp16's gradient scaler.
+        masks: Which function made the dropout masks.
+    """
+
+    config: Config
+    data_fingerprint: str
+    cursor: Cursor
+    interval: Interval
+    tracking: Logged
+    versions: dict[str, str]
+    seconds: Seconds = field(default_factory=Seconds)
+    scaler: dict[str, Any] | None = None
+    masks: str | None = None
+
+
+@dataclass
+class _File:
+    """What the manifest says of a file."""
+
+    bytes: int
+    sha256: str
+
+
 def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[str, Any], keep: int) -> Path:
     """Write a checkpoint, make it visible in one rename, and only then delete all but the newest `keep`.
 
@@ -90,11 +178,12 @@ def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[st
         folder: `checkpoints/` of a run that this process holds the lock of.
         step: Names the checkpoint.
         tensors: Contiguous, on the CPU.
-        values: Anything JSON can hold.
+        values: The fields of `Saved`, as plain values.
         keep: Complete checkpoints that stay, >= 1.
 
     Raises:
-        UserError: The disk is full or refuses; what was published before is untouched.
+        UserError: The disk is full or refuses, or something that is no checkpoint stands in the way; what was published before is
+            untouched.
     """
     target = folder / f"step_{step:08d}"
     temporary = folder / f".{target.name}.tmp"
@@ -102,25 +191,28 @@ def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[st
         if not folder.exists():
             folder.mkdir(parents=True)
             sync_folder(folder.parent)
-        _sweep(folder)
+        sweep(folder)
+        if os.path.lexists(target) and not _is_ours(target):
+            raise UserError(f"cannot save: {target} is in the way and no checkpoint of this run; move it elsewhere")
         temporary.mkdir()
-        contents = {TENSORS: safetensors.torch.save(tensors), VALUES: _json(values)}
+        contents = {TENSORS: safetensors.torch.save(tensors), VALUES: to_json(values, indent=2)}
         for name, content in contents.items():
             write_file(temporary / name, content)
         manifest = {name: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for name, c in contents.items()}
-        write_file(temporary / MANIFEST, _json(manifest))
+        write_file(temporary / MANIFEST, to_json(manifest, indent=2))
         sync_folder(temporary)
         if target.exists():  # damaged, or the run would have gone on from it: out of the way
             _delete(target)
         temporary.rename(target)
         sync_folder(folder)
-        published = checkpoints(folder)
+        published = [path for path in checkpoints(folder) if _is_ours(path)]
         # Newer ones were damaged: the run went on from before them.
         newer = published[: published.index(target)]
         for other in newer + published[len(newer) + keep :]:
             _delete(other)
     except OSError as error:
-        _sweep(folder, ignore_errors=True)
+        with suppress(OSError):  # else the next save does it
+            sweep(folder)
         raise UserError(
             f"{cannot_write(error)}; what was published before is intact: make room and go on with --train.resume true"
         ) from None
@@ -128,60 +220,109 @@ def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[st
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Published checkpoints, newest first, complete or not."""
-    return sorted(folder.glob("step_*"), reverse=True)
+    """Whatever has exactly a checkpoint's name, newest first.
 
-
-def newest(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest complete checkpoint, and a line for each newer one that is damaged."""
-    damaged: list[str] = []
-    for path in checkpoints(folder):
-        fault = find_fault(path)
-        if fault is None:
-            return path, damaged
-        damaged.append(f"skipping the damaged checkpoint {path}: {fault}")
-    return None, damaged
-
-
-def find_fault(path: Path) -> str | None:
-    """What keeps a checkpoint from being complete, or None."""
+    Raises:
+        UserError: The folder cannot be read.
+    """
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        for name in (TENSORS, VALUES):
-            content = (path / name).read_bytes()
-            if len(content) != manifest[name]["bytes"]:
-                return f"{name} has {len(content)} bytes instead of {manifest[name]['bytes']}"
-            if hashlib.sha256(content).hexdigest() != manifest[name]["sha256"]:
-                return f"{name} does not match its checksum"
+        names = os.listdir(folder)  # noqa: PTH208 (Path.glob would say nothing of a folder that cannot be read)
+    except FileNotFoundError:
+        return []
     except OSError as error:
-        return f"{Path(str(error.filename)).name} cannot be read ({error.strerror})"
-    except (ValueError, KeyError, TypeError):
-        return f"{MANIFEST} is not readable"
-    return None
+        raise UserError(f"cannot read {folder}: {error.strerror}") from None
+    steps = {int(match[1]) for name in names if (match := _NAME.fullmatch(name))}
+    return [folder / name for step in sorted(steps, reverse=True) if (name := f"step_{step:08d}") in names]
 
 
-def load_values(path: Path) -> dict[str, Any]:
-    """Values of a complete checkpoint."""
-    return json.loads((path / VALUES).read_bytes())
+def whole(folder: Path) -> Iterator[tuple[Path, Saved | str]]:
+    """The checkpoints, newest first, each with its values, or with what keeps it from being whole.
+
+    Raises:
+        UserError: The folder cannot be read.
+    """
+    for path in checkpoints(folder):
+        try:
+            yield path, verify(path)
+        except UserError as error:
+            yield path, str(error)
+
+
+def verify(path: Path) -> Saved:
+    """Values of a checkpoint.
+
+    Raises:
+        UserError: It is not whole: what keeps it from being so.
+    """
+    foreign = _foreign_content(path)
+    if foreign:
+        raise UserError(foreign)
+    manifest = read_json(path / MANIFEST, dict[str, _File])
+    for name in (TENSORS, VALUES):
+        content, expected = read_file(path / name), manifest.get(name)
+        if expected is None:
+            raise UserError(f"{MANIFEST} says nothing of {name}")
+        if len(content) != expected.bytes:
+            raise UserError(f"{name} has {len(content)} bytes instead of {expected.bytes}")
+        if hashlib.sha256(content).hexdigest() != expected.sha256:
+            raise UserError(f"{name} does not match its checksum")
+    saved = read_json(path / VALUES, Saved)
+    if saved.cursor.step != _step(path):
+        raise UserError(f"it holds step {saved.cursor.step}")
+    return saved
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a complete checkpoint."""
-    return safetensors.torch.load((path / TENSORS).read_bytes())
+    """Tensors of a checkpoint.
+
+    Raises:
+        UserError: They cannot be read.
+    """
+    try:
+        return safetensors.torch.load(read_file(path / TENSORS))
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{TENSORS} is damaged: {error}") from None
 
 
-def check_config(saved: dict[str, Any], config: dict[str, Any]) -> None:
+def check_fit(saved: Saved, tensors: dict[str, Tensor], expected: dict[str, Tensor], table: Table) -> None:
+    """Refuse a checkpoint that is not one of this run, whatever its manifest says.
+
+    Args:
+        saved: Its values.
+        tensors: Its tensors.
+        expected: Tensors of the run as it stands now.
+        table: Of the training stream.
+
+    Raises:
+        UserError: What does not fit.
+    """
+    for name in sorted(tensors.keys() ^ expected.keys()):
+        raise UserError(f"{TENSORS} {'lacks' if name in expected else 'has a foreign'} {name}")
+    for name, tensor in tensors.items():
+        if (tensor.shape, tensor.dtype) != (expected[name].shape, expected[name].dtype):
+            raise UserError(
+                f"{name} is {tensor.dtype} {list(tensor.shape)} instead of {expected[name].dtype} {list(expected[name].shape)}"
+            )
+    cursor, data = saved.cursor, saved.config.data
+    rows = data.bptt * saved.config.train.accumulate
+    windows = table.num_windows(data.bptt, saved.config.train.accumulate)
+    if not 0 <= cursor.row < table.rows or cursor.row % rows:
+        raise UserError(f"no step begins at row {cursor.row} of {table.rows}")
+    if cursor.step != cursor.epoch * windows + cursor.row // rows:
+        raise UserError(f"step {cursor.step} is not the one at row {cursor.row} of epoch {cursor.epoch}")
+
+
+def check_config(saved: Config, config: Config) -> None:
     """Refuse to go on from a checkpoint of another configuration.
 
     Args:
-        saved: The checkpoint's configuration, as sections.
+        saved: The checkpoint's configuration.
         config: That of the run that wants to go on.
 
     Raises:
         UserError: Naming the key, its old and its new value.
     """
-    # A key that the checkpoint's version did not have was at its default.
-    old, new = Config().to_flat_dict() | flatten(saved), flatten(config)
+    old, new = saved.to_flat_dict(), config.to_flat_dict()
     for key in sorted(new):
         before, now = old[key], new[key]
         if before == now or key in FREE_KEYS or key.startswith("tracking."):
@@ -210,20 +351,50 @@ def check_data(saved: str, fingerprint: str) -> None:
         )
 
 
+def sweep(folder: Path) -> None:
+    """Delete what a killed save or delete has left behind."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _HIDDEN_NAME.fullmatch(path.name) and not _foreign_content(path):
+            _remove(path)
+
+
 def _delete(path: Path) -> None:
     """Take a checkpoint out of sight in one rename, then delete it: no half-deleted one can be found."""
     hidden = path.with_name(f".{path.name}.old")
     if hidden.exists():
-        shutil.rmtree(hidden)
+        raise UserError(f"cannot delete {path}: {hidden} is in the way and no checkpoint; move it elsewhere")
     path.rename(hidden)
-    shutil.rmtree(hidden)
+    _remove(hidden)
 
 
-def _sweep(folder: Path, ignore_errors: bool = False) -> None:
-    """Delete what a killed save or delete has left behind."""
-    for leftover in folder.glob(".step_*"):
-        shutil.rmtree(leftover, ignore_errors=ignore_errors)
+def _remove(path: Path) -> None:
+    """Delete a folder that holds nothing but a checkpoint's files."""
+    for name in (TENSORS, VALUES, MANIFEST):
+        (path / name).unlink(missing_ok=True)
+    path.rmdir()
 
 
-def _json(values: Any) -> bytes:
-    return json.dumps(values, indent=2).encode()
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a path with a checkpoint's name is one that this run has written, damaged or not; a copy of another step is not."""
+    if _foreign_content(path):
+        return False
+    try:
+        return read_json(path / VALUES, Saved).cursor.step == _step(path)
+    except UserError:
+        return True
+
+
+def _foreign_content(path: Path) -> str | None:
+    """What a folder is or holds that no checkpoint is or holds, or None."""
+    if path.is_symlink() or not path.is_dir():
+        return "it is not a folder"
+    foreign = sorted(
+        entry.name
+        for entry in path.iterdir()
+        if entry.name not in (TENSORS, VALUES, MANIFEST) or entry.is_symlink() or not entry.is_file()
+    )
+    return f"it holds {foreign[0]}, which is not of a checkpoint" if foreign else None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from accelerate import Accelerator
+from torch import Tensor
 
 from lstmlm import generation
 from lstmlm.config import Config
@@ -18,13 +19,13 @@ from lstmlm.console import Progress, UserError, print_line
 from lstmlm.data.corpus import Corpus
 from lstmlm.data.sources import HubSource, open_source
 from lstmlm.evaluation.perplexity import Evaluation, evaluate_stream
-from lstmlm.files import replace_file
-from lstmlm.model.pretrained import CARD, load_pretrained, model_card, save_pretrained
+from lstmlm.files import read_file, replace_file, sweep
+from lstmlm.model.pretrained import CARD, FILES, WEIGHTS, load_pretrained, model_card, save_pretrained
 from lstmlm.runtime.distributed import fail_together, main_tensors, main_value
 from lstmlm.runtime.hardware import device_kind, memory_in_use, package_versions
 from lstmlm.training import checkpoint
-from lstmlm.training.checkpoint import Cursor
-from lstmlm.training.run_directory import RunDirectory, new_run_directory
+from lstmlm.training.checkpoint import Cursor, Interval, Saved, Seconds
+from lstmlm.training.run_directory import RunDirectory
 from lstmlm.training.step import TrainStep
 from lstmlm.training.tracking import Tracking, git_state
 
@@ -57,36 +58,6 @@ class Events(NamedTuple):
     end: bool
 
 
-@dataclass
-class Interval:
-    """Sums since the last line of training metrics."""
-
-    nll: float = 0.0
-    targets: int = 0
-    grad_norm: float = 0.0
-    updates: int = 0
-    seconds: float = 0.0
-
-
-@dataclass
-class Seconds:
-    """Where the time of a run went, summed over its starts; what was lost with a kill is not in it.
-
-    Attributes:
-        total: Wall time, from the opening of the run directory on.
-        training: In steps.
-        evaluation: In validation and final scoring.
-        saving: Of checkpoints and models.
-        tracking: Waiting for the trackers.
-    """
-
-    total: float = 0.0
-    training: float = 0.0
-    evaluation: float = 0.0
-    saving: float = 0.0
-    tracking: float = 0.0
-
-
 class Run:
     """A run on its directory, entered as a context.
 
@@ -108,10 +79,10 @@ class Run:
     """
 
     def __init__(self, config: Config, accelerator: Accelerator) -> None:
-        run_dir = main_value(accelerator, config.train.run_dir or new_run_directory(config))
-        self.config = dataclasses.replace(config, train=dataclasses.replace(config.train, run_dir=run_dir))
         self.accelerator = accelerator
-        self.directory = RunDirectory(run_dir)
+        self.directory = self._choose_directory(config.train.run_dir, config)
+        run_dir = config.train.run_dir or str(self.directory.path)
+        self.config = dataclasses.replace(config, train=dataclasses.replace(config.train, run_dir=run_dir))
         self.cursor = Cursor()
         self.interval = Interval()
         self.seconds = Seconds()
@@ -119,21 +90,25 @@ class Run:
         self.tracking = Tracking(self.config, accelerator, self.directory)
         self.finished: Outcome | None = None
         self._is_main = accelerator.is_main_process
-        self._checkpoint: Path | None = None  # to go on from; the main rank knows
+        self._candidates: Iterator[tuple[Path, Saved | str]] = iter(
+            ()
+        )  # checkpoints not looked at yet; the main rank's
+        self._checkpoint: Path | None = None  # to go on from; the main rank's
+        self._saved: Saved | None = None  # its values
         self._open = ExitStack()  # the lock and the progress bar
 
     def __enter__(self) -> "Run":
-        summary, saved = None, None
+        summary = None
         with ExitStack() as opening:
             with fail_together(self.accelerator):
                 if self._is_main:
                     opening.enter_context(self.directory.held())
                     if self.config.train.resume:
-                        saved = self._find_checkpoint()
-                        summary = self._summary_if_finished(saved)
+                        self._find_checkpoint()
+                        summary = self._summary_if_finished()
                     else:
                         self.directory.refuse_to_overwrite()
-            summary, self._saved = main_value(self.accelerator, (summary, saved))
+            summary, self._saved = main_value(self.accelerator, (summary, self._saved))
             if summary is not None:
                 self.finished = Outcome(self.directory.path, summary=summary)
             self._open = opening.pop_all()
@@ -141,6 +116,17 @@ class Run:
 
     def __exit__(self, *exc: object) -> None:
         self._open.close()
+
+    def _choose_directory(self, run_dir: str | None, config: Config) -> RunDirectory:
+        """The directory that is named, or else a new one that the main rank makes."""
+        if run_dir is not None:
+            return RunDirectory(run_dir)
+        new = None
+        with fail_together(self.accelerator):
+            if self.accelerator.is_main_process:
+                new = RunDirectory.new(config)
+        path = main_value(self.accelerator, new and new.path)
+        return new or RunDirectory(path)
 
     def begin(self, corpus: Corpus, train_step: TrainStep) -> None:
         """Take over the checkpoint where there is one to go on from, and start the trackers.
@@ -154,13 +140,14 @@ class Run:
         """
         self.corpus, self.train_step = corpus, train_step
         if self._saved is not None:
-            self._resume(self._saved)
+            self._resume()
         self._open.callback(self.tracking.finish, 1)  # where neither the run's end nor a stop has: it failed
         self.tracking.start(self._facts())
         with fail_together(self.accelerator):
             if self._is_main:
                 self.directory.summary.unlink(missing_ok=True)
                 self.directory.write_config(self.config)
+                self.directory.checkpoints.mkdir(exist_ok=True)  # where it is gone later, checkpoints are lost
         self.progress = Progress(self._is_main, train_step.total_steps, self.cursor.step)
         self._open.callback(self.progress.close)
         self.restart_clock()
@@ -224,7 +211,11 @@ class Run:
         self.progress.show(self.cursor.step, self._epoch, loss, _exp(loss), tokens_per_second)
 
     def validate(self, interrupted: Callable[[], bool] = lambda: False) -> None:
-        """Validation perplexity; the best model so far is exported. Interrupted, it is owed, and done first on resuming."""
+        """Validation perplexity; the best model so far is exported. Interrupted, it is owed, and done first on resuming.
+
+        Raises:
+            UserError: The loss is not finite.
+        """
         try:
             result = self._evaluate("validation", self.config.train.eval_columns, interrupted)
         except InterruptedError:
@@ -233,7 +224,7 @@ class Run:
         self.cursor.owes_validation = False
         self._log({"valid/loss": result.loss, "valid/ppl": result.ppl})
         self.cursor.validated = self.cursor.step
-        best = self.cursor.best is None or result.ppl < self.cursor.best
+        best = math.isfinite(result.ppl) and (self.cursor.best is None or result.ppl < self.cursor.best)
         mark = ", the best so far" if best else ""
         self.progress.line(
             f"epoch {self._epoch}, step {self.cursor.step}: validation ppl {result.ppl:.2f} ({result.columns} columns){mark}"
@@ -292,7 +283,14 @@ class Run:
         if self.interval.targets:
             self.log()
         if self.cursor.validated < self.cursor.step:
+            with fail_together(self.accelerator):
+                if (
+                    self._is_main and self.cursor.best is not None
+                ):  # a run that grows has the model of its own validations again
+                    replace_file(self.directory.due_model, read_file(self.directory.model / WEIGHTS))
             self.validate()
+        if self.cursor.best is None:
+            self._export()
         with fail_together(self.accelerator):
             best = load_pretrained(self.directory.model)[0].weights() if self._is_main else None
         self.train_step.model.load_weights(main_tensors(self.accelerator, best))
@@ -331,64 +329,82 @@ class Run:
         self.accelerator.end_training()
         return Outcome(self.directory.path, summary=summary)
 
-    def _find_checkpoint(self) -> dict[str, Any] | None:
-        """Values of the newest complete checkpoint; None where the run starts afresh."""
-        path, damaged = checkpoint.newest(self.directory.checkpoints)
-        for line in damaged:
-            print_line(line)
-        if path is None and damaged:
-            raise UserError(
-                f"no checkpoint in {self.directory.checkpoints} is whole: name another train.run_dir to start afresh"
-            )
-        if path is None:
-            self._start_afresh()
-            return None
-        self._checkpoint = path
-        values = checkpoint.load_values(path)
-        checkpoint.check_config(values["config"], self.config.to_dict())
-        print_line(f"going on from {path}")
-        if values.get("masks") != MASKS and self.config.model.dropout:
-            print_line(
-                f"{path} was written by a version with other dropout masks: the run goes on with today's, so it is not "
-                "the run that either version would have made alone"
-            )
-        return values
-
-    def _start_afresh(self) -> None:
-        """Where resuming finds no checkpoint: only what a run of the same configuration left before its first one may go."""
-        if self.directory.summary.exists():
-            raise UserError(
-                f"{self.directory.path} holds a finished run without its checkpoints: name another train.run_dir"
-            )
-        written = self.directory.read_config()
+    def _find_checkpoint(self) -> None:
+        """Find the checkpoint to go on from; none where the run starts afresh. The main rank calls it."""
+        self.directory.sweep()
+        sweep(self.directory.model / name for name in FILES)
+        checkpoint.sweep(self.directory.checkpoints)
+        if checkpoint.checkpoints(self.directory.checkpoints):
+            self._candidates = checkpoint.whole(self.directory.checkpoints)
+            self._next_checkpoint()
+            return
+        written = self.directory.refuse_to_start_afresh()
         if written is not None:
-            checkpoint.check_config(written, self.config.to_dict())
+            checkpoint.check_config(written, self.config)
         self.directory.metrics.unlink(missing_ok=True)
         self.directory.samples.unlink(missing_ok=True)
         print_line(f"no checkpoint in {self.directory.path} yet: starting afresh")
 
-    def _summary_if_finished(self, saved: dict[str, Any] | None) -> dict[str, Any] | None:
-        """The final figures of a run that has nothing left to do; None where it has, or where it has grown since."""
-        if saved is None:
-            return None
-        train, cursor = self.config.train, Cursor(**saved["cursor"])
-        ended = cursor.epoch >= train.epochs or (train.max_steps is not None and cursor.step >= train.max_steps)
-        return self.directory.read_summary() if ended else None
+    def _next_checkpoint(self) -> None:
+        """The newest whole checkpoint of those not looked at yet."""
+        for path, saved in self._candidates:
+            if isinstance(saved, Saved):
+                checkpoint.check_config(saved.config, self.config)
+                self._checkpoint, self._saved = path, saved
+                return
+            print_line(f"skipping the damaged checkpoint {path}: {saved}")
+        raise UserError(
+            f"no checkpoint in {self.directory.checkpoints} is whole: name another train.run_dir to start afresh"
+        )
 
-    def _resume(self, saved: dict[str, Any]) -> None:
-        """Take over the checkpoint; every rank has its values, and gets its tensors from the main rank."""
-        checkpoint.check_data(saved["data_fingerprint"], self.corpus.fingerprint)
+    def _summary_if_finished(self) -> dict[str, Any] | None:
+        """The final figures of a run that has nothing left to do; None where it has, or where it has grown since."""
+        if self._saved is None:
+            return None
+        train, cursor = self.config.train, self._saved.cursor
+        ended = cursor.epoch >= train.epochs or (train.max_steps is not None and cursor.step >= train.max_steps)
+        try:
+            return self.directory.read_summary() if ended else None
+        except UserError as error:
+            print_line(f"{error}; scoring the model again")
+            return None
+
+    def _resume(self) -> None:
+        """Take over the checkpoint; every rank gets its values and its tensors from the main rank."""
+        expected, _ = self.train_step.state_dict()
         tensors = None
         with fail_together(self.accelerator):
-            if self._checkpoint is not None:
-                tensors = checkpoint.load_tensors(self._checkpoint)
-        self.train_step.load_state_dict(main_tensors(self.accelerator, tensors), saved)
-        self.cursor = Cursor(**saved["cursor"])
-        self.interval = Interval(**saved["interval"])
-        self.seconds = Seconds(**saved.get("seconds", {}))
+            if self._is_main:
+                tensors = self._load_newest_that_fits(expected)
+        saved = main_value(self.accelerator, self._saved)
+        self.train_step.load_state_dict(main_tensors(self.accelerator, tensors), asdict(saved))
+        self.cursor, self.interval, self.seconds = saved.cursor, saved.interval, saved.seconds
         self._opened -= self.seconds.total
         with fail_together(self.accelerator):
-            self.tracking.load_state_dict(saved["tracking"])
+            if self._is_main and self.directory.due_model.exists():
+                self.directory.due_model.replace(self.directory.model / WEIGHTS)
+            self.tracking.load_state_dict(saved.tracking)
+
+    def _load_newest_that_fits(self, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of the checkpoint, or of the newest one before it that is one of this run."""
+        while True:
+            assert self._checkpoint is not None
+            assert self._saved is not None
+            checkpoint.check_data(self._saved.data_fingerprint, self.corpus.fingerprint)
+            try:
+                tensors = checkpoint.load_tensors(self._checkpoint)
+                checkpoint.check_fit(self._saved, tensors, expected, self.train_step.table)
+                break
+            except UserError as error:
+                print_line(f"skipping the damaged checkpoint {self._checkpoint}: {error}")
+                self._next_checkpoint()
+        print_line(f"going on from {self._checkpoint}")
+        if self._saved.masks != MASKS and self.config.model.dropout:
+            print_line(
+                f"{self._checkpoint} was written by a version with other dropout masks: the run goes on with today's, so it is not "
+                "the run that either version would have made alone"
+            )
+        return tensors
 
     def _facts(self) -> dict[str, Any]:
         config = self.config.to_dict()
@@ -445,7 +461,15 @@ class Run:
     def _evaluate(self, split: str, columns: int, interrupted: Callable[[], bool] = lambda: False) -> Evaluation:
         stream = self.corpus.splits[split]
         with self._timed("evaluation"):
-            return evaluate_stream(self.train_step.model, stream, columns, self.accelerator, interrupted=interrupted)
+            result = evaluate_stream(self.train_step.model, stream, columns, self.accelerator, interrupted=interrupted)
+        if not math.isfinite(result.loss):
+            message = (
+                f"the {split} loss is not finite after step {self.cursor.step} (nll {result.nll}): no model and no checkpoint was "
+                "written since; start again in a new train.run_dir with a lower optim.lr"
+            )
+            self.tracking.alert("the loss is not finite", message)
+            raise UserError(message)
+        return result
 
     def _samples(self) -> list[str]:
         vocabulary = self.corpus.vocabulary

@@ -10,7 +10,7 @@ evaluations/     results of `evaluate --json` that somebody put there, for the r
 .lock            held while a process trains here
 """
 
-import json
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
@@ -18,10 +18,28 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from typing_extensions import TypedDict  # which pydantic needs before Python 3.12
 
 from lstmlm.config import Config
 from lstmlm.console import UserError
-from lstmlm.files import locked, replace_file, to_json
+from lstmlm.files import locked, read_json, read_lines, read_yaml, replace_file, sweep, to_json, user_path
+
+
+class Figures(TypedDict):
+    """The score of a split."""
+
+    loss: float
+    ppl: float | None  # null where it is beyond a float
+    targets: int
+    columns: int
+
+
+class Summary(TypedDict):
+    """What every `summary.json` holds, among others."""
+
+    step: int
+    valid: Figures
+    test: Figures
 
 
 class RunDirectory:
@@ -32,16 +50,41 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
-        self.samples = self.path / "samples.jsonl"
+        self.due_model = self.checkpoints / "best.safetensors"
         self.summary = self.path / "summary.json"
         self.evaluations = self.path / "evaluations"
         self.tensorboard = self.path / "tensorboard"
+        self._made: list[Path] = []  # folders that go again where a start fails
+
+    @classmethod
+    def new(cls, config: Config) -> "RunDirectory":
+        """Make the directory of a run that names none, `runs/<UTC time>-<name>`; with a number where several begin in one second.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        # A Hub id's or folder's last part
+        name = config.tracking.run_name or user_path(config.data.dataset).absolute().name[:100]
+        first = Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
+        made = [] if first.parent.exists() else [first.parent]
+        first.parent.mkdir(exist_ok=True)
+        path, number = first, 1
+        while True:
+            try:
+                path.mkdir()
+                break
+            except FileExistsError:
+                number += 1
+                path = first.with_name(f"{first.name}-{number}")
+        directory = cls(path)
+        directory._made = [path, *made]
+        return directory
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -51,7 +94,7 @@ class RunDirectory:
             UserError: Another process holds it.
             OSError: It cannot be made.
         """
-        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        made = self._made or [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         lock = self.path / ".lock"
         with ExitStack() as stack:
@@ -60,6 +103,10 @@ class RunDirectory:
             except BlockingIOError:
                 raise UserError(
                     f"another process is training in {self.path}: wait for it or name another train.run_dir"
+                ) from None
+            except OSError as error:
+                raise UserError(
+                    f"cannot lock {lock}: {error.strerror}; train.run_dir needs a file system with flock, and no link there"
                 ) from None
             try:
                 yield
@@ -76,32 +123,80 @@ class RunDirectory:
         Raises:
             UserError: Naming what it holds.
         """
-        for path in (self.config, self.metrics, self.samples, self.checkpoints, self.model, self.summary):
-            if path.exists():
+        for path in self._present():
+            try:
+                self.read_config()
+            except UserError:
                 raise UserError(
-                    f"{self.path} holds a run already ({path.name}): go on with it with --train.resume true, "
-                    "or name another train.run_dir"
-                )
+                    f"{self.path} holds {path.name}, but no run of this project: name another train.run_dir"
+                ) from None
+            raise UserError(
+                f"{self.path} holds a run already ({path.name}): go on with it with --train.resume true, "
+                "or name another train.run_dir"
+            )
 
-    def read_config(self) -> dict[str, Any] | None:
-        """The configuration that was written here, as sections; None where there is none."""
-        return yaml.safe_load(self.config.read_bytes()) if self.config.exists() else None
+    def refuse_to_start_afresh(self) -> Config | None:
+        """Refuse a directory without a checkpoint that holds more than a run leaves before its first one.
+
+        Returns:
+            The configuration of that run; None where there is nothing.
+
+        Raises:
+            UserError: Naming what it holds.
+        """
+        present = self._present()
+        if not present:
+            return None
+        if self.config not in present:
+            raise UserError(
+                f"{self.path} holds {present[0].name} but no {self.config.name}, so no run of this project: name another train.run_dir"
+            )
+        config = self.read_config()
+        lost = [self.metrics, self.samples, self.model] if not self.checkpoints.is_dir() else []
+        if (
+            self.summary in present
+            or any(path in present for path in lost)
+            or self._last_step() > config.train.save_every
+        ):
+            raise UserError(
+                f"the checkpoints of the run in {self.path} are gone: bring back {self.checkpoints}, or name another train.run_dir"
+            )
+        return config
+
+    def _present(self) -> list[Path]:
+        """What is there of a run."""
+        paths = (self.config, self.metrics, self.samples, self.checkpoints, self.model, self.summary)
+        return [path for path in paths if os.path.lexists(path)]
+
+    def _last_step(self) -> int:
+        """The last step that `metrics.jsonl` tells of."""
+        steps = [line.get("step") for line in read_lines(self.metrics)]
+        return max([0, *(step for step in steps if isinstance(step, int))])
+
+    def sweep(self) -> None:
+        """Delete what a killed write has left behind."""
+        sweep([self.config, self.metrics, self.samples, self.summary])
+
+    def read_config(self) -> Config:
+        """The configuration that was written here.
+
+        Raises:
+            UserError: There is none, or it is damaged.
+        """
+        return read_yaml(self.config, Config)
 
     def write_config(self, config: Config) -> None:
         """Write the resolved configuration."""
         replace_file(self.config, yaml.safe_dump(config.to_dict(), sort_keys=False).encode())
 
     def read_summary(self) -> dict[str, Any] | None:
-        """The final figures; None where the run is not finished."""
-        return json.loads(self.summary.read_bytes()) if self.summary.exists() else None
+        """The final figures; None where the run is not finished.
+
+        Raises:
+            UserError: They are damaged.
+        """
+        return dict(read_json(self.summary, Summary, others="allow")) if os.path.lexists(self.summary) else None
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Mark the run as finished."""
         replace_file(self.summary, to_json(summary, indent=2))
-
-
-def new_run_directory(config: Config) -> str:
-    """A name for the directory of a run that names none: `runs/<UTC time>-<name>`."""
-    # A Hub id's or folder's last part
-    name = config.tracking.run_name or Path(config.data.dataset).expanduser().absolute().name
-    return str(Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}")

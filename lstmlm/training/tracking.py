@@ -6,6 +6,7 @@ import sys
 import uuid
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,8 +16,9 @@ from accelerate.tracking import filter_trackers
 
 from lstmlm.config import Config
 from lstmlm.console import UserError, print_line
-from lstmlm.files import sync_folder, to_json
+from lstmlm.files import append_line, cut_lines, sync_folder
 from lstmlm.runtime.distributed import fail_together
+from lstmlm.training.checkpoint import Logged
 from lstmlm.training.run_directory import RunDirectory
 from lstmlm.training.wandb_tracker import WandbTracker, init_arguments
 
@@ -106,13 +108,15 @@ class Tracking:
         lengths = {key: _flushed_length(path) for key, path in self._files.items()}
         return {"run_id": self.run_id, "resume_count": self.resume_count, **lengths}
 
-    def load_state_dict(self, values: dict[str, Any]) -> None:
+    def load_state_dict(self, values: Logged) -> None:
         """Go on where `state_dict` was taken: lines written after it are cut off."""
-        self.run_id = os.environ.get("WANDB_RUN_ID") or values["run_id"]
-        self.resume_count = values["resume_count"] + 1
-        for key, path in self._files.items():
-            if self._accelerator.is_main_process and path.exists():
-                os.truncate(path, min(values.get(key, 0), path.stat().st_size))
+        self.run_id = os.environ.get("WANDB_RUN_ID") or values.run_id
+        self.resume_count = values.resume_count + 1
+        if self._accelerator.is_main_process:
+            lengths = asdict(values)
+            for key, path in self._files.items():
+                if not cut_lines(path, lengths[key]):
+                    print_line(f"warning: {path} was damaged: lines of before the checkpoint are lost; the run goes on")
 
     @property
     def _files(self) -> dict[str, Path]:
@@ -207,8 +211,7 @@ class Tracking:
 
     def _write_line(self, path: Path, values: dict[str, Any]) -> None:
         if self._accelerator.is_main_process:
-            with path.open("ab") as file:
-                file.write(to_json(values) + b"\n")
+            append_line(path, values)
 
     def _tell(self, event: Callable[[Tracker], None]) -> None:
         for tracker in self._trackers:

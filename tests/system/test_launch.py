@@ -202,7 +202,7 @@ def test_a_fault_of_one_rank_ends_all(
     assert result.returncode != 0
     assert any(told in line for line in error_lines(result.stderr)), result.stderr
     found = checkpoint.checkpoints(tmp_path / "run/checkpoints")
-    assert all(checkpoint.find_fault(path) is None for path in found)
+    assert all(checkpoint.verify(path) for path in found)
     assert len(found) == (0 if kind == "disk" else 1)
     assert not list((tmp_path / "run/checkpoints").glob(".*")), "no partial file"
 

@@ -3,16 +3,21 @@
 import errno
 import json
 import os
+import re
+import shutil
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lstmlm import UserError, load_config
+from lstmlm import Config, UserError, load_config
+from lstmlm.data.table import Table
 from lstmlm.training import checkpoint
+from lstmlm.training.checkpoint import Cursor
 
 OPERATIONS = ("mkdir", "open", "write", "fsync", "rename", "unlink", "rmdir", "close")
 
@@ -22,16 +27,37 @@ def tensors(step: int) -> dict[str, torch.Tensor]:
 
 
 def publish(folder: Path, step: int, keep: int = 1) -> None:
-    checkpoint.publish(folder, step, tensors(step), {"cursor": {"step": step}}, keep)
+    checkpoint.publish(folder, step, tensors(step), values(step), keep)
+
+
+def values(step: int) -> dict[str, Any]:
+    return {
+        "config": Config().to_dict(),
+        "data_fingerprint": "f" * 64,
+        "cursor": {"step": step},
+        "interval": {},
+        "tracking": {"run_id": "a", "resume_count": 0, "metrics_bytes": 0},
+        "versions": {},
+    }
+
+
+def newest(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint, and why those before it are not."""
+    faults = []
+    for path, saved in checkpoint.whole(folder):
+        if isinstance(saved, checkpoint.Saved):
+            return path, faults
+        faults.append(saved)
+    return None, faults
 
 
 def newest_step(folder: Path) -> int | None:
-    path, _ = checkpoint.newest(folder)
+    path, _ = newest(folder)
     if path is None:
         return None
-    loaded, values = checkpoint.load_tensors(path), checkpoint.load_values(path)
-    assert torch.equal(loaded["weight"], tensors(values["cursor"]["step"])["weight"])
-    return values["cursor"]["step"]
+    step = checkpoint.verify(path).cursor.step
+    assert torch.equal(checkpoint.load_tensors(path)["weight"], tensors(step)["weight"])
+    return step
 
 
 def inject(fault: Callable[[str, tuple[Any, ...]], None]) -> None:
@@ -179,10 +205,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, name: str
     else:
         content[-9] ^= 4
         path.write_bytes(content if damage == "flip" else content[:-9])
-    found, lines = checkpoint.newest(tmp_path)
+    found, faults = newest(tmp_path)
     assert found == tmp_path / "step_00000001"
-    assert len(lines) == 1
-    assert "step_00000002" in lines[0]
+    assert len(faults) == 1
+    assert (name if damage != "flip" else "state.") in faults[0]  # a digit of a checksum may be what was flipped
     publish(tmp_path, 2, keep=2)
     assert newest_step(tmp_path) == 2, "the same step again takes the damaged one's place"
 
@@ -202,27 +228,28 @@ def test_nothing_in_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
 
 
 def test_values_and_tensors_come_back_to_the_bit(tmp_path: Path) -> None:
-    values = {"best": 0.1 + 0.2, "none": None, "big": 2**53 + 1}
+    cursor = {"best": 0.1 + 0.2, "step": 1, "tokens": 2**53 + 1}
     exact = {"a": torch.randn(3, 5), "b": torch.tensor([0.0, -0.0, 1e-45]), "c": torch.tensor(7)}
-    path = checkpoint.publish(tmp_path, 1, exact, values, 1)
-    loaded, loaded_values = checkpoint.load_tensors(path), checkpoint.load_values(path)
-    assert loaded_values == values
+    path = checkpoint.publish(tmp_path, 1, exact, values(1) | {"cursor": cursor}, 1)
+    loaded, saved = checkpoint.load_tensors(path), checkpoint.verify(path)
+    assert saved == checkpoint.Saved(
+        Config(), "f" * 64, Cursor(**cursor), checkpoint.Interval(), checkpoint.Logged("a", 0, 0), {}
+    )
     assert all(loaded[k].numpy().tobytes() == exact[k].numpy().tobytes() for k in exact)
 
 
-def sections(**changes: Any) -> dict[str, Any]:
-    config = load_config(
+def config(**changes: Any) -> Config:
+    return load_config(
         [f"--{key.replace('__', '.')}={'null' if value is None else value}" for key, value in changes.items()]
     )
-    return config.to_dict()
 
 
 def test_free_keys_may_change_and_epochs_may_grow() -> None:
-    checkpoint.check_config(sections(), sections(train__log_every=9))
-    checkpoint.check_config(sections(), sections(train__epochs=50))
-    checkpoint.check_config(sections(), sections(tracking__project="b", data__cache_dir="elsewhere"))
-    checkpoint.check_config(sections(train__max_steps=4), sections(train__max_steps=6))
-    checkpoint.check_config(sections(train__max_steps=4), sections())
+    checkpoint.check_config(config(), config(train__log_every=9))
+    checkpoint.check_config(config(), config(train__epochs=50))
+    checkpoint.check_config(config(), config(tracking__project="b", data__cache_dir="elsewhere"))
+    checkpoint.check_config(config(train__max_steps=4), config(train__max_steps=6))
+    checkpoint.check_config(config(train__max_steps=4), config())
 
 
 @pytest.mark.parametrize(
@@ -241,15 +268,150 @@ def test_free_keys_may_change_and_epochs_may_grow() -> None:
 )
 def test_another_configuration_is_refused(before: dict[str, Any], now: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        checkpoint.check_config(sections(**before), sections(**now))
+        checkpoint.check_config(config(**before), config(**now))
 
 
-def test_a_key_that_an_older_checkpoint_does_not_have_was_at_its_default() -> None:
-    old = sections()
-    del old["model"]["init_range"]
-    checkpoint.check_config(old, sections())
+def test_a_key_that_an_older_checkpoint_does_not_have_was_at_its_default(tmp_path: Path) -> None:
+    old = values(1)
+    del old["config"]["model"]["init_range"]
+    saved = checkpoint.verify(checkpoint.publish(tmp_path, 1, tensors(1), old, 1))
+    checkpoint.check_config(saved.config, config())
     with pytest.raises(UserError, match=r"model\.init_range was 0\.1 and is 0\.2"):
-        checkpoint.check_config(old, sections(model__init_range=0.2))
+        checkpoint.check_config(saved.config, config(model__init_range=0.2))
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "named"),
+    [
+        ([], None, "valid dictionary|object"),
+        ([], [], "object"),
+        (["cursor"], "ten", "cursor: "),
+        (["cursor", "step"], "2", "cursor.step: "),
+        (["cursor", "ghost"], 1, "cursor.ghost: "),
+        (["config", "data", "bptt"], 0, "data.bptt must be at least 1"),
+        (["config", "model"], None, "config.model: "),
+        (["config", "optim", "ghost"], 1, "config.optim.ghost: "),
+        (["tracking"], {}, "tracking.run_id: "),
+        (["versions", "torch"], 2, "versions.torch: "),
+        (["ghost"], 2, "ghost: "),
+    ],
+)
+def test_what_fits_its_manifest_but_is_no_state_is_damaged(
+    keys: list[str], value: Any, named: str, tmp_path: Path
+) -> None:
+    publish(tmp_path, 1, keep=2)
+    forged: Any = values(2)
+    if keys:
+        place = forged
+        for key in keys[:-1]:
+            place = place[key]
+        place[keys[-1]] = value
+    else:
+        forged = value
+    checkpoint.publish(tmp_path, 2, tensors(2), forged, 2)
+    found, (fault,) = newest(tmp_path)
+    assert found == tmp_path / "step_00000001"
+    assert re.search(f"state.json is damaged or not of this project: .*{named}", fault), fault
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"state.json": 3}', b"null"])
+def test_a_manifest_of_anything_is_damaged(content: bytes, tmp_path: Path) -> None:
+    publish(tmp_path, 1, keep=2)
+    publish(tmp_path, 2, keep=2)
+    (tmp_path / "step_00000002/manifest.json").write_bytes(content)
+    found, (fault,) = newest(tmp_path)
+    assert found == tmp_path / "step_00000001"
+    assert "manifest.json" in fault
+    assert "\n" not in fault
+
+
+FOREIGN = (
+    "step_keep",
+    "step_00000001-keep",
+    "step_1",
+    "step_000000003",
+    "step_00000099",
+    "step_00000098",
+    "step_00000097",
+    ".step_x.old",
+)
+
+
+def test_only_what_is_ours_is_gone_on_from_or_deleted(tmp_path: Path) -> None:
+    """Copies under other names and numbers, a file, a link, a folder with something else in it, a hidden folder of another name."""
+    publish(tmp_path, 1)
+    for name in FOREIGN[:5]:
+        shutil.copytree(tmp_path / "step_00000001", tmp_path / name)
+    (tmp_path / "step_notes.txt").write_text("notes")
+    (tmp_path / "step_00000098").write_text("a file")
+    (tmp_path / "step_00000097").symlink_to(tmp_path / "step_keep")
+    (tmp_path / ".step_x.old").mkdir()
+    (tmp_path / ".step_00000099.old").mkdir()
+    (tmp_path / ".step_00000099.old/precious").write_text("text")
+    assert newest_step(tmp_path) == 1
+    for step in range(2, 5):
+        publish(tmp_path, step)
+        assert newest_step(tmp_path) == step
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {*FOREIGN, "step_notes.txt", ".step_00000099.old", "step_00000004"}
+    assert (tmp_path / "step_00000099/state.json").exists()
+    with pytest.raises(UserError, match="step_00000099 is in the way and no checkpoint of this run"):
+        publish(tmp_path, 99)
+    with pytest.raises(UserError, match="step_00000097 is in the way"):
+        publish(tmp_path, 97)
+    assert newest_step(tmp_path) == 4
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*args: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    assert checkpoint.checkpoints(tmp_path / "none") == []
+    monkeypatch.setattr(os, "listdir", refused)
+    with pytest.raises(UserError, match=r"cannot read .*: Permission denied"):
+        checkpoint.checkpoints(tmp_path)
+
+
+def test_a_deleted_one_that_a_kill_left_hidden_is_swept(tmp_path: Path) -> None:
+    publish(tmp_path, 1)
+    (tmp_path / "step_00000001").rename(tmp_path / ".step_00000001.old")
+    checkpoint.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("cursor", "named"),
+    [
+        ({}, None),
+        ({"epoch": 1, "row": 10, "step": 7}, None),
+        ({"row": 25}, "no step begins at row 25 of 25"),
+        ({"row": -10}, "no step begins at row -10"),
+        ({"row": 3}, "no step begins at row 3"),
+        ({"row": 10, "step": 3}, "step 3 is not the one at row 10 of epoch 0"),
+    ],
+)
+def test_a_cursor_that_no_run_reaches(cursor: dict[str, int], named: str | None) -> None:
+    table = Table(torch.zeros(101, dtype=torch.int32), columns=4)  # 25 rows: 5 windows of 5 rows
+    settings = config(data__bptt=5, data__batch_size=4)
+    saved = checkpoint.Saved(settings, "", Cursor(**cursor), checkpoint.Interval(), checkpoint.Logged("a", 0, 0), {})
+    ours = tensors(0)
+    with nullcontext() if named is None else pytest.raises(UserError, match=named):
+        checkpoint.check_fit(saved, ours, ours, table)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"weight": torch.zeros(3, 50)}, "weight is torch.float32 .3, 50. instead of torch.float32 .50, 3."),
+        ({"weight": torch.zeros(50, 3, dtype=torch.int8)}, "weight is torch.int8"),
+        ({"ghost": torch.zeros(1)}, "has a foreign ghost"),
+    ],
+)
+def test_tensors_that_are_not_the_runs(change: dict[str, torch.Tensor], named: str) -> None:
+    table = Table(torch.zeros(101, dtype=torch.int32), columns=4)
+    saved = checkpoint.Saved(config(), "", Cursor(), checkpoint.Interval(), checkpoint.Logged("a", 0, 0), {})
+    with pytest.raises(UserError, match=named):
+        checkpoint.check_fit(saved, tensors(1) | change, tensors(1), table)
 
 
 def test_other_data_is_refused() -> None:

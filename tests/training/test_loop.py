@@ -1,5 +1,7 @@
 """A whole run in this process: what it writes, and that to be interrupted changes nothing."""
 
+import dataclasses
+import hashlib
 import json
 import math
 import shutil
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
 import yaml
 
@@ -45,9 +48,9 @@ def figures(run: Path) -> dict[str, Any]:
 
 
 def final_state(run: Path) -> dict[str, torch.Tensor]:
-    path, _ = checkpoint.newest(run / "checkpoints")
-    assert path is not None
-    return checkpoint.load_tensors(path)
+    newest = checkpoint.checkpoints(run / "checkpoints")[0]
+    checkpoint.verify(newest)
+    return checkpoint.load_tensors(newest)
 
 
 def assert_same_run(actual: Path, expected: Path) -> None:
@@ -229,7 +232,7 @@ def test_resume_leaves_a_finished_run_without_checkpoints_alone(
 ) -> None:
     fresh_train(load_config(small()))
     shutil.rmtree(tmp_path / "run/checkpoints")
-    with pytest.raises(UserError, match="a finished run without its checkpoints"):
+    with pytest.raises(UserError, match=r"the checkpoints of the run in .* are gone"):
         fresh_train(load_config(small("--train.resume=true")))
     assert (tmp_path / "run/summary.json").exists()
     assert metrics(tmp_path / "run")
@@ -289,6 +292,168 @@ def test_resume_falls_back_over_a_damaged_checkpoint(
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
+def forge(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], None]) -> None:
+    """Write a checkpoint's content anew, changed, under a manifest that matches."""
+    tensors, values = checkpoint.load_tensors(path), json.loads((path / "state.json").read_bytes())
+    change(tensors, values)
+    for name in ("state.safetensors", "state.json", "manifest.json"):
+        (path / name).unlink()
+    path.rmdir()
+    checkpoint.publish(path.parent, int(path.name[5:]), tensors, values, 9)
+
+
+FORGERIES: dict[str, Callable[[dict[str, torch.Tensor], dict[str, Any]], Any]] = {
+    "a tensor less": lambda tensors, values: tensors.pop("model.decoder.bias"),
+    "another shape": lambda tensors, values: tensors.update({"state.h.0": torch.zeros(3, 12)}),
+    "a row beyond the table": lambda tensors, values: values["cursor"].update(row=10**6),
+    "a misaligned row": lambda tensors, values: values["cursor"].update(row=3),
+    "another epoch": lambda tensors, values: values["cursor"].update(epoch=0),
+    "no cursor": lambda tensors, values: values.pop("cursor"),
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_resume_falls_back_over_a_checkpoint_that_is_not_the_runs(
+    forgery: str, small: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = small("--train.resume=true", run="cut")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        cut_power_at(monkeypatch, 25)
+        with pytest.raises(PowerCutError):
+            fresh_train(load_config(arguments))
+    forge(tmp_path / "cut/checkpoints/step_00000021", FORGERIES[forgery])
+    fresh_train(load_config(arguments))
+    error = capsys.readouterr().err
+    assert "skipping the damaged checkpoint" in error
+    assert f"going on from {tmp_path / 'cut/checkpoints/step_00000014'}" in error
+    fresh_train(load_config(small(run="whole")))
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_forged_header_of_the_only_checkpoint_is_one_line(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    arguments = small("--train.resume=true", "--train.save_every=20")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        cut_power_at(monkeypatch, 25)
+        with pytest.raises(PowerCutError):
+            fresh_train(load_config(arguments))
+    path = tmp_path / "run/checkpoints/step_00000020"
+    content = b"\xff" * 8 + (path / "state.safetensors").read_bytes()[8:]
+    (path / "state.safetensors").write_bytes(content)
+    manifest = json.loads((path / "manifest.json").read_bytes())
+    manifest["state.safetensors"]["sha256"] = hashlib.sha256(content).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
+        fresh_train(load_config(arguments))
+    assert metrics(tmp_path / "run"), "nothing is lost"
+
+
+def unfinished(small: Callable[..., list[str]], step: int = 25) -> list[str]:
+    """A run that lost power before a step; its arguments."""
+    arguments = small("--train.resume=true")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        cut_power_at(monkeypatch, step)
+        with pytest.raises(PowerCutError):
+            fresh_train(load_config(arguments))
+    return arguments
+
+
+@pytest.mark.parametrize("loss", ["deleted", "emptied", "not mounted", "a file"])
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(
+    loss: str, small: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    arguments = unfinished(small)
+    checkpoints = tmp_path / "run/checkpoints"
+    shutil.rmtree(checkpoints)
+    if loss == "emptied":
+        checkpoints.mkdir()
+    elif loss == "not mounted":
+        checkpoints.symlink_to(tmp_path / "nowhere")
+    elif loss == "a file":
+        checkpoints.write_text("")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"the checkpoints of the run in .* are gone|cannot read .*checkpoints"):
+        fresh_train(load_config(arguments))
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("damage", ["cut in a line", "emptied", "missing", "garbage"])
+def test_damaged_metrics_are_told_and_end_as_whole_lines(
+    damage: str, small: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = unfinished(small)
+    path = tmp_path / "run/metrics.jsonl"
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes({"cut in a line": content[:999], "emptied": b"", "garbage": b"\0" * len(content)}[damage])
+    fresh_train(load_config(arguments))
+    assert "metrics.jsonl was damaged" in capsys.readouterr().err
+    lines = metrics(tmp_path / "run")
+    assert [line["step"] for line in lines if "train/loss" in line][-9:] == list(range(22, 31))
+
+
+def test_what_kills_left_hidden_is_gone_at_the_end(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    arguments = unfinished(small)
+    run = tmp_path / "run"
+    for name in (".config.yaml.tmp", ".summary.json.tmp", "model/.model.safetensors.tmp"):
+        (run / name).write_text("half")
+    for name in (".step_00000007.old", ".step_00000028.tmp"):
+        (run / "checkpoints" / name).mkdir()
+        (run / "checkpoints" / name / "state.json").write_text("{")
+    fresh_train(load_config(arguments))
+    assert [path for path in run.rglob(".*") if path != run / ".lock"] == []
+
+
+def test_a_summary_that_is_damaged_is_made_again(
+    small: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = fresh_train(load_config(small()))
+    for content in ("", "null", "[]", '{"step": 3}', '{"step": 30, "valid"'):
+        (tmp_path / "run/summary.json").write_text(content)
+        again = fresh_train(load_config(small("--train.resume=true")))
+        assert "summary.json is damaged" in capsys.readouterr().err
+        assert json.loads((tmp_path / "run/summary.json").read_bytes()) == again
+        assert again | {"seconds": None} == summary | {"seconds": None}
+
+
+def test_the_model_of_a_run_that_grew_is_the_longer_runs(
+    small: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shorter run's last validation, which was not due in the longer one, finds its best model."""
+    evaluate_stream = run.evaluate_stream
+
+    def best_at_step_9(*args: Any, **kwargs: Any) -> Any:
+        result = evaluate_stream(*args, **kwargs)
+        return dataclasses.replace(result, nll=result.nll * factor.pop(0)) if kwargs.get("interrupted") else result
+
+    monkeypatch.setattr(run, "evaluate_stream", best_at_step_9)
+    settings = ("--train.eval_every=6", "--train.resume=true")
+    factor = [1.0, 3.0, 1, 1]  # at steps 6 and 12, then the final scores
+    fresh_train(load_config(small(*settings, "--train.max_steps=12", run="long")))
+    factor = [1.0, 0.5, 1, 1]  # at steps 6 and 9
+    fresh_train(load_config(small(*settings, "--train.max_steps=9", run="grown")))
+    factor = [3.0, 1, 1]  # at step 12
+    fresh_train(load_config(small(*settings, "--train.max_steps=12", run="grown")))
+    assert_same_run(tmp_path / "grown", tmp_path / "long")
+    with safetensors.safe_open(tmp_path / "grown/model/model.safetensors", "pt") as file:
+        exported = json.loads(file.metadata()["exported"])
+    summary = json.loads((tmp_path / "grown/summary.json").read_bytes())
+    assert exported == {"step": 6, "valid_ppl": summary["best"]}
+
+
+@pytest.mark.parametrize("settings", [[], ["--train.eval_every=1"]])
+def test_a_validation_that_is_not_finite_ends_the_run(
+    settings: list[str], small: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="the validation loss is not finite after step 1"):
+        fresh_train(load_config(small("--optim.lr=1e38", "--train.max_steps=1", *settings)))
+    assert not (tmp_path / "run/model").exists()
+    assert not (tmp_path / "run/summary.json").exists()
+    if settings:
+        assert list((tmp_path / "run/checkpoints").iterdir()) == []
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(
     small: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -329,9 +494,8 @@ def test_a_run_from_before_the_hashed_masks_goes_on_and_is_told(
 ) -> None:
     arguments = small(f"--model.dropout={dropout}", "--train.max_steps=9")
     fresh_train(load_config(arguments))
-    path, _ = checkpoint.newest(tmp_path / "run/checkpoints")
-    assert path is not None
-    tensors, values = checkpoint.load_tensors(path), checkpoint.load_values(path)
+    path = checkpoint.checkpoints(tmp_path / "run/checkpoints")[0]
+    tensors, values = checkpoint.load_tensors(path), json.loads((path / "state.json").read_bytes())
     del values["masks"]
     checkpoint.publish(tmp_path / "run/checkpoints", 9, tensors, values, 1)
     fresh_train(load_config([*arguments, "--train.max_steps=12", "--train.resume=true"]))

@@ -1,5 +1,6 @@
 """A run's directory: who holds it, what is refused, and that this is known before anything expensive."""
 
+import errno
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from lstmlm import UserError, load_config
-from lstmlm.training import loop
+from lstmlm import UserError, files, load_config
+from lstmlm.training import loop, run_directory
 from lstmlm.training.run_directory import RunDirectory
 from tests.training.test_loop import fresh_train
 
@@ -42,7 +43,7 @@ def test_a_lock_that_is_a_link_empties_nothing(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("text")
     (tmp_path / "run").mkdir()
     (tmp_path / "run/.lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(OSError, match="symbolic links"), RunDirectory(tmp_path / "run").held():
+    with pytest.raises(UserError, match=r"cannot lock .*symbolic links"), RunDirectory(tmp_path / "run").held():
         pass
     assert (tmp_path / "precious").read_text() == "text"
 
@@ -86,3 +87,75 @@ def test_a_start_that_fails_leaves_no_empty_directory(tmp_path: Path) -> None:
     with RunDirectory(tmp_path / "runs/b").held():
         pass
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["a"], "a folder that was there before stays"
+
+
+CONTENT = {
+    "metrics.jsonl": "my own figures",
+    "model/README.md": "my own model",
+    "checkpoints/step_00000003/notes": "my own",
+    "summary.json": "{}",
+    "config.yaml": "learning_rate: 3",
+}
+
+
+@pytest.mark.usefixtures("nothing_expensive")
+@pytest.mark.parametrize("name", CONTENT)
+@pytest.mark.parametrize("resume", ["true", "false"])
+def test_a_folder_that_is_no_run_is_refused_and_left_as_it_is(
+    name: str, resume: str, small: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    path = tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    path.write_text(CONTENT[name])
+    with pytest.raises(UserError) as caught:
+        fresh_train(load_config(small(f"--train.resume={resume}")))
+    assert path.read_text() == CONTENT[name]
+    assert "--train.resume true" not in str(caught.value), "which would be the wrong advice"
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "{", "- a", "data:", "data: {bptt: [}", "train: {epochs: many}", "a: 1\na: 2"])
+def test_a_config_that_is_none_is_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"config\.yaml is damaged or not of this project: ") as caught:
+        RunDirectory(tmp_path).read_config()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_comes_back(tmp_path: Path) -> None:
+    config = load_config(["--optim.lr=1e-8", "--tracking.tags=[a, b]", "--optim.betas=[0.5, 0.25]"])
+    RunDirectory(tmp_path).write_config(config)
+    assert RunDirectory(tmp_path).read_config() == config
+
+
+def test_runs_of_one_second_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    class Noon(run_directory.datetime):  # type: ignore[misc]
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return cls(2026, 1, 1, 12)
+
+    monkeypatch.setattr(run_directory, "datetime", Noon)
+    names = [RunDirectory.new(load_config(["--tracking.run_name=a"])).path.name for _ in range(3)]
+    assert names == ["20260101-120000-a", "20260101-120000-a-2", "20260101-120000-a-3"]
+    assert all((tmp_path / "runs" / name).is_dir() for name in names)
+
+
+def test_no_flock_and_no_home_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*args: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", none)
+    with (
+        pytest.raises(
+            UserError, match=r"cannot lock .*\.lock: No locks available; train.run_dir needs a file system with flock"
+        ),
+        RunDirectory(tmp_path / "run").held(),
+    ):
+        pass
+    monkeypatch.setattr(Path, "home", lambda: Path("~"))
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))
+    with pytest.raises(UserError, match="this user has no home folder"):
+        RunDirectory("~/runs/a")

@@ -1,4 +1,4 @@
-"""The command line: `lstmlm train | evaluate | generate | report`, and the mains of the scripts."""
+"""The command line: `lstmlm train | evaluate | score | generate | report`, and the mains of the scripts."""
 
 import dataclasses
 import json
@@ -11,6 +11,8 @@ from lstmlm.console import UsageError, check, run_script
 from lstmlm.evaluation.adaptation import CacheSettings, DynamicSettings
 from lstmlm.evaluation.measure import PROTOCOLS
 from lstmlm.evaluation.measure import evaluate as evaluate_model
+from lstmlm.evaluation.scoring import Reset
+from lstmlm.evaluation.tables import Format, score_files
 from lstmlm.generation import generate_texts
 from lstmlm.runtime import hardware
 from lstmlm.training.loop import train as train_model
@@ -18,6 +20,7 @@ from lstmlm.training.loop import train as train_model
 Arguments = Sequence[str] | None  # without the program's name; None takes the process's own
 
 MODEL_HELP = "A model's folder or a run's; null = the newest runs/*/model, else the one that comes with lstmlm."
+THREADS_HELP = "CPU threads; null = the physical cores."
 
 
 def train(argv: Arguments = None) -> int:
@@ -77,6 +80,34 @@ def _protocol_settings(protocol: str, options: dict[str, Any]) -> dict[str, Any]
     return settings
 
 
+def score(argv: Arguments = None) -> int:
+    """Surprisal, entropy and rank of every token of a text, as a table."""
+    parser = argument_parser("Surprisal (in bits), entropy and rank of every token of a text, as a table.")
+    parser.add_argument(
+        "files", nargs="+", type=str, help="Texts, a sentence a line, or what else training reads; - is standard input."
+    )
+    parser.add_argument("--model", type=str | None, default=None, help=MODEL_HELP)
+    parser.add_argument(
+        "--reset",
+        type=Reset,
+        default="line",
+        help="Where the state starts afresh: at each line; at each document (at a `= Title =`, or after an empty line "
+        "where there are no titles); or never.",
+    )
+    parser.add_argument("--format", type=Format, default="tsv", help="Of the table.")
+    parser.add_argument("--output", type=str | None, default=None, help="File for the table; null = standard output.")
+    parser.add_argument("--html", type=str | None, default=None, help="File for a page that shades each word.")
+    parser.add_argument("--eos", type=bool, default=False, help="Whether the end of a line has a row too.")
+    parser.add_argument(
+        "--text_column", type=str, default="text", help="Where the text stands in CSV, JSON lines, Parquet."
+    )
+    parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
+    args = parse(parser, argv)
+    hardware.use_machine(args.threads)
+    score_files(args.files, args.model, args.reset, args.eos, args.format, args.output, args.html, args.text_column)
+    return 0
+
+
 def generate(argv: Arguments = None) -> int:
     """Sample text from a saved model."""
     parser = argument_parser("Sample text from a saved model.")
@@ -115,6 +146,7 @@ def report(argv: Arguments = None) -> int:
 COMMANDS: dict[str, Callable[[Arguments], int]] = {
     "train": train,
     "evaluate": evaluate,
+    "score": score,
     "generate": generate,
     "report": report,
 }

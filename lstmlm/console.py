@@ -2,8 +2,11 @@
 
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
 
 from tqdm import tqdm
 
@@ -37,6 +40,27 @@ def check(holds: bool, message: str) -> None:
 def print_line(message: str) -> None:
     """A line on standard error, in one write: ranks that share it do not write into each other's lines."""
     print(f"{message}\n", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def standard_output() -> Iterator[BinaryIO]:
+    """Standard output for results, in bytes, so that UTF-8 comes out whatever the locale.
+
+    A reader that has enough (`| head -1`) ends the process without a word, with the status of any filter, 141.
+
+    Raises:
+        UserError: It is closed, or its disk is full.
+    """
+    if sys.stdout is None:
+        raise UserError("standard output is closed, and the result would be lost")
+    try:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what is still buffered may go
+        if isinstance(error, BrokenPipeError):
+            sys.exit(128 + signal.SIGPIPE)
+        raise UserError(f"cannot write to standard output: {error.strerror}") from None
 
 
 class _LineHandler(logging.Handler):

@@ -1,5 +1,6 @@
 """Files: written so that a kill or a power cut leaves the old content or the new, never a part; read as what they should be; the lock."""
 
+import io
 import json
 import logging
 import math
@@ -9,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import yaml
 
@@ -114,6 +115,34 @@ def sweep(paths: Iterable[Path]) -> None:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path`, in one step, when the block has ended well. Until then, `path` is as it was."""
+    temporary = _temporary(path)
+    try:
+        with io.BufferedWriter(_NamedFile(str(temporary), "wb")) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = str(path)
+        raise
+    sync_folder(path.parent)
+
+
+class _NamedFile(io.FileIO):
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            error.filename = str(self.name)  # which a failing write does not tell by itself
+            raise
 
 
 def cannot_write(error: OSError) -> str:

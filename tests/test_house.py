@@ -8,7 +8,7 @@ ROOMS = """
     data.tokenize data.vocabulary data.toy data.reading data.sources data.table data.corpus
     model.dropout model.loss model.layers model.language_model model.pretrained
     runtime.hardware runtime.distributed runtime.launch
-    evaluation.perplexity evaluation.adaptation evaluation.measure evaluation.scoring
+    evaluation.perplexity evaluation.adaptation evaluation.measure evaluation.scoring evaluation.tables
     generation
     training.optimizer training.step training.checkpoint training.run_directory training.wandb_tracker training.tracking
     training.run training.loop
@@ -83,4 +83,4 @@ def test_slow_imports_wait_until_they_are_used() -> None:
         for node in ast.parse(path_of(room).read_text()).body:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = [alias.name for alias in node.names] + [getattr(node, "module", None)]
-                assert not {"wandb", "datasets", "jsonargparse", "matplotlib", "jinja2"} & set(names), room
+                assert not {"wandb", "datasets", "jsonargparse", "matplotlib", "jinja2", "pyarrow"} & set(names), room

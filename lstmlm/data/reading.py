@@ -40,14 +40,14 @@ def read_blocks(path: Path, column: str, first: int = 0, end: int | None = None)
     """Plain text of a file in blocks of about a million characters, none of which ends within a word.
 
     Args:
-        path: A file of a form that `form_of` knows.
+        path: A file; a text file where `form_of` does not know its form. `-` is standard input.
         column: Where the text of a row stands.
         first, end: Only lines (of a text file) or rows `first` to `end` - 1.
 
     Raises:
         UserError: The file cannot be read, is damaged, or is not text in UTF-8, with the place.
     """
-    if form_of(path) == "text":
+    if form_of(path) in ("text", None):
         return blocks_of(_text(path) if end is None else _lines_between(_text(path), first, end))
     rows = _rows(path, column)
     return rows_to_blocks(row for number, row in enumerate(rows) if number >= first and (end is None or number < end))
@@ -201,6 +201,8 @@ def _parquet(path: Path, column: str) -> Iterator[object]:
 
 
 def _open(path: Path) -> IO[bytes]:
+    if str(path) == "-":
+        return sys.stdin.buffer
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from lstmlm.console import check
-from lstmlm.data.tokenize import plain
-from lstmlm.data.vocabulary import EOS, Vocabulary
+from lstmlm.data.tokenize import EOS, plain
+from lstmlm.data.vocabulary import Vocabulary
 from lstmlm.model.language_model import LSTMLanguageModel, State
 from lstmlm.model.loss import TokenScores, token_scores
 from lstmlm.model.pretrained import default_device, find_model, load_pretrained
@@ -65,24 +65,28 @@ def score_text(text: str, model: str | Path | None = None, reset: Reset = "line"
     """
     language_model, vocabulary = load_pretrained(find_model(model), default_device())
     lines = plain(text).removesuffix("\n").split("\n")
-    rows = [row for window in score_lines(lines, language_model, vocabulary, reset, eos) for row in window]
+    rows = [row for window in score_lines([lines], language_model, vocabulary, reset, eos) for row in window]
     check(bool(rows), "there is no text to score")
     return rows
 
 
 def score_lines(
-    lines: Iterable[str], model: LSTMLanguageModel, vocabulary: Vocabulary, reset: Reset = "line", eos: bool = False
+    texts: Iterable[Iterable[str]],
+    model: LSTMLanguageModel,
+    vocabulary: Vocabulary,
+    reset: Reset = "line",
+    eos: bool = False,
 ) -> Iterator[list[Row]]:
-    """Rows of a text of any length, in memory that does not grow with it.
+    """Rows of texts of any length, in memory that does not grow with them.
 
     Args:
-        lines: Of the text.
+        texts: Lines of each; a document ends with its text at the latest.
         model: On any device.
         vocabulary: Of the model.
         reset, eos: As for `score_text`.
     """
     check(reset in get_args(Reset), f"reset must be one of {', '.join(get_args(Reset))}, not {reset!r}")
-    tokens = _tokens(lines, vocabulary, reset)
+    tokens = _tokens(texts, vocabulary, reset)
     previous, state = vocabulary.eos, model.initial_state(1)
     while window := list(islice(tokens, WINDOW_TOKENS)):
         ids = torch.tensor([token.id for token in window])
@@ -116,17 +120,20 @@ class _Token(NamedTuple):
     fresh: bool  # whether the model reads it without what stood before
 
 
-def _tokens(lines: Iterable[str], vocabulary: Vocabulary, reset: Reset) -> Iterator[_Token]:
-    fresh, titled = True, False
-    for number, line in enumerate(lines, 1):
-        if reset == "document" and TITLE.fullmatch(line):
-            fresh = titled = True
-        words, ids = vocabulary.tokenize(line), vocabulary.encode(line, eos=False)
-        for place, (text, i) in enumerate(zip([*words, EOS], [*ids, vocabulary.eos], strict=True), 1):
-            yield _Token(number, place, len(words), text, i, fresh)
-            fresh = False
-        if reset == "line" or (reset == "document" and not titled and not line.strip()):
-            fresh = True
+def _tokens(texts: Iterable[Iterable[str]], vocabulary: Vocabulary, reset: Reset) -> Iterator[_Token]:
+    number, fresh = 0, True
+    for lines in texts:
+        fresh, titled = fresh or reset == "document", False
+        for line in lines:
+            number += 1
+            if reset == "document" and TITLE.fullmatch(line):
+                fresh = titled = True
+            words, ids = vocabulary.tokenize(line), vocabulary.encode(line, eos=False)
+            for place, (text, i) in enumerate(zip([*words, EOS], [*ids, vocabulary.eos], strict=True), 1):
+                yield _Token(number, place, len(words), text, i, fresh)
+                fresh = False
+            if reset == "line" or (reset == "document" and not titled and not line.strip()):
+                fresh = True
 
 
 @torch.inference_mode()

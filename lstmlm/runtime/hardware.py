@@ -12,6 +12,8 @@ from typing import Any
 import psutil
 import torch
 
+from lstmlm.console import check
+
 _RNN: Any = torch.backends.cudnn.rnn  # its attribute is unknown to mypy
 
 
@@ -33,9 +35,14 @@ def keep_memory() -> None:
     libc.mallopt(m_top_pad, 2**28)
 
 
-def use_machine() -> None:
-    """Set up the process of a script, which has the machine to itself: use all physical cores, and keep freed memory."""
-    torch.set_num_threads(default_threads())
+def use_machine(threads: int | None = None) -> None:
+    """Set up the process of a script, which has the machine to itself: use all physical cores, and keep freed memory.
+
+    Args:
+        threads: CPU threads, 1 to 1024; None = the physical cores.
+    """
+    check(threads is None or 1 <= threads <= 1024, f"threads must be from 1 to 1024, not {threads}")
+    torch.set_num_threads(threads or default_threads())
     keep_memory()
 
 

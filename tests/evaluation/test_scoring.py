@@ -82,27 +82,34 @@ def test_every_score_is_what_the_model_says_of_the_token_alone(
     lines = text(30, 25)
     lines = [line or "w9" for line in lines]
     lines[7] = lines[8] = lines[17] = ""
-    rows = [row for window in score_lines(lines, model, VOCABULARY, reset, eos=True) for row in window]
+    rows = [row for window in score_lines([lines], model, VOCABULARY, reset, eos=True) for row in window]
     expected = alone(model, lines, resets)
     assert_same(rows, expected)
-    without = [row for window in score_lines(lines, model, VOCABULARY, reset) for row in window]
+    without = [row for window in score_lines([lines], model, VOCABULARY, reset) for row in window]
     assert without == [row for row in rows if row.token != "<eos>"]
 
 
 @pytest.mark.usefixtures("sizes")
 def test_a_title_begins_a_document_and_then_an_empty_line_does_not(model: LSTMLanguageModel) -> None:
     lines = ["", " = w1 w2 = ", "", "w3 w4 w5", "= = w6 = =", "", "w7", " = w8 =", "w9"]
-    rows = [row for window in score_lines(lines, model, VOCABULARY, "document", eos=True) for row in window]
+    rows = [row for window in score_lines([lines], model, VOCABULARY, "document", eos=True) for row in window]
     assert_same(rows, alone(model, lines, {0, 1, 7}))
+
+
+@pytest.mark.parametrize(("reset", "resets"), [("document", {0, 2, 4}), ("never", {0})])
+def test_a_text_begins_a_document(model: LSTMLanguageModel, reset: scoring.Reset, resets: set[int]) -> None:
+    texts = [["= w1 =", "w2 w3"], ["w4", "", "w5"]]
+    rows = [row for window in score_lines(texts, model, VOCABULARY, reset, eos=True) for row in window]
+    assert_same(rows, alone(model, [line for lines in texts for line in lines], resets))
 
 
 def test_a_line_scores_what_it_scores_alone(model: LSTMLanguageModel) -> None:
     lines = text(60, 40, seed=1)
-    together = [row for window in score_lines(lines, model, VOCABULARY) for row in window]
+    together = [row for window in score_lines([lines], model, VOCABULARY) for row in window]
     apart = [
         row._replace(sentence_id=number)
         for number, line in enumerate(lines, 1)
-        for window in score_lines([line], model, VOCABULARY)
+        for window in score_lines([[line]], model, VOCABULARY)
         for row in window
     ]
     assert_same(together, apart)
@@ -110,7 +117,7 @@ def test_a_line_scores_what_it_scores_alone(model: LSTMLanguageModel) -> None:
 
 def test_never_reset_is_the_perplexity_of_one_column(model: LSTMLanguageModel) -> None:
     lines = text(40, 20, seed=2)
-    rows = [row for window in score_lines(lines, model, VOCABULARY, "never", eos=True) for row in window]
+    rows = [row for window in score_lines([lines], model, VOCABULARY, "never", eos=True) for row in window]
     stream = torch.tensor([VOCABULARY.eos, *(i for line in lines for i in VOCABULARY.encode(line))], dtype=torch.int32)
     nll = sum(row.surprisal for row in rows) * math.log(2)
     assert nll == pytest.approx(evaluate_stream(model, stream).nll, rel=1e-6)
@@ -126,7 +133,7 @@ def test_a_window_is_all_that_is_held(model: LSTMLanguageModel, monkeypatch: pyt
             taken += 1
             yield "w1 w2 w3 w4"
 
-    windows = score_lines(endless(), model, VOCABULARY)
+    windows = score_lines([endless()], model, VOCABULARY)
     assert [len(next(windows)) for _ in range(3)] == [80, 80, 80]
     assert taken <= 61
 

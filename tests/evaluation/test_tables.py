@@ -1,0 +1,253 @@
+"""The command's tables: what is in them, what is refused, and what stays as it was."""
+
+import csv
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas
+import pytest
+import torch
+
+from lstmlm import LSTMLanguageModel, UserError, Vocabulary, score_text
+from lstmlm.cli import score
+from lstmlm.config import ModelConfig
+from lstmlm.console import UsageError
+from lstmlm.data import reading
+from lstmlm.evaluation.scoring import Row
+from lstmlm.evaluation.tables import read_lines, score_files
+from lstmlm.model.pretrained import save_pretrained
+from tests.conftest import ROOT
+
+WORDS = ["<unk>", "<eos>", "the", "<b>", '"', "naïve", "ship's", "NA"]
+TEXT = 'the <b> " naïve\n\nzebra " ship\'s NA &amp; the\n'
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    model = LSTMLanguageModel(ModelConfig(embedding_size=8, hidden_size=8, init_range=3.0), len(WORDS))
+    save_pretrained(tmp_path / "run" / "model", model, Vocabulary(WORDS), {"dataset": "toy"})
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    (tmp_path / "a.txt").write_text(TEXT, "utf-8")
+    return tmp_path / "a.txt"
+
+
+@pytest.fixture
+def rows(folder: Path) -> list[Row]:
+    return score_text(TEXT, folder)
+
+
+@pytest.mark.parametrize("form", ["tsv", "jsonl", "parquet"])
+def test_the_table_has_the_rows(form: str, folder: Path, text: Path, rows: list[Row], tmp_path: Path) -> None:
+    output = tmp_path / "table"
+    score([str(text), "--model", str(folder), "--format", form, "--output", str(output), "--threads", "1"])
+    if form == "parquet":
+        table = pandas.read_parquet(output)
+    elif form == "jsonl":
+        table = pandas.DataFrame(json.loads(line) for line in output.read_text("utf-8").splitlines())
+    else:
+        table = pandas.read_csv(output, sep="\t", keep_default_na=False)
+    assert list(table) == list(Row._fields)
+    assert [Row(*values) for values in table.itertuples(index=False)] == rows
+    assert [path.name for path in tmp_path.iterdir() if path.name[0] == "."] == []
+
+
+def test_the_end_of_a_line_has_a_row_where_it_is_asked_for(folder: Path, text: Path, tmp_path: Path) -> None:
+    output = tmp_path / "table"
+    for reset in ("line", "document", "never"):
+        score([str(text), "--model", str(folder), "--output", str(output), "--eos", "true", "--reset", reset])
+        with output.open(encoding="utf-8", newline="") as file:
+            names, *table = csv.reader(file, "excel-tab")
+        assert names == "sentence_id token_id token surprisal unk entropy rank".split()
+        expected = score_text(TEXT, folder, reset, eos=True)  # type: ignore[arg-type]
+        assert table == [[str(value) for value in row] for row in expected]
+
+
+def test_neural_complexity(folder: Path, text: Path, rows: list[Row], tmp_path: Path) -> None:
+    output = tmp_path / "table"
+    score_files([str(text)], folder, form="neural-complexity", output=output)
+    table = [line.split(" ") for line in output.read_text("utf-8").splitlines()]
+    assert table[0] == "word sentid sentpos wlen surp entropy entred".split()
+    assert [line[:4] for line in table[1:6]] == [
+        ["the", "0", "0", "3"],
+        ["<b>", "0", "1", "3"],
+        ['"', "0", "2", "1"],
+        ["naïve", "0", "3", "5"],
+        ["zebra", "2", "0", "5"],
+    ]
+    entropy = [float(line[5]) for line in table[1:]]
+    assert [(float(line[4]), float(line[5])) for line in table[1:]] == [(row.surprisal, row.entropy) for row in rows]
+    falls = [max(0, entropy[i - 1] - entropy[i]) if row.token_id > 1 else 0 for i, row in enumerate(rows)]
+    assert [float(line[6]) for line in table[1:]] == pytest.approx(falls, abs=1e-6)
+    assert any(falls)
+
+
+class Page(HTMLParser):
+    """The words of a page with their classes; whatever the page would fetch."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.words: list[tuple[str, str]] = []
+        self.fetched: list[str] = []
+        self.kind = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.kind = str(values["class"]) if tag == "i" else ""
+        self.fetched += [tag] * (tag in ("script", "link", "img", "b") or bool({"src", "href"} & values.keys()))
+
+    def handle_data(self, data: str) -> None:
+        if self.kind:
+            self.words.append((self.kind, data))
+
+    def handle_endtag(self, tag: str) -> None:
+        self.kind = ""
+
+
+def test_the_page_shades_each_word(folder: Path, text: Path, rows: list[Row], tmp_path: Path) -> None:
+    score_files([str(text)], folder, output=tmp_path / "table", page=tmp_path / "page.html")
+    content = (tmp_path / "page.html").read_text("utf-8")
+    page = Page(content)
+    assert page.words == [(f"s{min(int(row.surprisal / 2), 9)}{' unk' if row.unk else ''}", row.token) for row in rows]
+    assert len({kind for kind, _ in page.words}) > 2
+    assert page.fetched == []
+    assert content.count("<p>") == 2
+    assert f"{len(rows)} tokens, {sum(row.surprisal for row in rows) / len(rows):.3f} bits each" in content
+
+
+def test_a_mark_of_byte_order_and_windows_line_ends_are_no_part_of_a_word(
+    folder: Path, rows: list[Row], tmp_path: Path
+) -> None:
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbf" + TEXT.replace("\n", "\r\n").encode())
+    score_files([str(tmp_path / "b.txt")], folder, output=tmp_path / "table")
+    table = pandas.read_csv(tmp_path / "table", sep="\t", keep_default_na=False)
+    assert [Row(*values) for values in table.itertuples(index=False)] == rows
+
+
+def test_files_as_training_reads_them(folder: Path, rows: list[Row], tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(
+        'id,sentence\n1,"the <b> "" naïve"\n2,\n3,"zebra "" ship\'s NA &amp; the"\n', "utf-8"
+    )
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
+    for name, column in (("a.csv", "sentence"), ("a.txt.gz", "text")):
+        score_files([str(tmp_path / name)], folder, output=tmp_path / "table", column=column)
+        table = pandas.read_csv(tmp_path / "table", sep="\t", keep_default_na=False)
+        assert [Row(*values) for values in table.itertuples(index=False)] == rows
+    with pytest.raises(UsageError, match="no column 'text', only id, sentence: name it with --text_column"):
+        score_files([str(tmp_path / "a.csv")], folder)
+
+
+def test_a_line_of_many_blocks_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "BLOCK", 7)
+    (tmp_path / "a").write_text("one two three four\n\nfive\nsix seven")
+    assert list(read_lines(str(tmp_path / "a"))) == ["one two three four", "", "five", "six seven"]
+
+
+def test_characters_are_no_words(tmp_path: Path) -> None:
+    vocabulary = Vocabulary.build(["ab "], level="char")
+    save_pretrained(tmp_path, LSTMLanguageModel(ModelConfig(4, 4), len(vocabulary)), vocabulary, {"dataset": "toy"})
+    (tmp_path / "a.txt").write_text("a b\n")
+    with pytest.raises(UsageError, match="characters"):
+        score_files([str(tmp_path / "a.txt")], tmp_path, form="neural-complexity", output=tmp_path / "table")
+    score_files([str(tmp_path / "a.txt")], tmp_path, output=tmp_path / "table", page=tmp_path / "page.html")
+    assert [word for _, word in Page((tmp_path / "page.html").read_text()).words] == ["a", " ", "b"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["latin.txt"], "latin.txt is not UTF-8 at byte 9"),
+        (["a.txt", "latin.txt"], "latin.txt is not UTF-8 at byte 9"),
+        (["empty.txt"], "no text to score in empty.txt"),
+        (["blank.txt"], "no text to score in blank.txt"),
+        (["run"], "cannot read run: Is a directory"),
+        (["absent.txt"], "cannot read absent.txt: there is no such file"),
+        (["a.txt", "--format", "csv"], "format"),
+        (["a.txt", "--reset", "sentence"], "reset"),
+        (["a.txt", "--threads", "0"], "threads must be from 1 to 1024, not 0"),
+        (["a.txt", "--threads", "100000"], "threads must be"),
+        (["a.txt", "--eos", "true", "--format", "neural-complexity"], "no rows for <eos>"),
+        (["a.txt", "--output", "a.txt"], "a.txt is a text to be scored"),
+        (["a.txt", "--html", "./a.txt"], "a.txt is a text to be scored"),
+        (["a.txt", "--html", "table"], "cannot be both"),
+        (["a.txt", "--output", "run"], "run is there and is no file"),
+        (["-", "-"], "once only"),
+        ([], "files"),
+    ],
+)
+def test_bad_input_is_wrong_use_and_what_was_there_stays(
+    arguments: list[str], named: str, folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("latin.txt").write_bytes("the na\nnaïve".encode("latin-1"))
+    Path("empty.txt").touch()
+    Path("blank.txt").write_text(" \n\n")
+    Path("table").write_text("earlier")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    output = [] if "--output" in arguments else ["--output", "table"]
+    with pytest.raises(UserError) as refusal:
+        score([*arguments, "--model", "run", *output])
+    assert refusal.value.status == 2
+    assert named in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert Path("table").read_text() == "earlier"
+    assert Path("a.txt").read_text("utf-8") == TEXT
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_parquet_needs_a_file_and_pyarrow(
+    folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match="--output"):
+        score_files([str(text)], folder, form="parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UsageError, match="needs pyarrow"):
+        score_files([str(text)], folder, form="parquet", output=tmp_path / "table")
+    assert not (tmp_path / "table").exists()
+
+
+def test_a_folder_that_is_not_there(folder: Path, text: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot write .*/absent/table: No such file"):
+        score_files([str(text)], folder, output=tmp_path / "absent" / "table")
+
+
+def test_a_full_disk(folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "page.html").write_text("earlier")
+    (tmp_path / ".page.html.tmp").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"cannot write .*/page\.html: No space left"):
+        score_files([str(text)], folder, output=tmp_path / "table", page=tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text() == "earlier"
+    assert not (tmp_path / "table").exists()
+
+
+def test_the_command_in_a_pipe(
+    cli: Callable[..., subprocess.CompletedProcess[str]], folder: Path, rows: list[Row], tmp_path: Path
+) -> None:
+    """UTF-8 in and out whatever the locale says, standard output with rows alone; `| head -1` in silence; a full disk in a line."""
+    environment = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    result = cli("score", "-", "--model", str(folder), input=TEXT, encoding="utf-8", env=environment)
+    assert (result.returncode, result.stderr) == (0, "")
+    names, *table = csv.reader(result.stdout.splitlines(), "excel-tab")
+    assert table == [[str(value) for value in row] for row in rows]
+    (tmp_path / "long.txt").write_text("the naïve\n" * 100_000, "utf-8")
+    command = f"{sys.executable} {ROOT}/scripts/score.py {tmp_path}/long.txt --model {folder}"
+    shell = subprocess.run(
+        ["bash", "-c", f"{command} | head -1; echo ${{PIPESTATUS[0]}}; {command} > /dev/full; echo $?"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=200,
+    )
+    assert shell.stdout.splitlines() == ["\t".join(names), "141", "1"]
+    assert shell.stderr.splitlines() == ["error: cannot write to standard output: No space left on device"]

@@ -4,13 +4,14 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from lstmlm.config import argument_parser, load_config, parse
 from lstmlm.console import UsageError, check, run_script
 from lstmlm.evaluation.adaptation import CacheSettings, DynamicSettings
-from lstmlm.evaluation.measure import PROTOCOLS
-from lstmlm.evaluation.measure import evaluate as evaluate_model
+from lstmlm.evaluation.details import breakdown, check_output, write_tokens
+from lstmlm.evaluation.measure import PROTOCOLS, Protocol, Subject
 from lstmlm.evaluation.scoring import Reset
 from lstmlm.evaluation.tables import Format, score_files
 from lstmlm.generation import generate_texts
@@ -33,12 +34,16 @@ def evaluate(argv: Arguments = None) -> int:
     """Exact perplexity of a saved model, static or adapting to the text."""
     parser = argument_parser("Exact perplexity of a saved model, static or adapting to the text (docs/evaluation.md).")
     parser.add_argument("--model", type=str | None, default=None, help=MODEL_HELP)
-    parser.add_argument("--split", type=str, default="test", help="train, validation or test.")
+    parser.add_argument("--split", type=str | None, default=None, help="train, validation or test (which null means).")
+    parser.add_argument("--text", type=str | None, default=None, help="A file to score in place of a split.")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="static", help="Whether and how the model adapts.")
+    parser.add_argument("--reset", type=str, default="never", help="Where the state is reset: never, line or document.")
     parser.add_argument("--columns", type=int, default=1, help="Columns of the table; 1 is the reference.")
     parser.add_argument("--dataset", type=str | None, default=None, help="Where the data is now, if it was moved.")
     parser.add_argument("--cache_dir", type=str | None, default=None, help="Where token ids are kept.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
+    parser.add_argument("--breakdown", action="store_true", help="Tell how kinds of tokens share the nll.")
+    parser.add_argument("--output", type=Path | None, default=None, help="Parquet file for every token's nll.")
     cache, dynamic = CacheSettings(), DynamicSettings()
     parser.add_argument(
         "--window", type=int | None, help=f"Cache: positions that it remembers. Default {cache.window}."
@@ -55,13 +60,28 @@ def evaluate(argv: Arguments = None) -> int:
     )
     parser.add_argument("--bptt", type=int | None, help=f"Dynamic: rows between two updates. Default {dynamic.bptt}.")
     args = parse(parser, argv)
-    settings = _protocol_settings(args.protocol, vars(args))
+    protocol = Protocol(**_protocol_settings(args.protocol, vars(args)), columns=args.columns, reset=args.reset)
+    check(not (args.text and args.split), "--text and --split: the text is in place of the split, so name one of them")
+    split = args.split or "test"
+    if args.output:
+        check_output(args.output)
     hardware.use_machine()
-    result = evaluate_model(args.model, args.split, args.columns, args.dataset, args.cache_dir, **settings)
+    subject = Subject(args.model, args.dataset, args.cache_dir)
+    text = subject.file(args.text) if args.text else subject.split(split)
+    result = subject.measure(text, protocol)
+    groups = breakdown(result, subject.vocabulary, subject.split("train").stream) if args.breakdown else []
+    if args.output:
+        write_tokens(args.output, result, subject.vocabulary)
     if args.json:
-        print(json.dumps({"split": args.split, **result.figures()}))
+        figures = {"text": args.text, **result.figures()} if args.text else {"split": split, **result.figures()}
+        if args.breakdown:
+            figures["breakdown"] = [{**dataclasses.asdict(group), "ppl": group.ppl} for group in groups]
+        print(json.dumps(figures))
     else:
-        print(f"{args.split}: {result.line()}")
+        print(f"{args.text or split}: {result.line()}")
+        for group in groups:
+            share = group.nll / result.nll
+            print(f"{group.name:<28}{group.targets:>12,} targets{group.ppl:>14,.2f} ppl{share:>8.1%} of the nll")
     return 0
 
 

@@ -8,7 +8,8 @@ ROOMS = """
     data.tokenize data.vocabulary data.toy data.reading data.sources data.table data.corpus
     model.dropout model.loss model.layers model.language_model model.pretrained
     runtime.hardware runtime.distributed runtime.launch
-    evaluation.perplexity evaluation.adaptation evaluation.measure evaluation.scoring evaluation.tables
+    evaluation.perplexity evaluation.adaptation evaluation.scoring evaluation.tables evaluation.measure
+    evaluation.details
     generation
     training.optimizer training.step training.checkpoint training.run_directory training.wandb_tracker training.tracking
     training.run training.loop

@@ -2,19 +2,23 @@
 
 import dataclasses
 import functools
-import logging
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from lstmlm.config import DataConfig
 from lstmlm.console import UserError, check
 from lstmlm.data.corpus import load_facts, load_split
-from lstmlm.data.sources import SPLITS
+from lstmlm.data.reading import form_of, read_blocks
+from lstmlm.data.sources import ENDINGS, SPLITS, open_source
+from lstmlm.data.tokenize import EOS
 from lstmlm.evaluation.adaptation import (
     CacheScorer,
     CacheSettings,
@@ -23,10 +27,10 @@ from lstmlm.evaluation.adaptation import (
     NeuralCache,
     gradient_rms,
 )
-from lstmlm.evaluation.perplexity import Evaluation, Scorer, StaticScorer, score_stream
+from lstmlm.evaluation.perplexity import Evaluation, Scorer, StaticScorer, score_stream, score_stretches
+from lstmlm.evaluation.scoring import Reset, with_resets
 from lstmlm.model.pretrained import default_device, find_model, load_pretrained, read_config
 
-logger = logging.getLogger(__name__)
 PROTOCOLS = ("static", "cache", "dynamic", "cache+dynamic")
 
 
@@ -38,14 +42,29 @@ class Protocol:
         cache: Settings of the neural cache; None = none.
         dynamic: Settings of dynamic evaluation; None = the weights stay as they are.
         columns: Columns the stream is cut into; all but the first begin without context. 1 is the reference.
+        reset: Where state and cache are emptied: `never`; at each `line`; at each `document`, as `score_text` finds them. The first
+            token after a reset is scored after `<eos>`.
     """
 
     cache: CacheSettings | None = None
     dynamic: DynamicSettings | None = None
     columns: int = 1
+    reset: Reset = "never"
 
     def __post_init__(self) -> None:
         check(self.columns >= 1, f"columns must be at least 1, not {self.columns}")
+        check(
+            self.reset in get_args(Reset), f"there is no reset {self.reset!r}: name one of {', '.join(get_args(Reset))}"
+        )
+        if self.reset != "never":
+            check(
+                self.columns == 1,
+                f"reset is {self.reset}, so stretches run side by side by themselves: leave columns at 1, not {self.columns}",
+            )
+            check(
+                self.dynamic is None,
+                f"reset is {self.reset}, but dynamic evaluation takes what it learned across a reset: use reset never",
+            )
 
     @property
     def name(self) -> str:
@@ -72,16 +91,20 @@ class Measurement(Evaluation):
         settings: Of the cache and of dynamic evaluation.
         characters: Of the original text, spaces and line ends counted.
         seconds: What the scoring took; loading, and statistics of gradients, are not in it.
+        reset: `never`, `line` or `document`.
         ids: Token id of every target in the order of the text, int32 (N,).
         token_nll: Nll of every target in nats, float32 (N,).
+        fresh: Whether a target is scored without context: a column's or a stretch's first, bool (N,).
     """
 
     protocol: str
     settings: dict[str, Any]
     characters: int
+    reset: str
     seconds: float
     ids: Tensor = field(repr=False, compare=False)
     token_nll: Tensor = field(repr=False, compare=False)
+    fresh: Tensor = field(repr=False, compare=False)
 
     @property
     def bpc(self) -> float:
@@ -90,7 +113,19 @@ class Measurement(Evaluation):
 
     def figures(self) -> dict[str, Any]:
         """What is told of it, without the single tokens."""
-        names = ("tokens", "targets", "nll", "loss", "ppl", "bpc", "characters", "columns", "protocol", "settings")
+        names = (
+            "tokens",
+            "targets",
+            "nll",
+            "loss",
+            "ppl",
+            "bpc",
+            "characters",
+            "columns",
+            "protocol",
+            "reset",
+            "settings",
+        )
         return {**{name: getattr(self, name) for name in names}, "seconds": round(self.seconds, 2)}
 
     def line(self) -> str:
@@ -98,8 +133,35 @@ class Measurement(Evaluation):
         settings = "".join(f", {name} {value}" for name, value in self.settings.items())
         return (
             f"{self.tokens:,} tokens, {self.targets:,} targets, nll {self.nll:.2f}, ppl {self.ppl:.4f}, bpc {self.bpc:.4f}, "
-            f"{self.protocol}, {self.columns} column{'s' * (self.columns > 1)}{settings}, {self.seconds:.1f} s"
+            f"{self.protocol}, {self.columns} column{'s' * (self.columns > 1)}, reset {self.reset}{settings}, {self.seconds:.1f} s"
         )
+
+
+@dataclass(frozen=True)
+class Text:
+    """What is scored.
+
+    Attributes:
+        name: To be told.
+        stream: Its token ids, int32 (n,).
+        characters: Of the text, spaces and line ends counted.
+        blocks: The text itself, piece by piece.
+    """
+
+    name: str
+    stream: Tensor
+    characters: int
+    blocks: Callable[[], Iterator[str]]
+
+    def lines(self) -> Iterator[str]:
+        """Its lines, without their line ends."""
+        held: list[str] = []
+        for block in self.blocks():
+            first, *others = block.split("\n")
+            held.append(first)
+            for line in others:
+                yield "".join(held)
+                held = [line]
 
 
 class Subject:
@@ -123,24 +185,43 @@ class Subject:
         self.device = default_device()
         self.model, self.vocabulary = load_pretrained(folder, self.device)
 
-    def stream(self, split: str) -> Tensor:
-        """Token ids of a split, int32 (n,).
+    def split(self, name: str) -> Text:
+        """A split of the data.
 
         Raises:
-            UserError: The data cannot be had.
+            UserError: There is no such split, or the data cannot be had.
         """
-        return load_split(self.data, split, self.vocabulary)
+        check(name in SPLITS, f"there is no split {name!r}: name one of {', '.join(SPLITS)}")
+        facts = load_facts(self.data, name, self.vocabulary)
+        stream = load_split(self.data, name, self.vocabulary)
+        return Text(f"split {name}", stream, facts.characters, lambda: open_source(self.data).blocks(name))
 
-    def characters(self, split: str) -> int:
-        """Characters of a split's text, its line ends counted."""
-        return load_facts(self.data, split, self.vocabulary).characters
+    def file(self, path: str | Path) -> Text:
+        """A file of any form that training takes.
+
+        Raises:
+            UserError: It cannot be read, or has nothing to score.
+        """
+        path = Path(path)
+        check(path.is_file(), f"{path} is not a file" if path.exists() else f"there is no file {path}")
+        check(form_of(path) is not None, f"{path}: its name must end with one of {ENDINGS}")
+
+        def blocks() -> Iterator[str]:
+            return read_blocks(path, self.data.text_column)
+
+        ids, characters = [np.empty(0, np.int32)], 0
+        for block in blocks():
+            ids.append(self.vocabulary.encode_much(block))
+            characters += len(block)
+        stream = torch.from_numpy(np.concatenate(ids))
+        if len(stream) < 2:
+            raise UserError(f"{path} has nothing to score: {len(stream)} tokens, the least is 2")
+        return Text(str(path), stream, characters, blocks)
 
     @functools.cached_property
     def gradient_rms(self) -> dict[str, Tensor]:
         """As the function: from the training split."""
-        stream = self.stream("train")
-        logger.warning("taking statistics of gradients from the training split, once")
-        return gradient_rms(self.model, stream)
+        return gradient_rms(self.model, load_split(self.data, "train", self.vocabulary))
 
     def scorer(self, protocol: Protocol, columns: int) -> Scorer:
         """A fresh scorer of this protocol."""
@@ -150,35 +231,56 @@ class Subject:
             return DynamicScorer(self.model, columns, protocol.dynamic, rms, cache)
         return CacheScorer(self.model, columns, protocol.cache) if protocol.cache else StaticScorer(self.model, columns)
 
-    def measure(self, split: str, protocol: Protocol) -> Measurement:
-        """Score a split.
+    def measure(self, text: Text, protocol: Protocol) -> Measurement:
+        """Score a text.
 
         Raises:
-            UserError: The data cannot be had, or the scores are not finite.
+            UserError: The scores are not finite, or its lines cannot be told apart.
         """
-        stream = self.stream(split)
+        stream = text.stream
         columns = min(protocol.columns, len(stream) - 1)
-        scorer = self.scorer(protocol, columns)
+        if protocol.dynamic and protocol.dynamic.rule == "rms":
+            _ = self.gradient_rms  # not within the time
         begun = time.perf_counter()
-        bptt = protocol.dynamic.bptt if protocol.dynamic else None
-        token_nll = score_stream(scorer, stream, columns, self.device, bptt)
+        if protocol.reset == "never":
+            ids = stream[1:]
+            starts = [b * len(ids) // columns for b in range(columns)]
+            bptt = protocol.dynamic.bptt if protocol.dynamic else None
+            token_nll = score_stream(self.scorer(protocol, columns), stream, columns, self.device, bptt)
+        else:
+            ids, starts = stream, self._starts(text, protocol.reset)
+            make_scorer = functools.partial(self.scorer, protocol)
+            token_nll = score_stretches(make_scorer, ids, starts, self.vocabulary.eos, self.device)
         seconds = time.perf_counter() - begun
+        fresh = torch.zeros(len(ids), dtype=torch.bool)
+        fresh[starts] = True
         result = Measurement(
             tokens=len(stream),
             targets=len(token_nll),
             nll=token_nll.double().sum().item(),
             columns=columns,
             protocol=protocol.name,
+            reset=protocol.reset,
             settings=protocol.settings,
-            characters=self.characters(split),
+            characters=text.characters,
             seconds=seconds,
-            ids=stream[1:],
+            ids=ids,
             token_nll=token_nll,
+            fresh=fresh,
         )
         if not math.isfinite(result.ppl):  # NaN too
             advice = ": dynamic evaluation diverged, choose a smaller lr" if protocol.dynamic else ""
-            raise UserError(f"the perplexity of split {split!r} is not finite{advice}")
+            raise UserError(f"the perplexity of {text.name} is not finite{advice}")
         return result
+
+    def _starts(self, text: Text, reset: Reset) -> list[int]:
+        """Where the stretches of a text begin."""
+        ends = (text.stream == self.vocabulary.eos).nonzero()[:, 0].tolist()
+        starts = [0, *(end + 1 for end in ends[:-1])]
+        lines = list(with_resets(text.lines(), reset))
+        if len(lines) != len(starts):
+            raise UserError(f"{text.name} has {EOS} in its text, so its lines cannot be told apart: use reset never")
+        return [start for start, (_, fresh) in zip(starts, lines, strict=True) if fresh]
 
 
 def evaluate(
@@ -189,8 +291,10 @@ def evaluate(
     cache_dir: str | None = None,
     cache: CacheSettings | None = None,
     dynamic: DynamicSettings | None = None,
+    reset: Reset = "never",
+    text: str | Path | None = None,
 ) -> Measurement:
-    """Perplexity of a saved model on a split of the data it was trained on.
+    """Perplexity of a saved model on a split of the data it was trained on, or on another text.
 
     Args:
         model: A model's folder or a run's; None = the newest `runs/*/model`, else the one that comes with this package.
@@ -200,10 +304,12 @@ def evaluate(
         cache_dir: As `data.cache_dir`; None = its default.
         cache: Settings of the neural cache; None = none.
         dynamic: Settings of dynamic evaluation; None = the weights stay as they are.
+        reset: As for `Protocol`.
+        text: A file to score in place of the split, of any form that training takes.
 
     Raises:
         UserError: The model or the data cannot be had.
     """
-    check(split in SPLITS, f"there is no split {split!r}: name one of {', '.join(SPLITS)}")
-    protocol = Protocol(cache, dynamic, columns)
-    return Subject(model, dataset, cache_dir).measure(split, protocol)
+    protocol = Protocol(cache, dynamic, columns, reset)
+    subject = Subject(model, dataset, cache_dir)
+    return subject.measure(subject.split(split) if text is None else subject.file(text), protocol)

@@ -9,13 +9,15 @@ from typing import Protocol
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from lstmlm.data.table import Table
+from lstmlm.data.table import IGNORE, Table
 from lstmlm.model.language_model import LSTMLanguageModel
 from lstmlm.runtime.distributed import sum_over_ranks
 from lstmlm.runtime.hardware import ieee_products
 
 SEGMENT_TOKENS = 1024  # targets scored at a time, over a rank's columns; the result does not depend on it
+STRETCHES = 16  # stretches of a text side by side; the result does not depend on it
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,40 @@ def score_stream(
     rows = torch.cat(list(_score_table(table, scorer, bptt)))  # (R, B)
     bounds = [b * table.num_targets // columns for b in range(columns + 1)]
     return torch.cat([rows[: end - start, b] for b, (start, end) in enumerate(itertools.pairwise(bounds))])
+
+
+@torch.no_grad()
+@ieee_products()
+def score_stretches(
+    make_scorer: Callable[[int], Scorer],
+    ids: Tensor,
+    starts: list[int],
+    before: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Nll of every token of a text that is read in stretches, none of which knows of another, float32 (n,), in the text's order.
+
+    Stretches of like lengths run side by side, filled up with places that have no target.
+
+    Args:
+        make_scorer: Makes a fresh scorer of so many columns.
+        ids: Of the text, int32 (n,).
+        starts: Where a stretch begins, rising from 0.
+        before: The token that each stretch's first one is scored after.
+        device: The scorers'.
+    """
+    stretches = sorted(itertools.pairwise([*starts, len(ids)]), key=lambda stretch: stretch[0] - stretch[1])
+    nll = torch.empty(len(ids))
+    for first in range(0, len(stretches), STRETCHES):
+        batch = stretches[first : first + STRETCHES]
+        targets = pad_sequence([ids[start:end] for start, end in batch], padding_value=IGNORE)  # (R, B)
+        inputs = torch.cat([targets.new_full((1, len(batch)), before), targets[:-1].clamp(min=0)])
+        scorer, rows = make_scorer(len(batch)), -(-SEGMENT_TOKENS // len(batch))
+        segments = zip(inputs.split(rows), targets.split(rows), strict=True)
+        scores = torch.cat([scorer(i.to(device).long(), t.to(device).long()).cpu() for i, t in segments])  # (R, B)
+        for column, (start, end) in enumerate(batch):
+            nll[start:end] = scores[: end - start, column]
+    return nll
 
 
 def _score_table(

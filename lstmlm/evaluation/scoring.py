@@ -121,19 +121,29 @@ class _Token(NamedTuple):
 
 
 def _tokens(texts: Iterable[Iterable[str]], vocabulary: Vocabulary, reset: Reset) -> Iterator[_Token]:
-    number, fresh = 0, True
+    number = 0
     for lines in texts:
-        fresh, titled = fresh or reset == "document", False
-        for line in lines:
+        for line, first in with_resets(lines, reset):
             number += 1
-            if reset == "document" and TITLE.fullmatch(line):
-                fresh = titled = True
+            fresh = first and (number == 1 or reset != "never")
             words, ids = vocabulary.tokenize(line), vocabulary.encode(line, eos=False)
             for place, (text, i) in enumerate(zip([*words, EOS], [*ids, vocabulary.eos], strict=True), 1):
-                yield _Token(number, place, len(words), text, i, fresh)
-                fresh = False
-            if reset == "line" or (reset == "document" and not titled and not line.strip()):
-                fresh = True
+                yield _Token(number, place, len(words), text, i, fresh and place == 1)
+
+
+def with_resets(lines: Iterable[str], reset: Reset) -> Iterator[tuple[str, bool]]:
+    """Each line of a text, and whether the model reads it without what stood before.
+
+    Args:
+        lines: From the first, which is read so.
+        reset: As for `score_text`.
+    """
+    fresh, titled = True, False
+    for line in lines:
+        if reset == "document" and TITLE.fullmatch(line):
+            fresh = titled = True
+        yield line, fresh
+        fresh = reset == "line" or (reset == "document" and not titled and not line.strip())
 
 
 @torch.inference_mode()

@@ -2,16 +2,21 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from lstmlm import Config, LSTMLanguageModel, UserError, cli, evaluate
+from lstmlm import Config, LSTMLanguageModel, UserError, Vocabulary, cli, evaluate
 from lstmlm.data.corpus import load_corpus
+from lstmlm.evaluation import perplexity
 from lstmlm.evaluation.adaptation import CacheSettings, DynamicSettings
-from lstmlm.model.pretrained import save_pretrained
+from lstmlm.evaluation.details import breakdown
+from lstmlm.evaluation.measure import Measurement
+from lstmlm.model.pretrained import load_pretrained, save_pretrained
 
 Run = Callable[..., dict[str, object]]
 
@@ -94,6 +99,10 @@ def test_from_python(folder: Path, tmp_path: Path, run: Run) -> None:
         (["--protocol", "cache", "--lambda", "1.5"], "lambda must be in"),
         (["--protocol", "dynamic", "--rule", "adam"], "there is no rule 'adam': name sgd or rms"),
         (["--protocol", "neural"], "neural"),
+        (["--reset", "line", "--columns", "2"], "reset is line, so stretches run side by side by themselves"),
+        (["--reset", "line", "--protocol", "dynamic"], "takes what it learned across a reset"),
+        (["--reset", "sentence"], "there is no reset 'sentence': name one of line, document, never"),
+        (["--text", "a.txt", "--split", "test"], "--text and --split: the text is in place of the split"),
         (["--columns", "0"], "columns must be at least 1, not 0"),
         (["--split", "dev"], "there is no split 'dev'"),
     ],
@@ -107,3 +116,159 @@ def test_wrong_use_is_told(run: Run, arguments: list[str], named: str) -> None:
 def test_a_step_that_is_too_large_is_told(run: Run) -> None:
     with pytest.raises(UserError, match="diverged, choose a smaller lr"):
         run("--protocol", "dynamic", "--rule", "sgd", "--lr", "1e30")
+
+
+def by_hand(folder: Path, stretches: list[list[str]]) -> list[float]:
+    """Nll of every token: each stretch of lines alone, token by token, from the zero state and after `<eos>`."""
+    model, vocabulary = load_pretrained(folder)
+    result = []
+    for lines in stretches:
+        state, token = model.initial_state(1), vocabulary.eos
+        for target in (i for line in lines for i in vocabulary.encode(line)):
+            logits, state = model.logits(torch.tensor([[token]]), state)
+            result.append(F.cross_entropy(logits[0], torch.tensor([target])).item())
+            token = target
+    return result
+
+
+DOCUMENTS = ["w0 w1 w2", "w3", " = w5 w6 = ", "w1 w2", "", " = = w1 = = ", "w3 w4", " = w7 = ", "w2 w2 w2 w2"]
+
+
+@pytest.mark.parametrize(
+    ("reset", "lines", "sizes"),
+    [
+        ("line", DOCUMENTS, [1] * 9),
+        ("document", DOCUMENTS, [2, 5, 2]),
+        ("document", ["w0", "w1 w2", "", "w3", "", "", "w4 w5", "w6"], [3, 2, 1, 2]),
+    ],
+)
+def test_stretches_are_scored_as_if_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reset: str, lines: list[str], sizes: list[int]
+) -> None:
+    monkeypatch.setattr(perplexity, "STRETCHES", 2)
+    monkeypatch.setattr(perplexity, "SEGMENT_TOKENS", 6)
+    (tmp_path / "data").mkdir()
+    for name in ("train", "valid", "test"):
+        (tmp_path / "data" / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    result = evaluate(folder, "test", 1, str(tmp_path / "data"), str(tmp_path / "cache"), reset=reset)
+    rest, stretches = list(lines), []
+    for size in sizes:
+        stretches.append(rest[:size])
+        rest = rest[size:]
+    assert rest == []
+    with torch.no_grad():
+        assert result.token_nll.tolist() == pytest.approx(by_hand(folder, stretches), rel=1e-5)
+    assert (result.targets, result.reset) == (len(result.token_nll), reset)
+    lengths = [sum(len(line.split()) + 1 for line in stretch) for stretch in stretches]
+    assert result.fresh.nonzero()[:, 0].tolist() == [sum(lengths[:i]) for i in range(len(lengths))]
+
+
+def test_a_cache_is_emptied_at_a_reset(folder: Path, tmp_path: Path) -> None:
+    """Each line scored in a file of its own gives the same."""
+    cache, lines = CacheSettings(window=4, theta=0.5, lambda_=0.3), ["w0 w1 w0 w1 w0", "w0 w0", "w1 w1 w1"]
+    scores = []
+    for name, text in {"all": lines, **{line: [line] for line in lines}}.items():
+        (tmp_path / name).mkdir()
+        for split in ("train", "valid", "test"):
+            (tmp_path / name / f"{split}.txt").write_text("\n".join(text) + "\n")
+        arguments = folder, "test", 1, str(tmp_path / name), str(tmp_path / "cache")
+        scores.append(evaluate(*arguments, reset="line", cache=cache).token_nll)
+        static = evaluate(*arguments, reset="line").token_nll
+        assert not torch.allclose(scores[-1], static)
+    torch.testing.assert_close(scores[0], torch.cat(scores[1:]))
+
+
+def test_breakdown(run: Run, text_folder: Path, folder: Path, tmp_path: Path) -> None:
+    result = run("--split", "validation", "--breakdown", "--columns", "2")
+    groups = {group["name"]: group for group in result["breakdown"]}
+    words = [word for line in (text_folder / "valid.txt").read_text().splitlines() for word in [*line.split(), "<eos>"]]
+    counts = Counter((text_folder / "train.txt").read_text().split())
+    measured = evaluate(folder, "validation", 2, cache_dir=str(tmp_path / "cache"))
+    expected: dict[str, list[float]] = {}
+    for word, nll in zip(words[1:], measured.token_nll.tolist(), strict=True):
+        band = "10 to 99 in training" if counts[word] < 100 else "100 to 999 in training"
+        expected.setdefault("<eos>" if word == "<eos>" else band, []).append(nll)
+    expected["first after a reset"] = [measured.token_nll[i].item() for i in (0, (len(words) - 1) // 2)]
+    assert set(groups) == set(expected)
+    for name, nll in expected.items():
+        assert groups[name]["targets"] == len(nll)
+        assert groups[name]["nll"] == pytest.approx(sum(nll), rel=1e-6)
+        assert groups[name]["ppl"] == pytest.approx(math.exp(sum(nll) / len(nll)), rel=1e-6)
+
+
+def test_numbers_and_unknown_words_have_rows() -> None:
+    vocabulary = Vocabulary(["<unk>", "<eos>", "1,024", "7", "3.5", "1990s", ",", "word"])
+    ids = torch.tensor([2, 3, 4, 5, 6, 7, 0, 1], dtype=torch.int32)
+    nll = torch.tensor([1.0, 2, 4, 8, 16, 32, 64, 128])
+    result = Measurement(9, 8, 255, 1, "static", {}, 30, "never", 0, ids, nll, torch.zeros(8, dtype=torch.bool))
+    groups = {group.name: (group.targets, group.nll) for group in breakdown(result, vocabulary, ids.repeat(10))}
+    assert groups == {"<eos>": (1, 128), "<unk>": (1, 64), "10 to 99 in training": (6, 63), "numbers": (3, 7)}
+
+
+def test_every_tokens_nll_as_a_file(run: Run, folder: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    result = run("--reset", "line", "--output", str(tmp_path / "tokens.parquet"))
+    table = pyarrow.parquet.read_table(tmp_path / "tokens.parquet")
+    assert sum(table["nll"].to_pylist()) == pytest.approx(result["nll"])
+    vocabulary = load_pretrained(folder)[1]
+    assert [vocabulary.tokens[i] for i in table["token_id"].to_pylist()] == table["token"].to_pylist()
+    assert table["token"].to_pylist().count("<eos>") == sum(table["fresh"].to_pylist()) == 30
+    told = json.loads(table.schema.metadata[b"lstmlm"])
+    assert told == {key: result[key] for key in told}
+    assert {"protocol", "reset", "columns", "settings", "ppl"} <= told.keys()
+
+
+def test_a_file_that_cannot_be_written_is_told_first(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lstmlm.cli.Subject", None)  # nothing is loaded
+    (tmp_path / "folder.parquet").mkdir()
+    for name, named in {
+        "a.csv": "must end with .parquet",
+        "no/a.parquet": "no folder",
+        "folder.parquet": "a folder",
+    }.items():
+        with pytest.raises(UserError, match=named) as error:
+            run("--output", str(tmp_path / name))
+        assert error.value.status == 2
+
+
+def test_any_file_is_a_text(run: Run, text_folder: Path, tmp_path: Path) -> None:
+    """The same text gives the same figures in each form, the file's end and its line ends included."""
+    split = run("--split", "validation", "--reset", "line")
+    text = (text_folder / "valid.txt").read_text()
+    (tmp_path / "a.txt").write_bytes(text.removesuffix("\n").replace("\n", "\r\n").encode())
+    rows = [json.dumps({"text": line}) for line in text.splitlines()]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    for name in ("a.txt", "a.jsonl"):
+        result = run("--text", str(tmp_path / name), "--reset", "line")
+        assert result["text"] == str(tmp_path / name)
+        names = ("tokens", "targets", "nll", "characters", "ppl", "bpc")
+        assert {name: result[name] for name in names} == {name: split[name] for name in names}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named", "status"),
+    [
+        ("absent.txt", None, "there is no file", 2),
+        (".", None, "is not a file", 2),
+        ("a.doc", b"w0", "must end with one of", 2),
+        ("empty.txt", b"", "nothing to score", 1),
+        ("latin.txt", b"w0 \xe9 w1\n", "is not UTF-8 at byte 3", 1),
+        ("a.parquet", b"PAR1", "is damaged", 1),
+    ],
+)
+def test_a_text_that_cannot_be_scored_is_told(
+    run: Run, tmp_path: Path, name: str, content: bytes | None, named: str, status: int
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=named) as error:
+        run("--text", str(tmp_path / name))
+    assert error.value.status == status
+
+
+def test_lines_that_cannot_be_told_apart(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("w0 <eos> w1\nw2\n")
+    with pytest.raises(UserError, match="has <eos> in its text"):
+        run("--text", str(tmp_path / "a.txt"), "--reset", "document")
+    assert run("--text", str(tmp_path / "a.txt"))["targets"] == 5

@@ -1,0 +1,107 @@
+"""What the single tokens of a measurement tell: a breakdown by kinds of tokens, and a file with every token's nll."""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lstmlm.console import UserError, check
+from lstmlm.data.vocabulary import EOS, UNK, Vocabulary
+from lstmlm.evaluation.measure import Measurement
+from lstmlm.files import cannot_write, replace_file
+
+BANDS = (0, 10, 100, 1_000, 10_000)  # least occurrences in the training split
+NUMBER = re.compile(r"[\d.,:]*\d[\d.,:]*")  # 7, 1,024, 3.5
+
+
+@dataclass(frozen=True)
+class Group:
+    """Targets of one kind.
+
+    Attributes:
+        name: Of the kind.
+        targets: How many.
+        nll: Their sum in nats.
+    """
+
+    name: str
+    targets: int
+    nll: float
+
+    @property
+    def ppl(self) -> float:
+        """exp(nll / targets), of these targets alone; infinite where that is beyond a float."""
+        return math.exp(self.nll / self.targets) if self.nll < 700 * self.targets else math.inf
+
+
+def breakdown(result: Measurement, vocabulary: Vocabulary, train: Tensor) -> list[Group]:
+    """Nll by kinds of targets; kinds without a target are left out.
+
+    `<eos>`, `<unk>` and the bands of all other types, by how often they occur in the training split, share the targets out. Numbers, and
+    first tokens after a reset (or at the head of a column), are counted once more.
+
+    Args:
+        result: Of a measurement.
+        vocabulary: Of its model.
+        train: Stream of the training split, int32 (n,).
+    """
+    counts = torch.bincount(train, minlength=len(vocabulary))
+    counts[[vocabulary.eos, vocabulary.unk]] = -1  # in no band
+    count_of = counts[result.ids]
+    numbers = torch.tensor([bool(NUMBER.fullmatch(token)) for token in vocabulary.tokens])
+    members = {EOS: result.ids == vocabulary.eos, UNK: result.ids == vocabulary.unk}
+    for least, end in zip(BANDS, [*BANDS[1:], math.inf], strict=True):
+        name = f"{least:,} or more in training" if end == math.inf else f"{least:,} to {end - 1:,} in training"
+        members[name] = (count_of >= least) & (count_of < end)
+    members["numbers"] = numbers[result.ids]
+    members["first after a reset"] = result.fresh
+    groups = [Group(name, int(of.sum()), result.token_nll[of].double().sum().item()) for name, of in members.items()]
+    return [group for group in groups if group.targets]
+
+
+def check_output(path: Path) -> None:
+    """Refuse, before anything is computed, a file that could not be written.
+
+    Raises:
+        UserError: The name does not end with `.parquet`, or there is no such folder.
+    """
+    check(path.suffix == ".parquet", f"--output {path}: the file is Parquet, so its name must end with .parquet")
+    check(path.parent.is_dir(), f"--output {path}: there is no folder {path.parent}")
+    check(not path.is_dir(), f"--output {path} is a folder: name a file")
+
+
+def write_tokens(path: Path, result: Measurement, vocabulary: Vocabulary) -> None:
+    """Every target's nll as a Parquet file, a row each in the order of the text.
+
+    Columns: `token`, `token_id`, `nll` (nats, float32) and `fresh` (scored without context). The schema's metadata has the figures of the
+    whole and how they were obtained, as JSON under `lstmlm`.
+
+    Args:
+        path: Replaced in one step.
+        result: Of a measurement.
+        vocabulary: Of its model.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    ids = pyarrow.array(result.ids.numpy())
+    columns = {
+        "token": pyarrow.DictionaryArray.from_arrays(ids, pyarrow.array(vocabulary.tokens)),
+        "token_id": ids,
+        "nll": pyarrow.array(result.token_nll.numpy()),
+        "fresh": pyarrow.array(result.fresh.numpy()),
+    }
+    table = pyarrow.table(columns).replace_schema_metadata({"lstmlm": json.dumps(result.figures())})
+    buffer = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(table, buffer)
+    try:
+        replace_file(path, buffer.getvalue().to_pybytes())
+    except OSError as error:
+        raise UserError(cannot_write(error)) from None

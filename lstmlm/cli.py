@@ -1,4 +1,4 @@
-"""The command line: `lstmlm train | evaluate | score | generate | report`, and the mains of the scripts."""
+"""The command line: `lstmlm train | evaluate | score | pairs | generate | report`, and the mains of the scripts."""
 
 import dataclasses
 import json
@@ -11,7 +11,8 @@ from lstmlm.config import argument_parser, load_config, parse
 from lstmlm.console import UsageError, check, run_script
 from lstmlm.evaluation.adaptation import CacheSettings, DynamicSettings
 from lstmlm.evaluation.details import breakdown, check_output, write_tokens
-from lstmlm.evaluation.measure import PROTOCOLS, Protocol, Subject
+from lstmlm.evaluation.measure import PROTOCOLS, Protocol, Subject, check_split
+from lstmlm.evaluation.pairs import score_pairs, summarize, write_pairs
 from lstmlm.evaluation.scoring import Reset
 from lstmlm.evaluation.tables import Format, score_files
 from lstmlm.generation import generate_texts
@@ -59,13 +60,15 @@ def evaluate(argv: Arguments = None) -> int:
         "--epsilon", type=float | None, help=f"Dynamic, rms: added to the denominator. Default {dynamic.epsilon}."
     )
     parser.add_argument("--bptt", type=int | None, help=f"Dynamic: rows between two updates. Default {dynamic.bptt}.")
+    parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
     args = parse(parser, argv)
     protocol = Protocol(**_protocol_settings(args.protocol, vars(args)), columns=args.columns, reset=args.reset)
     check(not (args.text and args.split), "--text and --split: the text is in place of the split, so name one of them")
     split = args.split or "test"
+    check_split(split)
     if args.output:
         check_output(args.output)
-    hardware.use_machine()
+    hardware.use_machine(args.threads)
     subject = Subject(args.model, args.dataset, args.cache_dir)
     text = subject.file(args.text) if args.text else subject.split(split)
     result = subject.measure(text, protocol)
@@ -128,6 +131,34 @@ def score(argv: Arguments = None) -> int:
     return 0
 
 
+def pairs(argv: Arguments = None) -> int:
+    """Accuracy on minimal pairs of sentences (BLiMP's layout)."""
+    parser = argument_parser(
+        "How often the good sentence of a minimal pair is the likelier one, for each UID and over all."
+    )
+    parser.add_argument("file", type=Path, help="JSON lines with sentence_good, sentence_bad and UID.")
+    parser.add_argument("--model", type=str | None, default=None, help=MODEL_HELP)
+    parser.add_argument("--json", action="store_true", help="Print one JSON object.")
+    parser.add_argument("--output", type=Path | None, default=None, help="File for the pairs, JSON lines.")
+    parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
+    args = parse(parser, argv)
+    if args.output:
+        check(args.output.parent.is_dir(), f"--output {args.output}: there is no folder {args.output.parent}")
+        check(not args.output.is_dir(), f"--output {args.output} is a folder: name a file")
+    hardware.use_machine(args.threads)
+    scored = score_pairs(args.file, args.model)
+    if args.output:
+        write_pairs(args.output, scored)
+    summaries = summarize(scored)
+    if args.json:
+        print(json.dumps({name: dataclasses.asdict(summary) for name, summary in summaries.items()}))
+    else:
+        print("UID\tpairs\taccuracy\tties\tunknown")
+        for name, summary in summaries.items():
+            print(f"{name}\t{summary.pairs}\t{summary.accuracy:.4f}\t{summary.ties}\t{summary.unknown:.4f}")
+    return 0
+
+
 def generate(argv: Arguments = None) -> int:
     """Sample text from a saved model."""
     parser = argument_parser("Sample text from a saved model.")
@@ -167,6 +198,7 @@ COMMANDS: dict[str, Callable[[Arguments], int]] = {
     "train": train,
     "evaluate": evaluate,
     "score": score,
+    "pairs": pairs,
     "generate": generate,
     "report": report,
 }

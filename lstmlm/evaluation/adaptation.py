@@ -48,13 +48,13 @@ class DynamicSettings:
 
     rule: Literal["sgd", "rms"] = "rms"
     """The update: plain gradient, or each weight's gradient divided by its root mean square over the training split."""
-    lr: float = 0.002
+    lr: float = 0.0005
     """eta, the step along the gradient of a segment's mean nll."""
     decay: float = 0.02
     """lambda in the paper: how far each update draws the weights back to the trained ones; `rms` draws those with large gradients more."""
-    epsilon: float = 0.001
+    epsilon: float = 0.0001
     """Added to the root mean square (`rms` only)."""
-    bptt: int = 5
+    bptt: int = 20
     """Rows of a segment: scored first, then learned from by one update."""
 
     def __post_init__(self) -> None:

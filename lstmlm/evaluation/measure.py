@@ -191,7 +191,7 @@ class Subject:
         Raises:
             UserError: There is no such split, or the data cannot be had.
         """
-        check(name in SPLITS, f"there is no split {name!r}: name one of {', '.join(SPLITS)}")
+        check_split(name)
         facts = load_facts(self.data, name, self.vocabulary)
         stream = load_split(self.data, name, self.vocabulary)
         return Text(f"split {name}", stream, facts.characters, lambda: open_source(self.data).blocks(name))
@@ -283,6 +283,15 @@ class Subject:
         return [start for start, (_, fresh) in zip(starts, lines, strict=True) if fresh]
 
 
+def check_split(name: str) -> None:
+    """Refuse a split that there is not.
+
+    Raises:
+        UsageError: Naming those that there are.
+    """
+    check(name in SPLITS, f"there is no split {name!r}: name one of {', '.join(SPLITS)}")
+
+
 def evaluate(
     model: str | Path | None = None,
     split: str = "test",
@@ -311,5 +320,6 @@ def evaluate(
         UserError: The model or the data cannot be had.
     """
     protocol = Protocol(cache, dynamic, columns, reset)
+    check_split(split)
     subject = Subject(model, dataset, cache_dir)
     return subject.measure(subject.split(split) if text is None else subject.file(text), protocol)

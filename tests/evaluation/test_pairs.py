@@ -1,0 +1,108 @@
+"""`lstmlm pairs`: which sentence of a pair is likelier."""
+
+import json
+import math
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lstmlm import LSTMLanguageModel, UserError, Vocabulary, cli
+from lstmlm.config import ModelConfig
+from lstmlm.model.pretrained import load_pretrained, save_pretrained
+
+PAIRS = [
+    ("agreement", "w1 w2 w3", "w1 w2 w4"),
+    ("agreement", "w5 w1", "w6 w1 w7 w3"),
+    ("agreement", "w1 strange", "w1 foreign"),
+    ("order", "w1 w2 odd", "w2 w1 odd"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    model = LSTMLanguageModel(ModelConfig(embedding_size=12, hidden_size=12), 31)
+    vocabulary = Vocabulary(["<unk>", "<eos>", *(f"w{i}" for i in range(29))])
+    save_pretrained(tmp_path / "model", model, vocabulary, {"dataset": "toy", "subset": None, "level": "word"})
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    rows = [{"UID": uid, "sentence_good": good, "sentence_bad": bad, "field": "x"} for uid, good, bad in PAIRS]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path / "pairs.jsonl"
+
+
+def bits(folder: Path, sentence: str) -> float:
+    """The sentence alone, token by token."""
+    model, vocabulary = load_pretrained(folder)
+    state, token, total = model.initial_state(1), vocabulary.eos, 0.0
+    for target in vocabulary.encode(sentence):
+        logits, state = model.logits(torch.tensor([[token]]), state)
+        total += F.cross_entropy(logits[0], torch.tensor([target])).item() / math.log(2)
+        token = target
+    return total
+
+
+def test_each_pair_and_each_uid(
+    folder: Path, file: Path, tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    result = cli("pairs", str(file), "--model", str(folder), "--json", "--output", str(tmp_path / "out.jsonl"))
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(row["UID"], row["sentence_good"], row["sentence_bad"]) for row in rows] == PAIRS
+    with torch.no_grad():
+        for row in rows:
+            assert row["surprisal_good"] == pytest.approx(bits(folder, row["sentence_good"]), rel=1e-5)
+            assert row["surprisal_bad"] == pytest.approx(bits(folder, row["sentence_bad"]), rel=1e-5)
+    right = [row["surprisal_good"] < row["surprisal_bad"] for row in rows]
+    assert [row["outcome"] for row in rows] == [
+        "right" if right[0] else "wrong",
+        "right" if right[1] else "wrong",
+        "tie",  # both are `w1 <unk>`
+        "right" if right[3] else "wrong",
+    ]
+    summaries = json.loads(result.stdout)
+    assert list(summaries) == ["agreement", "order", "all"]
+    assert summaries["agreement"] == {"pairs": 3, "accuracy": sum(right[:2]) / 3, "ties": 1, "unknown": 2 / 16}
+    assert summaries["order"] == {"pairs": 1, "accuracy": float(right[3]), "ties": 0, "unknown": 2 / 6}
+    assert summaries["all"]["accuracy"] == (sum(right[:2]) + right[3]) / 4
+    assert summaries["all"]["unknown"] == 4 / 22
+
+
+def test_a_table_for_people(folder: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.pairs([str(file), "--model", str(folder)]) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == ["UID", "pairs", "accuracy", "ties", "unknown"]
+    assert [row[0] for row in rows[1:]] == ["agreement", "order", "all"]
+    assert rows[1][1] == "3"
+
+
+@pytest.mark.parametrize(
+    ("content", "named", "status"),
+    [
+        (None, "there is no file", 2),
+        (b"", "has no pairs", 1),
+        (b'{"UID": "a"}\n', r"line 1 has no text 'sentence_good'", 1),
+        (b"\n[1]\n", "line 2 has no text 'UID'", 1),
+        (b"{", "line 1 is not JSON", 1),
+        (b"\xe9", "not UTF-8 at byte 0", 1),
+    ],
+)
+def test_bad_files(tmp_path: Path, content: bytes | None, named: str, status: int) -> None:
+    if content is not None:
+        (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=named) as error:
+        cli.pairs([str(tmp_path / "a.jsonl"), "--model", "absent"])
+    assert error.value.status == status
+
+
+def test_a_file_that_cannot_be_written(folder: Path, file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no folder") as error:
+        cli.pairs([str(file), "--model", "absent", "--output", str(tmp_path / "no/out.jsonl")])
+    assert error.value.status == 2

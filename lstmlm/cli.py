@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lstmlm.config import argument_parser, load_config, parse
-from lstmlm.console import UsageError, check, run_script
+from lstmlm.console import UsageError, check, print_line, run_script
 from lstmlm.evaluation.adaptation import CacheSettings, DynamicSettings
 from lstmlm.evaluation.details import breakdown, check_output, write_tokens
 from lstmlm.evaluation.measure import PROTOCOLS, Protocol, Subject, check_split
 from lstmlm.evaluation.pairs import score_pairs, summarize, write_pairs
 from lstmlm.evaluation.scoring import Reset
 from lstmlm.evaluation.tables import Format, score_files
+from lstmlm.evaluation.tuning import EVALUATIONS, TOKENS, tune
 from lstmlm.generation import generate_texts
 from lstmlm.runtime import hardware
 from lstmlm.training.loop import train as train_model
@@ -43,6 +44,13 @@ def evaluate(argv: Arguments = None) -> int:
     parser.add_argument("--dataset", type=str | None, default=None, help="Where the data is now, if it was moved.")
     parser.add_argument("--cache_dir", type=str | None, default=None, help="Where token ids are kept.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="Search theta, lambda, lr, decay and bptt on validation, then score test once.",
+    )
+    parser.add_argument("--evaluations", type=int | None, help=f"Tune: its most evaluations. Default {EVALUATIONS}.")
+    parser.add_argument("--tune_tokens", type=int | None, help=f"Tune: tokens that each scores. Default {TOKENS}.")
     parser.add_argument("--breakdown", action="store_true", help="Tell how kinds of tokens share the nll.")
     parser.add_argument("--output", type=Path | None, default=None, help="Parquet file for every token's nll.")
     cache, dynamic = CacheSettings(), DynamicSettings()
@@ -66,21 +74,40 @@ def evaluate(argv: Arguments = None) -> int:
     check(not (args.text and args.split), "--text and --split: the text is in place of the split, so name one of them")
     split = args.split or "test"
     check_split(split)
+    if args.tune:
+        check(not args.text, "--tune searches on the validation split, and --text is none: leave one of them out")
+        check(
+            args.split in (None, "validation"),
+            f"--tune searches on validation and then scores test once, so it takes no --split {args.split}",
+        )
+        split = "test"
+    for option, value in {"--evaluations": args.evaluations, "--tune_tokens": args.tune_tokens}.items():
+        check(value is None or args.tune, f"{option} is of a search: say --tune too")
+        check(value is None or value >= 2, f"{option} must be at least 2, not {value}")
     if args.output:
         check_output(args.output)
     hardware.use_machine(args.threads)
     subject = Subject(args.model, args.dataset, args.cache_dir)
     text = subject.file(args.text) if args.text else subject.split(split)
+    tuned: dict[str, Any] = {}
+    if args.tune:
+        tuning = tune(subject, protocol, args.evaluations or EVALUATIONS, args.tune_tokens or TOKENS, print_line)
+        protocol = tuning.protocol
+        validation = subject.measure(subject.split("validation"), protocol)
+        tuned = {"tuning": tuning.figures(), "validation": validation.figures()}
     result = subject.measure(text, protocol)
     groups = breakdown(result, subject.vocabulary, subject.split("train").stream) if args.breakdown else []
     if args.output:
         write_tokens(args.output, result, subject.vocabulary)
     if args.json:
         figures = {"text": args.text, **result.figures()} if args.text else {"split": split, **result.figures()}
+        figures |= tuned
         if args.breakdown:
             figures["breakdown"] = [{**dataclasses.asdict(group), "ppl": group.ppl} for group in groups]
         print(json.dumps(figures))
     else:
+        if args.tune:
+            print(f"validation: {validation.line()}")
         print(f"{args.text or split}: {result.line()}")
         for group in groups:
             share = group.nll / result.nll

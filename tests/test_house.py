@@ -9,7 +9,7 @@ ROOMS = """
     model.dropout model.loss model.layers model.language_model model.pretrained
     runtime.hardware runtime.distributed runtime.launch
     evaluation.perplexity evaluation.adaptation evaluation.scoring evaluation.tables evaluation.measure
-    evaluation.details evaluation.pairs
+    evaluation.details evaluation.tuning evaluation.pairs
     generation
     training.optimizer training.step training.checkpoint training.run_directory training.wandb_tracker training.tracking
     training.run training.loop

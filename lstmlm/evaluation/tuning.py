@@ -1,0 +1,129 @@
+"""A search for the settings of a protocol, on the validation split alone."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lstmlm.console import UserError, check
+from lstmlm.evaluation.measure import Protocol, Subject
+
+SEARCHED = {"dynamic": ("lr", "decay", "bptt"), "cache": ("theta", "lambda_")}
+EVALUATIONS, TOKENS = 30, 30_000  # what a search may cost, where nothing else is asked for
+FIRST_FACTOR, LAST_FACTOR = 2.0, 1.15  # by which a setting is changed
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a search found.
+
+    Attributes:
+        protocol: The best that it saw.
+        ppl: Of that, on the text of the search.
+        split: Where the text is from.
+        tokens: Length of the text.
+        evaluations: How often it was scored.
+        seconds: What the search took.
+    """
+
+    protocol: Protocol
+    ppl: float
+    split: str
+    tokens: int
+    evaluations: int
+    seconds: float
+
+    def figures(self) -> dict[str, Any]:
+        """What is told of it, without the protocol."""
+        names = ("split", "tokens", "evaluations", "ppl")
+        return {**{name: getattr(self, name) for name in names}, "seconds": round(self.seconds, 2)}
+
+
+class _BudgetSpentError(Exception):
+    pass
+
+
+def tune(
+    subject: Subject,
+    protocol: Protocol,
+    evaluations: int = EVALUATIONS,
+    tokens: int = TOKENS,
+    told: Callable[[str], None] = lambda line: None,
+) -> Tuning:
+    """Search theta and lambda of the cache, and lr, decay and bptt of dynamic evaluation, for the least perplexity on validation.
+
+    One setting after the other is multiplied or divided by a factor for as long as that helps; when it helps with none, the factor is
+    replaced by its root. The same call makes the same search. Test is never looked at.
+
+    Args:
+        subject: The model and its data.
+        protocol: Where the search begins; window, rule and epsilon stay as they are.
+        evaluations: Largest number of times that a text is scored.
+        tokens: Length of that text: the beginning of the validation split.
+        told: Called with a line after each evaluation.
+
+    Raises:
+        UserError: There is nothing to search, or every evaluation diverged.
+    """
+    check(
+        protocol.name != "static", "there is nothing to tune in protocol static: name cache, dynamic or cache+dynamic"
+    )
+    check(protocol.reset == "never", f"a search needs reset never, not {protocol.reset}")
+    check(evaluations >= 1, f"a search needs at least 1 evaluation, not {evaluations}")
+    check(tokens >= 2, f"a search needs a text of at least 2 tokens, not {tokens}")
+    text = subject.split("validation")
+    text = dataclasses.replace(text, stream=text.stream[:tokens])
+    seen: dict[Protocol, float] = {}
+    begun = time.perf_counter()
+
+    def ppl(candidate: Protocol) -> float:
+        if candidate not in seen:
+            if len(seen) == evaluations:
+                raise _BudgetSpentError
+            try:
+                seen[candidate] = subject.measure(text, candidate).ppl
+            except UserError:  # it diverged
+                seen[candidate] = math.inf
+            settings = ", ".join(f"{name} {value}" for name, value in candidate.settings.items())
+            told(f"evaluation {len(seen)} of {evaluations}: ppl {seen[candidate]:.3f} with {settings}")
+        return seen[candidate]
+
+    best, factor = protocol, FIRST_FACTOR
+    try:
+        ppl(best)
+        while factor >= LAST_FACTOR:
+            before = best
+            for part, name in ((part, name) for part, names in SEARCHED.items() for name in names):
+                for direction in (factor, 1 / factor):
+                    moved = False
+                    while ppl(candidate := _changed(best, part, name, direction)) < ppl(best):
+                        best, moved = candidate, True
+                    if moved:
+                        break
+            if best == before:
+                factor = math.sqrt(factor)
+    except _BudgetSpentError:
+        best = min(seen, key=seen.__getitem__)
+    if seen[best] == math.inf:
+        raise UserError("every setting that the search tried diverged: begin with a smaller lr")
+    return Tuning(best, seen[best], "validation", len(text.stream), len(seen), time.perf_counter() - begun)
+
+
+def _changed(protocol: Protocol, part: str, name: str, factor: float) -> Protocol:
+    """The protocol with one of its settings multiplied, to three digits; itself where it has no such part."""
+    settings: Any = getattr(protocol, part)
+    if settings is None:
+        return protocol
+    value = getattr(settings, name)
+    if name == "bptt":
+        changed: float = max(1, round(value * factor))
+    elif name == "lambda_":  # the odds are multiplied, which keeps it below 1
+        changed = factor * value / (1 + (factor - 1) * value)
+    else:
+        changed = min(1.0, value * factor) if name == "decay" else value * factor
+    changed = changed if name == "bptt" else float(f"{changed:.3g}")
+    if changed == 1 and name == "lambda_":  # it was rounded up
+        return protocol
+    return dataclasses.replace(protocol, **{part: dataclasses.replace(settings, **{name: changed})})

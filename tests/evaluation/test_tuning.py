@@ -1,0 +1,105 @@
+"""The search for settings: on validation only, within its budget."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lstmlm import Config, LSTMLanguageModel, UserError, cli
+from lstmlm.data.corpus import load_corpus
+from lstmlm.evaluation.adaptation import CacheSettings, DynamicSettings
+from lstmlm.evaluation.measure import Protocol, Subject
+from lstmlm.evaluation.tuning import tune
+from lstmlm.model.pretrained import save_pretrained
+
+
+@pytest.fixture
+def folder(text_folder: Path, tmp_path: Path, small_config: Callable[..., Config]) -> Path:
+    torch.manual_seed(0)
+    config = small_config()
+    vocabulary = load_corpus(config.data).vocabulary
+    model = LSTMLanguageModel(config.model, len(vocabulary))
+    save_pretrained(
+        tmp_path / "model", model, vocabulary, {"dataset": str(text_folder), "subset": None, "level": "word"}
+    )
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def subject(folder: Path, tmp_path: Path) -> Subject:
+    return Subject(folder, cache_dir=str(tmp_path / "cache"))
+
+
+def test_it_ends_where_no_setting_helps_any_more(subject: Subject) -> None:
+    start = Protocol(cache=CacheSettings(window=100, theta=3, lambda_=0.5))
+    found = tune(subject, start, evaluations=500, tokens=300)
+    assert found.evaluations < 500
+    text = subject.split("validation")
+    text = dataclasses.replace(text, stream=text.stream[:300])
+    assert subject.measure(text, found.protocol).ppl == found.ppl < subject.measure(text, start).ppl
+    cache = found.protocol.cache
+    assert cache is not None
+    assert cache.window == 100
+    for theta, lambda_ in ((1.15, 1), (1 / 1.15, 1), (1, 1.15), (1, 1 / 1.15)):
+        near = CacheSettings(100, cache.theta * theta, cache.lambda_ * lambda_)
+        assert subject.measure(text, Protocol(near)).ppl > found.ppl * 0.999
+
+
+def test_it_looks_at_validation_only_and_keeps_its_budget(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored, splits, measure, split = [], [], subject.measure, subject.split
+    monkeypatch.setattr(subject, "measure", lambda text, protocol: scored.append(text) or measure(text, protocol))
+    monkeypatch.setattr(subject, "split", lambda name: splits.append(name) or split(name))
+    told: list[str] = []
+    start = Protocol(CacheSettings(50), DynamicSettings("sgd", lr=1e30, bptt=5), columns=2)
+    with pytest.raises(UserError, match="begin with a smaller lr"):
+        tune(subject, start, 4, 200, told.append)
+    assert len(scored) == len(told) == 4
+    found = tune(subject, Protocol(CacheSettings(50), DynamicSettings("sgd", lr=0.5, bptt=5), 2), 6, 200, told.append)
+    assert found.evaluations == 6
+    assert len(scored) == len(told) == 10
+    assert {len(text.stream) for text in scored} == {200}
+    assert set(splits) == {"validation"}
+    assert found.protocol.columns == 2
+    again = tune(subject, Protocol(CacheSettings(50), DynamicSettings("sgd", lr=0.5, bptt=5), 2), 6, 200)
+    assert (again.protocol, again.ppl) == (found.protocol, found.ppl)
+
+
+def test_the_command_scores_test_once_with_what_it_found(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--model", str(folder), "--cache_dir", str(tmp_path / "cache"), "--protocol", "cache", "--json"]
+    assert cli.evaluate([*common, "--tune", "--evaluations", "5", "--tune_tokens", "200", "--window", "60"]) == 0
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("evaluation ")]
+    assert len(lines) == 5
+    assert "theta" in lines[0]
+    result = json.loads(captured.out)
+    assert (result["split"], result["protocol"]) == ("test", "cache")
+    tuning = result["tuning"]
+    assert (tuning["split"], tuning["tokens"], tuning["evaluations"]) == ("validation", 200, 5)
+    options = [word for name, value in result["settings"].items() for word in (f"--{name}", str(value))]
+    for split, expected in {"test": result, "validation": result["validation"]}.items():
+        assert cli.evaluate([*common, *options, "--split", split]) == 0
+        assert json.loads(capsys.readouterr().out)["nll"] == expected["nll"]
+    assert result["settings"]["window"] == 60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--tune", "--split", "test"], "searches on validation and then scores test once"),
+        (["--tune", "--split", "train"], "takes no --split train"),
+        (["--tune", "--text", "a.txt"], "--tune searches on the validation split"),
+        (["--tune"], "there is nothing to tune in protocol static"),
+        (["--tune", "--protocol", "cache", "--reset", "line"], "a search needs reset never, not line"),
+        (["--evaluations", "3"], "--evaluations is of a search: say --tune too"),
+        (["--tune", "--tune_tokens", "0"], "--tune_tokens must be at least 2, not 0"),
+    ],
+)
+def test_wrong_use(folder: Path, arguments: list[str], named: str) -> None:
+    with pytest.raises(UserError, match=named) as error:
+        cli.evaluate(["--model", str(folder), *arguments])
+    assert error.value.status == 2

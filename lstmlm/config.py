@@ -5,14 +5,18 @@ The defaults are the reference model on WikiText-2. The docstring under each fie
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lstmlm.console import UsageError, UserError, check
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
+
+RUN_CONFIG = "config.yaml"  # in a run's directory: the configuration as resolved
 
 
 @dataclass(frozen=True)
@@ -231,18 +235,14 @@ def argument_parser(description: str) -> "ArgumentParser":
     return ArgumentParser(exit_on_error=False, description=description, allow_abbrev=False)
 
 
-def parse(parser: "ArgumentParser", argv: Sequence[str] | None = None) -> "Namespace":
-    """Parse `argv` (the process's own arguments when None) into dataclasses.
-
-    Raises:
-        UsageError: With jsonargparse's reason in one line that names the key.
-    """
+@contextmanager
+def _told_in_one_line() -> Iterator[None]:
     from jsonargparse import ArgumentError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # jsonargparse warns about its own future, not about the input
-            return parser.instantiate(parser.parse_args(argv))
+            yield
     except UserError:
         raise
     except (ArgumentError, ValueError, TypeError, OSError) as error:
@@ -250,8 +250,20 @@ def parse(parser: "ArgumentParser", argv: Sequence[str] | None = None) -> "Names
         raise UsageError(f"{reason} (--help lists every option)") from None
 
 
+def parse(parser: "ArgumentParser", argv: Sequence[str] | None = None) -> "Namespace":
+    """Parse `argv` (the process's own arguments when None) into dataclasses.
+
+    Raises:
+        UsageError: With jsonargparse's reason in one line that names the key.
+    """
+    with _told_in_one_line():
+        return parser.instantiate(parser.parse_args(argv))
+
+
 def load_config(argv: Sequence[str] | None = None) -> Config:
     """Read a configuration from a command line: `--config FILE` first, then dotted overrides.
+
+    Without `--config`, a run that is to go on has the configuration of its directory, where it wrote one.
 
     Args:
         argv: Arguments without the program's name; None takes the process's own.
@@ -266,5 +278,14 @@ def load_config(argv: Sequence[str] | None = None) -> Config:
     parser = argument_parser("Train an LSTM language model by truncated back-propagation through time.")
     parser.add_argument("--config", action="config", help="YAML file; overrides come after it.")
     parser.add_class_arguments(Config, as_group=False)
-    values = parse(parser, argv)
+    with _told_in_one_line():
+        train = parser.parse_args(argv).train
+    written = Path(train.run_dir or "") / RUN_CONFIG
+    if train.resume and argv[0].split("=")[0] != "--config" and written.exists():
+        try:
+            values = parse(parser, ["--config", str(written), *argv])
+        except UsageError as error:
+            raise UsageError(f"with the run's own configuration {written}: {error}") from None
+    else:
+        values = parse(parser, argv)
     return Config(values.data, values.model, values.optim, values.train, values.tracking)

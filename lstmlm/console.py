@@ -4,9 +4,11 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from datetime import datetime
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
@@ -101,39 +103,92 @@ def run_script(main: Callable[[], int]) -> int:
         raise
 
 
+def duration(seconds: float) -> str:
+    """A time as people write it: 0:42, 12:03, 1:02:03."""
+    minutes, second = divmod(round(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
+
+
+def perplexity(ppl: float) -> str:
+    """A perplexity in few characters, however large."""
+    return f"{ppl:.2f}" if ppl < 1e6 else f"{ppl:.1e}"
+
+
 class Progress:
-    """Where the run stands: a bar on a terminal, else a line per log interval.
+    """Where the run stands: a bar on a terminal, else a line with the time per log interval.
 
     Args:
         shown: Whether this process shows anything; one process of a run does.
         total_steps: Steps of the whole run.
+        steps_per_epoch: Steps of one pass.
         step: Steps done before.
     """
 
-    def __init__(self, shown: bool, total_steps: int, step: int) -> None:
+    def __init__(self, shown: bool, total_steps: int, steps_per_epoch: int, step: int) -> None:
         self._shown = shown
         self._total = total_steps
-        on_terminal = shown and sys.stderr.isatty()
-        self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True) if on_terminal else None
+        self._per_epoch = steps_per_epoch
+        self._first, self._begin = step, time.monotonic()
+        self._on_terminal = shown and sys.stderr.isatty()
+        self._bar: Any = None
+        if self._on_terminal:
+            self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True)
 
-    def show(self, step: int, epoch: int, loss: float, ppl: float, tokens_per_second: float) -> None:
-        """Show the figures of a log interval."""
-        figures = f"loss {loss:.3f}, ppl {ppl:.2f}, {tokens_per_second:,.0f} tokens/s"
+    def step(self, step: int) -> None:
+        """After every step: the bar moves with time."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
+
+    def show(self, step: int, loss: float, ppl: float, tokens_per_second: float) -> None:
+        """After a log interval.
+
+        Args:
+            step: Steps done.
+            loss: Of the interval.
+            ppl: Of the interval.
+            tokens_per_second: Of the interval.
+        """
+        epoch = -(-step // self._per_epoch)
+        epochs = -(-self._total // self._per_epoch)
+        seconds_per_step = (time.monotonic() - self._begin) / max(1, step - self._first)
+        epoch_left, run_left = (
+            duration((end - step) * seconds_per_step)
+            for end in (min(epoch * self._per_epoch, self._total), self._total)
+        )
+        figures = f"loss {loss:.3f}, ppl {perplexity(ppl)}, {tokens_per_second:,.0f} tokens/s"
+        if self._bar is not None:
+            self._bar.set_description_str(f"epoch {epoch}/{epochs} ({epoch_left} left)", refresh=False)
             self._bar.set_postfix_str(figures)
         else:
-            self.line(f"epoch {epoch}, step {step}/{self._total}: {figures}")
+            self.line(f"epoch {epoch}, step {step}/{self._total}: {figures}, {epoch_left} left, run {run_left}")
+
+    @contextmanager
+    def scoring(self, name: str, targets: int) -> Iterator[Callable[[int], object]]:
+        """A bar of its own while a stream is scored; without a terminal, a line where that lasts.
+
+        Args:
+            name: Of the stream.
+            targets: To be scored.
+
+        Yields:
+            To be called with the number of targets scored since the last call.
+        """
+        if not self._on_terminal:
+            yield lambda scored: None
+            return
+        with tqdm(total=targets, desc=name, unit="token", unit_scale=True, leave=False, dynamic_ncols=True) as bar:
+            yield bar.update
 
     def line(self, message: str) -> None:
-        """Print a line that does not break the bar."""
+        """A line that leaves the bar whole; in a log file, with the time of day."""
         if self._bar is not None:
             self._bar.write(message, file=sys.stderr)
         elif self._shown:
-            print_line(message)
+            print_line(message if self._on_terminal else f"{datetime.now():%H:%M:%S} {message}")
 
     def close(self) -> None:
-        """Close the bar and leave the terminal clean."""
+        """Leave the terminal clean; lines can still follow."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

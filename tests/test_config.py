@@ -40,6 +40,23 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
     assert load_config(["--config", str(path)]) == config
 
 
+def test_a_run_goes_on_with_its_own_configuration(tmp_path: Path) -> None:
+    written = load_config(["--model.embedding_size", "7", "--model.hidden_size", "7", "--optim.lr", "2e-3"])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(written.to_dict()))
+    argv = ["--train.run_dir", str(tmp_path), "--train.resume", "true"]
+    config = load_config(argv)
+    assert (config.model, config.optim) == (written.model, written.optim)
+    assert config.train.resume
+    assert load_config([*argv, "--train.epochs", "50"]).train.epochs == 50, "overrides come after it"
+    other = tmp_path / "other.yaml"
+    other.write_text("optim: {lr: 0.5}\n")
+    assert load_config(["--config", str(other), *argv]).optim.lr == 0.5, "what the command names comes first"
+    assert load_config(argv[:2]).optim.lr == 1e-3, "a new run has nothing of an old one"
+    (tmp_path / "config.yaml").write_text("optim: [")
+    with pytest.raises(UsageError, match=r"config\.yaml"):
+        load_config(argv)
+
+
 @pytest.mark.parametrize(
     ("argv", "named"),
     [

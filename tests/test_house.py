@@ -12,7 +12,7 @@ ROOMS = """
     evaluation.details evaluation.tuning evaluation.pairs
     generation
     training.optimizer training.step training.checkpoint training.run_directory training.wandb_tracker training.tracking
-    training.run training.loop
+    training.banner training.run training.loop
     report.runs report.plots report.page
     publishing
     cli

@@ -194,6 +194,7 @@ def _check_device(precision: str, device: torch.device) -> None:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 torch.nn.LSTM(8, 8)(torch.zeros(1, 1, 8))
         except RuntimeError:
+            found = "" if torch.accelerator.is_available() else "no GPU found, and "
             raise UsageError(
-                "train.precision bf16: this CPU cannot run an LSTM in bf16 (no AVX512-BF16 or AMX); use fp32"
+                f"train.precision bf16: {found}this CPU cannot run an LSTM in bf16 (no AVX512-BF16 or AMX); use fp32"
             ) from None

@@ -63,6 +63,7 @@ class Cursor:
         segment: Segments done, over the whole run.
         tokens: Targets predicted so far, over all ranks.
         best: Lowest validation perplexity so far.
+        best_step: Step of that validation; 0 where a version that did not keep it wrote the checkpoint.
         validated: Step of the last validation.
         owes_validation: Whether a stop cut short the validation that was due at `step`.
     """
@@ -73,6 +74,7 @@ class Cursor:
     segment: int = 0
     tokens: int = 0
     best: float | None = None
+    best_step: int = 0
     validated: int = 0
     owes_validation: bool = False
 

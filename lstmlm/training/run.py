@@ -15,15 +15,15 @@ from torch import Tensor
 
 from lstmlm import generation
 from lstmlm.config import Config
-from lstmlm.console import Progress, UserError, print_line
+from lstmlm.console import Progress, UserError, perplexity, print_line
 from lstmlm.data.corpus import Corpus
 from lstmlm.data.sources import HubSource, open_source
-from lstmlm.evaluation.perplexity import Evaluation, evaluate_stream
+from lstmlm.evaluation.perplexity import SEGMENT_TOKENS, Evaluation, evaluate_stream
 from lstmlm.files import read_file, replace_file, sweep
 from lstmlm.model.pretrained import CARD, FILES, WEIGHTS, load_pretrained, model_card, save_pretrained
 from lstmlm.runtime.distributed import fail_together, main_tensors, main_value
 from lstmlm.runtime.hardware import device_kind, memory_in_use, package_versions
-from lstmlm.training import checkpoint
+from lstmlm.training import banner, checkpoint
 from lstmlm.training.checkpoint import Cursor, Interval, Saved, Seconds
 from lstmlm.training.run_directory import RunDirectory
 from lstmlm.training.step import TrainStep
@@ -142,19 +142,23 @@ class Run:
         if self._saved is not None:
             self._resume()
         self._open.callback(self.tracking.finish, 1)  # where neither the run's end nor a stop has: it failed
+        if self._is_main:
+            for line in banner.opening(self.config, corpus, train_step, self.accelerator):
+                print_line(line)
         self.tracking.start(self._facts())
         with fail_together(self.accelerator):
             if self._is_main:
                 self.directory.summary.unlink(missing_ok=True)
                 self.directory.write_config(self.config)
                 self.directory.checkpoints.mkdir(exist_ok=True)  # where it is gone later, checkpoints are lost
-        self.progress = Progress(self._is_main, train_step.total_steps, self.cursor.step)
+        self.progress = Progress(self._is_main, train_step.total_steps, train_step.steps_per_epoch, self.cursor.step)
         self._open.callback(self.progress.close)
         self.restart_clock()
 
     def events(self) -> Events:
         """What is due now that the cursor's step is done."""
         train, step = self.config.train, self.cursor.step
+        self.progress.step(step)
         end = step == self.train_step.total_steps
         epoch = self.cursor.row == self.train_step.table.rows
         return Events(
@@ -208,7 +212,7 @@ class Run:
                 **{f"memory/{name}": used for name, used in memory_in_use(self.accelerator.device).items()},
             }
         )
-        self.progress.show(self.cursor.step, self._epoch, loss, _exp(loss), tokens_per_second)
+        self.progress.show(self.cursor.step, loss, _exp(loss), tokens_per_second)
 
     def validate(self, interrupted: Callable[[], bool] = lambda: False) -> None:
         """Validation perplexity; the best model so far is exported. Interrupted, it is owed, and done first on resuming.
@@ -227,10 +231,10 @@ class Run:
         best = math.isfinite(result.ppl) and (self.cursor.best is None or result.ppl < self.cursor.best)
         mark = ", the best so far" if best else ""
         self.progress.line(
-            f"epoch {self._epoch}, step {self.cursor.step}: validation ppl {result.ppl:.2f} ({result.columns} columns){mark}"
+            f"epoch {self._epoch}, step {self.cursor.step}: validation ppl {perplexity(result.ppl)} ({result.columns} columns){mark}"
         )
         if best:
-            self.cursor.best = result.ppl
+            self.cursor.best, self.cursor.best_step = result.ppl, self.cursor.step
             self._export()
             with self._timed("tracking"):
                 self.tracking.model(self.directory.model, self.cursor.step, result.ppl)
@@ -265,7 +269,7 @@ class Run:
         self.tracking.finish(128 + signal)
         self.progress.line(
             f"stopped by signal {signal} after step {self.cursor.step}; model in {self.directory.model}; "
-            f"go on with --train.run_dir {self.directory.path} --train.resume true"
+            f"go on with: {banner.resume_command(self.directory.path)}"
         )
         self.accelerator.end_training()
         return Outcome(self.directory.path, signal=signal)
@@ -294,6 +298,7 @@ class Run:
         with fail_together(self.accelerator):
             best = load_pretrained(self.directory.model)[0].weights() if self._is_main else None
         self.train_step.model.load_weights(main_tensors(self.accelerator, best))
+        self.progress.line("scoring the validation and the test split at one column")
         valid, test = self._evaluate("validation", 1), self._evaluate("test", 1)
         self._log(
             {
@@ -323,9 +328,9 @@ class Run:
                 self.directory.write_summary(summary)
         self.progress.close()
         self.tracking.finish(0)
-        self.progress.line(
-            f"test ppl {test.ppl:.2f}, validation ppl {valid.ppl:.2f} (1 column); model in {self.directory.model}"
-        )
+        if self._is_main:
+            for line in banner.closing(summary, self.train_step.steps_per_epoch, self.directory.path):
+                print_line(line)
         self.accelerator.end_training()
         return Outcome(self.directory.path, summary=summary)
 
@@ -460,8 +465,16 @@ class Run:
 
     def _evaluate(self, split: str, columns: int, interrupted: Callable[[], bool] = lambda: False) -> Evaluation:
         stream = self.corpus.splits[split]
-        with self._timed("evaluation"):
-            result = evaluate_stream(self.train_step.model, stream, columns, self.accelerator, interrupted=interrupted)
+        scored = SEGMENT_TOKENS * self.accelerator.num_processes
+
+        def between_segments() -> bool:
+            tick(scored)
+            return interrupted()
+
+        with self._timed("evaluation"), self.progress.scoring(f"scoring {split}", len(stream) - 1) as tick:
+            result = evaluate_stream(
+                self.train_step.model, stream, columns, self.accelerator, interrupted=between_segments
+            )
         if not math.isfinite(result.loss):
             message = (
                 f"the {split} loss is not finite after step {self.cursor.step} (nll {result.nll}): no model and no checkpoint was "

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 from typing_extensions import TypedDict  # which pydantic needs before Python 3.12
 
-from lstmlm.config import Config
+from lstmlm.config import RUN_CONFIG, Config
 from lstmlm.console import UserError
 from lstmlm.files import locked, read_json, read_lines, read_yaml, replace_file, sweep, to_json, user_path
 
@@ -51,7 +51,7 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = user_path(path)
-        self.config = self.path / "config.yaml"
+        self.config = self.path / RUN_CONFIG
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.jsonl"
         self.checkpoints = self.path / "checkpoints"

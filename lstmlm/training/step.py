@@ -60,6 +60,7 @@ class TrainStep:
         self.accelerator = accelerator
         self.table = table
         self.total_steps = total_steps
+        self.steps_per_epoch = table.num_windows(config.data.bptt, config.train.accumulate)
         model.to(accelerator.device)
         graph = config.train.cuda_graph
         self.model: LSTMLanguageModel = model

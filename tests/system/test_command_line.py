@@ -2,11 +2,15 @@
 
 import json
 import os
+import pty
 import random
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +21,7 @@ from lstmlm import load_config
 from tests.system.launcher import FAULTY, ROOT, error_lines, pause_at, start, wait_for_step
 from tests.training.test_loop import assert_same_run, fresh_train, metrics
 
+LOG_LINE = r"\d\d:\d\d:\d\d epoch \d+, step \d+/\d+: "
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -96,7 +101,52 @@ def test_unreachable_hub_is_told_with_the_two_ways_on(cli: Cli, tmp_path: Path) 
 def test_no_bar_in_a_log_file(trained: Path, cli: Cli, small: Callable[..., list[str]]) -> None:
     result = cli("train", *small("--train.log_every=10", run="other"))
     assert "\r" not in result.stderr
-    assert sum(line.startswith("epoch ") and "tokens/s" in line for line in result.stderr.splitlines()) == 3
+    assert sum(bool(re.match(LOG_LINE, line)) and "tokens/s" in line for line in result.stderr.splitlines()) == 3
+
+
+def test_what_a_run_says(small: Callable[..., list[str]], cli: Cli, tmp_path: Path) -> None:
+    """Ten lines before, a table after, the result last; nothing on standard output."""
+    result = cli("train", *small("--train.log_every=10"))
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    first = next(i for i, line in enumerate(lines) if re.match(LOG_LINE, line))
+    opening = dict(line.split(maxsplit=1) for line in lines[:first] if not line.startswith(("writes", "to stop")))
+    assert first <= 10
+    assert "60 types" in opening["train"]
+    assert "2 x 12 LSTM, 3,276 parameters" in opening["model"]
+    assert "fp32" in opening["device"]
+    assert opening["ranks"].startswith("1, 20 of 20 columns each")
+    assert opening["steps"] == "30, 2 epochs of 15"
+    summary = json.loads((tmp_path / "run/summary.json").read_bytes())
+    closing = {line[:10].strip(): line[11:] for line in lines[-5:]}
+    assert closing["best"].startswith("epoch 2, step 30: validation ppl")
+    assert closing["result"].startswith(f"test ppl {summary['test']['ppl']:.2f}, validation ppl")
+    assert lines[-1].startswith("result")
+    assert set(summary["seconds"]) == {"total", "training", "evaluation", "saving", "tracking"}
+    # Each of the two commands that it proposes works when pasted.
+    assert cli("generate", *shlex.split(closing["next"])[2:]).returncode == 0
+
+
+def test_the_bar_at_a_terminal(small: Callable[..., list[str]]) -> None:
+    """One bar that moves between log lines, validation lines above it, and no colour."""
+    controller, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (40, 150))
+    command = [sys.executable, str(ROOT / "scripts/train.py"), *small("--train.log_every=10")]
+    with subprocess.Popen(command, stderr=terminal, env={**os.environ, "TERM": "xterm"}) as process:
+        os.close(terminal)
+        shown = b""
+        while True:
+            try:
+                shown += os.read(controller, 65_536)
+            except OSError:  # how Linux tells that the other end is closed
+                break
+    text = shown.decode()
+    assert process.returncode == 0, text
+    assert "| 30/30 [" in text
+    assert "epoch 2/2 (0:00 left)" in text
+    assert "\nepoch 2, step 30: validation ppl" in text.replace("\r", "\n")
+    assert "\x1b[3" not in text, "no colour"
+    assert text.rstrip().splitlines()[-1].startswith("result")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a pipe that keeps writes apart")
@@ -111,8 +161,8 @@ def test_a_line_is_one_write(small: Callable[..., list[str]]) -> None:
             writes.append(write.decode())
         os.close(reading)
     assert process.returncode == 1
-    for begin in ("no checkpoint in", "epoch 1, step 1/", "error: the loss is not finite"):
-        (line,) = (write for write in writes if write.startswith(begin))
+    for begin in ("no checkpoint in", LOG_LINE, "error: the loss is not finite"):
+        (line,) = (write for write in writes if re.match(begin, write))
         assert line.count("\n") == 1
         assert line.endswith("\n")
 
@@ -151,8 +201,11 @@ def test_a_signal_cuts_a_validation_short_and_it_is_made_up_for(
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, stderr
     assert "stopped by signal 15 after step 15" in stderr
+    (hint,) = (line for line in stderr.splitlines() if "stopped by" in line)
+    program, script, *hinted = shlex.split(hint.split("go on with: ")[1])
+    assert (program, script) == ("python", FAULTY)
     assert "validation ppl" not in stderr
-    assert cli("train", *arguments).returncode == 0
+    assert cli("train", *hinted).returncode == 0, "the hint can be pasted"
     fresh_train(load_config(small(*overrides, run="whole")))
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 

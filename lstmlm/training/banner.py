@@ -1,0 +1,82 @@
+"""What a run tells a person at its start and at its end."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from lstmlm.config import Config
+from lstmlm.console import duration, perplexity
+from lstmlm.data.corpus import Corpus
+from lstmlm.runtime.hardware import device_kind
+from lstmlm.training.step import TrainStep
+
+
+def opening(config: Config, corpus: Corpus, train_step: TrainStep, accelerator: Accelerator) -> list[str]:
+    """What is trained, on what, how, and where it goes.
+
+    Args:
+        config: Resolved, with `train.run_dir`.
+        corpus: Of the run.
+        train_step: Of the run.
+        accelerator: Of the run.
+    """
+    data, model, train = config.data, config.model, config.train
+    parameters = sum(parameter.numel() for parameter in train_step.model.parameters())
+    ranks = accelerator.num_processes
+    least, most = data.batch_size // ranks, -(-data.batch_size // ranks)
+    shares = f"{least}" if least == most else f"{least} or {most}"
+    device = device_kind(accelerator.device)
+    if accelerator.device.type == "cpu" and not torch.accelerator.is_available():
+        device += ", no GPU found"
+    epochs = train_step.total_steps / train_step.steps_per_epoch
+    rows = {
+        "data": data.dataset,
+        **dict(line.split(": ", 1) for line in corpus.lines()),
+        "model": f"{model.num_layers} x {model.hidden_size} LSTM, {parameters:,} parameters, dropout {model.dropout:g}",
+        "device": f"{device}, {train.precision}, {torch.get_num_threads()} CPU threads a rank",
+        "ranks": f"{ranks}, {shares} of {data.batch_size} columns each; segments of {data.bptt} rows",
+        "steps": f"{train_step.total_steps:,}, {epochs:,.4g} epochs of {train_step.steps_per_epoch:,}",
+        "writes to": str(train.run_dir),
+        "to stop": f"Ctrl-C or SIGTERM; then go on with: {resume_command(train.run_dir)}",
+    }
+    return _table(rows)
+
+
+def closing(summary: dict[str, Any], steps_per_epoch: int, run_dir: Path) -> list[str]:
+    """What came of a run, and what to try next. The last line is the result.
+
+    Args:
+        summary: As `summary.json`.
+        steps_per_epoch: Of the run.
+        run_dir: Of the run.
+    """
+    seconds, valid, test = summary["seconds"], summary["valid"], summary["test"]
+    speed = f", {summary['tokens'] / seconds['training']:,.0f} tokens/s in training" if seconds["training"] else ""
+    told = ", ".join(f"{name} {duration(seconds[name])}" for name in ("training", "evaluation", "saving", "tracking"))
+    folder = shlex.quote(str(run_dir))
+    best_step = summary["best_step"]
+    where = f"epoch {-(-best_step // steps_per_epoch)}, step {best_step:,}: " if best_step else ""  # older checkpoints
+    rows = {
+        "best": f"{where}validation ppl {perplexity(summary['best'])} while training",
+        "time": f"{duration(seconds['total'])} ({told}){speed}",
+        "next": f'lstmlm generate --model {folder} --prompt "" --count 3',
+        "": f"lstmlm report {folder}",
+        "result": f"test ppl {perplexity(test['ppl'])}, validation ppl {perplexity(valid['ppl'])} "
+        f"({valid['columns']} column); model in {run_dir / 'model'}",
+    }
+    return _table(rows)
+
+
+def resume_command(run_dir: str | Path | None) -> str:
+    """The command that goes on with a run, as this process was started, by one rank."""
+    script = Path(sys.argv[0])
+    program = f"python {shlex.quote(str(script))}" if script.suffix == ".py" else "lstmlm train"
+    return f"{program} --train.run_dir {shlex.quote(str(run_dir))} --train.resume true"
+
+
+def _table(rows: dict[str, str]) -> list[str]:
+    return [f"{name:<10} {value}" for name, value in rows.items()]

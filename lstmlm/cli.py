@@ -94,7 +94,7 @@ def evaluate(argv: Arguments = None) -> int:
         tuning = tune(subject, protocol, args.evaluations or EVALUATIONS, args.tune_tokens or TOKENS, print_line)
         protocol = tuning.protocol
         validation = subject.measure(subject.split("validation"), protocol)
-        tuned = {"tuning": tuning.figures(), "validation": validation.figures()}
+        tuned = {"tuning": tuning.figures(), "validation": {"split": "validation", **validation.figures()}}
     result = subject.measure(text, protocol)
     groups = breakdown(result, subject.vocabulary, subject.split("train").stream) if args.breakdown else []
     if args.output:

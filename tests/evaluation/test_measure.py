@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from lstmlm.evaluation.adaptation import CacheSettings, DynamicSettings
 from lstmlm.evaluation.details import breakdown
 from lstmlm.evaluation.measure import Measurement
 from lstmlm.model.pretrained import load_pretrained, save_pretrained
+from tests.conftest import ROOT
 
 Run = Callable[..., dict[str, object]]
 
@@ -272,3 +274,13 @@ def test_lines_that_cannot_be_told_apart(run: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has <eos> in its text"):
         run("--text", str(tmp_path / "a.txt"), "--reset", "document")
     assert run("--text", str(tmp_path / "a.txt"))["targets"] == 5
+
+
+def test_the_example_of_the_docs(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("--output", "tokens.parquet")
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/evaluation.md").read_text(), re.DOTALL)
+    exec(code, {})
+    assert capsys.readouterr().out.startswith(str(result["ppl"]))

@@ -2,18 +2,22 @@
 
 import dataclasses
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from lstmlm import Config, LSTMLanguageModel, UserError, cli
+from lstmlm import Config, LSTMLanguageModel, UserError
+from lstmlm import cli as commands
 from lstmlm.data.corpus import load_corpus
 from lstmlm.evaluation.adaptation import CacheSettings, DynamicSettings
 from lstmlm.evaluation.measure import Protocol, Subject
 from lstmlm.evaluation.tuning import tune
 from lstmlm.model.pretrained import save_pretrained
+
+NAMES = ("static-1", "static-10", "cache", "dynamic", "cache+dynamic")
 
 
 @pytest.fixture
@@ -71,7 +75,7 @@ def test_the_command_scores_test_once_with_what_it_found(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ["--model", str(folder), "--cache_dir", str(tmp_path / "cache"), "--protocol", "cache", "--json"]
-    assert cli.evaluate([*common, "--tune", "--evaluations", "5", "--tune_tokens", "200", "--window", "60"]) == 0
+    assert commands.evaluate([*common, "--tune", "--evaluations", "5", "--tune_tokens", "200", "--window", "60"]) == 0
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if line.startswith("evaluation ")]
     assert len(lines) == 5
@@ -82,7 +86,7 @@ def test_the_command_scores_test_once_with_what_it_found(
     assert (tuning["split"], tuning["tokens"], tuning["evaluations"]) == ("validation", 200, 5)
     options = [word for name, value in result["settings"].items() for word in (f"--{name}", str(value))]
     for split, expected in {"test": result, "validation": result["validation"]}.items():
-        assert cli.evaluate([*common, *options, "--split", split]) == 0
+        assert commands.evaluate([*common, *options, "--split", split]) == 0
         assert json.loads(capsys.readouterr().out)["nll"] == expected["nll"]
     assert result["settings"]["window"] == 60
 
@@ -101,5 +105,23 @@ def test_the_command_scores_test_once_with_what_it_found(
 )
 def test_wrong_use(folder: Path, arguments: list[str], named: str) -> None:
     with pytest.raises(UserError, match=named) as error:
-        cli.evaluate(["--model", str(folder), *arguments])
+        commands.evaluate(["--model", str(folder), *arguments])
     assert error.value.status == 2
+
+
+@pytest.mark.slow
+def test_every_protocol_at_once(
+    folder: Path, tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    common = ["--model", str(folder), "--cache_dir", str(tmp_path / "cache"), "--evaluations", "2"]
+    result = cli("measure_protocols", *common, "--out", str(tmp_path / "out"))
+    assert result.returncode == 0, result.stderr
+    names = {f"{name}-{split}.json" for name in NAMES for split in ("validation", "test")}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    for name in names:
+        content = json.loads((tmp_path / "out" / name).read_text())
+        assert name == f"{content['protocol']}{name.removeprefix(content['protocol'])}"
+        assert name.endswith(f"-{content['split']}.json")
+    failed = cli("measure_protocols", "--model", "absent", "--out", str(tmp_path / "none"))
+    assert failed.returncode == 1
+    assert "failed: its own line says why" in failed.stderr

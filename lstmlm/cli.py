@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lstmlm.config import argument_parser, load_config, parse
-from lstmlm.console import UsageError, check, print_line, run_script
+from lstmlm.console import UsageError, check, print_line, run_script, scoring_bar
 from lstmlm.evaluation.adaptation import CacheSettings, DynamicSettings
 from lstmlm.evaluation.details import breakdown, check_output, write_tokens
-from lstmlm.evaluation.measure import PROTOCOLS, Protocol, Subject, check_split
+from lstmlm.evaluation.measure import PROTOCOLS, Measurement, Protocol, Subject, Text, check_split
 from lstmlm.evaluation.pairs import score_pairs, summarize, write_pairs
 from lstmlm.evaluation.scoring import Reset
 from lstmlm.evaluation.tables import Format, score_files
@@ -89,13 +89,18 @@ def evaluate(argv: Arguments = None) -> int:
     hardware.use_machine(args.threads)
     subject = Subject(args.model, args.dataset, args.cache_dir)
     text = subject.file(args.text) if args.text else subject.split(split)
+
+    def measure(text: Text, protocol: Protocol) -> Measurement:
+        with scoring_bar(text.name, len(text.stream), sys.stderr.isatty()) as scored:
+            return subject.measure(text, protocol, scored)
+
     tuned: dict[str, Any] = {}
     if args.tune:
         tuning = tune(subject, protocol, args.evaluations or EVALUATIONS, args.tune_tokens or TOKENS, print_line)
         protocol = tuning.protocol
-        validation = subject.measure(subject.split("validation"), protocol)
+        validation = measure(subject.split("validation"), protocol)
         tuned = {"tuning": tuning.figures(), "validation": {"split": "validation", **validation.figures()}}
-    result = subject.measure(text, protocol)
+    result = measure(text, protocol)
     groups = breakdown(result, subject.vocabulary, subject.split("train").stream) if args.breakdown else []
     if args.output:
         write_tokens(args.output, result, subject.vocabulary)

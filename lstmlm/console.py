@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from typing import Any, BinaryIO
 
@@ -115,6 +115,25 @@ def perplexity(ppl: float) -> str:
     return f"{ppl:.2f}" if ppl < 1e6 else f"{ppl:.1e}"
 
 
+@contextmanager
+def scoring_bar(name: str, targets: int, shown: bool) -> Iterator[Callable[[int], object]]:
+    """A bar while a text is scored.
+
+    Args:
+        name: Of the text.
+        targets: To be scored.
+        shown: Whether there is anybody to see it.
+
+    Yields:
+        To be called with the number of targets scored since the last call.
+    """
+    if not shown:
+        yield lambda scored: None
+        return
+    with tqdm(total=targets, desc=name, unit="token", unit_scale=True, leave=False, dynamic_ncols=True) as bar:
+        yield bar.update
+
+
 class Progress:
     """Where the run stands: a bar on a terminal, else a line with the time per log interval.
 
@@ -163,22 +182,9 @@ class Progress:
         else:
             self.line(f"epoch {epoch}, step {step}/{self._total}: {figures}, {epoch_left} left, run {run_left}")
 
-    @contextmanager
-    def scoring(self, name: str, targets: int) -> Iterator[Callable[[int], object]]:
-        """A bar of its own while a stream is scored; without a terminal, a line where that lasts.
-
-        Args:
-            name: Of the stream.
-            targets: To be scored.
-
-        Yields:
-            To be called with the number of targets scored since the last call.
-        """
-        if not self._on_terminal:
-            yield lambda scored: None
-            return
-        with tqdm(total=targets, desc=name, unit="token", unit_scale=True, leave=False, dynamic_ncols=True) as bar:
-            yield bar.update
+    def scoring(self, name: str, targets: int) -> AbstractContextManager[Callable[[int], object]]:
+        """As `scoring_bar`, where this process is on a terminal and shows anything."""
+        return scoring_bar(name, targets, self._on_terminal)
 
     def line(self, message: str) -> None:
         """A line that leaves the bar whole; in a log file, with the time of day."""

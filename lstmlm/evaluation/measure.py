@@ -18,6 +18,7 @@ from lstmlm.console import UserError, check
 from lstmlm.data.corpus import load_facts, load_split
 from lstmlm.data.reading import form_of, read_blocks
 from lstmlm.data.sources import ENDINGS, SPLITS, open_source
+from lstmlm.data.table import IGNORE
 from lstmlm.data.tokenize import EOS
 from lstmlm.evaluation.adaptation import (
     CacheScorer,
@@ -231,8 +232,15 @@ class Subject:
             return DynamicScorer(self.model, columns, protocol.dynamic, rms, cache)
         return CacheScorer(self.model, columns, protocol.cache) if protocol.cache else StaticScorer(self.model, columns)
 
-    def measure(self, text: Text, protocol: Protocol) -> Measurement:
+    def measure(
+        self, text: Text, protocol: Protocol, scored: Callable[[int], object] = lambda targets: None
+    ) -> Measurement:
         """Score a text.
+
+        Args:
+            text: As `split` or `file` give it.
+            protocol: How.
+            scored: Called with the number of targets of each segment when it is done.
 
         Raises:
             UserError: The scores are not finite, or its lines cannot be told apart.
@@ -241,15 +249,25 @@ class Subject:
         columns = min(protocol.columns, len(stream) - 1)
         if protocol.dynamic and protocol.dynamic.rule == "rms":
             _ = self.gradient_rms  # not within the time
+
+        def make_scorer(columns: int) -> Scorer:
+            scorer = self.scorer(protocol, columns)
+
+            def score(inputs: Tensor, targets: Tensor) -> Tensor:
+                nll = scorer(inputs, targets)
+                scored(int((targets != IGNORE).sum()))
+                return nll
+
+            return score
+
         begun = time.perf_counter()
         if protocol.reset == "never":
             ids = stream[1:]
             starts = [b * len(ids) // columns for b in range(columns)]
             bptt = protocol.dynamic.bptt if protocol.dynamic else None
-            token_nll = score_stream(self.scorer(protocol, columns), stream, columns, self.device, bptt)
+            token_nll = score_stream(make_scorer(columns), stream, columns, self.device, bptt)
         else:
             ids, starts = stream, self._starts(text, protocol.reset)
-            make_scorer = functools.partial(self.scorer, protocol)
             token_nll = score_stretches(make_scorer, ids, starts, self.vocabulary.eos, self.device)
         seconds = time.perf_counter() - begun
         fresh = torch.zeros(len(ids), dtype=torch.bool)

@@ -11,29 +11,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lstmlm import Config, LSTMLanguageModel, UserError, Vocabulary, cli, evaluate
-from lstmlm.data.corpus import load_corpus
+from lstmlm import UserError, Vocabulary, cli, evaluate
 from lstmlm.evaluation import perplexity
 from lstmlm.evaluation.adaptation import CacheSettings, DynamicSettings
 from lstmlm.evaluation.details import breakdown
-from lstmlm.evaluation.measure import Measurement
-from lstmlm.model.pretrained import load_pretrained, save_pretrained
+from lstmlm.evaluation.measure import Measurement, Protocol, Subject
+from lstmlm.model.pretrained import load_pretrained
 from tests.conftest import ROOT
 
 Run = Callable[..., dict[str, object]]
-
-
-@pytest.fixture
-def folder(text_folder: Path, tmp_path: Path, small_config: Callable[..., Config]) -> Path:
-    """An untrained model of the text folder's vocabulary."""
-    config = small_config()
-    torch.manual_seed(0)
-    vocabulary = load_corpus(config.data).vocabulary
-    model = LSTMLanguageModel(config.model, len(vocabulary))
-    save_pretrained(
-        tmp_path / "model", model, vocabulary, {"dataset": str(text_folder), "subset": None, "level": "word"}
-    )
-    return tmp_path / "model"
 
 
 @pytest.fixture
@@ -284,3 +270,12 @@ def test_the_example_of_the_docs(
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/evaluation.md").read_text(), re.DOTALL)
     exec(code, {})
     assert capsys.readouterr().out.startswith(str(result["ppl"]))
+
+
+@pytest.mark.parametrize(
+    "protocol", [Protocol(columns=3), Protocol(reset="line"), Protocol(dynamic=DynamicSettings("sgd"))]
+)
+def test_every_target_is_told_as_it_is_scored(folder: Path, tmp_path: Path, protocol: Protocol) -> None:
+    subject, told = Subject(folder, cache_dir=str(tmp_path / "cache")), []
+    result = subject.measure(subject.split("validation"), protocol, told.append)
+    assert sum(told) == result.targets

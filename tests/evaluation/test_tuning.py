@@ -7,29 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
-from lstmlm import Config, LSTMLanguageModel, UserError
+from lstmlm import UserError
 from lstmlm import cli as commands
-from lstmlm.data.corpus import load_corpus
 from lstmlm.evaluation.adaptation import CacheSettings, DynamicSettings
 from lstmlm.evaluation.measure import Protocol, Subject
 from lstmlm.evaluation.tuning import tune
-from lstmlm.model.pretrained import save_pretrained
 
 NAMES = ("static-1", "static-10", "cache", "dynamic", "cache+dynamic")
-
-
-@pytest.fixture
-def folder(text_folder: Path, tmp_path: Path, small_config: Callable[..., Config]) -> Path:
-    torch.manual_seed(0)
-    config = small_config()
-    vocabulary = load_corpus(config.data).vocabulary
-    model = LSTMLanguageModel(config.model, len(vocabulary))
-    save_pretrained(
-        tmp_path / "model", model, vocabulary, {"dataset": str(text_folder), "subset": None, "level": "word"}
-    )
-    return tmp_path / "model"
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from lstmlm import Config, LSTMLanguageModel, Vocabulary, load_config
 from lstmlm.config import ModelConfig
 from lstmlm.data.vocabulary import EOS, UNK
+from lstmlm.evaluation.adaptation import CacheSettings, DynamicScorer, DynamicSettings, NeuralCache, gradient_rms
+from lstmlm.evaluation.perplexity import score_stream
 from lstmlm.model.dropout import make_masks
 from lstmlm.model.loss import linear_cross_entropy
 from lstmlm.model.pretrained import load_pretrained, save_pretrained
@@ -167,3 +169,18 @@ def test_a_cpu_and_a_gpu_agree_with_dropout_on(
     forget_accelerate()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert on_gpu == pytest.approx(run_steps(build(config), 10), rel=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "rms"])
+def test_adapting_scores_are_those_of_a_cpu(rule: str) -> None:
+    """cuDNN goes no LSTM backward in eval mode."""
+    torch.manual_seed(0)
+    model = LSTMLanguageModel(ModelConfig(embedding_size=16, hidden_size=16), 31).eval()
+    stream, scores = torch.randint(31, (200,), dtype=torch.int32), {}
+    for device in ("cpu", "cuda"):
+        model.to(device)
+        settings = DynamicSettings(rule, lr=0.5 if rule == "sgd" else 0.005, epsilon=0.01, bptt=5)
+        cache = NeuralCache(CacheSettings(window=20))
+        scorer = DynamicScorer(model, 3, settings, gradient_rms(model, stream), cache)
+        scores[device] = score_stream(scorer, stream, 3, device, 5)
+    torch.testing.assert_close(scores["cuda"], scores["cpu"], rtol=1e-3, atol=1e-4)

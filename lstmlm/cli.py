@@ -4,19 +4,20 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from lstmlm.config import argument_parser, load_config, parse
-from lstmlm.console import UsageError, check, print_line, run_script, scoring_bar
+from lstmlm.console import UsageError, check, print_line, run_script, scoring_bar, standard_output
 from lstmlm.evaluation.adaptation import CacheSettings, DynamicSettings
 from lstmlm.evaluation.details import breakdown, check_output, write_tokens
 from lstmlm.evaluation.measure import PROTOCOLS, Measurement, Protocol, Subject, Text, check_split
 from lstmlm.evaluation.pairs import score_pairs, summarize, write_pairs
 from lstmlm.evaluation.scoring import Reset
-from lstmlm.evaluation.tables import Format, score_files
+from lstmlm.evaluation.tables import Format, read_lines, score_files
 from lstmlm.evaluation.tuning import EVALUATIONS, TOKENS, tune
-from lstmlm.generation import generate_texts
+from lstmlm.generation import Sampling, generate_texts, stream_text
 from lstmlm.runtime import hardware
 from lstmlm.training.loop import train as train_model
 
@@ -196,19 +197,32 @@ def generate(argv: Arguments = None) -> int:
     parser = argument_parser("Sample text from a saved model.")
     parser.add_argument("--model", type=str | None, default=None, help=MODEL_HELP)
     parser.add_argument("--prompt", type=str, default="", help="Text to go on from; empty = the beginning of a line.")
-    parser.add_argument("--max_len", type=int, default=30, help="Largest number of new tokens.")
-    parser.add_argument("--temperature", type=float, default=1.0, help="Divides the logits; 0 = the most likely token.")
-    parser.add_argument("--top_k", type=int | None, default=None, help="Sample among the k most likely tokens.")
     parser.add_argument(
-        "--top_p", type=float, default=1.0, help="Sample among the fewest tokens whose probabilities add up to this."
+        "--prompt_file", type=str | None, default=None, help="Prompts, one a line; - is standard input."
     )
-    parser.add_argument("--seed", type=int | None, default=None, help="The same seed gives the same text.")
-    parser.add_argument("--count", type=int, default=1, help="Number of texts to sample, one a line.")
+    parser.add_argument("--count", type=int, default=1, help="Number of texts to sample for each prompt.")
+    parser.add_argument("--seed", type=int | None, default=None, help="The same seed gives the same texts.")
+    parser.add_class_arguments(Sampling, as_group=False, skip={"allow_unk", "ban", "stop"})
     parser.add_argument("--allow_unk", action="store_true", help="Let <unk> be sampled.")
+    parser.add_argument("--ban", nargs="+", type=str, default=[], help="Tokens that are never sampled.")
+    parser.add_argument("--stop", nargs="+", type=str, default=[], help="Tokens that end the text, as its last.")
+    parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
     args = parse(parser, argv)
-    hardware.use_machine()
-    for text in generate_texts(**vars(args)):
-        print(text)
+    check(not args.prompt or args.prompt_file is None, "--prompt and --prompt_file: give one of the two")
+    prompts = [args.prompt] if args.prompt_file is None else list(read_lines(args.prompt_file))
+    check(bool(prompts), f"there is no prompt in {args.prompt_file}")
+    options = {field.name: args[field.name] for field in dataclasses.fields(Sampling)}
+    hardware.use_machine(args.threads)
+    with standard_output() as out:
+        if len(prompts) == args.count == 1 and out.isatty():
+            for piece in chain(stream_text(prompts[0], args.model, args.seed, **options), ["\n"]):
+                out.write(piece.encode())
+                out.flush()
+        else:
+            texts = generate_texts(prompts, args.count, model=args.model, seed=args.seed, **options)
+            for number, text in enumerate(texts):
+                apart = "\n" * (number > 0 and args.lines > 1)  # an empty line between texts of several lines
+                out.write(f"{apart}{text}\n".encode())
     return 0
 
 

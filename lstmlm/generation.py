@@ -1,17 +1,61 @@
-"""Text from a trained model, one token at a time; the state is all that is carried, so a token's cost does not grow."""
+"""Text from a trained model, one token at a time; the state is all that is carried, so a token's cost does not grow.
+
+Continuations run side by side, and each is what it would be alone: it has a generator of its own, seeded by the seed and by its number
+among the continuations of its prompt.
+"""
 
 import logging
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lstmlm.console import UsageError
-from lstmlm.data.vocabulary import UNK, Vocabulary
-from lstmlm.model.language_model import LSTMLanguageModel
+from lstmlm.console import UsageError, check
+from lstmlm.data.tokenize import UNK
+from lstmlm.data.vocabulary import Vocabulary
+from lstmlm.model.language_model import LSTMLanguageModel, State
 from lstmlm.model.pretrained import default_device, find_model, load_pretrained
 
 logger = logging.getLogger(__name__)
+MOST = 1_000_000  # tokens, continuations, lines: more than anybody waits for
+BATCH_LOGITS = 1 << 22  # of the continuations that run side by side
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a continuation is drawn."""
+
+    max_len: int = 30
+    """Largest number of new tokens."""
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the most likely token every time."""
+    top_k: int | None = None
+    """Sample among the k most likely tokens only. null = all."""
+    top_p: float = 1.0
+    """Sample among the fewest tokens whose probabilities reach p (Holtzman et al., 2020)."""
+    min_p: float = 0.0
+    """Leave out tokens less likely than this times the most likely one (Nguyen et al., 2024)."""
+    allow_unk: bool = False
+    """Whether `<unk>` may be sampled."""
+    ban: Sequence[str] = ()
+    """Tokens that are never sampled."""
+    stop: Sequence[str] = ()
+    """Tokens that end the text, as its last."""
+    lines: int = 1
+    """Lines after whose end the text ends; the one that the prompt begins counts."""
+
+    def __post_init__(self) -> None:
+        check(0 <= self.max_len <= MOST, f"max_len must be from 0 to {MOST:,}, not {self.max_len}")
+        check(1 <= self.lines <= MOST, f"lines must be from 1 to {MOST:,}, not {self.lines}")
+        check(0 <= self.temperature < math.inf, f"temperature must be a number from 0 on, not {self.temperature}")
+        check(self.top_k is None or self.top_k >= 1, f"top_k must be at least 1, not {self.top_k}")
+        check(0 < self.top_p <= 1, f"top_p must be in (0, 1], not {self.top_p}")
+        check(0 <= self.min_p <= 1, f"min_p must be in [0, 1], not {self.min_p}")
 
 
 def generate_text(
@@ -23,30 +67,32 @@ def generate_text(
     top_p: float = 1.0,
     seed: int | None = None,
     allow_unk: bool = False,
+    **options: Any,
 ) -> str:
     """Continue a prompt until the model ends the line or `max_len` new tokens are reached.
 
     Args:
-        prompt: Its unknown words become `<unk>`, with a warning; an empty one starts at the beginning of a line.
-        max_len: Most new tokens, >= 0.
+        prompt: Its unknown words become `<unk>`, with a warning, and its line ends `<eos>`. An empty one starts at the beginning of a line.
+        max_len: Largest number of new tokens, >= 0.
         temperature: Divides the logits, >= 0; 0 takes the most likely token every time.
         model: A model's folder or a run's; None = the newest `runs/*/model`, else the one that comes with this package.
         top_k: Sample among the k most likely tokens only, >= 1.
-        top_p: Sample among the fewest tokens whose probabilities reach p, in (0, 1] (Holtzman et al., 2020).
-        seed: Same seed, same text; None = a new one every time.
+        top_p: Sample among the fewest tokens whose probabilities reach p, in (0, 1].
+        seed: The same seed gives the same text; None = a new one every time.
         allow_unk: Whether `<unk>` may be sampled.
+        options: `min_p`, `ban`, `stop` and `lines`, as in `Sampling`.
 
     Returns:
-        The prompt and at most `max_len` new tokens, without `<eos>`.
+        The prompt and at most `max_len` new tokens, without the last line's `<eos>`.
 
     Raises:
         UserError: There is no such model, or an argument is out of range.
     """
-    return generate_texts(prompt, 1, max_len, temperature, model, top_k, top_p, seed, allow_unk)[0]
+    return generate_texts(prompt, 1, max_len, temperature, model, top_k, top_p, seed, allow_unk, **options)[0]
 
 
 def generate_texts(
-    prompt: str,
+    prompt: str | Sequence[str],
     count: int,
     max_len: int = 30,
     temperature: float = 1.0,
@@ -55,85 +101,211 @@ def generate_texts(
     top_p: float = 1.0,
     seed: int | None = None,
     allow_unk: bool = False,
+    **options: Any,
 ) -> list[str]:
-    """Several continuations of one prompt, computed side by side; the arguments are those of `generate_text`."""
+    """`count` continuations of a prompt, or of each of several, computed side by side; the other arguments are those of `generate_text`."""
+    check(1 <= count <= MOST, f"count must be from 1 to {MOST:,}, not {count}")
+    sampling = Sampling(max_len, temperature, top_k, top_p, allow_unk=allow_unk, **options)
+    prompts = [prompt] if isinstance(prompt, str) else prompt
     language_model, vocabulary = load_pretrained(find_model(model), default_device())
-    unknown = sorted({token for token in vocabulary.tokenize(prompt) if token not in vocabulary})
-    if unknown:
-        logger.warning("not in the vocabulary, read as %s: %s", UNK, " ".join(unknown))
-    ids = [vocabulary.eos, *vocabulary.encode(prompt, eos=False)]
-    samples = sample(language_model, vocabulary, ids, count, max_len, temperature, top_k, top_p, seed, allow_unk)
-    texts = [vocabulary.decode(new) for new in samples]
-    glue = " " if vocabulary.level == "word" and prompt and not prompt[-1].isspace() else ""
-    return [prompt + glue + text if text else prompt for text in texts]
+    ids = [new for new in _encode(prompts, vocabulary) for _ in range(count)]
+    numbers = list(range(count)) * len(prompts)
+    continuations = _sample(language_model, vocabulary, ids, numbers, sampling, seed)
+    texts = [text for text in prompts for _ in range(count)]
+    return [
+        text + _glue(text, vocabulary) * bool(new) + vocabulary.decode(new)
+        for text, new in zip(texts, continuations, strict=True)
+    ]
 
 
-@torch.inference_mode()
+def stream_text(prompt: str, model: str | Path | None = None, seed: int | None = None, **options: Any) -> Iterator[str]:
+    """The text of `generate_text` in pieces, as they come: the prompt, then a token at a time.
+
+    Args:
+        prompt, model, seed: As for `generate_text`.
+        options: The other arguments of `generate_text`.
+    """
+    sampling = Sampling(**options)
+    language_model, vocabulary = load_pretrained(find_model(model), default_device())
+    (ids,) = _encode([prompt], vocabulary)
+    yield prompt
+    line: list[int] = []  # that the tokens go on with
+    for ((_, new),) in _steps(language_model, vocabulary, [ids], [0], sampling, _chosen(seed)):
+        glue = "" if line else _glue(prompt, vocabulary)
+        before = vocabulary.decode(line)
+        line.append(new)
+        yield glue + vocabulary.decode(line).removeprefix(before)
+        if new == vocabulary.eos:
+            line, prompt = [], "\n"
+
+
 def sample(
     model: LSTMLanguageModel,
     vocabulary: Vocabulary,
     prompt: list[int],
     count: int,
     max_len: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float = 1.0,
     seed: int | None = None,
-    allow_unk: bool = False,
+    **options: Any,
 ) -> list[list[int]]:
-    """New token ids of `count` continuations, each up to its `<eos>`, which is left out and never comes first.
+    """New token ids of `count` continuations of a prompt, without the `<eos>` of the last line.
 
     Args:
         model: On any device.
         vocabulary: Of the model.
         prompt: At least one token id.
-        count: Continuations, B.
-        max_len, temperature, top_k, top_p, seed, allow_unk: As for `generate_text`.
+        count: Continuations.
+        max_len, seed: As for `generate_text`.
+        options: As in `Sampling`.
     """
-    for holds, message in (
-        (count >= 1, f"count must be at least 1, not {count}"),
-        (max_len >= 0, f"max_len must not be negative, not {max_len}"),
-        (temperature >= 0, f"temperature must not be negative, not {temperature}"),
-        (top_k is None or top_k >= 1, f"top_k must be at least 1, not {top_k}"),
-        (0 < top_p <= 1, f"top_p must be in (0, 1], not {top_p}"),
-    ):
-        if not holds:
-            raise UsageError(message)
+    return _sample(model, vocabulary, [prompt] * count, list(range(count)), Sampling(max_len, **options), seed)
+
+
+def _encode(prompts: Sequence[str], vocabulary: Vocabulary) -> list[list[int]]:
+    unknown = sorted({token for prompt in prompts for token in vocabulary.tokenize(prompt) if token not in vocabulary})
+    if unknown:
+        logger.warning("not in the vocabulary, read as %s: %s", UNK, " ".join(unknown))
+    return [[vocabulary.eos, *vocabulary.encode(prompt, eos=False)] for prompt in prompts]
+
+
+def _glue(prompt: str, vocabulary: Vocabulary) -> str:
+    """What stands between a prompt and its continuation."""
+    return " " if vocabulary.level != "char" and prompt and not prompt[-1].isspace() else ""
+
+
+def _chosen(seed: int | None) -> int:
+    return random.SystemRandom().getrandbits(64) if seed is None else seed
+
+
+def _sample(
+    model: LSTMLanguageModel,
+    vocabulary: Vocabulary,
+    prompts: list[list[int]],
+    numbers: list[int],
+    sampling: Sampling,
+    seed: int | None,
+) -> list[list[int]]:
+    seed, size = _chosen(seed), max(1, BATCH_LOGITS // len(vocabulary))
+    new: list[list[int]] = [[] for _ in prompts]
+    for first in range(0, len(prompts), size):
+        batch = slice(first, first + size)
+        for step in _steps(model, vocabulary, prompts[batch], numbers[batch], sampling, seed):
+            for row, token in step:
+                new[first + row].append(token)
+    return new
+
+
+def _steps(
+    model: LSTMLanguageModel,
+    vocabulary: Vocabulary,
+    prompts: list[list[int]],
+    numbers: list[int],
+    sampling: Sampling,
+    seed: int,
+) -> Iterator[list[tuple[int, int]]]:
+    """Tokens of continuations that run side by side, place by place: (continuation, token id) of those that have one.
+
+    Args:
+        model: On any device.
+        vocabulary: Of the model.
+        prompts: One of each continuation, each of at least one token.
+        numbers: Of each continuation among those of its prompt.
+        sampling: How they are drawn.
+        seed: Any integer.
+    """
+    eos = vocabulary.eos
+    banned = _ids(sampling.ban, "ban", vocabulary) + [vocabulary.unk] * (not sampling.allow_unk)
+    stop = _ids(sampling.stop, "stop", vocabulary)
+    if len({*banned, eos}) == len(vocabulary):
+        raise UsageError(
+            "there is no token left to sample: the vocabulary has none but <eos> and those that are banned"
+        )
+    generators = [random.Random(f"{seed} {number}") for number in numbers]
+    lines = [sampling.lines] * len(prompts)  # that are still to end
+    running = list(range(len(prompts)))
+    outputs, state = _read(model, prompts)
+    for place in range(sampling.max_len):
+        with torch.no_grad():
+            logits = model.decoder(outputs).cpu()  # (B, V)
+        logits[:, banned] = -torch.inf
+        if place == 0:
+            logits[:, eos] = -torch.inf
+        uniform = torch.tensor([generators[row].random() for row in running], dtype=torch.float64)
+        tokens = choose(logits, sampling, uniform).tolist()
+        step, going_on = [], []
+        for column, (row, token) in enumerate(zip(running, tokens, strict=True)):
+            lines[row] -= token == eos
+            if lines[row]:
+                step.append((row, token))
+                if token not in stop:
+                    going_on.append(column)
+        if step:
+            yield step
+        if not going_on:
+            return
+        running = [running[column] for column in going_on]
+        rows = torch.tensor(going_on, device=outputs.device)
+        new = torch.tensor([tokens[column] for column in going_on], device=outputs.device)
+        with torch.no_grad():
+            outputs, state = model.hidden(new[None], [(h[rows], c[rows]) for h, c in state])
+        outputs = outputs[0]
+
+
+@torch.no_grad()
+def _read(model: LSTMLanguageModel, prompts: list[list[int]]) -> tuple[Tensor, State]:
+    """The last output (B, H), and the state, after each prompt; equal ones are read once."""
     device = model.embedding.weight.device
-    generator = torch.Generator(device)
-    generator.seed() if seed is None else generator.manual_seed(seed)
-    # The whole prompt once, in a column of its own; then every continuation goes on from the state it left.
-    outputs, state = model.hidden(torch.tensor(prompt, device=device)[:, None], model.initial_state(1))
-    outputs = outputs[-1:].expand(1, count, -1)  # (1, B, H)
-    state = [(h.repeat(count, 1), c.repeat(count, 1)) for h, c in state]
-    new = torch.full((max_len, count), vocabulary.eos, device=device)
-    ended = torch.zeros(count, dtype=torch.bool, device=device)
-    for i in range(max_len):
-        logits = model.decoder(outputs[0])  # (B, V)
-        if not allow_unk:
-            logits[:, vocabulary.unk] = -torch.inf
-        if i == 0:
-            logits[:, vocabulary.eos] = -torch.inf
-        new[i] = choose(logits, temperature, top_k, top_p, generator).where(~ended, vocabulary.eos)
-        ended |= new[i] == vocabulary.eos
-        if ended.all():
-            break
-        outputs, state = model.hidden(new[i : i + 1], state)
-    columns = new.T.tolist()
-    return [ids[: ids.index(vocabulary.eos)] if vocabulary.eos in ids else ids for ids in columns]
+    distinct = sorted({tuple(prompt) for prompt in prompts}, key=len, reverse=True)
+    state = model.initial_state(len(distinct))
+    last = torch.empty_like(state[0][0])
+    begin = 0
+    for end in sorted({len(prompt) for prompt in distinct}):
+        running = [prompt for prompt in distinct if len(prompt) >= end]  # the first columns
+        tokens = torch.tensor([prompt[begin:end] for prompt in running], device=device).T  # (T, B)
+        columns = len(running)
+        outputs, new = model.hidden(tokens, [(h[:columns], c[:columns]) for h, c in state])
+        last[:columns] = outputs[-1]
+        for (h, c), (new_h, new_c) in zip(state, new, strict=True):
+            h[:columns], c[:columns] = new_h, new_c
+        begin = end
+    places = {prompt: column for column, prompt in enumerate(distinct)}
+    rows = torch.tensor([places[tuple(prompt)] for prompt in prompts], device=device)
+    return last[rows], [(h[rows], c[rows]) for h, c in state]
 
 
-def choose(logits: Tensor, temperature: float, top_k: int | None, top_p: float, generator: torch.Generator) -> Tensor:
-    """One token id per row of logits (B, V) -> (B,): the most likely at temperature 0, else sampled."""
-    if temperature == 0:
+def _ids(tokens: Sequence[str], option: str, vocabulary: Vocabulary) -> list[int]:
+    unknown = [token for token in tokens if token not in vocabulary]
+    check(not unknown, f"{option}: not in the vocabulary: {' '.join(unknown)}")
+    return [vocabulary.tokens.index(token) for token in tokens]
+
+
+def choose(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
+    """One token id per row of logits: the most likely at temperature 0, else sampled.
+
+    Args:
+        logits: (B, V), on a CPU.
+        sampling: Temperature, top_k, top_p, min_p.
+        uniform: float64 (B,) in [0, 1): the row's draw. The token is the one within whose share of the unit interval it lies.
+
+    Returns:
+        int64 (B,).
+    """
+    if sampling.temperature == 0:
         return logits.argmax(-1)
-    # Away from the maximum everything underflows to 0 at a tiny temperature, which is the right limit.
-    logits = (logits - logits.amax(-1, keepdim=True)) / temperature
-    if top_k is not None and top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
-    probabilities = logits.softmax(-1)
-    if top_p < 1:
-        ordered, order = probabilities.sort(descending=True)
-        beyond = ordered.cumsum(-1) - ordered >= top_p  # what stands before a token reaches p already
-        probabilities = probabilities.scatter(-1, order, ordered.masked_fill(beyond, 0.0))
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+    # In float64, which holds any temperature; at a tiny one all but the largest underflow to 0, which is the right limit.
+    logits = logits.double()
+    logits = (logits - logits.amax(-1, True)) / sampling.temperature
+    order = None
+    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+        logits, order = logits.topk(sampling.top_k)
+    elif sampling.top_p < 1:
+        logits, order = logits.sort(descending=True, stable=True)
+    p = logits.softmax(-1)
+    if sampling.top_p < 1:
+        p = p.masked_fill(p.cumsum(-1) - p >= sampling.top_p, 0)  # what stands before a token reaches top_p already
+    if sampling.min_p > 0:
+        p = p.masked_fill(p < sampling.min_p * p.amax(-1, True), 0)
+    shares = p.cumsum(-1)
+    draws = uniform[:, None] * (1 - 2**-52) * shares[:, -1:]  # below the whole, after rounding too
+    places = torch.searchsorted(shares, draws, right=True)
+    return (places if order is None else order.gather(-1, places))[:, 0]

@@ -1,13 +1,21 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from lstmlm import LSTMLanguageModel, UserError, Vocabulary, generate_text, generate_texts
+from lstmlm import LSTMLanguageModel, UserError, Vocabulary, generate_text, generate_texts, generation, stream_text
+from lstmlm.cli import generate
 from lstmlm.config import ModelConfig
-from lstmlm.generation import choose, sample
+from lstmlm.generation import Sampling, choose, sample
 from lstmlm.model import pretrained
-from lstmlm.model.pretrained import save_pretrained
+from lstmlm.model.pretrained import load_pretrained, save_pretrained
+from tests.conftest import ROOT
 
 WORDS = ["<unk>", "<eos>", *(f"w{i}" for i in range(29))]
 
@@ -114,27 +122,185 @@ def test_the_state_is_all_that_is_carried(
     assert set(rows[1:]) == {1}
 
 
-@pytest.mark.parametrize(
-    ("top_k", "top_p", "kept"), [(2, 1.0, {1, 2}), (None, 0.5, {1}), (None, 0.51, {1, 2}), (1, 0.1, {1})]
-)
-def test_top_k_and_top_p(top_k: int | None, top_p: float, kept: set[int]) -> None:
-    logits = torch.tensor([0.15, 0.5, 0.3, 0.05]).log().expand(4000, 4)
-    chosen = choose(logits, 1.0, top_k, top_p, torch.Generator().manual_seed(0))
-    assert set(chosen.tolist()) == kept
-
-
-def test_a_tiny_temperature_is_greedy() -> None:
-    logits = torch.tensor([[1.0, 3.0, 2.9]]).expand(50, 3)
-    assert set(choose(logits, 1e-30, None, 1.0, torch.Generator()).tolist()) == {1}
+UNIFORM = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
 
 
 @pytest.mark.parametrize(
-    "bad", [{"temperature": -1}, {"max_len": -1}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"count": 0}]
+    ("options", "kept"),
+    [
+        ({"top_k": 2}, {1, 2}),
+        ({"top_p": 0.5}, {1}),
+        ({"top_p": 0.51}, {1, 2}),
+        ({"top_k": 1, "top_p": 0.1}, {1}),
+        ({"min_p": 0.29}, {0, 1, 2}),
+        ({"min_p": 0.31}, {1, 2}),
+        ({"min_p": 1.0}, {1}),
+        ({"top_k": 3, "min_p": 0.5}, {1, 2}),
+        ({"top_k": 4}, {0, 1, 2, 3}),
+        ({}, {0, 1, 2, 3}),
+    ],
 )
-def test_arguments_out_of_range(folder: Path, bad: dict[str, float]) -> None:
+def test_what_is_left_to_sample(options: dict[str, float], kept: set[int]) -> None:
+    p = torch.tensor([0.15, 0.5, 0.3, 0.05])
+    chosen = choose(p.log().expand(4000, 4), Sampling(**options), UNIFORM)
+    left = torch.tensor([p[i] if i in kept else 0 for i in range(4)])
+    assert torch.bincount(chosen, minlength=4) / 4000 == pytest.approx(left / left.sum(), abs=1e-3)
+
+
+def test_among_equal_logits_top_k_leaves_k() -> None:
+    assert len(set(choose(torch.zeros(4000, 9), Sampling(top_k=3), UNIFORM).tolist())) == 3
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-30, 1e300, 1e308])
+def test_any_temperature(temperature: float) -> None:
+    logits = torch.tensor([[1.0, 3.0, -torch.inf, 2.9]]).expand(4000, 4)
+    chosen = set(choose(logits, Sampling(temperature=temperature), UNIFORM).tolist())
+    assert chosen == ({1} if temperature < 1 else {0, 1, 3})
+
+
+def test_no_draw_takes_what_is_banned() -> None:
+    logits = torch.tensor([[-torch.inf, 1.0, 2.0, 3.0, -torch.inf]]).expand(2, 5)
+    assert choose(logits, Sampling(), torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)).tolist() == [1, 3]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"max_len": -1},
+        {"max_len": 10**12},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"min_p": -0.1},
+        {"min_p": 1.1},
+        {"count": 0},
+        {"count": 10**12},
+        {"lines": 0},
+        {"ban": ["w1", "zebra"]},
+        {"stop": ["zebra"]},
+    ],
+)
+def test_arguments_out_of_range(folder: Path, bad: dict[str, Any]) -> None:
     arguments = {"count": 1, **bad}
-    with pytest.raises(UserError, match=next(iter(bad))):
-        generate_texts("w1", model=folder, **arguments)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=next(iter(bad))) as refusal:
+        generate_texts("w1", model=folder, **arguments)
+    assert refusal.value.status == 2
+
+
+def test_nothing_left_to_sample(tmp_path: Path, folder: Path) -> None:
+    vocabulary = Vocabulary(["<unk>", "<eos>"])
+    save_pretrained(tmp_path, LSTMLanguageModel(ModelConfig(4, 4), 2), vocabulary, {"dataset": "toy"})
+    with pytest.raises(UserError, match="no token left to sample"):
+        generate_text("", model=tmp_path)
+    assert generate_text("", 3, model=tmp_path, allow_unk=True).split()[0] == "<unk>"
+    with pytest.raises(UserError, match="no token left to sample"):
+        generate_text("", model=folder, ban=WORDS[2:])
+
+
+def test_a_continuation_is_what_it_is_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the number of continuations and of other prompts, their lengths and how many run side by side."""
+    prompts = ["w1 w2 w3", "", "w4", "w5\nw6", "w4", "w7 w8 w9 w10 w11 w12"]
+    alone = [text for prompt in prompts for text in generate_texts(prompt, 3, 12, 1.2, folder, seed=5)]
+    assert generate_texts(prompts, 3, 12, 1.2, folder, seed=5) == alone
+    monkeypatch.setattr(generation, "BATCH_LOGITS", 2 * len(WORDS))
+    assert generate_texts(prompts, 3, 12, 1.2, folder, seed=5) == alone
+    firsts = [generate_text(prompt, 12, 1.2, folder, seed=5) for prompt in prompts]
+    assert alone[::3] == firsts
+    assert len(set(alone[:3])) == 3
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 10**40])
+def test_any_seed(folder: Path, seed: int) -> None:
+    first, again = (generate_text("w1", 20, model=folder, seed=seed) for _ in range(2))
+    assert first == again != generate_text("w1", 20, model=folder, seed=seed + 1)
+
+
+def test_a_line_end_in_a_prompt_is_eos(folder: Path, vocabulary: Vocabulary, caplog: pytest.LogCaptureFixture) -> None:
+    text = generate_text("w1 w2\n", 1, 0, folder)
+    assert text.startswith("w1 w2\n")
+    loaded, _ = load_pretrained(folder)
+    (new,) = sample(loaded, vocabulary, [1, 3, 4, 1], 1, 1, temperature=0)
+    assert text == f"w1 w2\n{WORDS[new[0]]}"
+    assert caplog.messages == []
+
+
+def test_lines_stop_and_ban(folder: Path) -> None:
+    many = generate_texts("w1", 30, 3000, 1.5, folder, seed=1, lines=3)
+    assert {text.count("\n") for text in many} == {2}
+    assert all(len(line) == len(line.strip()) for text in many for line in text.split("\n"))
+    assert generate_texts("w1", 30, 3000, 1.5, folder, seed=1) == [text.split("\n")[0] for text in many]
+    for text in generate_texts("w1", 30, 3000, 1.5, folder, seed=1, stop=["w3", "w4"], ban=["<eos>", "w5"]):
+        new = text.split()[1:]
+        assert new[-1] in ("w3", "w4")
+        assert not {"w3", "w4", "w5"} & set(new[:-1])
+
+
+@pytest.mark.parametrize("prompt", ["", "w1 w2", "w1\n", "w1 "])
+def test_a_stream_is_the_text_in_pieces(folder: Path, prompt: str) -> None:
+    options = {"max_len": 25, "temperature": 1.5, "lines": 4}
+    pieces = list(stream_text(prompt, folder, 7, **options))
+    text = generate_text(prompt, model=folder, seed=7, **options)  # type: ignore[arg-type]
+    assert "".join(pieces) == text
+    assert len(pieces) > 5
+    assert list(stream_text("w1", folder, max_len=0)) == ["w1"]
+
+
+def test_the_command(cli: Callable[..., subprocess.CompletedProcess[str]], folder: Path, tmp_path: Path) -> None:
+    """Prompts from standard input; UTF-8 whatever the locale says; no traceback where the reader leaves."""
+    ascii_only = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    common = ["--model", str(folder.parent), "--seed", str(10**30), "--temperature", "1e308"]
+    prompts = "w1 naïve\n\nw3\n"
+    result = cli(
+        "generate", "--prompt_file", "-", "--count", "2", *common, input=prompts, encoding="utf-8", env=ascii_only
+    )
+    assert result.returncode == 0, result.stderr
+    expected = generate_texts(["w1 naïve", "", "w3"], 2, 30, 1e308, folder, seed=10**30)
+    assert result.stdout == "".join(f"{text}\n" for text in expected)
+    assert len(result.stderr.splitlines()) == 1
+    command = f"{sys.executable} {ROOT}/scripts/generate.py --count 5000 {' '.join(common)}"
+    shell = subprocess.run(
+        ["bash", "-c", f"{command} | head -1; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True, timeout=200
+    )
+    assert shell.stdout.splitlines()[1:] == ["141"]
+    assert shell.stderr == ""
+
+
+def test_on_a_terminal_the_tokens_come_one_by_one(folder: Path) -> None:
+    """The pieces are written as they are made: each is there before the next is computed."""
+    main, side = os.openpty()
+    command = [sys.executable, f"{ROOT}/scripts/generate.py", "--model", str(folder), "--seed", "7", "--prompt", "w1"]
+    with subprocess.Popen([*command, "--lines", "9"], stdout=side) as process:
+        os.close(side)
+        shown = b""
+        with suppress(OSError):  # Linux's word for the end
+            while piece := os.read(main, 4096):
+                shown += piece
+    os.close(main)
+    assert process.returncode == 0
+    assert shown.decode().replace("\r\n", "\n") == generate_text("w1", model=folder, seed=7, lines=9) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--prompt", "w1", "--prompt_file", "a"], "one of the two"),
+        (["--prompt_file", "absent"], "cannot read absent"),
+        (["--prompt_file", "empty"], "no prompt in empty"),
+        (["--ban", "zebra"], "zebra"),
+        (["--threads", "0"], "threads"),
+    ],
+)
+def test_wrong_use_of_the_command(
+    arguments: list[str], named: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").touch()
+    with pytest.raises(UserError, match=named) as refusal:
+        generate(["--model", str(folder), *arguments])
+    assert refusal.value.status == 2
 
 
 def test_where_no_model_is_named_the_newest_is_taken(

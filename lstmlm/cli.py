@@ -29,7 +29,9 @@ THREADS_HELP = "CPU threads; null = the physical cores."
 
 def train(argv: Arguments = None) -> int:
     """Train a language model, or go on with a run that was stopped."""
-    outcome = train_model(load_config(argv))
+    config = load_config(argv)
+    hardware.keep_memory()
+    outcome = train_model(config)
     return 128 + outcome.signal if outcome.signal else 0
 
 

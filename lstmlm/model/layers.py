@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lstmlm.model.loss import refuse_second_derivatives
+
 LayerState = tuple[Tensor, Tensor]  # (h, c), each float32 (B, H)
 
 
@@ -54,6 +56,7 @@ class TiedEmbedding(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        refuse_second_derivatives()  # the sum is formed in place
         embeddings_grad, weight_grad = grad_outputs
         (tokens,) = ctx.saved_tensors
         return weight_grad.index_add_(0, tokens.flatten(), embeddings_grad.flatten(0, -2)), None

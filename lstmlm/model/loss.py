@@ -36,6 +36,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
     Returns:
         A float32 scalar (float64 for float64 inputs).
     """
+    _check_targets(targets, len(weight))
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
@@ -53,6 +54,7 @@ def token_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tens
         targets: int64 (N,).
     """
     inputs, decoder = _operands(hidden, weight, bias, hidden.dtype)
+    _check_targets(targets, len(weight))
     counted = targets != IGNORE
     scored = targets.where(counted, 0)[:, None]  # (N, 1)
     log_probs = [
@@ -86,6 +88,7 @@ def token_scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: T
         bias: (V,) or None.
         targets: int64 (N,) in [0, V).
     """
+    _check_targets(targets, len(weight))
     inputs, decoder = _operands(hidden, weight, bias, hidden.dtype)
     chunks = zip(*(_chunks(part, decoder, SCORES_CHUNK_BYTES) for part in (inputs, targets[:, None])), strict=True)
     nll, entropy, rank = zip(*(_describe(rows, decoder, target) for rows, target in chunks), strict=True)
@@ -149,6 +152,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivatives()
         (scale,) = grad_outputs
         hidden_grad, weight_grad = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
@@ -161,6 +165,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+def refuse_second_derivatives() -> None:
+    """Called by a backward that forms its gradients without a graph of their own.
+
+    (`once_differentiable` would say nothing where the incoming gradient is a constant, as that of a loss is.)
+
+    Raises:
+        RuntimeError: The backward was asked for a graph (`create_graph=True`).
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "the model's loss is once differentiable: a second derivative (create_graph=True) needs torch's own cross_entropy"
+        )
+
+
+def _check_targets(targets: Tensor, vocab_size: int) -> None:
+    """Refuse a target that is no type, as PyTorch does; of a GPU's targets it would have to wait for the GPU to know."""
+    if targets.device.type == "cpu":
+        outside = (targets != IGNORE) & ((targets < 0) | (targets >= vocab_size))
+        if outside.any():
+            raise IndexError(f"Target {int(targets[outside][0])} is out of bounds.")
 
 
 def _softmax(rows: Tensor, decoder: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

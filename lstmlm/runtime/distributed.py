@@ -18,7 +18,9 @@ from torch import distributed as dist
 from lstmlm.console import UsageError, UserError
 from lstmlm.files import cannot_write
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STOP_SIGNALS = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)
+]  # Windows lacks one
 STOP_CHECK_STEPS = 10  # steps between two agreements of several ranks on whether to stop
 
 
@@ -123,9 +125,13 @@ class StopRequest:
             self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        # Of several ranks that fail, the launcher ends the others by SIGTERM: each must come to say why first.
+        if kind is None or not self._several:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self._signal:

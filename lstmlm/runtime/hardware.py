@@ -14,6 +14,7 @@ import torch
 
 from lstmlm.console import check
 
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS's, which determinism needs
 _RNN: Any = torch.backends.cudnn.rnn  # its attribute is unknown to mypy
 
 
@@ -44,6 +45,25 @@ def use_machine(threads: int | None = None) -> None:
     check(threads is None or 1 <= threads <= 1024, f"threads must be from 1 to 1024, not {threads}")
     torch.set_num_threads(threads or default_threads())
     keep_memory()
+
+
+@contextmanager
+def settings_kept() -> Iterator[None]:
+    """Whatever a block sets of this process, for its threads, arithmetic and random numbers, is afterwards as it was."""
+    threads, generator = torch.get_num_threads(), torch.get_rng_state()
+    flushes = bool(torch.tensor(1e-310, dtype=torch.float64) == 0)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    workspace = os.environ.get(WORKSPACE)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_rng_state(generator)
+        torch.set_flush_denormal(flushes)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warns)
+        if workspace is None:
+            os.environ.pop(WORKSPACE, None)
 
 
 def set_float32_products(precision: str) -> None:

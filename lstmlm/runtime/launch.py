@@ -1,13 +1,18 @@
 """The start of a run: the `Accelerator`, and the launches that are refused."""
 
 import dataclasses
+import gc
 import os
+import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from itertools import count
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import DDPCommunicationHookType as Hook
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -56,8 +61,43 @@ def resolve_precision(config: Config) -> Config:
     return config
 
 
+@contextmanager
+def started(config: Config) -> Iterator[Accelerator]:
+    """`start` for the length of a block. After it, however it ends, the ranks have parted and this process is as it was.
+
+    Raises:
+        UserError: As `start`.
+    """
+    callers = is_initialized() or dist.is_initialized()  # what the caller has set up stays
+    accelerator = None
+    with hardware.settings_kept():
+        try:
+            accelerator = start(config)
+            yield accelerator
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)  # they may hold the DDP wrapper
+            raise
+        finally:
+            if not callers:
+                _part(accelerator)
+
+
+def _part(accelerator: Accelerator | None) -> None:
+    """Take the process groups down, last.
+
+    A DDP wrapper that outlived them would end them from C++, holding Python's lock, and wait for gloo's thread, which may wait
+    for that lock (pytorch#56297 and its relatives). The run has let go of its wrapper; here Accelerate does.
+    """
+    if accelerator is not None:
+        accelerator.free_memory()
+    gc.collect()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def start(config: Config) -> Accelerator:
-    """Build the `Accelerator` and set up this process: threads, memory, determinism.
+    """Build the `Accelerator` and set up this process: threads, determinism.
 
     Args:
         config: With the precision resolved.
@@ -66,10 +106,9 @@ def start(config: Config) -> Accelerator:
         UserError: The launch did not start what was asked for, or the device cannot compute in the precision.
     """
     check_launch()
-    hardware.keep_memory()
     torch.set_flush_denormal(True)
     if config.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault(hardware.WORKSPACE, ":4096:8")
         torch.use_deterministic_algorithms(True)
     try:
         accelerator = Accelerator(
@@ -125,11 +164,15 @@ def start(config: Config) -> Accelerator:
     return accelerator
 
 
+_groups = count()  # that these processes have joined
+
+
 def _restartable(url: str, timeout: timedelta, **_: Any) -> Iterator[tuple[Store, int, int]]:
-    """The usual rendezvous, under a prefix that names this start: a group that the launcher restarts (--max_restarts) may get the
-    store of the dead group, and must not connect to the addresses in it."""
+    """The usual rendezvous, under a prefix that names this start: a group that the launcher restarts (--max_restarts), or a second
+    one of these processes, may get the store of the group before it, and must not connect to the addresses in it."""
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
-    yield PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store), rank, world_size
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    yield PrefixStore(f"start_{restart}_{next(_groups)}", store), rank, world_size
 
 
 dist.register_rendezvous_handler("restartable", _restartable)

@@ -20,8 +20,7 @@ def train(config: Config) -> Outcome:
         UserError: In one line: what is wrong, where, what to do. Nothing is written over.
     """
     config = launch.resolve_precision(config)
-    accelerator = launch.start(config)
-    with Run(config, accelerator) as run:
+    with launch.started(config) as accelerator, Run(config, accelerator) as run:
         if run.finished:
             return run.leave_alone(run.finished)
         with fail_together(accelerator):

@@ -139,6 +139,7 @@ class Run:
             UserError: The data are not the checkpoint's, or a tracker cannot start.
         """
         self.corpus, self.train_step = corpus, train_step
+        self._open.callback(train_step.close)
         if self._saved is not None:
             self._resume()
         self._open.callback(self.tracking.finish, 1)  # where neither the run's end nor a stop has: it failed
@@ -271,14 +272,12 @@ class Run:
             f"stopped by signal {signal} after step {self.cursor.step}; model in {self.directory.model}; "
             f"go on with: {banner.resume_command(self.directory.path)}"
         )
-        self.accelerator.end_training()
         return Outcome(self.directory.path, signal=signal)
 
     def leave_alone(self, finished: Outcome) -> Outcome:
         """Leave a run that has nothing left to do as it is."""
         if self._is_main:
             print_line(f"{self.directory.path} is finished already")
-        self.accelerator.end_training()
         return finished
 
     def finish(self) -> Outcome:
@@ -331,7 +330,6 @@ class Run:
         if self._is_main:
             for line in banner.closing(summary, self.train_step.steps_per_epoch, self.directory.path):
                 print_line(line)
-        self.accelerator.end_training()
         return Outcome(self.directory.path, summary=summary)
 
     def _find_checkpoint(self) -> None:

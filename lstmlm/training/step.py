@@ -166,6 +166,10 @@ class TrainStep:
         if self.accelerator.scaler is not None and values["scaler"]:
             self.accelerator.scaler.load_state_dict(values["scaler"])
 
+    def close(self) -> None:
+        """Let go of the DDP wrapper, which must not outlive the process group."""
+        del self.wrapped_model
+
     @property
     def _own_columns(self) -> slice:
         return slice(self.table.first_column, self.table.end_column)

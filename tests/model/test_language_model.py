@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from lstmlm import LSTMLanguageModel
 from lstmlm.config import ModelConfig
 from lstmlm.model.dropout import make_masks
-from lstmlm.model.layers import _lstm_precision
+from lstmlm.model.layers import TiedEmbedding, _lstm_precision
 
 SMALL = ModelConfig(embedding_size=12, hidden_size=12)
 
@@ -173,3 +173,11 @@ def test_penalties_are_those_of_the_paper(model: LSTMLanguageModel) -> None:
     torch.testing.assert_close(penalty, expected)
     assert none == 0
     assert torch.equal(nll, plain)
+
+
+def test_second_derivatives_through_the_tied_embedding_are_refused() -> None:
+    weight, tokens = torch.randn(7, 3, requires_grad=True), torch.tensor([[1, 1, 2]])
+    embeddings, decoder = TiedEmbedding.apply(weight, tokens)
+    penalty = embeddings.square().sum() + decoder.square().sum()
+    with pytest.raises(RuntimeError, match="once differentiable"):
+        torch.autograd.grad(penalty, [weight], create_graph=True)

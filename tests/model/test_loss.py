@@ -195,3 +195,20 @@ def test_token_nll(bias: bool, chunk_bytes: int) -> None:
     hidden, weight, b, targets = example(23, 31, 5, bias)
     expected = F.cross_entropy(F.linear(hidden, weight, b), targets, ignore_index=-100, reduction="none")
     torch.testing.assert_close(token_nll(hidden, weight, b, targets), expected.detach())
+
+
+@pytest.mark.parametrize("target", [31, 40, 63, 64, -1])
+def test_a_target_that_is_no_type_is_refused(target: int) -> None:
+    """31 types are filled up to 64 rows, which are no types either."""
+    hidden, weight, bias, targets = example(6, 31, 5)
+    targets[2] = target
+    with pytest.raises(IndexError, match=f"Target {target} is out of bounds"):
+        linear_cross_entropy(hidden, weight, bias, targets)
+    with pytest.raises(IndexError, match=f"Target {target} is out of bounds"):
+        token_nll(hidden, weight, bias, targets)
+
+
+def test_second_derivatives_are_refused() -> None:
+    hidden, weight, bias, targets = example(6, 31, 5)
+    with pytest.raises(RuntimeError, match="once differentiable"):
+        torch.autograd.grad(linear_cross_entropy(hidden, weight, bias, targets), [hidden], create_graph=True)

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -500,3 +501,19 @@ def test_a_run_from_before_the_hashed_masks_goes_on_and_is_told(
     checkpoint.publish(tmp_path / "run/checkpoints", 9, tensors, values, 1)
     fresh_train(load_config([*arguments, "--train.max_steps=12", "--train.resume=true"]))
     assert ("other dropout masks" in capsys.readouterr().err) == (dropout > 0), "without dropout nothing changes"
+
+
+def test_a_run_leaves_the_process_as_it_was(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Twice in one process, in another precision, in a thread; threads, determinism and random numbers stay the caller's."""
+    torch.manual_seed(3)
+    torch.set_num_threads(2)
+    before = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.get_rng_state())
+    train(load_config(small("--train.max_steps=3", "--train.deterministic=true", run="a")))
+    thread = threading.Thread(target=lambda: train(load_config(small("--train.max_steps=3", run="b"))))
+    thread.start()
+    thread.join()
+    assert metrics(tmp_path / "b") == metrics(tmp_path / "a")
+    after = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.get_rng_state())
+    assert before[:2] == after[:2]
+    assert torch.equal(before[2], after[2])
+    assert torch.tensor(1e-310, dtype=torch.float64) > 0, "small numbers are not flushed to zero any more"

@@ -1,0 +1,37 @@
+"""How ranks part: the process groups end last, when no DDP wrapper is left, whatever ends the run; and no run hangs."""
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.system.launcher import command, environment, launch
+
+PARTING = str(Path(__file__).parent / "parting_train.py")
+LOOPS = int(os.environ.get("LSTMLM_PARTINGS", "20"))  # 300 take an hour
+
+
+@pytest.mark.parametrize("fault", ["none", "exception", "signal"])
+def test_groups_end_last_and_without_a_wrapper(fault: str, small: Callable[..., list[str]]) -> None:
+    arguments = command(2, small("--train.max_steps=12"), PARTING)
+    faults = environment(FAULT=fault, FAULT_RANK="1", FAULT_STEP="5")
+    result = subprocess.run(arguments, capture_output=True, text=True, env=faults, timeout=200)
+    assert (result.returncode == 0) == (fault == "none")
+    parted = re.findall(r"parting: rank (\d) ends (\w+) with (\d+) wrappers", result.stderr)
+    ended = {rank: [group for r, group, _ in parted if r == rank] for rank in ("0", "1")}
+    assert ended == {"0": ["stop", "all"], "1": ["stop", "all"]}, result.stderr
+    assert {wrappers for _, group, wrappers in parted if group == "all"} == {"0"}
+    if fault == "signal":
+        assert f"stopped by signal {signal.SIGTERM}" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4000)
+def test_no_run_of_many_hangs(small: Callable[..., list[str]]) -> None:
+    for number in range(LOOPS):
+        result = launch(2, small("--train.max_steps=2", run=f"run{number}"))
+        assert result.returncode == 0, result.stderr

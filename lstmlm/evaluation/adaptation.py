@@ -51,7 +51,7 @@ class DynamicSettings:
     """The update: plain gradient, or each weight's gradient divided by its root mean square over the training split."""
     lr: float = 0.0005
     """eta, the step along the gradient of a segment's mean nll."""
-    decay: float = 0.02
+    decay: float = 0.01
     """lambda in the paper: how far each update draws the weights back to the trained ones; `rms` draws those with large gradients more."""
     epsilon: float = 0.0001
     """Added to the root mean square (`rms` only)."""

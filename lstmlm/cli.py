@@ -41,6 +41,9 @@ def evaluate(argv: Arguments = None) -> int:
     parser.add_argument("--model", type=str | None, default=None, help=MODEL_HELP)
     parser.add_argument("--split", type=str | None, default=None, help="train, validation or test (which null means).")
     parser.add_argument("--text", type=str | None, default=None, help="A file to score in place of a split.")
+    parser.add_argument(
+        "--text_column", type=str, default="text", help="Where the text stands in CSV, JSON lines, Parquet."
+    )
     parser.add_argument("--protocol", choices=PROTOCOLS, default="static", help="Whether and how the model adapts.")
     parser.add_argument("--reset", type=str, default="never", help="Where the state is reset: never, line or document.")
     parser.add_argument("--columns", type=int, default=1, help="Columns of the table; 1 is the reference.")
@@ -91,7 +94,7 @@ def evaluate(argv: Arguments = None) -> int:
         check_output(args.output)
     hardware.use_machine(args.threads)
     subject = Subject(args.model, args.dataset, args.cache_dir)
-    text = subject.file(args.text) if args.text else subject.split(split)
+    text = subject.file(args.text, args.text_column) if args.text else subject.split(split)
 
     def measure(text: Text, protocol: Protocol) -> Measurement:
         with scoring_bar(text.name, len(text.stream), sys.stderr.isatty()) as scored:

@@ -197,8 +197,12 @@ class Subject:
         stream = load_split(self.data, name, self.vocabulary)
         return Text(f"split {name}", stream, facts.characters, lambda: open_source(self.data).blocks(name))
 
-    def file(self, path: str | Path) -> Text:
+    def file(self, path: str | Path, column: str = "text") -> Text:
         """A file of any form that training takes.
+
+        Args:
+            path: Of the file.
+            column: Where the text stands in CSV, JSON lines and Parquet.
 
         Raises:
             UserError: It cannot be read, or has nothing to score.
@@ -208,7 +212,7 @@ class Subject:
         check(form_of(path) is not None, f"{path}: its name must end with one of {ENDINGS}")
 
         def blocks() -> Iterator[str]:
-            return read_blocks(path, self.data.text_column)
+            return read_blocks(path, column)
 
         ids, characters = [np.empty(0, np.int32)], 0
         for block in blocks():

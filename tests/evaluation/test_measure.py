@@ -225,10 +225,10 @@ def test_any_file_is_a_text(run: Run, text_folder: Path, tmp_path: Path) -> None
     split = run("--split", "validation", "--reset", "line")
     text = (text_folder / "valid.txt").read_text()
     (tmp_path / "a.txt").write_bytes(text.removesuffix("\n").replace("\n", "\r\n").encode())
-    rows = [json.dumps({"text": line}) for line in text.splitlines()]
+    rows = [json.dumps({"line": line, "text": "other"}) for line in text.splitlines()]
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
     for name in ("a.txt", "a.jsonl"):
-        result = run("--text", str(tmp_path / name), "--reset", "line")
+        result = run("--text", str(tmp_path / name), "--text_column", "line", "--reset", "line")
         assert result["text"] == str(tmp_path / name)
         names = ("tokens", "targets", "nll", "characters", "ppl", "bpc")
         assert {name: result[name] for name in names} == {name: split[name] for name in names}

@@ -231,6 +231,22 @@ def test_a_full_disk(folder: Path, text: Path, tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "table").exists()
 
 
+def test_the_page_of_the_docs_joins_reading_times(
+    folder: Path, text: Path, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    score_files([str(text)], folder, output="surprisal.tsv")
+    times = [{"subject": s, "rt": 300 + s, **row._asdict()} for row in rows for s in range(2)]
+    columns = ["subject", "sentence_id", "token_id", "token", "rt"]
+    pandas.DataFrame(times)[columns].to_csv("reading.csv", index=False)
+    code = (ROOT / "docs/scoring.md").read_text("utf-8").split("```python\n")[1].split("```")[0]
+    exec(code, {})
+    joined = pandas.read_csv("joined.csv", keep_default_na=False)
+    known = [row for row in rows if not row.unk and row.token_id > 1]
+    assert joined["token"].tolist() == [row.token for row in known for _ in range(2)]
+    assert joined["previous"].tolist() == [rows[rows.index(row) - 1].surprisal for row in known for _ in range(2)]
+
+
 def test_the_command_in_a_pipe(
     cli: Callable[..., subprocess.CompletedProcess[str]], folder: Path, rows: list[Row], tmp_path: Path
 ) -> None:

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 RUN_CONFIG = "config.yaml"  # in a run's directory: the configuration as resolved
 
 
+MOST = 10**12  # of steps, rows and the like: more than anybody has, and exact in every type they are kept in
+MOST_UNITS, MOST_LAYERS, MOST_THREADS = 65_536, 1024, 1024
+MOST_LOGGED = 10**6  # steps whose losses are kept until they are logged
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """The text and how it is cut into columns."""
@@ -44,7 +49,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         for name in ("min_count", "batch_size", "bptt"):
-            check(getattr(self, name) >= 1, f"data.{name} must be at least 1, not {getattr(self, name)}")
+            check(
+                1 <= getattr(self, name) <= MOST, f"data.{name} must be from 1 to {MOST:,}, not {getattr(self, name)}"
+            )
         check(
             self.max_size is None or self.max_size >= 3, "data.max_size must be at least 3: <unk>, <eos> and one token"
         )
@@ -75,11 +82,14 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("embedding_size", "hidden_size", "num_layers"):
-            check(getattr(self, name) >= 1, f"model.{name} must be at least 1, not {getattr(self, name)}")
+            most = MOST_LAYERS if name == "num_layers" else MOST_UNITS
+            check(
+                1 <= getattr(self, name) <= most, f"model.{name} must be from 1 to {most:,}, not {getattr(self, name)}"
+            )
         check(0 <= self.dropout < 1, f"model.dropout must be in [0, 1), not {self.dropout}")
         for name in ("activation_penalty", "temporal_penalty"):
             check(getattr(self, name) >= 0, f"model.{name} must not be negative, not {getattr(self, name)}")
-        check(self.init_range > 0, f"model.init_range must be positive, not {self.init_range}")
+        check(0 < self.init_range <= 1000, f"model.init_range must be positive and at most 1000, not {self.init_range}")
         check(
             not self.tie_weights or self.embedding_size == self.hidden_size,
             f"model.tie_weights needs equal sizes, but model.embedding_size is {self.embedding_size} and "
@@ -160,12 +170,20 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "log_every", "save_every", "keep_checkpoints", "eval_columns"):
-            check(getattr(self, name) >= 1, f"train.{name} must be at least 1, not {getattr(self, name)}")
+            most = MOST_LOGGED if name == "log_every" else MOST
+            check(
+                1 <= getattr(self, name) <= most, f"train.{name} must be from 1 to {most:,}, not {getattr(self, name)}"
+            )
         for name in ("max_steps", "threads", "eval_every"):
             value = getattr(self, name)
-            check(value is None or value >= 1, f"train.{name} must be null or at least 1, not {value}")
+            most = MOST_THREADS if name == "threads" else MOST
+            check(value is None or 1 <= value <= most, f"train.{name} must be null or from 1 to {most:,}, not {value}")
         check(0 <= self.seed < 2**32, f"train.seed must be in [0, 2^32), not {self.seed}")
-        check(self.timeout_minutes > 0, f"train.timeout_minutes must be positive, not {self.timeout_minutes}")
+        minutes = self.timeout_minutes
+        check(
+            0 < minutes <= 525_600, f"train.timeout_minutes must be positive and at most a year, 525600, not {minutes}"
+        )
+        check(self.run_dir != "", "train.run_dir is empty: name a folder, or null for a new one")
         check(
             not self.resume or self.run_dir is not None,
             "train.resume needs train.run_dir: name the run that is to go on",
@@ -194,6 +212,19 @@ class TrackingConfig:
     """Whether each best model is logged as a W&B artifact, with the aliases `best` and `step-N`."""
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     """W&B mode. auto = online where W&B answers and takes the key, else offline; never asks."""
+
+    def __post_init__(self) -> None:
+        name = self.run_name
+        check(
+            name is None
+            or (
+                0 < len(name.encode()) <= 200
+                and name.isprintable()
+                and name not in (".", "..")
+                and not {*"/\\"} & {*name}
+            ),
+            f"tracking.run_name becomes a folder's name: up to 200 bytes and no / or \\, not {name!r}",
+        )
 
 
 @dataclass(frozen=True)

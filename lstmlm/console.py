@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime
 from typing import Any, BinaryIO
 
@@ -40,8 +40,12 @@ def check(holds: bool, message: str) -> None:
 
 
 def print_line(message: str) -> None:
-    """A line on standard error, in one write: ranks that share it do not write into each other's lines."""
-    print(f"{message}\n", end="", file=sys.stderr, flush=True)
+    """A line on standard error, in one write: ranks that share it do not write into each other's lines.
+
+    Where it is closed or full, or its reader is gone, the line is lost and the run goes on.
+    """
+    with suppress(OSError, ValueError):
+        print(f"{message}\n", end="", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 import dataclasses
+import io
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from lstmlm import Config, UserError, load_config
-from lstmlm.console import UsageError
+from lstmlm.console import UsageError, print_line
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -103,3 +105,40 @@ def test_every_key_has_a_help_text() -> None:
             line = next(line for line in source.splitlines() if line.startswith(f"    {field.name}: "))
             following = source.split(line + "\n", 1)[1].splitlines()[0]
             assert following.startswith('    """'), f"{section.name}.{field.name} has no help"
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--model.hidden_size=1000000000",
+        "--model.num_layers=1000000000000",
+        f"--data.bptt={10**21}",
+        f"--train.log_every={10**15}",
+        "--train.threads=1000000",
+        "--train.timeout_minutes=1e15",
+        "--model.init_range=1e39",
+        "--model.init_range=.inf",
+        "--train.run_dir=",
+        "--tracking.run_name=a/b",
+        "--tracking.run_name=..",
+        "--tracking.run_name=",
+        f"--tracking.run_name={'a' * 300}",
+    ],
+)
+def test_what_has_no_meaning_is_refused_in_one_line(argument: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_config([argument])
+    assert argument[2:].split("=")[0] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_line_that_nobody_can_read_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    closed = io.StringIO()
+    closed.close()
+    for stream in (Full(), closed, None):
+        monkeypatch.setattr(sys, "stderr", stream)
+        print_line("a line")

@@ -1,10 +1,11 @@
 """This machine: threads, memory, how a GPU multiplies, names and versions."""
 
 import ctypes
+import math
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,38 @@ _RNN: Any = torch.backends.cudnn.rnn  # its attribute is unknown to mypy
 
 
 def default_threads() -> int:
-    """Physical cores that this process may use, divided among the ranks on this host."""
+    """Physical cores that this process may use, by affinity and by quota, divided among the ranks on this host."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = min(psutil.cpu_count(logical=False) or usable, usable)
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    cores = min(psutil.cpu_count(logical=False) or usable, usable, cpu_quota())
+    return max(1, int(cores) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def cpu_quota(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """CPUs that Linux's control groups give this process (a container's `--cpus`); infinite where there is no quota.
+
+    Args:
+        groups: Where they are mounted: version 2's `cpu.max`, or version 1's `cpu/cpu.cfs_quota_us` and `cpu.cfs_period_us`.
+        own: Tells this process's group. Every group above it counts too.
+    """
+    quota = math.inf
+    with suppress(OSError):
+        for line in own.read_text().splitlines():
+            _, controllers, name = line.split(":", 2)
+            root = groups if not controllers else groups / "cpu"
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            group = root / name.lstrip("/")
+            for folder in (group, *group.parents):
+                if not folder.is_relative_to(root):
+                    break
+                with suppress(OSError, ValueError):  # no such file, or the word `max`
+                    if controllers:
+                        most, period = ((folder / f"cpu.cfs_{kind}_us").read_text() for kind in ("quota", "period"))
+                    else:
+                        most, period = (folder / "cpu.max").read_text().split()
+                    if int(most) > 0:
+                        quota = min(quota, int(most) / int(period))
+    return quota
 
 
 def keep_memory() -> None:

@@ -1,4 +1,4 @@
-"""The command line: `lstmlm train | evaluate | score | pairs | generate | report`, and the mains of the scripts."""
+"""The command line: `lstmlm train | evaluate | score | pairs | generate | report | export`, and the mains of the scripts."""
 
 import dataclasses
 import json
@@ -17,7 +17,11 @@ from lstmlm.evaluation.pairs import score_pairs, summarize, write_pairs
 from lstmlm.evaluation.scoring import Reset
 from lstmlm.evaluation.tables import Format, read_lines, score_files
 from lstmlm.evaluation.tuning import EVALUATIONS, TOKENS, tune
+from lstmlm.export.hub import push_to_hub
+from lstmlm.export.onnx import export_onnx
+from lstmlm.export.transformers import export_transformers
 from lstmlm.generation import Sampling, generate_texts, stream_text
+from lstmlm.model.pretrained import find_model
 from lstmlm.runtime import hardware
 from lstmlm.training.loop import train as train_model
 
@@ -245,6 +249,27 @@ def report(argv: Arguments = None) -> int:
     return 0
 
 
+def export(argv: Arguments = None) -> int:
+    """A saved model for others: an ONNX graph, a folder for transformers, a repository on the Hub."""
+    parser = argument_parser("A saved model in the formats of others. Prints where it is now.")
+    parser.add_argument("model", type=str | None, nargs="?", default=None, help=MODEL_HELP)
+    parser.add_argument(
+        "--to", choices=("onnx", "transformers", "hub"), required=True, help="The format (docs/sharing.md)."
+    )
+    parser.add_argument("--output", type=str, required=True, help="Folder to write; for the Hub, user/model.")
+    parser.add_argument("--private", action="store_true", help="Hub: a new repository is seen by its owner alone.")
+    args = parse(parser, argv)
+    check(args.to == "hub" or not args.private, f"--private is for --to hub, not {args.to}")
+    model = find_model(args.model)
+    if args.to == "hub":
+        print(push_to_hub(model, args.output, args.private))
+    else:
+        write = {"onnx": export_onnx, "transformers": export_transformers}[args.to]
+        write(model, args.output)
+        print(args.output)
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Arguments], int]] = {
     "train": train,
     "evaluate": evaluate,
@@ -252,6 +277,7 @@ COMMANDS: dict[str, Callable[[Arguments], int]] = {
     "pairs": pairs,
     "generate": generate,
     "report": report,
+    "export": export,
 }
 
 

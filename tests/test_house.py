@@ -15,6 +15,7 @@ ROOMS = """
     training.banner training.run training.loop
     report.runs report.plots report.page
     publishing
+    export.modeling_lstmlm export.transformers export.onnx export.hub
     cli
 """.split()
 PACKAGE = Path(__file__).parent.parent / "lstmlm"

@@ -14,7 +14,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData, snapshot_download
 
 from lstmlm.config import ModelConfig
 from lstmlm.console import UserError, print_line
@@ -169,10 +169,28 @@ def load_pretrained(folder: str | Path, device: torch.device | str = "cpu") -> t
 
 
 def model_folder(folder: str | Path) -> Path:
-    """The folder of a model's files: `folder` itself, or the `model` in it where it is the directory of a run."""
+    """The folder of a model's files.
+
+    Args:
+        folder: Itself; or the directory of a run, for the `model` in it; or, where there is no such folder, `user/model` on the Hub.
+
+    Raises:
+        UserError: The Hub has no such model, or cannot be reached.
+    """
     folder = Path(folder)
     within = folder / "model"
-    return within if (within / CONFIG).exists() and not (folder / CONFIG).exists() else folder
+    if (within / CONFIG).exists() and not (folder / CONFIG).exists():
+        return within
+    on_hub = len(folder.parts) == 2 and not folder.parent.exists()  # where the first part is a folder, it is a path
+    return _download(str(folder)) if on_hub else folder
+
+
+def _download(name: str) -> Path:
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG, VOCABULARY, WEIGHTS, CARD], library_name="lstmlm"))
+    except Exception as error:  # the Hub's client raises its transport's kinds too
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"there is no model in {name}, which is no folder here, nor on the Hub: {reason}") from None
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

@@ -1,0 +1,35 @@
+"""A model to the Hugging Face Hub, where transformers and this package load it by its name."""
+
+import tempfile
+from pathlib import Path
+
+from lstmlm.console import UserError
+from lstmlm.export.transformers import export_transformers
+
+
+def push_to_hub(model: str | Path, name: str, private: bool = False) -> str:
+    """Make or update a model repository in one commit.
+
+    Args:
+        model: As for `model_folder`.
+        name: `user/model`.
+        private: Whether a new repository is seen by its owner alone.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: The model cannot be read, or the Hub refuses.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(library_name="lstmlm")
+    with tempfile.TemporaryDirectory() as folder:
+        export_transformers(model, folder)
+        try:
+            api.create_repo(name, private=private, exist_ok=True)
+            commit = api.upload_folder(repo_id=name, folder_path=folder, commit_message="A model trained with lstmlm")
+        except Exception as error:  # the Hub's client raises its transport's kinds too
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"cannot push to {name}: {reason} (hf auth login, or HF_TOKEN, says who you are)") from None
+    return str(commit.commit_url)

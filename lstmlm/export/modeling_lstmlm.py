@@ -1,0 +1,152 @@
+"""An LSTM language model trained with lstmlm, for transformers.
+
+`lstmlm export --to transformers` puts this file beside the weights. It needs torch and transformers, and nothing of lstmlm.
+
+Shapes: B texts, T tokens, E embedding, H hidden, V vocabulary, L layers. The state is one tensor (B, 2, L, H), h before c.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+
+class LstmLmConfig(PreTrainedConfig):
+    """Sizes of the model.
+
+    Args:
+        vocab_size: V.
+        model: `embedding_size`, `hidden_size`, `num_layers`, `dropout`, `tie_weights`, as lstmlm's `config.json` has them.
+        kwargs: As for every configuration of transformers.
+    """
+
+    model_type = "lstmlm"
+
+    def __init__(self, vocab_size: int = 0, model: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        self.vocab_size = vocab_size
+        self.model = model or {
+            "embedding_size": 1,
+            "hidden_size": 1,
+            "num_layers": 1,
+            "dropout": 0.0,
+            "tie_weights": True,
+        }
+        self.hidden_size: int = self.model["hidden_size"]
+        self.num_hidden_layers: int = self.model["num_layers"]
+        super().__init__(**{**kwargs, "tie_word_embeddings": self.model["tie_weights"]})
+
+
+@dataclass
+class LstmLmOutput(ModelOutput):
+    """What the model returns.
+
+    Attributes:
+        loss: Mean nll in nats of the labels; only where labels are given.
+        logits: (B, T, V), of the token after each token.
+        state: (B, 2, L, H) after the last token; only with `use_cache`.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    state: Tensor | None = None
+
+
+class LstmLmForCausalLM(PreTrainedModel, GenerationMixin):
+    """The model; its weights have the names that lstmlm gives them."""
+
+    config_class = LstmLmConfig
+    base_model_prefix = "model"
+    _tied_weights_keys = {"decoder.weight": "embedding.weight"}  # noqa: RUF012 (transformers reads it so)
+    _is_stateful = True
+
+    def __init__(self, config: LstmLmConfig) -> None:
+        super().__init__(config)
+        sizes = config.model
+        inputs = [sizes["embedding_size"]] + [sizes["hidden_size"]] * (sizes["num_layers"] - 1)
+        self.embedding = nn.Embedding(config.vocab_size, sizes["embedding_size"])
+        self.layers = nn.ModuleList(nn.LSTM(size, sizes["hidden_size"], batch_first=True) for size in inputs)
+        self.decoder = nn.Linear(sizes["hidden_size"], config.vocab_size)
+        self.dropout = nn.Dropout(sizes["dropout"])
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.decoder
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        state: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> LstmLmOutput | tuple[Tensor, ...]:
+        """Logits, loss and state of texts side by side.
+
+        Args:
+            input_ids: (B, T).
+            attention_mask: (B, T or more), 0 at padding, on either side; padding, also by its id, leaves the state alone.
+            state: (B, 2, L, H), to go on from; None = zeros, before the first token of a text.
+            labels: (B, T), the input ids; they are shifted here. -100 = not scored.
+            use_cache: Whether the new state is returned; None = it is.
+            return_dict: False = a tuple.
+            kwargs: To transformers' loss.
+        """
+        mask = input_ids != self.config.pad_token_id
+        if attention_mask is not None:
+            mask = mask & attention_mask[:, -input_ids.shape[1] :].bool()
+        if state is None:
+            shape = (len(input_ids), 2, self.config.num_hidden_layers, self.config.hidden_size)
+            state = self.decoder.weight.new_zeros(shape)
+        order = (~mask).byte().argsort(dim=1, stable=True)  # real tokens first, in their order
+        tokens = input_ids.masked_fill(~mask, 0).gather(1, order)
+        outputs, state = self._run_layers(tokens, mask.sum(1), state)
+        outputs = torch.zeros_like(outputs).scatter(1, order[..., None].expand_as(outputs), outputs)
+        logits = self.decoder(self.dropout(outputs))  # (B, T, V)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        output = LstmLmOutput(loss, logits, state if use_cache is not False else None)
+        return output.to_tuple() if return_dict is False else output
+
+    def _run_layers(self, tokens: Tensor, lengths: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The last layer's outputs (B, T, H), and the state after each row's last real token."""
+        outputs, states = self.embedding(tokens), []
+        packed_lengths = lengths.clamp(min=1).cpu()  # an empty row can't be packed: it computes one token in vain
+        for i, layer in enumerate(self.layers):
+            packed = pack_padded_sequence(self.dropout(outputs), packed_lengths, batch_first=True, enforce_sorted=False)
+            packed, (h, c) = layer(packed, (state[None, :, 0, i].contiguous(), state[None, :, 1, i].contiguous()))
+            outputs, _ = pad_packed_sequence(packed, batch_first=True, total_length=tokens.shape[1])
+            states.append(torch.stack([h[0], c[0]], dim=1))
+        empty = (lengths == 0)[:, None, None, None]
+        return outputs, torch.where(empty, state, torch.stack(states, dim=2))
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, state: Tensor | None = None, is_first_iteration: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """With a state, only what comes after it; at the first call that is all, as a state given by the caller knows none of it."""
+        if state is not None and not is_first_iteration:
+            input_ids = input_ids[:, -1:]
+        inputs = {"input_ids": input_ids, "state": state}
+        return inputs | {name: kwargs.get(name) for name in ("attention_mask", "use_cache")}
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: LstmLmOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        model_kwargs["state"] = outputs.state
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+
+    def _reorder_cache(self, state: Tensor | None, beams: Tensor) -> Tensor | None:
+        return None if state is None else state.index_select(0, beams)
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False

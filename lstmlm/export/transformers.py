@@ -1,0 +1,109 @@
+"""A folder that transformers loads without this package, and this package too: the same files, with code and a tokenizer beside them."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import safetensors
+import safetensors.torch
+
+from lstmlm.console import UserError
+from lstmlm.data.vocabulary import EOS, UNK, Vocabulary
+from lstmlm.files import replace_file
+from lstmlm.model.pretrained import CARD, CONFIG, VOCABULARY, WEIGHTS, load_pretrained, model_folder, read_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+CODE = Path(__file__).with_name("modeling_lstmlm.py")
+PAD = "<pad>"  # beyond the vocabulary: no row of the embedding, and never scored
+USAGE = """
+## With transformers
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("<this folder>", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("<this folder>", trust_remote_code=True)
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=30, do_sample=True)[0]))
+```
+
+A text begins with `<eos>`, which the tokenizer puts there, and a line end is `<eos>` too.
+`model(input_ids, state=state, use_cache=True).state` carries the hidden state from one call to the next.
+"""
+
+
+def export_transformers(model: str | Path, folder: str | Path) -> None:
+    """Write a model's folder with what `AutoModelForCausalLM` and `AutoTokenizer` need.
+
+    Args:
+        model: As for `model_folder`.
+        folder: Made where it does not exist.
+
+    Raises:
+        UserError: The model cannot be read, or its tokens have no counterpart there.
+    """
+    if find_spec("transformers") is None:
+        raise UserError("transformers is not installed: pip install transformers")
+    source, folder = model_folder(model), Path(folder)
+    _, vocabulary = load_pretrained(source)
+    tokenizer = build_tokenizer(vocabulary)
+    names = {"AutoConfig": "LstmLmConfig", "AutoModelForCausalLM": "LstmLmForCausalLM"}
+    config = {
+        **read_config(source),
+        "model_type": "lstmlm",
+        "architectures": [names["AutoModelForCausalLM"]],
+        "auto_map": {auto: f"{CODE.stem}.{name}" for auto, name in names.items()},
+        "dtype": "float32",
+        "bos_token_id": vocabulary.eos,
+        "eos_token_id": vocabulary.eos,
+        "pad_token_id": len(vocabulary),
+    }
+    with safetensors.safe_open(source / WEIGHTS, "pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+        metadata = {**(file.metadata() or {}), "format": "pt"}
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    card = (source / CARD).read_text() if (source / CARD).exists() else ""
+    replace_file(folder / CODE.name, CODE.read_bytes())
+    replace_file(folder / VOCABULARY, vocabulary.to_bytes())
+    replace_file(folder / CARD, (card + USAGE).encode())
+    replace_file(folder / WEIGHTS, safetensors.torch.save(weights, metadata))
+    replace_file(folder / CONFIG, json.dumps(config, indent=2).encode())
+
+
+def build_tokenizer(vocabulary: Vocabulary) -> "PreTrainedTokenizerFast":
+    """The tokenizer of a vocabulary: `<eos>` before a text and for each line end.
+
+    Raises:
+        UserError: A level other than `word` and `char`.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    if vocabulary.level not in ("word", "char"):
+        raise UserError(
+            f"a vocabulary of level {vocabulary.level} cannot be exported to transformers: only word and char"
+        )
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary.tokens)}, unk_token=UNK))
+    tokenizer.normalizer = normalizers.Sequence(  # as `tokenize.plain`, and `<eos>` for a line end
+        [normalizers.Replace(Regex(r"\A\x{FEFF}"), ""), normalizers.Replace(Regex(r"\r\n|\r|\n"), EOS)]
+    )
+    if vocabulary.level == "word":
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\x1c-\x1f]+"), "removed")  # as str.split
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        tokenizer.decoder = decoders.Fuse()
+    special = [(EOS, vocabulary.eos)]
+    tokenizer.post_processor = processors.TemplateProcessing(f"{EOS} $A", f"{EOS} $A {EOS} $B", special)
+    line_end = AddedToken(EOS, normalized=True, special=True)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=line_end,
+        eos_token=line_end,
+        unk_token=AddedToken(UNK, single_word=True, special=True),
+        pad_token=AddedToken(PAD, special=True),
+        clean_up_tokenization_spaces=False,
+    )

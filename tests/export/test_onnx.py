@@ -1,0 +1,63 @@
+"""The ONNX graph computes what PyTorch does, its state carried from call to call."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lstmlm import LSTMLanguageModel
+from lstmlm.export.onnx import build_graph, export_onnx
+from lstmlm.model.language_model import State
+from lstmlm.model.pretrained import load_pretrained
+from tests.export.test_transformers import WORDS, make_model
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnx")
+
+
+def session(content: bytes) -> Any:
+    return onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+
+def stacked(state: State) -> dict[str, np.ndarray]:
+    return {name: torch.stack([layer[i] for layer in state]).numpy() for i, name in enumerate("hc")}
+
+
+@torch.no_grad()
+def assert_carried(theirs: Any, model: LSTMLanguageModel, lengths: list[int], columns: int) -> None:
+    state = model.initial_state(columns)
+    carried = stacked(state)
+    generator = torch.Generator().manual_seed(0)
+    for length in lengths:
+        tokens = torch.randint(model.vocab_size, (length, columns), generator=generator)
+        expected, state = model.logits(tokens, state)
+        logits, h, c = theirs.run(["logits", "new_h", "new_c"], {"tokens": tokens.numpy(), **carried})
+        np.testing.assert_allclose(logits, expected.numpy(), rtol=0, atol=1e-4)
+        carried = {"h": h, "c": c}
+    for name, value in stacked(state).items():
+        np.testing.assert_allclose(carried[name], value, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"num_layers": 3}, {"embedding_size": 8, "tie_weights": False}])
+def test_the_state_is_carried_over_100_steps(tmp_path: Path, sizes: dict[str, Any]) -> None:
+    model = make_model(tmp_path / "own", **sizes)
+    export_onnx(tmp_path / "own", tmp_path / "exported")
+    theirs = session((tmp_path / "exported/model.onnx").read_bytes())
+    assert_carried(theirs, model, [1] * 100, columns=1)
+    assert_carried(theirs, model, [7, 1, 30], columns=3)
+    assert load_pretrained(tmp_path / "own")[1].tokens == WORDS
+    assert (tmp_path / "exported/vocab.json").read_bytes() == (tmp_path / "own/vocab.json").read_bytes()
+
+
+def test_sizes_are_told(tmp_path: Path) -> None:
+    graph = build_graph(make_model(tmp_path)).graph
+    shapes = {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in [*graph.input, *graph.output]
+    }
+    state = [2, "B", 12]
+    assert shapes == {
+        "tokens": ["T", "B"], "h": state, "c": state, "logits": ["T", "B", 31], "new_h": state, "new_c": state
+    }  # fmt: skip

@@ -36,6 +36,15 @@ PRECISIONS: dict[Literal["auto", "fp32", "tf32", "bf16", "fp16"], str] = {
 }  # ours -> Accelerate's
 
 
+FOREIGN = (
+    "ACCELERATE_USE_DEEPSPEED",
+    "ACCELERATE_USE_MEGATRON_LM",
+    "ACCELERATE_USE_FSDP",
+    "ACCELERATE_DYNAMO_BACKEND",
+    "ACCELERATE_DEBUG_MODE",
+)  # what a launcher's configuration, or another job's environment, may set and no run of ours can do
+
+
 def resolve_precision(config: Config) -> Config:
     """The configuration with `train.precision` auto replaced by what the launcher says.
 
@@ -184,6 +193,12 @@ def check_launch() -> None:
     Raises:
         UsageError: With what was asked for, what was started, and the command that works.
     """
+    for name in FOREIGN:
+        if os.environ.get(name, "").lower() not in ("", "0", "no", "none", "off", "false"):
+            raise UsageError(
+                f"{name} is {os.environ[name]}: DeepSpeed, Megatron-LM, FSDP, Dynamo and Accelerate's debug mode are not supported; "
+                "unset it, or take it out of the launcher's configuration"
+            )
     world = os.environ.get("WORLD_SIZE")
     if "MASTER_ADDR" in os.environ and world is None:
         raise UsageError(

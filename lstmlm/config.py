@@ -113,8 +113,13 @@ class OptimConfig:
     """L2 penalty, added to the gradient."""
     grad_clip: float = 0.25
     """Largest global gradient norm; larger gradients are scaled down to it."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate after the warm-up: constant, or a half cosine down to 0 at the run's last step."""
+    schedule: Literal["constant", "cosine", "plateau"] = "constant"
+    """Learning rate after the warm-up: constant; a half cosine down to 0 at the run's last step; or plateau, constant until
+    validation gets no better and then multiplied by plateau_factor."""
+    plateau_factor: float = 0.25
+    """plateau: what the learning rate is multiplied by."""
+    plateau_patience: int = 1
+    """plateau: validations in a row without a new best perplexity before that."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises linearly from 0."""
 
@@ -123,6 +128,8 @@ class OptimConfig:
             check(getattr(self, name) > 0, f"optim.{name} must be positive, not {getattr(self, name)}")
         for name in ("weight_decay", "warmup_steps"):
             check(getattr(self, name) >= 0, f"optim.{name} must not be negative, not {getattr(self, name)}")
+        check(0 < self.plateau_factor < 1, f"optim.plateau_factor must be in (0, 1), not {self.plateau_factor}")
+        check(self.plateau_patience >= 1, f"optim.plateau_patience must be at least 1, not {self.plateau_patience}")
         check(all(0 <= beta < 1 for beta in self.betas), f"optim.betas must be in [0, 1), not {list(self.betas)}")
 
 
@@ -134,6 +141,8 @@ class TrainConfig:
     """Passes over the training stream."""
     max_steps: int | None = None
     """Stop after this many optimizer steps, even within an epoch. null = no limit."""
+    patience: int | None = None
+    """Stop after this many validations in a row without a new best perplexity. null = never."""
     accumulate: int = 1
     """Number of neighbouring segments that one optimizer step trains on."""
     seed: int = 1
@@ -174,7 +183,7 @@ class TrainConfig:
             check(
                 1 <= getattr(self, name) <= most, f"train.{name} must be from 1 to {most:,}, not {getattr(self, name)}"
             )
-        for name in ("max_steps", "threads", "eval_every"):
+        for name in ("max_steps", "patience", "threads", "eval_every"):
             value = getattr(self, name)
             most = MOST_THREADS if name == "threads" else MOST
             check(value is None or 1 <= value <= most, f"train.{name} must be null or from 1 to {most:,}, not {value}")

@@ -36,6 +36,7 @@ _HIDDEN_NAME = re.compile(r"\.step_\d{8,}\.(tmp|old)")
 FREE_KEYS = {
     "train.log_every",
     "train.eval_every",
+    "train.patience",
     "train.save_every",
     "train.keep_checkpoints",
     "train.threads",
@@ -49,7 +50,11 @@ FREE_KEYS = {
     "data.subset",
     "data.text_column",
 }
-GROWING_KEYS = {"train.epochs", "train.max_steps"}  # may grow under a constant schedule
+GROWING_KEYS = {
+    "train.epochs",
+    "train.max_steps",
+}  # may grow, except under the schedule `cosine`, which ends with the run
+PLATEAU_KEYS = {"train.eval_every"}  # the schedule plateau counts validations
 
 
 @dataclass
@@ -64,6 +69,8 @@ class Cursor:
         tokens: Targets predicted so far, over all ranks.
         best: Lowest validation perplexity so far.
         best_step: Step of that validation; 0 where a version that did not keep it wrote the checkpoint.
+        stale: Validations since the best one.
+        rate_cuts: How often the schedule `plateau` has cut the learning rate.
         validated: Step of the last validation.
         owes_validation: Whether a stop cut short the validation that was due at `step`.
     """
@@ -75,6 +82,8 @@ class Cursor:
     tokens: int = 0
     best: float | None = None
     best_step: int = 0
+    stale: int = 0
+    rate_cuts: int = 0
     validated: int = 0
     owes_validation: bool = False
 
@@ -327,9 +336,10 @@ def check_config(saved: Config, config: Config) -> None:
     old, new = saved.to_flat_dict(), config.to_flat_dict()
     for key in sorted(new):
         before, now = old[key], new[key]
-        if before == now or key in FREE_KEYS or key.startswith("tracking."):
+        free = FREE_KEYS - PLATEAU_KEYS if new["optim.schedule"] == "plateau" else FREE_KEYS
+        if before == now or key in free or key.startswith("tracking."):
             continue
-        if key in GROWING_KEYS and new["optim.schedule"] == "constant":
+        if key in GROWING_KEYS and new["optim.schedule"] != "cosine":
             if now is None or (before is not None and now > before):
                 continue
             raise UserError(f"cannot resume: {key} was {before} and is {now} now; it may only grow")

@@ -45,9 +45,11 @@ def train(config: Config) -> Outcome:
             cursor = run.cursor
             if cursor.owes_validation:
                 run.validate(stop.alone)
+                if run.ended():
+                    run.save()  # as the validation was the last
                 if stop_signal := stop.agreed(cursor.step, at_event=True):
                     return run.stopped(stop_signal)  # nothing has changed since the checkpoint, which owes it too
-            while cursor.step < total_steps:
+            while not run.ended():
                 for window in table.windows(config.data.bptt, config.train.accumulate, start=cursor.row):
                     train_step(window, cursor.step, cursor.segment)
                     cursor.advance(window)
@@ -65,11 +67,11 @@ def train(config: Config) -> Outcome:
                     if due.epoch:
                         cursor.next_epoch()
                         train_step.reset_state()
-                    if due.save or stop_signal:
+                    if due.save or run.ended() or stop_signal:
                         run.save()
                     if stop_signal:
                         return run.stopped(stop_signal)
-                    if due.end:
+                    if run.ended():
                         break
                     run.restart_clock()
             if stop_signal := stop.agreed(cursor.step, at_event=True):  # during the last events

@@ -52,17 +52,18 @@ def gradient_norm(gradients: list[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(rows, dtype=wide).float()
 
 
-def learning_rate(optim: OptimConfig, step: int, total_steps: int) -> float:
-    """Learning rate of a step, a function of its number alone: linear warm-up, then constant or half a cosine to 0.
+def learning_rate(optim: OptimConfig, step: int, total_steps: int, cuts: int = 0) -> float:
+    """Learning rate of a step, a function of its number and the cuts before it: linear warm-up, then `schedule`.
 
     Args:
-        optim: `lr`, `schedule`, `warmup_steps`.
+        optim: `lr`, `schedule`, `plateau_factor`, `warmup_steps`.
         step: From 0.
         total_steps: Steps of the whole run.
+        cuts: How often the schedule `plateau` has cut the rate; 0 under the others.
     """
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps
-    if optim.schedule == "constant":
-        return optim.lr
+    if optim.schedule != "cosine":
+        return optim.lr * optim.plateau_factor**cuts
     progress = (step - optim.warmup_steps) / max(1, total_steps - optim.warmup_steps)
     return optim.lr * (1 + math.cos(math.pi * progress)) / 2

@@ -170,6 +170,14 @@ class Run:
             end=end,
         )
 
+    def ended(self) -> bool:
+        """Whether every step is done, or `train.patience` is at its end."""
+        return self.cursor.step == self.train_step.total_steps or self._is_stale(self.cursor)
+
+    def _is_stale(self, cursor: Cursor) -> bool:
+        patience = self.config.train.patience
+        return patience is not None and cursor.stale >= patience
+
     def restart_clock(self) -> None:
         """Training time counts from here; the time of events does not."""
         self._clock = time.perf_counter()
@@ -235,10 +243,16 @@ class Run:
             f"epoch {self._epoch}, step {self.cursor.step}: validation ppl {perplexity(result.ppl)} ({result.columns} columns){mark}"
         )
         if best:
-            self.cursor.best, self.cursor.best_step = result.ppl, self.cursor.step
+            self.cursor.best, self.cursor.best_step, self.cursor.stale = result.ppl, self.cursor.step, 0
             self._export()
             with self._timed("tracking"):
                 self.tracking.model(self.directory.model, self.cursor.step, result.ppl)
+        else:
+            self.cursor.stale += 1
+            optim = self.config.optim
+            if optim.schedule == "plateau" and self.cursor.stale % optim.plateau_patience == 0:
+                self.cursor.rate_cuts += 1
+                self.train_step.rate_cuts = self.cursor.rate_cuts
         with fail_together(self.accelerator), self._timed("tracking"):
             if self._is_main:
                 self.tracking.samples(self._position, self._samples())
@@ -365,7 +379,11 @@ class Run:
         if self._saved is None:
             return None
         train, cursor = self.config.train, self._saved.cursor
-        ended = cursor.epoch >= train.epochs or (train.max_steps is not None and cursor.step >= train.max_steps)
+        ended = (
+            cursor.epoch >= train.epochs
+            or (train.max_steps is not None and cursor.step >= train.max_steps)
+            or self._is_stale(cursor)
+        )
         try:
             return self.directory.read_summary() if ended else None
         except UserError as error:
@@ -382,6 +400,7 @@ class Run:
         saved = main_value(self.accelerator, self._saved)
         self.train_step.load_state_dict(main_tensors(self.accelerator, tensors), asdict(saved))
         self.cursor, self.interval, self.seconds = saved.cursor, saved.interval, saved.seconds
+        self.train_step.rate_cuts = self.cursor.rate_cuts
         self._opened -= self.seconds.total
         with fail_together(self.accelerator):
             if self._is_main and self.directory.due_model.exists():

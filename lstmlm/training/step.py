@@ -60,6 +60,7 @@ class TrainStep:
         self.accelerator = accelerator
         self.table = table
         self.total_steps = total_steps
+        self.rate_cuts = 0  # the cursor's, which the schedule `plateau` needs
         self.steps_per_epoch = table.num_windows(config.data.bptt, config.train.accumulate)
         model.to(accelerator.device)
         graph = config.train.cuda_graph
@@ -107,7 +108,7 @@ class TrainStep:
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of step number `step`, from 0."""
-        return learning_rate(self.config.optim, step, self.total_steps)
+        return learning_rate(self.config.optim, step, self.total_steps, self.rate_cuts)
 
     def read(self) -> list[StepResult]:
         """The steps since the last read, summed over ranks; every rank calls it and gets the same.

@@ -101,6 +101,11 @@ def interrupted(
 
 
 # The small run has 30 windows, 15 an epoch; a checkpoint every 7. With 3 segments a window, 10 and 5.
+PLATEAU = (
+    "--optim.schedule=plateau",
+    "--optim.lr=0.1",
+    "--train.eval_every=2",
+)  # a rate too high to get better for long
 CASES: dict[str, tuple[list[str], list[tuple[int, int | None]]]] = {
     "before the first checkpoint": ([], [(3, None)]),
     "mid epoch": ([], [(10, None)]),
@@ -114,6 +119,9 @@ CASES: dict[str, tuple[list[str], list[tuple[int, int | None]]]] = {
     "two interruptions": ([], [(9, None), (20, None)]),
     "within a log interval": (["--train.log_every=10"], [(9, None), (17, None)]),
     "evaluating by steps": (["--train.eval_every=4"], [(9, None)]),
+    # Each cut falls between a validation and the next checkpoint, so that the history has to be kept.
+    "plateau": ([*PLATEAU, "--train.save_every=5"], [(8, None), (22, None)]),
+    "patience": ([*PLATEAU, "--train.patience=3", "--train.save_every=5"], [(5, None), (7, None)]),
     "no dropout": (["--model.dropout=0"], [(10, None)]),
     "bf16": (["--train.precision=bf16"], [(10, None)]),
     "untied": (["--model.tie_weights=false", "--model.embedding_size=8"], [(10, None)]),
@@ -128,6 +136,49 @@ def test_interrupted_and_resumed_is_uninterrupted(case: str, small: Callable[...
     fresh_train(load_config(small(*overrides, run="whole")))
     interrupted(small, "cut", overrides, cuts)
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_plateau_cuts_the_rate_after_validations_that_are_no_better(
+    small: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    fresh_train(
+        load_config(small(*PLATEAU, "--train.eval_every=1", "--optim.plateau_factor=0.5", "--optim.plateau_patience=2"))
+    )
+    best, stale, rate, cuts = math.inf, 0, 0.1, 0
+    for line in metrics(tmp_path / "run"):
+        if "train/lr" in line:
+            assert line["train/lr"] == pytest.approx(rate)
+        if "valid/ppl" in line:
+            stale = 0 if line["valid/ppl"] < best else stale + 1
+            best = min(best, line["valid/ppl"])
+            if stale and stale % 2 == 0:
+                rate, cuts = rate / 2, cuts + 1
+    assert cuts >= 2, "else the test shows nothing"
+
+
+def test_patience_ends_a_run_that_gets_no_better(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    arguments = small(*PLATEAU, "--train.patience=3", "--train.resume=true")
+    summary = fresh_train(load_config(arguments))
+    assert summary["step"] == summary["best_step"] + 6 < 30, "three validations, two steps apart, after the best"
+    assert summary["stale"] == 3
+    lines = metrics(tmp_path / "run")
+    assert [line["step"] for line in lines if "train/loss" in line][-1] == summary["step"]
+    assert fresh_train(load_config(arguments)) == summary, "finished: left alone"
+    longer = fresh_train(load_config([*arguments, "--train.patience=30"]))
+    assert longer["step"] == 30, "more patience goes on"
+
+
+def test_a_checkpoint_of_before_the_history_was_kept_goes_on(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    arguments = small("--train.max_steps=16")
+    fresh_train(load_config(arguments))
+    path = tmp_path / "run/checkpoints/step_00000016"
+    tensors, values = checkpoint.load_tensors(path), json.loads((path / "state.json").read_bytes())
+    older = ("epoch", "row", "step", "segment", "tokens", "best", "validated", "owes_validation")
+    values["cursor"] = {key: values["cursor"][key] for key in older}
+    del values["seconds"], values["tracking"]["samples_bytes"]
+    checkpoint.publish(tmp_path / "run/checkpoints", 16, tensors, values, 1)
+    summary = fresh_train(load_config([*arguments, "--train.max_steps=30", "--train.resume=true"]))
+    assert summary["step"] == summary["best_step"] == 30
 
 
 def skip_without_bf16() -> None:

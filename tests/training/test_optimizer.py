@@ -26,6 +26,8 @@ def test_gradient_norm_is_right_to_a_millionth(size: int) -> None:
 def test_learning_rate_is_a_function_of_the_step() -> None:
     constant = OptimConfig(lr=1.0, warmup_steps=4)
     assert [learning_rate(constant, s, 100) for s in (0, 1, 3, 4, 99)] == [0.25, 0.5, 1.0, 1.0, 1.0]
+    plateau = OptimConfig(lr=1.0, schedule="plateau", plateau_factor=0.5)
+    assert [learning_rate(plateau, 50, 100, cuts) for cuts in (0, 1, 3)] == [1.0, 0.5, 0.125]
     cosine = OptimConfig(lr=2.0, schedule="cosine", warmup_steps=10)
     assert learning_rate(cosine, 10, 110) == 2.0
     assert learning_rate(cosine, 60, 110) == pytest.approx(1.0)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -109,6 +110,14 @@ def test_one_run_over_two_starts(small: Small, tmp_path: Path) -> None:
     assert versions == [{"step-15"}, {"step-15"}, {"step-30"}]
     assert all("best" in model.aliases for model in models)
     assert {content.path for content in models[0].manifest.contents} >= {"config.json", "model.safetensors"}
+
+
+def test_every_key_is_documented(small: Small, tmp_path: Path) -> None:
+    fresh_train(load_config(small("--train.max_steps=2")))
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs/metrics.md").read_text(), re.MULTILINE)
+    documented = {key for row in rows for key in re.findall(r"`([\w/]+)`", row)}
+    assert {key for line in lines for key in json.loads(line)} == documented - {"memory/gpu"}
 
 
 @pytest.mark.parametrize(("number", "preempted"), [(signal.SIGTERM, True), (signal.SIGINT, False)])

@@ -205,7 +205,12 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     path = model_folder(folder) / CONFIG
     try:
         content = json.loads(path.read_bytes())
-        if isinstance(content, dict) and {"model", "vocab_size", "data"} <= content.keys():
+        if (
+            isinstance(content, dict)
+            and {"model", "vocab_size", "data"} <= content.keys()
+            and isinstance(content["data"], dict)
+        ):
+            content["data"].pop("cache_dir", None)  # a stranger's model does not say where this machine writes
             return content
     except OSError as error:
         raise UserError(f"there is no model in {folder}: cannot read {path} ({error.strerror})") from None

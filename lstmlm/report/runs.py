@@ -106,7 +106,7 @@ def read_run(path: Path, name: str) -> RunRecord:
         if not file.exists():
             raise UserError(f"{path} holds no run (no {file.name})")
     try:
-        sections = directory.read_config()
+        sections = directory.read_config().to_dict()
         summary = directory.read_summary()
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path} is broken ({_reason(error)})") from None

@@ -25,21 +25,11 @@ from lstmlm.console import UserError
 from lstmlm.files import locked, read_json, read_lines, read_yaml, replace_file, sweep, to_json, user_path
 
 
-class Figures(TypedDict):
-    """The score of a split."""
-
-    loss: float
-    ppl: float | None  # null where it is beyond a float
-    targets: int
-    columns: int
-
-
 class Summary(TypedDict):
     """What every `summary.json` holds, among others."""
 
-    step: int
-    valid: Figures
-    test: Figures
+    valid: dict[str, Any]
+    test: dict[str, Any]
 
 
 class RunDirectory:

@@ -60,13 +60,13 @@ def test_a_line_that_is_being_written_is_left_alone(write_run: WriteRun) -> None
 BROKEN = {
     "no config.yaml": ("config.yaml", None),
     "no metrics.jsonl": ("metrics.jsonl", None),
-    "is broken": ("config.yaml", "data: [1,"),
-    "a run of another program": ("config.yaml", "optimizer: {lr: 1}"),
-    "another program": ("config.yaml", "just words"),
+    "is damaged": ("config.yaml", "data: [1,"),
+    "not of this project": ("config.yaml", "optimizer: {lr: 1}"),
+    "not of this project": ("config.yaml", "just words"),
     "line 2 is not a JSON object": ("metrics.jsonl", '{"step": 1}\n[]\n'),
     "line 1 is not a JSON object": ("metrics.jsonl", "\x00\n"),
     "Expecting value": ("summary.json", ""),
-    "summary.json holds no figures": ("summary.json", "[]"),
+    "summary.json is damaged": ("summary.json", "[]"),
 }
 
 

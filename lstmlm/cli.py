@@ -20,6 +20,7 @@ from lstmlm.evaluation.tuning import EVALUATIONS, TOKENS, tune
 from lstmlm.export.hub import push_to_hub
 from lstmlm.export.onnx import export_onnx
 from lstmlm.export.transformers import export_transformers
+from lstmlm.files import replace_file
 from lstmlm.generation import Sampling, generate_texts, stream_text
 from lstmlm.model.pretrained import find_model
 from lstmlm.runtime import hardware
@@ -236,16 +237,37 @@ def generate(argv: Arguments = None) -> int:
 
 
 def report(argv: Arguments = None) -> int:
-    """One HTML page about runs: results, curves, samples."""
-    from lstmlm.report.page import write_report
+    """One HTML page about runs, or a Report in W&B."""
+    from lstmlm.report import page, wandb_report
 
-    parser = argument_parser("One HTML page about runs, finished or not: results, curves, samples. Prints its path.")
-    parser.add_argument("runs", nargs="+", type=str, help="Run directories, such as runs/*.")
+    parser = argument_parser(
+        "One HTML page about runs, finished or not: results, curves, samples. With --wandb, a Report and a workspace view "
+        "in W&B. Prints where they are."
+    )
+    parser.add_argument("runs", nargs="*", type=str, help="Run directories, such as runs/*.")
     parser.add_argument("--out", type=str, default="report.html", help="The page: one file that needs no network.")
     parser.add_argument("--png", type=str | None, default=None, help="Folder to write the plots to as PNG too.")
+    parser.add_argument("--wandb", type=str | None, default=None, help="ENTITY/PROJECT: report there, on its runs.")
+    parser.add_argument("--group", type=str | None, default=None, help="With --wandb: only the runs of this group.")
+    parser.add_argument(
+        "--dry_run", type=str | None, default=None, help="With --wandb: write what would be saved to this JSON file."
+    )
     args = parse(parser, argv)
-    write_report(args.runs, args.out, args.png)
-    print(args.out)
+    check(bool(args.runs) != bool(args.wandb), "name run directories, such as runs/*, or --wandb ENTITY/PROJECT")
+    check(
+        bool(args.wandb) or not (args.group or args.dry_run), "--group and --dry_run belong to --wandb ENTITY/PROJECT"
+    )
+    check(bool(args.runs) or not args.png, "--png belongs to a page about run directories")
+    if args.runs:
+        page.write_report(args.runs, args.out, args.png)
+        print(args.out)
+        return 0
+    built = wandb_report.build(args.wandb, args.group)
+    if args.dry_run:
+        replace_file(Path(args.dry_run), wandb_report.to_json(*built))
+        print(args.dry_run)
+    else:
+        print("\n".join(wandb_report.save(*built)))
     return 0
 
 

@@ -48,9 +48,7 @@ def render(records: Sequence[RunRecord], figures: Sequence[tuple[plots.Plot, str
     """
     import jinja2
 
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["plain"] = plain
     environment.globals |= {"colour": plots.colour, "dashes": plots.dashes}
     rows = [_row(record) for record in records]
@@ -104,10 +102,11 @@ def _row(record: RunRecord) -> dict[str, Any]:
 
 
 def _final(figures: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A final perplexity and how it was obtained."""
+    """A final perplexity and how it was obtained; null stands for one that is not finite."""
     if figures is None:
         return None
-    return {"ppl": figures["ppl"], "how": f"{plain(figures.get('protocol', 'static'))}, {_columns(figures['columns'])}"}
+    ppl = math.inf if figures["ppl"] is None else figures["ppl"]
+    return {"ppl": ppl, "how": f"{figures.get('protocol', 'static')}, {_columns(figures['columns'])}"}
 
 
 def _columns(number: int) -> str:

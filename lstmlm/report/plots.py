@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lstmlm.report.runs import RunRecord
 
@@ -91,6 +91,7 @@ def draw(plot: Plot, records: Sequence[RunRecord]) -> "Figure | None":
         names = [_shorten(record.name) for record in records]
         margin = 0.35 + 0.6 * FONT / 72 * max(map(len, names))  # inches, for the names
         axes = figure.add_axes((0.62 / WIDTH, 0.5 / height, (WIDTH - 0.62 - margin) / WIDTH, (height - 0.85) / height))
+        points: list[tuple[float, float]] = []
         ends: dict[int, tuple[float, float]] = {}  # of each run's strongest curve
         for i, record in enumerate(records):
             for key in (plot.background, plot.key):
@@ -98,15 +99,19 @@ def draw(plot: Plot, records: Sequence[RunRecord]) -> "Figure | None":
                 if not x:
                     continue
                 x = [one / scale for one in x]
-                if key == plot.key:
-                    marker = "o" if len(x) <= 60 else ""
-                    axes.plot(x, y, color=colour(i), linewidth=1.6, dashes=dashes(i), marker=marker, markersize=2.6)
+                style: dict[str, Any] = {"color": colour(i), "zorder": 2}
+                if key != plot.key:
+                    style |= {"linewidth": 0.8, "alpha": max(0.12, 0.45 / len(records) ** 0.5), "zorder": 1}
+                elif len(x) <= 60:
+                    style |= {"linewidth": 1.6, "dashes": dashes(i), "marker": "o", "markersize": 2.6}
                 else:
-                    axes.plot(x, y, color=colour(i), linewidth=0.8, alpha=0.45)
-                ends[i] = x[-1], y[-1]
+                    style |= {"linewidth": 1.0, "dashes": dashes(i)}
+                axes.plot(x, y, **style)
+                points += zip(x, y, strict=True)
+                ends[i] = points[-1]
         if not ends:
             return None
-        _axes(figure, axes, plot, unit)
+        _axes(figure, axes, plot, unit, points)
         _names(axes, ends, names, height)
         return figure
 
@@ -149,10 +154,13 @@ def svg(figure: "Figure", name: str) -> str:
     return re.sub(r"(fill|stroke): #([0-9a-f]{6})", r"\1: var(--c\2, #\2)", text)
 
 
-def _axes(figure: "Figure", axes: "Axes", plot: Plot, unit: str) -> None:
+def _axes(figure: "Figure", axes: "Axes", plot: Plot, unit: str, points: Sequence[tuple[float, float]]) -> None:
     """Title, scales, and ticks with their unit."""
     from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+    if plot.key.startswith("valid/"):  # the first steps would take the whole height
+        later = [y for x, y in points if x >= 0.05 * axes.dataLim.x1]
+        axes.set_ylim(top=max(later) + 0.05 * (max(later) - axes.dataLim.y0))
     low, high = axes.dataLim.intervaly
     logarithmic = plot.log and low > 0 and high > 2 * low
     if logarithmic:

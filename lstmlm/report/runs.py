@@ -165,7 +165,7 @@ def _read_evaluations(folder: Path) -> list[dict[str, Any]]:
             result = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
             result = _reason(error)
-        if isinstance(result, dict) and {"ppl", "protocol"} <= result.keys():
+        if isinstance(result, dict) and "protocol" in result and math.isfinite(_number(result.get("ppl"))):
             results.append(result | {"file": path.name})
         else:
             logging.getLogger(__name__).warning("%s holds no result of evaluate --json (ppl, protocol): left out", path)

@@ -1,0 +1,138 @@
+"""The report in W&B: the runs of a project, or of one group, as a Report and as a view of the project's workspace."""
+
+import json
+import unicodedata
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from lstmlm.console import UsageError, UserError
+
+if TYPE_CHECKING:
+    from wandb_workspaces.reports.v2 import Report
+    from wandb_workspaces.workspaces import Workspace
+
+MAX_RUNS = 50  # curves in a panel; W&B shows 10 unless told
+BEST = "valid/ppl.min"  # key of the lowest validation perplexity in a W&B run's summary
+MISREAD = "'\\=<>"  # in a value: wandb-workspaces 0.4.13 makes == of =, >= of >, and takes quotes for its own
+PINNED = [f"summary:{BEST}", "summary:test/ppl"]  # columns of the run table that stand first
+
+
+def build(target: str, group: str | None) -> tuple["Report", "Workspace"]:
+    """The Report and the workspace view, not saved yet; no network is needed.
+
+    Args:
+        target: ENTITY/PROJECT.
+        group: W&B group whose runs are shown; None = every run of the project.
+
+    Raises:
+        UsageError: `target` names no entity and project, or the group's name cannot be filtered by.
+        UserError: wandb-workspaces is not installed.
+    """
+    entity, slash, project = target.partition("/")
+    if not (entity and slash and project) or "/" in project:
+        raise UsageError(f"--wandb takes ENTITY/PROJECT, not {target!r}")
+    if misread := sorted(set(MISREAD) & set(group or "")):
+        raise UsageError(
+            f"--group {group!r}: wandb-workspaces' filters misread {' '.join(misread)}, so it would show other runs"
+        )
+    if find_spec("wandb_workspaces") is None:
+        raise UserError("wandb-workspaces is not installed: pip install 'lstmlm[wandb-report]'")
+    from wandb_workspaces import expr, workspaces
+    from wandb_workspaces.reports import v2 as reports
+
+    title = (f"lstmlm: {project}" if group is None else f"lstmlm: {project}, group {group}")[
+        :128
+    ]  # the longest it takes
+    filters = "" if group is None else expr.And(expr.Metric("Group") == group)
+    runs = reports.Runset(
+        name=group or "All runs",
+        filters=filters,
+        order=[reports.OrderBy(reports.SummaryMetric(BEST), ascending=True)],
+        pinned_columns=PINNED,
+    )
+    words = reports.P("Perplexity is exp(nll per token): lower is better. All curves are over training tokens.")
+    report = reports.Report(
+        entity=entity,
+        project=project,
+        title=title,
+        width="fluid",
+        blocks=[words, reports.PanelGrid(runsets=[runs], panels=list(_panels()))],
+    )
+    workspace = workspaces.Workspace(
+        entity=entity,
+        project=project,
+        # A view's name takes no symbols, which W&B calls emojis: not even an equals sign.
+        name="".join(" " if unicodedata.category(letter).startswith("S") else letter for letter in title),
+        sections=[workspaces.Section("Runs", panels=list(_panels()), is_open=True)],
+        settings=workspaces.WorkspaceSettings(x_axis="tokens", max_runs=MAX_RUNS),
+        runset_settings=workspaces.RunsetSettings(
+            filters=filters, order=[expr.Ordering(expr.Summary(BEST), ascending=True)], pinned_columns=PINNED
+        ),
+    )
+    return report, workspace
+
+
+def save(report: "Report", workspace: "Workspace") -> list[str]:
+    """Save both, as new ones.
+
+    Returns:
+        Their addresses.
+
+    Raises:
+        UserError: There is no key, or W&B does not answer or refuses.
+    """
+    import wandb
+
+    try:
+        if not wandb.login(prompt=False, verify=True):
+            raise UserError(
+                "no W&B key found: run `wandb login`, or write what would be saved with --dry_run FILE.json"
+            )
+        return [report.save().url, workspace.save_as_new_view().url]
+    except UserError:
+        raise
+    except Exception as error:  # wandb's own, its transport's, and ValueError
+        place = f"{report.entity}/{report.project}"
+        raise UserError(f"cannot save the report in {place}: {' '.join(str(error).split())}") from None
+
+
+def to_json(report: "Report", workspace: "Workspace") -> bytes:
+    """What would be saved."""
+    # Private, but the only way without a network; a test notices when it goes.
+    views: dict[str, Any] = {"report": report._to_model(), "workspace": workspace._to_model()}
+    return json.dumps(
+        {name: view.model_dump(mode="json", by_alias=True, exclude_none=True) for name, view in views.items()}, indent=2
+    ).encode()
+
+
+def _panels() -> Iterator[Any]:
+    """Panels on a grid of 24 columns, new ones at each call."""
+    from wandb_workspaces.reports import v2 as reports
+
+    def at(x: int, y: int, width: int = 12, height: int = 8) -> reports.Layout:
+        return reports.Layout(x=x, y=y, w=width, h=height)
+
+    def curve(title: str, key: str, unit: str, layout: reports.Layout, logarithmic: bool = False) -> reports.LinePlot:
+        return reports.LinePlot(
+            title=title,
+            x="tokens",
+            y=[key],
+            title_x="training tokens",
+            title_y=unit,
+            log_y=logarithmic,
+            max_runs_to_show=MAX_RUNS,
+            layout=layout,
+        )
+
+    yield curve("Validation perplexity", "valid/ppl", "perplexity", at(0, 0), logarithmic=True)
+    yield curve("Training loss", "train/loss", "nats per token", at(12, 0))
+    yield reports.BarPlot(
+        title="Lowest validation perplexity",
+        metrics=[reports.SummaryMetric(BEST)],
+        title_x="perplexity",
+        layout=at(0, 8),
+    )
+    yield curve("Training speed", "train/tokens_per_second", "tokens per second", at(12, 8))
+    yield reports.WeavePanelSummaryTable(table_name="samples", layout=at(0, 16, 24))
+    yield reports.RunComparer(diff_only="split", layout=at(0, 24, 24, 9))

@@ -9,9 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lstmlm.config import Config, flatten
 from lstmlm.console import UserError
 from lstmlm.training.run_directory import RunDirectory
 
@@ -105,26 +102,14 @@ def read_run(path: Path, name: str) -> RunRecord:
     for file in (directory.config, directory.metrics):
         if not file.exists():
             raise UserError(f"{path} holds no run (no {file.name})")
-    try:
-        sections = directory.read_config().to_dict()
-        summary = directory.read_summary()
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is broken ({_reason(error)})") from None
-    if not isinstance(sections, dict) or not all(
-        isinstance(sections.get(name), dict) for name in ("data", "model", "train")
-    ):
-        raise UserError(
-            f"{path} holds a run of another program ({directory.config.name} is not a configuration of ours)"
-        )
-    if summary is not None and not (isinstance(summary, dict) and {"valid", "test"} <= summary.keys()):
-        raise UserError(f"{path} is broken ({directory.summary.name} holds no figures)")
+    config, summary = directory.read_config(), directory.read_summary()
     lines = _read_lines(directory.metrics)
     timed = all("seconds" in line for line in lines)
     if not timed:
         lines = [line | {"seconds": at} for line, at in zip(lines, _derived_seconds(lines), strict=True)]
     return RunRecord(
         name="".join(letter if letter.isprintable() else "?" for letter in name),
-        config=Config().to_flat_dict() | flatten(sections),
+        config=config.to_flat_dict(),
         lines=lines,
         timed=timed,
         summary=summary,

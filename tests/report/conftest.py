@@ -54,6 +54,7 @@ def metric_lines(count: int, best_ppl: float = 90.0, speed: float = 1000.0) -> l
 
 
 SUMMARY = {
+    "step": 2000,
     "valid": {"loss": 4.5, "ppl": 90.02, "targets": 100, "columns": 1},
     "test": {"loss": 4.4, "ppl": 81.45, "targets": 90, "columns": 1},
     "parameters": 3_520_000,

@@ -60,13 +60,13 @@ def test_a_line_that_is_being_written_is_left_alone(write_run: WriteRun) -> None
 BROKEN = {
     "no config.yaml": ("config.yaml", None),
     "no metrics.jsonl": ("metrics.jsonl", None),
-    "is damaged": ("config.yaml", "data: [1,"),
-    "not of this project": ("config.yaml", "optimizer: {lr: 1}"),
+    "config.yaml is damaged": ("config.yaml", "data: [1,"),
+    "config.yaml is damaged or not of this project: optimizer": ("config.yaml", "optimizer: {lr: 1}"),
     "not of this project": ("config.yaml", "just words"),
     "line 2 is not a JSON object": ("metrics.jsonl", '{"step": 1}\n[]\n'),
     "line 1 is not a JSON object": ("metrics.jsonl", "\x00\n"),
-    "Expecting value": ("summary.json", ""),
-    "summary.json is damaged": ("summary.json", "[]"),
+    "summary.json is damaged": ("summary.json", ""),
+    "summary.json is damaged or not of this project": ("summary.json", "[]"),
 }
 
 

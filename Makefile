@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,export,tensorboard,trackio,report,wandb-report]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,export,tensorboard,trackio,report,wandb-report,moses,bpe]'
 	touch $@
 
 smoke: $(VENV)/.installed

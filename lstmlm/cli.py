@@ -216,6 +216,7 @@ def generate(argv: Arguments = None) -> int:
     parser.add_argument("--allow_unk", action="store_true", help="Let <unk> be sampled.")
     parser.add_argument("--ban", nargs="+", type=str, default=[], help="Tokens that are never sampled.")
     parser.add_argument("--stop", nargs="+", type=str, default=[], help="Tokens that end the text, as its last.")
+    parser.add_argument("--raw", action="store_true", help="Prompt and result are text as people write it (Moses).")
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
     args = parse(parser, argv)
     check(not args.prompt or args.prompt_file is None, "--prompt and --prompt_file: give one of the two")
@@ -224,12 +225,12 @@ def generate(argv: Arguments = None) -> int:
     options = {field.name: args[field.name] for field in dataclasses.fields(Sampling)}
     hardware.use_machine(args.threads)
     with standard_output() as out:
-        if len(prompts) == args.count == 1 and out.isatty():
+        if len(prompts) == args.count == 1 and out.isatty() and not args.raw:
             for piece in chain(stream_text(prompts[0], args.model, args.seed, **options), ["\n"]):
                 out.write(piece.encode())
                 out.flush()
         else:
-            texts = generate_texts(prompts, args.count, model=args.model, seed=args.seed, **options)
+            texts = generate_texts(prompts, args.count, model=args.model, seed=args.seed, raw=args.raw, **options)
             for number, text in enumerate(texts):
                 apart = "\n" * (number > 0 and args.lines > 1)  # an empty line between texts of several lines
                 out.write(f"{apart}{text}\n".encode())

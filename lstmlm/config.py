@@ -34,8 +34,12 @@ class DataConfig:
     """Subset (configuration) of a data set in the Hub's layout. null = its only one; wikitext-2-v1 of the default data set."""
     text_column: str = "text"
     """Column that holds the text, where the data are rows."""
-    level: Literal["word", "char"] = "word"
-    """What a token is: a word between white space, or a character. Every line ends with `<eos>`."""
+    level: Literal["word", "char", "bpe"] = "word"
+    """What a token is: a word, a character, or a subword (byte-pair encoding over bytes). Every line ends with `<eos>`."""
+    tokenizer: Literal["whitespace", "moses"] = "whitespace"
+    """What a word is: what stands between white space, or a word or punctuation mark by the English rules of Moses (sacremoses)."""
+    lowercase: bool = False
+    """Whether upper case becomes lower case."""
     min_count: int = 1
     """Tokens seen less often than this in the training split become `<unk>`."""
     max_size: int | None = None
@@ -56,6 +60,14 @@ class DataConfig:
             self.max_size is None or self.max_size >= 3, "data.max_size must be at least 3: <unk>, <eos> and one token"
         )
         check(bool(self.dataset), "data.dataset is empty: name a file, a folder, a Hub id or `toy`")
+        check(
+            self.level != "bpe" or (self.max_size is not None and self.max_size >= 258),
+            f"data.level bpe needs data.max_size, its number of types, of at least 258 (8000, say), not {self.max_size}",
+        )
+        check(
+            self.tokenizer == "whitespace" or self.level == "word",
+            f"data.tokenizer {self.tokenizer} cuts words, but data.level is {self.level}: leave one of them out",
+        )
         check(bool(self.cache_dir), "data.cache_dir is empty: name a folder")
 
 

@@ -67,6 +67,7 @@ def generate_text(
     top_p: float = 1.0,
     seed: int | None = None,
     allow_unk: bool = False,
+    raw: bool = False,
     **options: Any,
 ) -> str:
     """Continue a prompt until the model ends the line or `max_len` new tokens are reached.
@@ -80,6 +81,7 @@ def generate_text(
         top_p: Sample among the fewest tokens whose probabilities reach p, in (0, 1].
         seed: The same seed gives the same text; None = a new one every time.
         allow_unk: Whether `<unk>` may be sampled.
+        raw: Whether the prompt is text as people write it, for a model whose words stand between white space; so is the result.
         options: `min_p`, `ban`, `stop` and `lines`, as in `Sampling`.
 
     Returns:
@@ -88,7 +90,7 @@ def generate_text(
     Raises:
         UserError: There is no such model, or an argument is out of range.
     """
-    return generate_texts(prompt, 1, max_len, temperature, model, top_k, top_p, seed, allow_unk, **options)[0]
+    return generate_texts(prompt, 1, max_len, temperature, model, top_k, top_p, seed, allow_unk, raw, **options)[0]
 
 
 def generate_texts(
@@ -101,6 +103,7 @@ def generate_texts(
     top_p: float = 1.0,
     seed: int | None = None,
     allow_unk: bool = False,
+    raw: bool = False,
     **options: Any,
 ) -> list[str]:
     """`count` continuations of a prompt, or of each of several, computed side by side; the other arguments are those of `generate_text`."""
@@ -108,14 +111,13 @@ def generate_texts(
     sampling = Sampling(max_len, temperature, top_k, top_p, allow_unk=allow_unk, **options)
     prompts = [prompt] if isinstance(prompt, str) else prompt
     language_model, vocabulary = load_pretrained(find_model(model), default_device())
+    if raw:
+        vocabulary = vocabulary.for_raw_text()
     ids = [new for new in _encode(prompts, vocabulary) for _ in range(count)]
     numbers = list(range(count)) * len(prompts)
     continuations = _sample(language_model, vocabulary, ids, numbers, sampling, seed)
     texts = [text for text in prompts for _ in range(count)]
-    return [
-        text + _glue(text, vocabulary) * bool(new) + vocabulary.decode(new)
-        for text, new in zip(texts, continuations, strict=True)
-    ]
+    return [vocabulary.go_on(text, new) for text, new in zip(texts, continuations, strict=True)]
 
 
 def stream_text(prompt: str, model: str | Path | None = None, seed: int | None = None, **options: Any) -> Iterator[str]:
@@ -130,13 +132,16 @@ def stream_text(prompt: str, model: str | Path | None = None, seed: int | None =
     (ids,) = _encode([prompt], vocabulary)
     yield prompt
     line: list[int] = []  # that the tokens go on with
+    shown = ""  # of it
     for ((_, new),) in _steps(language_model, vocabulary, [ids], [0], sampling, _chosen(seed)):
-        glue = "" if line else _glue(prompt, vocabulary)
-        before = vocabulary.decode(line)
         line.append(new)
-        yield glue + vocabulary.decode(line).removeprefix(before)
+        text = vocabulary.decode(line)
+        if text.endswith("\ufffd"):
+            continue  # of a character whose other bytes are to come
+        yield (text if shown else _glue(prompt, vocabulary) + text).removeprefix(shown)
+        shown = text
         if new == vocabulary.eos:
-            line, prompt = [], "\n"
+            line, shown, prompt = [], "", "\n"
 
 
 def sample(
@@ -170,7 +175,7 @@ def _encode(prompts: Sequence[str], vocabulary: Vocabulary) -> list[list[int]]:
 
 def _glue(prompt: str, vocabulary: Vocabulary) -> str:
     """What stands between a prompt and its continuation."""
-    return " " if vocabulary.level != "char" and prompt and not prompt[-1].isspace() else ""
+    return " " if vocabulary.level == "word" and prompt and not prompt[-1].isspace() else ""
 
 
 def _chosen(seed: int | None) -> int:

@@ -93,13 +93,13 @@ def load_corpus(data: DataConfig) -> Corpus:
         UserError: The data cannot be had, a split is missing or empty, a file is not UTF-8, no room for the cache.
     """
     source = open_source(data)
-    key = _key("vocabulary", FORMAT, source.fingerprint("train"), data.level, data.min_count, data.max_size)
+    rules = (data.level, data.min_count, data.max_size, data.tokenizer, data.lowercase)
+    path = _cache(data) / f"{_key('vocabulary', FORMAT, source.fingerprint('train'), *rules)}.vocab.json"
 
-    def build() -> bytes:
-        return Vocabulary.build(source.blocks("train"), data.level, data.min_count, data.max_size).to_bytes()
+    def write(path: Path) -> None:
+        path.write_bytes(Vocabulary.build(source.blocks("train"), *rules).to_bytes())
 
-    path = _cache(data) / f"{key}.vocab.json"
-    vocabulary = _cached(path, Vocabulary.load, lambda path: path.write_bytes(build()))
+    vocabulary = _cached(path, Vocabulary.load, write)
     loaded = {split: _load_split(source, data, split, vocabulary) for split in SPLITS}
     digest = hashlib.sha256(vocabulary.fingerprint.encode())
     for stream, _ in loaded.values():
@@ -211,6 +211,7 @@ def _write_tokens(path: Path, blocks: Iterable[str], vocabulary: Vocabulary) -> 
     digest = hashlib.sha256()
     counts = np.zeros(len(vocabulary), np.int64)
     lines = words = characters = longest = 0
+    own = vocabulary.level != "word" or vocabulary.tokenizer != "whitespace"  # whether its tokens are other than words
     begun = 0  # tokens so far of the line that goes on
     with path.open("wb") as file:
 
@@ -227,7 +228,7 @@ def _write_tokens(path: Path, blocks: Iterable[str], vocabulary: Vocabulary) -> 
             begun = len(ids) - 1 - int(ends[-1]) if len(ends) else begun + len(ids)
             lines += block.count("\n")
             characters += len(block)
-            words += len(ids) if vocabulary.level == "word" else len(Words().tokenize(block))
+            words += len(Words().tokenize(block)) if own else len(ids)
         facts = SplitFacts(
             lines=lines,
             words=words,

@@ -1,17 +1,26 @@
-"""Text to tokens and back: words between white space, or characters.
+"""Text to tokens and back: words between white space, words and marks by the rules of Moses, characters, or subwords.
 
 Text is one thing everywhere (`plain`): `\\r\\n`, `\\r` and `\\n` end a line, and a byte-order mark at its start is dropped. Every line
 end is the token `<eos>`. Nothing else ends a line. At word level all Unicode white space (form feed, U+0085, U+2028 and the no-break
-space too) stands between words, and a NUL is part of a word; at character level each of them is a character like any other.
+space too) stands between words, and a NUL is part of a word (Moses drops it); elsewhere each is a character like any other.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+import json
+import re
+from collections.abc import Container, Iterable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lstmlm.console import UserError
+
 UNK, EOS = "<unk>", "<eos>"
+MARKS = (
+    "@-@",
+    "@,@",
+    "@.@",
+)  # WikiText's words for what stands within a word or a number: two @-@ way, 1 @,@ 000, 3 @.@ 5
 
 
 def plain(text: str) -> str:
@@ -68,14 +77,120 @@ class Characters:
         return "".join(tokens)
 
 
-def tokenizer_of(level: str) -> Tokenizer:
-    """The tokenizer of a level.
+class Moses:
+    """A token is a word or a punctuation mark, by the English rules of Moses (Koehn et al., 2007), as WikiText was cut.
 
     Args:
-        level: `word` or `char`.
+        marks: Which of WikiText's marks are used; a mark that is not leaves its word or number whole.
     """
-    levels: dict[str, type[Tokenizer]] = {"word": Words, "char": Characters}
-    return levels[level]()
+
+    def __init__(self, marks: Container[str] = MARKS) -> None:
+        try:
+            import sacremoses
+        except ImportError:
+            raise UserError("raw text is cut into words by sacremoses: pip install 'lstmlm[moses]'") from None
+        self._tokenizer = sacremoses.MosesTokenizer("en")
+        self._detokenizer = sacremoses.MosesDetokenizer("en")
+        self._hyphens = MARKS[0] in marks
+        self._within_numbers = re.compile(
+            "|".join(f"(?<=\\d){re.escape(mark[1])}(?=\\d)" for mark in MARKS[1:] if mark in marks) or "(?!)"
+        )
+        self._whole = [re.escape(token) for token in (UNK, EOS, *MARKS)]
+
+    def tokenize(self, text: str) -> Sequence[str]:
+        """As `Tokenizer`."""
+        return _by_lines([self._line(line) for line in text.split("\n")])
+
+    def tally(self, text: str) -> tuple[list[str], NDArray[np.int32]]:
+        """As `Tokenizer`."""
+        return _tally(self.tokenize(text))
+
+    def join(self, tokens: Sequence[str]) -> str:
+        """As `Tokenizer`: no space before a full stop, `@-@` and its like as they were."""
+        text = re.sub(r"(?:^| )@([-,.])@(?: |$)", r"\1", " ".join(tokens))
+        return self._detokenizer.detokenize(text.split(), unescape=False)
+
+    def _line(self, line: str) -> list[str]:
+        line = self._within_numbers.sub(lambda mark: f" @{mark[0]}@ ", line)
+        return self._tokenizer.tokenize(
+            line, aggressive_dash_splits=self._hyphens, escape=False, protected_patterns=self._whole
+        )
+
+
+class Subwords:
+    """A token is a piece of a word, by byte-pair encoding (Sennrich et al., 2016) over bytes, so no text is unknown.
+
+    Args:
+        tokens: As `train` gives them.
+        merges: Pairs that become one token, `left right`, in the order in which they do.
+    """
+
+    def __init__(self, tokens: Sequence[str], merges: Sequence[str]) -> None:
+        library = _tokenizers()
+        self._tokens = tokens
+        pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
+        self._bpe = library.Tokenizer(library.models.BPE({token: i for i, token in enumerate(tokens)}, pairs))
+        self._bpe.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        self._bpe.add_special_tokens([UNK, EOS])
+        self._decoder = library.decoders.ByteLevel()
+
+    @staticmethod
+    def train(texts: Iterable[str], max_size: int, min_count: int) -> tuple[list[str], list[str]]:
+        """Tokens and merges of a text.
+
+        Args:
+            texts: The training split in pieces.
+            max_size: Most tokens, `<unk>`, `<eos>` and the 256 bytes among them.
+            min_count: Pairs seen less often are not made one.
+        """
+        library = _tokenizers()
+        bpe = library.Tokenizer(library.models.BPE())
+        bpe.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = library.trainers.BpeTrainer(
+            vocab_size=max_size,
+            min_frequency=min_count,
+            special_tokens=[UNK, EOS],
+            initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        lines = (line for text in texts for line in text.replace(UNK, "\n").replace(EOS, "\n").split("\n"))
+        bpe.train_from_iterator(lines, trainer)
+        model = json.loads(bpe.to_str())["model"]
+        return sorted(model["vocab"], key=model["vocab"].__getitem__), [" ".join(pair) for pair in model["merges"]]
+
+    def tokenize(self, text: str) -> Sequence[str]:
+        """As `Tokenizer`."""
+        lines = self._bpe.encode_batch_fast(text.split("\n"))  # which leaves out all but the ids
+        return _by_lines([self._tokens[i] for i in line.ids] for line in lines)
+
+    def tally(self, text: str) -> tuple[list[str], NDArray[np.int32]]:
+        """As `Tokenizer`."""
+        return _tally(self.tokenize(text))
+
+    def join(self, tokens: Sequence[str]) -> str:
+        """As `Tokenizer`."""
+        return self._decoder.decode(list(tokens))
+
+
+class Lowercase:
+    """Another tokenizer, for text whose case is dropped."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.join = tokenizer.join
+
+    def tokenize(self, text: str) -> Sequence[str]:
+        """As `Tokenizer`."""
+        return self._tokenizer.tokenize(text.lower())
+
+    def tally(self, text: str) -> tuple[list[str], NDArray[np.int32]]:
+        """As `Tokenizer`."""
+        return self._tokenizer.tally(text.lower())
+
+
+def _by_lines(lines: Iterable[Sequence[str]]) -> list[str]:
+    tokens = [token for line in lines for token in (*line, EOS)]
+    return tokens[:-1]  # what follows the last line end is no line that ends
 
 
 def _tally(values: object) -> tuple[list, NDArray[np.int32]]:
@@ -83,3 +198,11 @@ def _tally(values: object) -> tuple[list, NDArray[np.int32]]:
 
     encoded = pyarrow.array(values).dictionary_encode()
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+
+
+def _tokenizers() -> Any:
+    try:
+        import tokenizers
+    except ImportError:
+        raise UserError("data.level bpe needs the library tokenizers: pip install 'lstmlm[bpe]'") from None
+    return tokenizers

@@ -1,16 +1,18 @@
-"""The vocabulary: text to token ids and back, at word or character level."""
+"""The vocabulary: text to token ids and back, and how its text is cut into tokens."""
 
+import copy
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lstmlm.console import UserError
-from lstmlm.data.tokenize import EOS, UNK, plain, tokenizer_of
+from lstmlm.data.tokenize import EOS, UNK, Characters, Lowercase, Moses, Subwords, Tokenizer, Words, plain
 
 
 class Vocabulary:
@@ -18,41 +20,73 @@ class Vocabulary:
 
     Args:
         tokens: Distinct tokens, `<unk>` and `<eos>` among them.
-        level: `word` (tokens stand between white space) or `char`.
+        level, tokenizer, lowercase: As in `DataConfig`: what a token is.
+        merges: Of `bpe`.
 
     Raises:
-        ValueError: A token stands twice, is not text, or is missing.
+        ValueError: A token stands twice, is not text, or is missing; or there is no such tokenizer.
     """
 
-    def __init__(self, tokens: Sequence[str], level: str = "word") -> None:
+    def __init__(
+        self,
+        tokens: Sequence[str],
+        level: str = "word",
+        tokenizer: str = "whitespace",
+        lowercase: bool = False,
+        merges: Sequence[str] = (),
+    ) -> None:
         self.tokens = list(tokens)
-        self.level = level
-        self.tokenizer = tokenizer_of(level)
+        self.level, self.tokenizer, self.lowercase, self.merges = level, tokenizer, lowercase, list(merges)
         self._ids = {token: i for i, token in enumerate(self.tokens)}
         if len(self._ids) < len(self.tokens) or not all(isinstance(token, str) for token in self.tokens):
             raise ValueError("the tokens of a vocabulary are distinct strings")
         self.unk = self._ids[UNK]
         self.eos = self._ids[EOS]
+        self._cut = Subwords(self.tokens, self.merges) if level == "bpe" else _cutter(level, tokenizer)
+        if lowercase:
+            self._cut = Lowercase(self._cut)
 
     @classmethod
     def build(
-        cls, texts: Iterable[str], level: str = "word", min_count: int = 1, max_size: int | None = None
+        cls,
+        texts: Iterable[str],
+        level: str = "word",
+        min_count: int = 1,
+        max_size: int | None = None,
+        tokenizer: str = "whitespace",
+        lowercase: bool = False,
     ) -> "Vocabulary":
         """Count the tokens of the training split: `<unk>`, `<eos>`, then by falling count, ties by first appearance.
 
         Args:
             texts: The training split in pieces, of one line or of many; no word is in two of them.
-            level: `word` or `char`.
-            min_count: Tokens seen less often are left out.
-            max_size: Largest size, `<unk>` and `<eos>` included.
+            level, tokenizer, lowercase: As in `DataConfig`: what a token is.
+            min_count: Tokens (at level `bpe`, pairs) seen less often are left out.
+            max_size: Largest size, `<unk>` and `<eos>` included; `bpe` needs one.
         """
-        tokenizer, counts = tokenizer_of(level), Counter[str]()
+        if level == "bpe":
+            if max_size is None:
+                raise ValueError("byte-pair encoding goes on until max_size")
+            tokens, merges = Subwords.train(
+                (text.lower() if lowercase else text for text in texts), max_size, min_count
+            )
+            return cls(tokens, level, tokenizer, lowercase, merges)
+        cut, counts = _cutter(level, tokenizer), Counter[str]()
         for text in texts:
-            types, places = tokenizer.tally(text)
+            types, places = cut.tally(text.lower() if lowercase else text)
             counts.update(dict(zip(types, np.bincount(places).tolist(), strict=True)))
         del counts[UNK], counts[EOS]  # a Counter lets go of absent keys too
         kept = [token for token, count in counts.most_common() if count >= min_count]
-        return cls([UNK, EOS, *kept][:max_size], level)
+        return cls([UNK, EOS, *kept][:max_size], level, tokenizer, lowercase)
+
+    def for_raw_text(self) -> "Vocabulary":
+        """The same vocabulary for text as people write it: where its tokens stand between white space, Moses puts the white space."""
+        if self.level != "word" or self.tokenizer != "whitespace":
+            return self
+        raw = copy.copy(self)
+        raw.tokenizer = "moses"
+        raw._cut = Lowercase(Moses(self)) if self.lowercase else Moses(self)
+        return raw
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -62,7 +96,7 @@ class Vocabulary:
 
     def tokenize(self, text: str) -> Sequence[str]:
         """Tokens of a text, `<eos>` for every line end in it."""
-        return self.tokenizer.tokenize(plain(text))
+        return self._cut.tokenize(plain(text))
 
     def encode(self, text: str, eos: bool = True) -> list[int]:
         """Token ids of a text of one line or several.
@@ -74,31 +108,52 @@ class Vocabulary:
         text = plain(text)
         if eos and not text.endswith("\n"):
             text += "\n"
-        return [self._ids.get(token, self.unk) for token in self.tokenizer.tokenize(text)]
+        return [self._ids.get(token, self.unk) for token in self._cut.tokenize(text)]
 
     def encode_much(self, text: str) -> NDArray[np.int32]:
         """Token ids (n,) of plain text that is to go on: `encode` without `eos`, several times as fast."""
-        types, places = self.tokenizer.tally(text)
+        types, places = self._cut.tally(text)
         return np.array([self._ids.get(token, self.unk) for token in types], np.int32)[places]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids; `<eos>` becomes a line end."""
+        return self._text(self.tokens[i] for i in ids)
+
+    def go_on(self, prompt: str, ids: Sequence[int]) -> str:
+        """A prompt, as it was written, and the text of the token ids that follow it."""
+        if not ids:
+            return prompt
+        begun = self.tokenize(prompt)
+        head, whole = self._text(begun), self._text([*begun, *(self.tokens[i] for i in ids)])
+        if not whole.startswith(head):
+            return whole  # a word that follows may move the marks before it
+        return (prompt.rstrip(" \t") if self.level == "word" else prompt) + whole.removeprefix(head)
+
+    def _text(self, tokens: Iterable[str]) -> str:
         lines: list[list[str]] = [[]]
-        for i in ids:
-            if i == self.eos:
+        for token in tokens:
+            if token == EOS:
                 lines.append([])
             else:
-                lines[-1].append(self.tokens[i])
-        return "\n".join(self.tokenizer.join(line) for line in lines)
+                lines[-1].append(token)
+        return "\n".join(self._cut.join(line) for line in lines)
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """What a token is, as far as the level does not say it."""
+        rules = {"tokenizer": self.tokenizer, "lowercase": self.lowercase, "merges": self.merges}
+        defaults = {"tokenizer": "whitespace", "lowercase": False, "merges": []}
+        return {name: value for name, value in rules.items() if value != defaults[name]}
 
     @property
     def fingerprint(self) -> str:
-        """A hash of level and tokens in order."""
-        return hashlib.sha256(json.dumps([self.level, self.tokens]).encode()).hexdigest()
+        """A hash of level, rules and tokens in order."""
+        parts = [self.level, self.tokens, *([self.rules] if self.rules else [])]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def to_bytes(self) -> bytes:
         """The JSON that `load` reads back."""
-        content = {"level": self.level, "fingerprint": self.fingerprint, "tokens": self.tokens}
+        content = {"level": self.level, **self.rules, "fingerprint": self.fingerprint, "tokens": self.tokens}
         return json.dumps(content, ensure_ascii=False, indent=0).encode()
 
     @classmethod
@@ -110,12 +165,22 @@ class Vocabulary:
         """
         try:
             content = json.loads(Path(path).read_bytes())
-            vocabulary = cls(content["tokens"], content["level"])
-            intact = vocabulary.fingerprint == content["fingerprint"]
+            fingerprint = content.pop("fingerprint")
+            vocabulary = cls(**content)
+            intact = vocabulary.fingerprint == fingerprint
         except OSError as error:
             raise UserError(f"cannot read the vocabulary {path}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             intact = False
         if not intact:
             raise UserError(f"{path} is damaged or not a vocabulary of this project")
         return vocabulary
+
+
+def _cutter(level: str, tokenizer: str) -> Tokenizer:
+    cutters: dict[tuple[str, str], type[Tokenizer]] = {
+        ("word", "whitespace"): Words,
+        ("word", "moses"): Moses,
+        ("char", "whitespace"): Characters,
+    }
+    return cutters[level, tokenizer]()

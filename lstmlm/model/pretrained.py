@@ -115,7 +115,7 @@ def save_pretrained(
         folder: Made where it does not exist.
         model: On any device.
         vocabulary: Of the model.
-        data: What the model was trained on: `dataset`, `subset`, `level`.
+        data: What the model was trained on: values of `DataConfig`.
         metadata: Strings for the header of `model.safetensors`.
         dtype: Of the weights on disk; in memory they are float32.
         card: None = `model_card` without figures.
@@ -194,7 +194,7 @@ def _download(name: str) -> Path:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """`config.json` of a saved model: `model`, `vocab_size`, and `data` (`dataset`, `subset`, `level`).
+    """`config.json` of a saved model: `model`, `vocab_size`, and `data`, values of `DataConfig`.
 
     Args:
         folder: As for `model_folder`.

@@ -17,7 +17,7 @@ from lstmlm import generation
 from lstmlm.config import Config
 from lstmlm.console import Progress, UserError, perplexity, print_line
 from lstmlm.data.corpus import Corpus
-from lstmlm.data.sources import HubSource, open_source
+from lstmlm.data.sources import subset_of
 from lstmlm.evaluation.perplexity import SEGMENT_TOKENS, Evaluation, evaluate_stream
 from lstmlm.files import read_file, replace_file, sweep
 from lstmlm.model.pretrained import CARD, FILES, WEIGHTS, load_pretrained, model_card, save_pretrained
@@ -444,10 +444,10 @@ class Run:
 
     @property
     def _source(self) -> dict[str, Any]:
-        """What the model was trained on; only a data set in Hub layout has a subset."""
+        """What the model was trained on: all that reading the same text in the same way needs."""
         data = self.config.data
-        subset = data.subset if isinstance(open_source(data), HubSource) else None
-        return {"dataset": data.dataset, "subset": subset, "level": data.level}
+        names = ("dataset", "text_column", "level", "tokenizer", "lowercase", "max_size")
+        return {"subset": subset_of(data), **{name: getattr(data, name) for name in names}}
 
     @property
     def _parameters(self) -> int:

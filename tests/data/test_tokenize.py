@@ -1,0 +1,199 @@
+"""Words by Moses, subwords and lower case: there and back again."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lstmlm import LSTMLanguageModel, UserError, Vocabulary, generate_text
+from lstmlm.config import DataConfig, ModelConfig
+from lstmlm.console import UsageError
+from lstmlm.data.corpus import load_corpus, load_split
+from lstmlm.data.tokenize import MARKS, Moses, plain
+from lstmlm.model.pretrained import save_pretrained
+
+RAW = """\
+Once upon a time, there was a well-known fox (it weighed 3.5 kg).
+"1,000,000 people," said Mr. Smith of the U.S., "don't believe it!"
+The cat's dinner cost $12.50 & nobody's paid; 50% was Tom's.
+
+Years 1990-1995: nothing happened...
+"""
+WORDS = """\
+Once upon a time , there was a well @-@ known fox ( it weighed 3 @.@ 5 kg ) . <eos>
+" 1 @,@ 000 @,@ 000 people , " said Mr. Smith of the U.S. , " don 't believe it ! " <eos>
+The cat 's dinner cost $ 12 @.@ 50 & nobody 's paid ; 50 % was Tom 's . <eos>
+<eos>
+Years 1990 @-@ 1995 : nothing happened ... <eos>
+"""
+
+
+@pytest.fixture(scope="module")
+def moses() -> Moses:
+    return Moses()
+
+
+def test_moses_cuts_as_wikitext_does(moses: Moses) -> None:
+    assert moses.tokenize(RAW) == WORDS.split()
+
+
+def test_moses_there_and_back(moses: Moses) -> None:
+    vocabulary = Vocabulary.build([RAW], tokenizer="moses")
+    assert vocabulary.decode(vocabulary.encode(RAW)) == RAW
+    assert vocabulary.encode_much(RAW).tolist() == vocabulary.encode(RAW)
+
+
+def test_marks_that_a_vocabulary_has_not_leave_words_whole() -> None:
+    assert Moses(()).tokenize("a well-known 3.5 and 1,000") == ["a", "well-known", "3.5", "and", "1,000"]
+    assert Moses(("@,@",)).tokenize("a well-known 3.5 and 1,000") == [
+        "a",
+        "well-known",
+        "3.5",
+        "and",
+        "1",
+        "@,@",
+        "000",
+    ]
+
+
+def test_what_is_cut_already_stays_so(moses: Moses) -> None:
+    text = "the <unk> @-@ known 1 @,@ 000 <eos> x @.@ y"
+    assert moses.tokenize(text) == text.split()
+
+
+def test_wikitext_there_and_back(wikitext: str, moses: Moses) -> None:
+    rows = pq.read_table(f"{wikitext}/wikitext-2-v1/validation-00000-of-00001.parquet").column("text").to_pylist()
+    lines = [row.split() for row in rows if row.strip() and not row.startswith(" =")][:1000]
+    same = sum(moses.tokenize(moses.join(line)) == line for line in lines)
+    assert same / len(lines) > 0.95, "the rest has <unk> in numbers, or dots that were cut"
+
+
+def test_raw_text_for_a_model_of_words_between_white_space() -> None:
+    vocabulary = Vocabulary.build([WORDS.replace("<eos>", "")])
+    assert vocabulary.for_raw_text().encode(RAW) == vocabulary.encode(" ".join(WORDS.split()).removesuffix(" <eos>"))
+    assert vocabulary.for_raw_text().decode(vocabulary.encode("a time , there was .")) == "a time, there was.\n"
+    assert vocabulary.unk in vocabulary.encode("time,"), "its own reading is as it was"
+    for level, tokenizer in (("char", "whitespace"), ("word", "moses")):
+        own = Vocabulary.build([RAW], level, tokenizer=tokenizer)
+        assert own.for_raw_text() is own, "which reads raw text anyway"
+
+
+@pytest.fixture(scope="module")
+def subwords() -> Vocabulary:
+    return Vocabulary.build([RAW * 3], "bpe", min_count=2, max_size=300)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+@settings(max_examples=100, deadline=None)
+def test_subwords_there_and_back(subwords: Vocabulary, text: str) -> None:
+    text = plain(text)
+    ids = subwords.encode(text, eos=False)
+    assert subwords.decode(ids) == text
+    assert ids == subwords.encode_much(text).tolist()
+    assert subwords.unk not in ids
+
+
+def test_subwords_are_a_vocabulary(subwords: Vocabulary, tmp_path: Path) -> None:
+    assert len(subwords) == 300
+    assert subwords.tokens[:2] == ["<unk>", "<eos>"]
+    assert len(subwords.encode(RAW)) < len(RAW.encode()) * 0.8
+    assert subwords.encode("a <unk> b\nc <eos>", eos=False).count(subwords.unk) == 1
+    (tmp_path / "vocab.json").write_bytes(subwords.to_bytes())
+    loaded = Vocabulary.load(tmp_path / "vocab.json")
+    assert loaded.encode(RAW) == subwords.encode(RAW)
+    assert loaded.fingerprint == subwords.fingerprint
+    again = Vocabulary.build([RAW * 3], "bpe", min_count=2, max_size=300)
+    assert again.fingerprint == subwords.fingerprint
+
+
+@pytest.mark.parametrize(
+    "rules", [("word", "whitespace"), ("word", "moses"), ("char", "whitespace"), ("bpe", "whitespace")]
+)
+def test_lower_case(rules: tuple[str, str], tmp_path: Path) -> None:
+    level, tokenizer = rules
+    size = 280 if level == "bpe" else None
+    vocabulary = Vocabulary.build([RAW], level, max_size=size, tokenizer=tokenizer, lowercase=True)
+    assert vocabulary.encode("ONCE") == vocabulary.encode("once")
+    (tmp_path / "vocab.json").write_bytes(vocabulary.to_bytes())
+    loaded = Vocabulary.load(tmp_path / "vocab.json")
+    assert loaded.decode(loaded.encode(RAW)).split() == RAW.lower().split()
+    assert vocabulary.fingerprint != Vocabulary.build([RAW], level, 1, size, tokenizer).fingerprint
+
+
+@pytest.mark.parametrize("rules", [{"tokenizer": "moses", "lowercase": True}, {"level": "bpe", "max_size": 260}])
+def test_a_corpus_and_its_splits(tmp_path: Path, rules: dict[str, object]) -> None:
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"{name}.txt").write_text(RAW)
+    data = DataConfig(dataset=str(tmp_path), cache_dir=str(tmp_path / "cache"), batch_size=2, bptt=3, **rules)  # type: ignore[arg-type]
+    corpus = load_corpus(data)
+    wanted = RAW.lower() if data.lowercase else RAW
+    assert corpus.vocabulary.decode(corpus.splits["test"].tolist()) == wanted
+    assert corpus.facts["test"].characters == len(RAW)
+    assert corpus.facts["test"].words == len(RAW.split()) + 5
+    assert load_corpus(data).fingerprint == corpus.fingerprint
+    # A model says with its vocabulary how text is read; the keys of the configuration are not asked again.
+    assert load_split(DataConfig(dataset=str(tmp_path), cache_dir=data.cache_dir), "test", corpus.vocabulary).equal(
+        corpus.splits["test"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"level": "bpe"}, r"needs data\.max_size"),
+        ({"level": "bpe", "max_size": 200}, "of at least 258"),
+        ({"level": "char", "tokenizer": "moses"}, r"data\.level is char"),
+    ],
+)
+def test_what_does_not_go_together(keys: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        DataConfig(**keys)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("library", ["sacremoses", "tokenizers"])
+def test_a_library_that_is_missing_is_named(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, library, None)
+    with pytest.raises(
+        UserError, match=rf"pip install 'lstmlm\[{ {'sacremoses': 'moses', 'tokenizers': 'bpe'}[library] }\]'"
+    ):
+        Vocabulary.build(["a"], "word" if library == "sacremoses" else "bpe", 1, 300, "moses")
+
+
+@pytest.mark.parametrize("tokenizer", ["whitespace", "moses"])
+def test_generation_from_raw_text(tmp_path: Path, tokenizer: str, caplog: pytest.LogCaptureFixture) -> None:
+    text = RAW if tokenizer == "moses" else WORDS.replace("<eos>", "")
+    vocabulary = Vocabulary.build([text], tokenizer=tokenizer)
+    torch.manual_seed(0)
+    model = LSTMLanguageModel(ModelConfig(embedding_size=8, hidden_size=8), len(vocabulary))
+    with torch.no_grad():
+        model.decoder.bias.fill_(-50)
+        for word in (",", "fox", "time"):  # nothing but these is likely
+            model.decoder.bias[vocabulary.tokens.index(word)] = 0
+    save_pretrained(tmp_path, model, vocabulary, {"dataset": "x"})
+    raw = generate_text("Once upon a time, there was", 8, model=tmp_path, seed=3, raw=True)
+    assert raw.startswith("Once upon a time, there was")
+    assert caplog.messages == [], "every word of the prompt is known"
+    assert not set(MARKS) & set(raw.split())
+    assert " ," not in raw
+    plain_text = generate_text("Once upon a time , there was", 8, model=tmp_path, seed=3)
+    if tokenizer == "whitespace":
+        assert Moses(vocabulary).tokenize(raw) == plain_text.split()
+    else:
+        assert raw == generate_text("Once upon a time, there was", 8, model=tmp_path, seed=3)
+
+
+def test_a_prompt_stands_as_it_was_written() -> None:
+    words = Vocabulary.build([WORDS.replace("<eos>", "")])
+    ids = words.encode("fox .", eos=False)
+    assert words.go_on("A  strange\tprompt", ids) == "A  strange\tprompt fox ."
+    assert words.go_on("a ", ids) == "a fox ."
+    assert words.go_on("a\n", ids) == "a\nfox ."
+    assert words.go_on("", ids) == "fox ."
+    assert words.go_on("a ", []) == "a "
+    assert words.for_raw_text().go_on("A  strange prompt:", ids) == "A  strange prompt: fox."
+    assert words.for_raw_text().go_on("a fox", words.encode(", a @-@ fox", eos=False)) == "a fox, a-fox"
+    characters = Vocabulary.build([RAW], "char")
+    assert characters.go_on("a ", characters.encode(" b", eos=False)) == "a  b"

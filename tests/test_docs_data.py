@@ -1,0 +1,78 @@
+"""Every training command of docs/data.md reads the text that it says it reads."""
+
+import csv
+import gzip
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from lstmlm import load_config
+from lstmlm.data.corpus import load_corpus
+
+DOCS = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+COMMANDS = [line.split("#")[0].strip() for line in re.findall(r"^ {4}(lstmlm train .*)$", DOCS, re.MULTILINE)]
+LINES = [f"It is line {i}, of a well-known book." for i in range(40)]
+SPLITS = {"train": LINES[:36], "valid": LINES[36:38], "test": LINES[38:]}
+
+
+@pytest.fixture
+def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files that the commands name."""
+
+    def write(name: str, content: str) -> None:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
+
+    def text(lines: list[str]) -> str:
+        return "".join(f"{line}\n" for line in lines)
+
+    monkeypatch.chdir(tmp_path)
+    write("book.txt", text(LINES))
+    for split, lines in SPLITS.items():
+        write(f"folder/{split}.txt", text(lines))
+        write(f"wiki/wiki.{split}.tokens", text(lines))
+        if split != "train":
+            write(f"several/{split}.txt", text(lines))
+            write(f"rows/{split}.jsonl", "".join(json.dumps({"story": line}) + "\n" for line in lines))
+    for number, first in enumerate(range(0, 36, 6), 1):
+        lines = LINES[first : first + 6]
+        write(f"several/train/{number}.txt.gz", text(lines))
+        write(f"rows/train-{number:05}.jsonl", json.dumps({"story": "\n".join(lines)}) + "\n")
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) == 7
+
+
+@pytest.mark.usefixtures("texts")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command: str, tmp_path: Path) -> None:
+    config = load_config([*shlex.split(command)[2:], f"--data.cache_dir={tmp_path / 'cache'}"])
+    corpus = load_corpus(config.data)
+    for split, lines in zip(("train", "validation", "test"), SPLITS.values(), strict=True):
+        assert corpus.facts[split].lines == len(lines)
+        if config.data.min_count == 1:
+            wanted = "".join(f"{line}\n" for line in lines)
+            known = corpus.facts[split].unknown == 0
+            assert not known or corpus.vocabulary.decode(corpus.splits[split].tolist()) == wanted
+
+
+def test_every_form_of_the_table(tmp_path: Path) -> None:
+    """Forms that no command names: a CSV, and Parquet through pandas, as people write them."""
+    import pandas
+
+    frame = pandas.DataFrame({"text": LINES, "number": range(40)})
+    frame.to_parquet(tmp_path / "book.parquet")
+    frame.to_csv(tmp_path / "book.csv", index=False, quoting=csv.QUOTE_MINIMAL)
+    frame.to_json(tmp_path / "book.jsonl.gz", orient="records", lines=True)
+    loaded = {
+        load_corpus(
+            load_config([f"--data.dataset={tmp_path / name}", f"--data.cache_dir={tmp_path / 'cache'}"]).data
+        ).fingerprint
+        for name in ("book.parquet", "book.csv", "book.jsonl.gz")
+    }
+    assert len(loaded) == 1

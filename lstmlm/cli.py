@@ -273,7 +273,7 @@ def report(argv: Arguments = None) -> int:
 
 
 def export(argv: Arguments = None) -> int:
-    """A saved model for others: an ONNX graph, a folder for transformers, a repository on the Hub."""
+    """A saved model for others: ONNX, transformers, or a repository on the Hub."""
     parser = argument_parser("A saved model in the formats of others. Prints where it is now.")
     parser.add_argument("model", type=str | None, nargs="?", default=None, help=MODEL_HELP)
     parser.add_argument(

@@ -158,15 +158,15 @@ def _axes(figure: "Figure", axes: "Axes", plot: Plot, unit: str, points: Sequenc
     """Title, scales, and ticks with their unit."""
     from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    if plot.key.startswith("valid/"):  # the first steps would take the whole height
-        later = [y for x, y in points if x >= 0.05 * axes.dataLim.x1]
-        axes.set_ylim(top=max(later) + 0.05 * (max(later) - axes.dataLim.y0))
     low, high = axes.dataLim.intervaly
     logarithmic = plot.log and low > 0 and high > 2 * low
     if logarithmic:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7), numticks=9))
         axes.yaxis.set_minor_formatter(NullFormatter())
+    if plot.key.startswith("valid/"):  # the first steps would take the whole height
+        later = [y for x, y in points if x >= 0.05 * axes.dataLim.x1]
+        axes.set_ylim(top=max(later) + 0.05 * (max(later) - axes.dataLim.y0))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(

@@ -62,6 +62,17 @@ def test_a_metric_that_no_run_has_gives_no_plot(write_run: WriteRun) -> None:
     assert drawn == ["loss-over-tokens", "perplexity-over-tokens"]
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_runs_of_very_different_perplexities_share_a_plot(write_run: WriteRun) -> None:
+    records = read_runs([write_run("toy", metric_lines(10, 6)), write_run("words", metric_lines(300, 200))])
+    for plot in PLOTS:
+        figure = draw(plot, records)
+        assert figure is not None
+        if plot.key == "valid/ppl":
+            low, high = figure.axes[0].get_ylim()
+            assert 0 < low < 6 < 200 < high
+
+
 def test_runs_are_told_apart() -> None:
     styles = [(plots.colour(place), plots.dashes(place)) for place in range(24)]
     assert len(set(styles)) == 24

@@ -89,7 +89,7 @@ def subwords() -> Vocabulary:
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 @settings(max_examples=100, deadline=None)
 def test_subwords_there_and_back(subwords: Vocabulary, text: str) -> None:
-    text = plain(text)
+    text = plain(text).replace("<", "")  # `<unk>` and `<eos>` written in a text are those tokens
     ids = subwords.encode(text, eos=False)
     assert subwords.decode(ids) == text
     assert ids == subwords.encode_much(text).tolist()

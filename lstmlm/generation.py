@@ -121,7 +121,7 @@ def generate_texts(
 
 
 def stream_text(prompt: str, model: str | Path | None = None, seed: int | None = None, **options: Any) -> Iterator[str]:
-    """The text of `generate_text` in pieces, as they come: the prompt, then a token at a time.
+    """The text of `generate_text` in pieces, as they come: the prompt, then a token at a time; where Moses cut the words, in one piece.
 
     Args:
         prompt, model, seed: As for `generate_text`.
@@ -130,6 +130,10 @@ def stream_text(prompt: str, model: str | Path | None = None, seed: int | None =
     sampling = Sampling(**options)
     language_model, vocabulary = load_pretrained(find_model(model), default_device())
     (ids,) = _encode([prompt], vocabulary)
+    if vocabulary.tokenizer == "moses":  # a word that follows may move the marks before it
+        (new,) = _sample(language_model, vocabulary, [ids], [0], sampling, seed)
+        yield vocabulary.go_on(prompt, new)
+        return
     yield prompt
     line: list[int] = []  # that the tokens go on with
     shown = ""  # of it

@@ -72,7 +72,7 @@ def test_a_run_directory_stands_for_its_model(model: LSTMLanguageModel, tmp_path
 def test_the_card_names_data_and_size(model: LSTMLanguageModel, tmp_path: Path) -> None:
     save_pretrained(tmp_path, model, words(31), DATA)
     card = ModelCard.load(tmp_path / "README.md")
-    assert card.data.library_name == "lstmlm"
+    assert card.data.to_dict()["library_name"] == "lstmlm"
     assert card.data.datasets == ["toy"]
     assert card.data.eval_results is None
     assert "31 types" in card.text

@@ -131,8 +131,8 @@ def stream_text(prompt: str, model: str | Path | None = None, seed: int | None =
     language_model, vocabulary = load_pretrained(find_model(model), default_device())
     (ids,) = _encode([prompt], vocabulary)
     if vocabulary.tokenizer == "moses":  # a word that follows may move the marks before it
-        (new,) = _sample(language_model, vocabulary, [ids], [0], sampling, seed)
-        yield vocabulary.go_on(prompt, new)
+        (continuation,) = _sample(language_model, vocabulary, [ids], [0], sampling, seed)
+        yield vocabulary.go_on(prompt, continuation)
         return
     yield prompt
     line: list[int] = []  # that the tokens go on with

@@ -1,6 +1,6 @@
 # make smoke     train the toy language on the CPU, under a minute
 # make test      the tests that CI runs; they need no GPU and no data set
-# make test-fast those of them that start no processes
+# make test-fast those of them that start no processes and train no whole runs
 # make test-all  the longer matrix too
 # make lint      ruff and mypy
 

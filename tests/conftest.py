@@ -20,7 +20,8 @@ WIKITEXT = "LSTMLM_WIKITEXT"  # folder of WikiText-2 in Hub layout
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.is_relative_to(ROOT / "tests" / "system"):
+        starts_processes = "cli" in getattr(item, "fixturenames", ())
+        if starts_processes or item.path.is_relative_to(ROOT / "tests" / "system"):
             item.add_marker(pytest.mark.system)
 
 

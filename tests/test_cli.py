@@ -9,6 +9,8 @@ import pytest
 from lstmlm import cli
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.system  # whole runs or processes
+
 
 def lstmlm(*arguments: str) -> "subprocess.CompletedProcess[str]":
     program = "import sys; from lstmlm.cli import main; sys.exit(main())"

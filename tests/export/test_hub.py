@@ -15,6 +15,8 @@ from tests.conftest import ROOT
 from tests.export.hub_standin import Repositories, standin
 from tests.export.test_transformers import WORDS, make_model
 
+pytestmark = pytest.mark.system  # whole runs or processes
+
 pytest.importorskip("transformers")
 
 

@@ -14,6 +14,8 @@ from lstmlm.config import ModelConfig
 from lstmlm.export.transformers import build_tokenizer, export_transformers
 from lstmlm.model.pretrained import load_pretrained, save_pretrained
 
+pytestmark = pytest.mark.system  # whole runs or processes
+
 pytest.importorskip("transformers")
 WORDS = ["<unk>", "<eos>", *(f"w{i}" for i in range(29))]
 

@@ -17,6 +17,7 @@ from tests.report.conftest import SUMMARY, WriteRun, metric_lines
 from tests.system.launcher import error_lines
 from tests.training.test_loop import fresh_train
 
+pytestmark = pytest.mark.system  # whole runs or processes
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 

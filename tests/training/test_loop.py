@@ -21,6 +21,8 @@ from lstmlm.training import checkpoint, run
 from lstmlm.training.step import TrainStep
 from tests.conftest import forget_accelerate
 
+pytestmark = pytest.mark.system  # whole runs or processes
+
 # What depends on the machine and its load, not on the configuration.
 TIMINGS = ("train/tokens_per_second", "seconds", "time/", "memory/")
 

@@ -26,6 +26,8 @@ from tests.conftest import ROOT, forget_accelerate
 from tests.training.test_loop import PowerCutError, cut_power_at, fresh_train
 from tests.training.wandb_file import offline_runs
 
+pytestmark = pytest.mark.system  # whole runs or processes
+
 Small = Callable[..., list[str]]
 TRACKED = ("--tracking.trackers=[wandb]", "--tracking.mode=offline")
 

@@ -47,7 +47,7 @@ def opening(config: Config, corpus: Corpus, train_step: TrainStep, accelerator: 
 
 
 def closing(summary: dict[str, Any], steps_per_epoch: int, run_dir: Path) -> list[str]:
-    """What came of a run, and what to try next. The last line is the result.
+    """The results of a run and commands to try next. The last line is the result.
 
     Args:
         summary: As `summary.json`.
@@ -72,7 +72,7 @@ def closing(summary: dict[str, Any], steps_per_epoch: int, run_dir: Path) -> lis
 
 
 def resume_command(run_dir: str | Path | None) -> str:
-    """The command that goes on with a run, as this process was started, by one rank."""
+    """The command that resumes a run with one rank, by the same program as this process."""
     script = Path(sys.argv[0])
     program = f"python {shlex.quote(str(script))}" if script.suffix == ".py" else "lstmlm train"
     return f"{program} --train.run_dir {shlex.quote(str(run_dir))} --train.resume true"

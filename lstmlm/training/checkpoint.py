@@ -6,8 +6,9 @@
         manifest.json        size and SHA-256 of the other two; written last: with it the checkpoint is complete
 
 A checkpoint is written into a folder whose name starts with a dot, flushed, and renamed. Nothing in it is a pickle, so
-that to load somebody's checkpoint runs no code. Only a folder of exactly such a name, with nothing but these files in it and the
-step of its name, is a checkpoint of ours: no other is gone on from, and no other is ever deleted.
+that to load somebody's checkpoint runs no code. A folder counts as a checkpoint only where its name has exactly this form, it
+holds these files and no others, and the step in `state.json` is the step of its name. A run resumes from no other folder and
+deletes no other folder.
 """
 
 import hashlib
@@ -113,10 +114,10 @@ class Interval:
 
 @dataclass
 class Seconds:
-    """Where the time of a run went, summed over its starts; what was lost with a kill is not in it.
+    """Where the time of a run went, summed over its starts. Work that a kill destroyed is not counted.
 
     Attributes:
-        total: Wall time, from the opening of the run directory on.
+        total: Wall time since the run directory was opened.
         training: In steps.
         evaluation: In validation and final scoring.
         saving: Of checkpoints and models.
@@ -152,7 +153,7 @@ class Saved:
     """The content of `state.json`.
 
     Attributes:
-        config: Of the run; a key that its version did not have is at its default.
+        config: Of the run. A key that the writing version did not know has its default.
         data_fingerprint: Of vocabulary and tokens.
         cursor: Where the run stands.
         interval: What is not logged yet.
@@ -160,7 +161,7 @@ class Saved:
         versions: Of the packages that decide what is computed.
         seconds: Where the time went.
         scaler: State of fp16's gradient scaler.
-        masks: Which function made the dropout masks.
+        masks: Name of the function that made the dropout masks.
     """
 
     config: Config
@@ -212,12 +213,12 @@ def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[st
         manifest = {name: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for name, c in contents.items()}
         write_file(temporary / MANIFEST, to_json(manifest, indent=2))
         sync_folder(temporary)
-        if target.exists():  # damaged, or the run would have gone on from it: out of the way
+        if target.exists():  # it is damaged: the run would have resumed from a whole one
             _delete(target)
         temporary.rename(target)
         sync_folder(folder)
         published = [path for path in checkpoints(folder) if _is_ours(path)]
-        # Newer ones were damaged: the run went on from before them.
+        # Checkpoints of later steps were damaged: the run has resumed from an earlier one.
         newer = published[: published.index(target)]
         for other in newer + published[len(newer) + keep :]:
             _delete(other)
@@ -231,13 +232,13 @@ def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[st
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Whatever has exactly a checkpoint's name, newest first.
+    """Everything whose name is exactly a checkpoint's, newest first.
 
     Raises:
         UserError: The folder cannot be read.
     """
     try:
-        names = os.listdir(folder)  # noqa: PTH208 (Path.glob would say nothing of a folder that cannot be read)
+        names = os.listdir(folder)  # noqa: PTH208 (Path.glob is silent about a folder that cannot be read)
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -247,7 +248,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def whole(folder: Path) -> Iterator[tuple[Path, Saved | str]]:
-    """The checkpoints, newest first, each with its values, or with what keeps it from being whole.
+    """The checkpoints, newest first, each with its values, or with the reason why it is not whole.
 
     Raises:
         UserError: The folder cannot be read.
@@ -263,7 +264,7 @@ def verify(path: Path) -> Saved:
     """Values of a checkpoint.
 
     Raises:
-        UserError: It is not whole: what keeps it from being so.
+        UserError: It is not whole; the message says why.
     """
     foreign = _foreign_content(path)
     if foreign:
@@ -391,7 +392,7 @@ def _step(path: Path) -> int:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a path with a checkpoint's name is one that this run has written, damaged or not; a copy of another step is not."""
+    """Whether this run has written the checkpoint at a path, damaged or not. A copy under the name of another step is not ours."""
     if _foreign_content(path):
         return False
     try:
@@ -401,7 +402,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _foreign_content(path: Path) -> str | None:
-    """What a folder is or holds that no checkpoint is or holds, or None."""
+    """Why a path cannot be one of our checkpoints: it is no folder, or holds a file that no checkpoint holds. None where it can."""
     if path.is_symlink() or not path.is_dir():
         return "it is not a folder"
     foreign = sorted(

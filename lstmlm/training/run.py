@@ -74,7 +74,7 @@ class Run:
 
     Attributes:
         config: With `train.run_dir` too.
-        finished: How the run ended, where the directory holds it whole; else None.
+        finished: How the run ended, where it is finished already; else None.
         cursor: Where the run stands.
     """
 
@@ -224,7 +224,7 @@ class Run:
         self.progress.show(self.cursor.step, loss, _exp(loss), tokens_per_second)
 
     def validate(self, interrupted: Callable[[], bool] = lambda: False) -> None:
-        """Validation perplexity; the best model so far is exported. Interrupted, it is owed, and done first on resuming.
+        """Measure validation perplexity and export the best model so far. A validation that a stop interrupts is the first thing that a resume does.
 
         Raises:
             UserError: The loss is not finite.

@@ -6,7 +6,7 @@ samples.jsonl    sample texts, one JSON object for each validation
 checkpoints/     see `checkpoint`
 model/           the best model so far, see `pretrained`
 summary.json     the final figures; written last, so it marks a finished run
-evaluations/     results of `evaluate --json` that somebody put there, for the report
+evaluations/     results of `evaluate --json` that the user put there, for the report
 .lock            held while a process trains here
 """
 
@@ -26,7 +26,7 @@ from lstmlm.files import locked, read_json, read_lines, read_yaml, replace_file,
 
 
 class Summary(TypedDict):
-    """What every `summary.json` holds, among others."""
+    """The fields that every `summary.json` has; there are others."""
 
     valid: dict[str, Any]
     test: dict[str, Any]
@@ -50,11 +50,11 @@ class RunDirectory:
         self.summary = self.path / "summary.json"
         self.evaluations = self.path / "evaluations"
         self.tensorboard = self.path / "tensorboard"
-        self._made: list[Path] = []  # folders that go again where a start fails
+        self._made: list[Path] = []  # made here; removed again where the start fails
 
     @classmethod
     def new(cls, config: Config) -> "RunDirectory":
-        """Make the directory of a run that names none, `runs/<UTC time>-<name>`; with a number where several begin in one second.
+        """Make `runs/<UTC time>-<name>`, the directory of a run that names none. Runs that begin in the same second get a number.
 
         Raises:
             OSError: It cannot be made.
@@ -78,7 +78,7 @@ class RunDirectory:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Make the directory and hold it within a block. Where the block leaves nothing in it, what was made goes again.
+        """Make the directory and hold its lock within a block. Folders made here are removed again if the block leaves them empty.
 
         Raises:
             UserError: Another process holds it.
@@ -96,7 +96,7 @@ class RunDirectory:
                 ) from None
             except OSError as error:
                 raise UserError(
-                    f"cannot lock {lock}: {error.strerror}; train.run_dir needs a file system with flock, and no link there"
+                    f"cannot lock {lock}: {error.strerror}; train.run_dir must be on a file system with flock, and .lock must not be a link"
                 ) from None
             try:
                 yield
@@ -126,7 +126,7 @@ class RunDirectory:
             )
 
     def refuse_to_start_afresh(self) -> Config | None:
-        """Refuse a directory without a checkpoint that holds more than a run leaves before its first one.
+        """Refuse a directory without a checkpoint whose other files show that there was one.
 
         Returns:
             The configuration of that run; None where there is nothing.
@@ -154,7 +154,7 @@ class RunDirectory:
         return config
 
     def _present(self) -> list[Path]:
-        """What is there of a run."""
+        """The files of a run that exist."""
         paths = (self.config, self.metrics, self.samples, self.checkpoints, self.model, self.summary)
         return [path for path in paths if os.path.lexists(path)]
 

@@ -1,4 +1,4 @@
-"""The events of a run, where people look at them: two files of lines always, and the trackers, started through Accelerate."""
+"""Writes the events of a run where people look: always to two files of JSON lines, and to the trackers that Accelerate starts."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ PROJECT = "lstmlm"  # where neither the configuration nor WANDB_PROJECT names on
 
 
 class Tracker(Protocol):
-    """What a tracker does with a run's events. A tracker that needs more than Accelerate's has a file of its own."""
+    """What a tracker does with a run's events."""
 
     name: str
 
@@ -47,7 +47,7 @@ class Tracker(Protocol):
 
 
 class ScalarTracker:
-    """One of Accelerate's trackers as it is: metrics over `tokens`, and nothing else."""
+    """One of Accelerate's trackers. It shows metrics over `tokens` and nothing else."""
 
     def __init__(self, tracker: Any) -> None:
         self.name: str = tracker.name
@@ -72,7 +72,7 @@ class ScalarTracker:
 
 
 class TrackioTracker(ScalarTracker):
-    """trackio, which keeps the key `step` for its axis, and ends a run that was not ended through the module again at exit."""
+    """trackio. It keeps the key `step` for its own axis. A run that `trackio.finish` has not ended is ended a second time at exit."""
 
     def metrics(self, values: dict[str, Any]) -> None:
         """As `Tracker`."""
@@ -86,7 +86,7 @@ class TrackioTracker(ScalarTracker):
 
 
 class Tracking:
-    """The events of one run; every rank has one, only the main rank's writes.
+    """Sends the events of a run to the files and the trackers. Every rank has one; only the main rank's writes.
 
     Args:
         config: Of the run, resolved.
@@ -104,23 +104,25 @@ class Tracking:
         self.resume_count = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: run id, resume count, and the lengths of the files of lines, flushed to the disk."""
+        """What a checkpoint keeps: run id, resume count, and the lengths of the two files, flushed to the disk."""
         lengths = {key: _flushed_length(path) for key, path in self._files.items()}
         return {"run_id": self.run_id, "resume_count": self.resume_count, **lengths}
 
     def load_state_dict(self, values: Logged) -> None:
-        """Go on where `state_dict` was taken: lines written after it are cut off."""
+        """Go on from where `state_dict` was taken. Lines written after it are cut off."""
         self.run_id = os.environ.get("WANDB_RUN_ID") or values.run_id
         self.resume_count = values.resume_count + 1
         if self._accelerator.is_main_process:
             lengths = asdict(values)
             for key, path in self._files.items():
                 if not cut_lines(path, lengths[key]):
-                    print_line(f"warning: {path} was damaged: lines of before the checkpoint are lost; the run goes on")
+                    print_line(
+                        f"warning: {path} was damaged: lines from before the checkpoint are lost; the run goes on"
+                    )
 
     @property
     def _files(self) -> dict[str, Path]:
-        """The files of lines, by the key of their length in a checkpoint."""
+        """The two files of JSON lines, by the key of their length in a checkpoint."""
         return {"metrics_bytes": self._directory.metrics, "samples_bytes": self._directory.samples}
 
     def start(self, facts: dict[str, Any]) -> None:
@@ -222,7 +224,7 @@ class Tracking:
 
 
 def git_state() -> dict[str, Any]:
-    """Commit of the checkout this package is imported from, and whether it was changed since; None where it is not one."""
+    """Commit of the git checkout that this package is imported from, and whether files have changed since. None outside a checkout."""
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]

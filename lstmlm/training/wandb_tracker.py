@@ -34,7 +34,7 @@ class WandbTracker:
         run.define_metric("valid/ppl", step_metric="tokens", summary="min,last")
 
     def metrics(self, values: dict[str, Any]) -> None:
-        """A line of metrics. Without a step: W&B drops steps that go backwards after a resume."""
+        """A line of metrics. It is logged without a step, since W&B drops steps that go backwards after a resume."""
         self._run.log(values)
 
     def samples(self, tokens: int, texts: list[str]) -> None:
@@ -57,7 +57,7 @@ class WandbTracker:
         self._run.alert(title, text, level="ERROR")
 
     def finish(self, status: int) -> None:
-        """The run's end, shown as finished, failed, or preempted."""
+        """End the run, which W&B then shows as finished, failed or preempted."""
         if status in PREEMPTED:
             self._run.mark_preempting()
         self._run.finish(exit_code=status)
@@ -69,7 +69,7 @@ def init_arguments(
     """Arguments of `wandb.init`: the same run again after a resume, and never a question at the terminal.
 
     Args:
-        config: Of the trackers. What it leaves open is W&B's own environment's, WANDB_NAME and its like.
+        config: Of the trackers. Where it is silent, W&B's environment variables hold (WANDB_NAME and others).
         run_dir: Of the run.
         run_id: Of the run, the same over all of its starts.
         facts: What a reader of the run should know.
@@ -99,7 +99,7 @@ def init_arguments(
 
 
 def _problem_online() -> str | None:
-    """Why a run cannot log online now, told within seconds; None where it can."""
+    """Why a run cannot log online now, or None where it can. The answer takes a few seconds at most."""
     import wandb
 
     wandb.setup()  # the limits of the run's own requests are read here, before the shorter one is set

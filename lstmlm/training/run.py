@@ -224,7 +224,9 @@ class Run:
         self.progress.show(self.cursor.step, loss, _exp(loss), tokens_per_second)
 
     def validate(self, interrupted: Callable[[], bool] = lambda: False) -> None:
-        """Measure validation perplexity and export the best model so far. A validation that a stop interrupts is the first thing that a resume does.
+        """Measure validation perplexity, and export the model where it is the best so far.
+
+        A validation that a stop cuts short is repeated first when the run is resumed.
 
         Raises:
             UserError: The loss is not finite.

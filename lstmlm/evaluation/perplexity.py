@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lstmlm.data.table import IGNORE, Table
 from lstmlm.model.language_model import LSTMLanguageModel
-from lstmlm.runtime.distributed import sum_over_ranks
+from lstmlm.runtime.distributed import rounds, sum_over_ranks
 from lstmlm.runtime.hardware import ieee_products
 
 SEGMENT_TOKENS = 1024  # targets scored at a time, over a rank's columns; the result does not depend on it
@@ -107,12 +107,47 @@ def evaluate_stream(
     rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     table = Table(stream, columns, rank, world_size, model.embedding.weight.device)
     nll = torch.zeros((), dtype=torch.float64)
-    if table.local_columns:
-        for segment_nll in _score_table(table, StaticScorer(model, table.local_columns), bptt, interrupted):
+    local = table.local_columns
+    segments = _score_table(table, StaticScorer(model, local), bptt, interrupted) if local else iter(())
+    for segment_nll, _ in rounds(accelerator, segments):
+        if segment_nll is not None:
             nll += segment_nll.double().sum()
     if accelerator:
         nll = sum_over_ranks(accelerator, nll)
     return Evaluation(len(stream), table.num_targets, nll.item(), columns)
+
+
+@torch.no_grad()
+@ieee_products()
+def evaluate_whole(
+    model: LSTMLanguageModel,
+    streams: Sequence[Tensor],
+    accelerator: Accelerator,
+    scored: Callable[[int], object] = lambda targets: None,
+) -> list[Evaluation]:
+    """Static perplexity of a model on several streams, each at one column by one rank: the figures of one rank, to the bit.
+
+    Args:
+        model: The bare model, not wrapped.
+        streams: Each int32 (n,); they are dealt out to the ranks.
+        accelerator: Every rank calls this.
+        scored: Called with about the number of targets that all ranks scored since the last call.
+    """
+    own = range(accelerator.process_index, len(streams), accelerator.num_processes)
+    device = model.embedding.weight.device
+    nll = torch.zeros(len(streams), dtype=torch.float64)
+    segments = (
+        (i, segment_nll)
+        for i in own
+        for segment_nll in _score_table(Table(streams[i], 1, device=device), StaticScorer(model, 1), None)
+    )
+    for segment, working in rounds(accelerator, segments):
+        if segment is not None:
+            i, segment_nll = segment
+            nll[i] += segment_nll.double().sum()
+        scored(working * SEGMENT_TOKENS)
+    sums = sum_over_ranks(accelerator, nll).tolist()
+    return [Evaluation(len(stream), len(stream) - 1, nll, 1) for stream, nll in zip(streams, sums, strict=True)]
 
 
 @torch.no_grad()

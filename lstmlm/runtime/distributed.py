@@ -3,11 +3,11 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +17,8 @@ from torch import distributed as dist
 
 from lstmlm.console import UsageError, UserError
 from lstmlm.files import cannot_write
+
+T = TypeVar("T")
 
 STOP_SIGNALS = [
     getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)
@@ -97,6 +99,29 @@ def sum_over_ranks(accelerator: Accelerator, values: Tensor) -> Tensor:
         values = values.to(accelerator.device, copy=True)
         dist.all_reduce(values)
     return values
+
+
+def rounds(accelerator: Accelerator | None, items: Iterable[T]) -> Iterator[tuple[T | None, int]]:
+    """Each rank's own items, one a round. The ranks meet after every round, until all are at their end.
+
+    A rank with little to do, or nothing, so waits for one item of the others at a time: long work is not taken for a lost rank.
+
+    Args:
+        accelerator: None = one rank.
+        items: Of this rank; each takes much less than `train.timeout_minutes`.
+
+    Yields:
+        This rank's item, None where it has no more, and how many ranks had one.
+    """
+    own = iter(items)
+    while True:
+        item = next(own, None)
+        working = torch.tensor(int(item is not None))
+        if accelerator is not None:
+            working = sum_over_ranks(accelerator, working)
+        if not working:
+            return
+        yield item, int(working)
 
 
 class StopRequest:

@@ -18,7 +18,7 @@ from lstmlm.config import Config
 from lstmlm.console import Progress, UserError, perplexity, print_line
 from lstmlm.data.corpus import Corpus
 from lstmlm.data.sources import subset_of
-from lstmlm.evaluation.perplexity import SEGMENT_TOKENS, Evaluation, evaluate_stream
+from lstmlm.evaluation.perplexity import SEGMENT_TOKENS, Evaluation, evaluate_stream, evaluate_whole
 from lstmlm.files import read_file, replace_file, sweep
 from lstmlm.model.pretrained import CARD, FILES, WEIGHTS, load_pretrained, model_card, save_pretrained
 from lstmlm.runtime.distributed import fail_together, main_tensors, main_value
@@ -314,7 +314,7 @@ class Run:
             best = load_pretrained(self.directory.model)[0].weights() if self._is_main else None
         self.train_step.model.load_weights(main_tensors(self.accelerator, best))
         self.progress.line("scoring the validation and the test split at one column")
-        valid, test = self._evaluate("validation", 1), self._evaluate("test", 1)
+        valid, test = self._evaluate_whole("validation", "test")
         self._log(
             {
                 "final/valid_loss": valid.loss,
@@ -482,7 +482,7 @@ class Run:
         with fail_together(self.accelerator), self._timed("tracking"):
             self.tracking.metrics({**self._position, "seconds": self._total_seconds, **metrics})
 
-    def _evaluate(self, split: str, columns: int, interrupted: Callable[[], bool] = lambda: False) -> Evaluation:
+    def _evaluate(self, split: str, columns: int, interrupted: Callable[[], bool]) -> Evaluation:
         stream = self.corpus.splits[split]
         scored = SEGMENT_TOKENS * self.accelerator.num_processes
 
@@ -494,6 +494,19 @@ class Run:
             result = evaluate_stream(
                 self.train_step.model, stream, columns, self.accelerator, interrupted=between_segments
             )
+        self._refuse_unless_finite(split, result)
+        return result
+
+    def _evaluate_whole(self, *splits: str) -> list[Evaluation]:
+        streams = [self.corpus.splits[split] for split in splits]
+        targets = sum(len(stream) - 1 for stream in streams)
+        with self._timed("evaluation"), self.progress.scoring(f"scoring {' and '.join(splits)}", targets) as tick:
+            results = evaluate_whole(self.train_step.model, streams, self.accelerator, tick)
+        for split, result in zip(splits, results, strict=True):
+            self._refuse_unless_finite(split, result)
+        return results
+
+    def _refuse_unless_finite(self, split: str, result: Evaluation) -> None:
         if not math.isfinite(result.loss):
             message = (
                 f"the {split} loss is not finite after step {self.cursor.step} (nll {result.nll}): no model and no checkpoint was "
@@ -501,7 +514,6 @@ class Run:
             )
             self.tracking.alert("the loss is not finite", message)
             raise UserError(message)
-        return result
 
     def _samples(self) -> list[str]:
         vocabulary = self.corpus.vocabulary

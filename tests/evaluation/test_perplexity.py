@@ -2,11 +2,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch.nn import functional as F
 
 from lstmlm import LSTMLanguageModel
 from lstmlm.config import ModelConfig
-from lstmlm.evaluation.perplexity import evaluate_stream
+from lstmlm.evaluation.perplexity import evaluate_stream, evaluate_whole
 from lstmlm.runtime.hardware import set_float32_products
 
 
@@ -104,3 +105,11 @@ def test_float32_products_whatever_was_chosen_for_all() -> None:
 
 def test_more_columns_than_targets(model: LSTMLanguageModel) -> None:
     assert evaluate_stream(model, torch.tensor([1, 2, 3], dtype=torch.int32), 10).columns == 2
+
+
+def test_whole_streams_are_scored_as_by_themselves(model: LSTMLanguageModel) -> None:
+    streams = [torch.randint(31, (size,), dtype=torch.int32) for size in (2500, 40)]
+    scored: list[int] = []
+    results = evaluate_whole(model, streams, Accelerator(cpu=True), scored.append)
+    assert results == [evaluate_stream(model, stream) for stream in streams]
+    assert len(scored) == 4

@@ -1,11 +1,13 @@
 """scripts/train.py with a fault put into one rank.
 
-FAULT=kind (exception, kill, pause, pause_validation, nan, disk), FAULT_RANK=r, FAULT_STEP=k; FAULT_ONCE spares restarts.
+FAULT=kind (exception, kill, pause, pause_validation, nan, disk; in the final scoring: slow_end, kill_end, hang_end),
+FAULT_RANK=r, FAULT_STEP=k; FAULT_ONCE spares restarts.
 """
 
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,12 @@ from lstmlm import LSTMLanguageModel
 from lstmlm.cli import train
 from lstmlm.console import run_script
 from lstmlm.evaluation import perplexity
-from lstmlm.training import checkpoint
+from lstmlm.training import checkpoint, run
 from lstmlm.training.step import TrainStep
 
 KIND, RANK, STEP = os.environ["FAULT"], os.environ["FAULT_RANK"], int(os.environ["FAULT_STEP"])
 call, write_file, score = TrainStep.__call__, checkpoint.write_file, LSTMLanguageModel.score
+evaluate_whole = run.Run._evaluate_whole
 scored = 0
 
 
@@ -47,6 +50,22 @@ def pausing_score(self: LSTMLanguageModel, *args: Any) -> Any:
     return score(self, *args)
 
 
+def at_the_end(self: run.Run, *splits: str) -> Any:
+    """Score some 20 segments at the end, 1 s each, of which the third is the last."""
+    perplexity.SEGMENT_TOKENS = 25
+    LSTMLanguageModel.score = slow_score  # type: ignore[method-assign]
+    return evaluate_whole(self, *splits)
+
+
+def slow_score(self: LSTMLanguageModel, *args: Any) -> Any:
+    global scored
+    scored += 1
+    if scored == 3 and KIND == "kill_end":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(600 if scored == 3 and KIND == "hang_end" else 1)
+    return score(self, *args)
+
+
 def full_disk(path: Path, content: bytes) -> None:
     if path.name == "state.safetensors" and f"step_{STEP:08d}" in str(path):
         raise OSError(28, "No space left on device")
@@ -60,6 +79,8 @@ if __name__ == "__main__":
         if KIND == "pause_validation":
             LSTMLanguageModel.score = pausing_score  # type: ignore[method-assign]
             perplexity.SEGMENT_TOKENS = 100  # several segments in the small text
+        if KIND.endswith("_end"):
+            run.Run._evaluate_whole = at_the_end  # type: ignore[method-assign]
         if KIND == "disk":
             checkpoint.write_file = full_disk
     sys.exit(run_script(train))

@@ -17,9 +17,12 @@ from accelerate.utils import DistributedType
 
 from lstmlm import load_config
 from lstmlm.console import UsageError
+from lstmlm.data.corpus import load_corpus
+from lstmlm.evaluation.perplexity import evaluate_stream
+from lstmlm.model.pretrained import load_pretrained
 from lstmlm.runtime.launch import _check_cuda_graph
 from lstmlm.training import checkpoint
-from tests.system.launcher import FAULTY, ROOT, TRAIN, error_lines, free_port, launch
+from tests.system.launcher import FAULTY, ROOT, TRAIN, command, error_lines, free_port, launch
 from tests.training.test_loop import metrics
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
@@ -205,6 +208,34 @@ def test_a_fault_of_one_rank_ends_all(
     assert all(checkpoint.verify(path) for path in found)
     assert len(found) == (0 if kind == "disk" else 1)
     assert not list((tmp_path / "run/checkpoints").glob(".*")), "no partial file"
+
+
+def test_scoring_at_the_end_is_shared_and_may_last_longer_than_the_timeout(
+    small: Callable[..., list[str]], tmp_path: Path, one_thread: None
+) -> None:
+    """Rank 1 scores the test split for 20 s, rank 0 the validation split and then waits; the timeout is 15 s."""
+    arguments = small("--train.max_steps=3", "--train.timeout_minutes=0.25")
+    faults = {"FAULT": "slow_end", "FAULT_RANK": "1", "FAULT_STEP": "-1", "CUDA_VISIBLE_DEVICES": ""}
+    result = run(command(2, arguments, FAULTY), **faults)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((tmp_path / "run/summary.json").read_bytes())
+    assert summary["seconds"]["evaluation"] > 15
+    model, _ = load_pretrained(tmp_path / "run")
+    corpus = load_corpus(load_config(arguments).data)
+    for split, name in (("validation", "valid"), ("test", "test")):
+        assert summary[name]["loss"] == evaluate_stream(model, corpus.splits[split]).loss, "of one rank, to the bit"
+
+
+@pytest.mark.parametrize("kind", ["kill_end", "hang_end"])
+def test_a_rank_lost_in_the_scoring_at_the_end_ends_the_others(
+    kind: str, small: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    arguments = small("--train.max_steps=3", "--train.timeout_minutes=0.25")
+    result = run(command(2, arguments, FAULTY), FAULT=kind, FAULT_RANK="1", FAULT_STEP="-1", CUDA_VISIBLE_DEVICES="")
+    assert result.returncode != 0
+    told = [line for line in error_lines(result.stderr) if "rank 0 lost the others" in line]
+    assert told or kind == "kill_end", "the launcher may end rank 0 before it has found out"
+    assert not (tmp_path / "run/summary.json").exists()
 
 
 def test_after_a_restart_by_the_launcher_the_run_is_the_same(small: Callable[..., list[str]], tmp_path: Path) -> None:

@@ -223,22 +223,37 @@ def read_yaml(path: Path, kind: type[T]) -> T:
 
 
 def _check(path: Path, content: bytes, parse: Any, kind: type[T], others: Literal["forbid", "allow"]) -> T:
+    try:
+        values = parse(content)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from None
+    return as_kind(path, values, kind, others)
+
+
+def as_kind(path: Path, values: Any, kind: type[T], others: Literal["forbid", "allow"] = "forbid") -> T:
+    """What was read from a file, as `read_json` gives it.
+
+    Raises:
+        UserError: It is not a `kind`.
+    """
     from pydantic import TypeAdapter, ValidationError
 
     try:
         plain = json.dumps(
-            parse(content), allow_nan=False
+            values, allow_nan=False
         )  # pydantic takes a JSON list for a tuple, but no other type for another
         return TypeAdapter(kind).validate_json(plain, strict=True, extra=others)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
-        reason = f"{place}: {first['msg']}" if place else first["msg"]
-    except UserError as error:  # a check of the dataclass itself
-        reason = str(error)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:300] or "it holds no text"
-    raise UserError(f"{path} is damaged or not of this project: {reason}")
+        raise _damaged(path, f"{place}: {first['msg']}" if place else first["msg"]) from None
+    except (UserError, ValueError, TypeError, RecursionError) as error:  # the first is a check of the dataclass itself
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, reason: object) -> UserError:
+    told = " ".join(str(reason).split())[:300] or "it holds no text"
+    return UserError(f"{path} is damaged or not of this project: {told}")
 
 
 class _Loader(yaml.SafeLoader):

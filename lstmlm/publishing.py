@@ -8,6 +8,7 @@ results/NAME/
     evaluations/*.json   what `lstmlm evaluate --json` printed for its model
 """
 
+import dataclasses
 import json
 import platform
 import shlex
@@ -21,9 +22,11 @@ import yaml
 
 from lstmlm.config import Config, flatten
 from lstmlm.console import UserError, print_line
-from lstmlm.evaluation.measure import evaluate
+from lstmlm.data.corpus import fingerprint
+from lstmlm.data.sources import SPLITS, dataset_name
+from lstmlm.evaluation.measure import Subject, evaluate
 from lstmlm.files import replace_file
-from lstmlm.model.pretrained import WEIGHTS, load_pretrained, model_card, model_folder, read_config, save_pretrained
+from lstmlm.model.pretrained import WEIGHTS, model_card, model_folder, save_pretrained, trained_on
 from lstmlm.runtime.hardware import default_threads, processor
 from lstmlm.training import checkpoint
 from lstmlm.training.checkpoint import Saved
@@ -53,8 +56,7 @@ def publish_results(run: str | Path, folder: str | Path, dataset: str | None = N
     for section, keys in PLACES.items():
         for key in keys:
             config[section].pop(key, None)
-    place = Path(config["data"]["dataset"]).expanduser()
-    config["data"]["dataset"] = dataset or (place.resolve().name if place.is_dir() else config["data"]["dataset"])
+    config["data"]["dataset"] = dataset or dataset_name(config["data"]["dataset"])
     content = directory.metrics.read_bytes()
     content = content[: content.rfind(b"\n") + 1]  # a run that goes on may be within a line
     summary = directory.read_summary()
@@ -196,15 +198,16 @@ def publish_model(
         UserError: The model or the data cannot be had.
     """
     source = model_folder(run)
-    model, vocabulary = load_pretrained(source)
-    data = {**read_config(source)["data"], "dataset": dataset}
-    place = place or read_config(source)["data"]["dataset"]
+    subject = Subject(source, place)
+    model, vocabulary, place = subject.model, subject.vocabulary, subject.data.dataset
+    data = trained_on(dataclasses.replace(subject.data, dataset=dataset))
+    fingerprints = {split: fingerprint(subject.split(split).stream) for split in SPLITS}
     with safetensors.safe_open(source / WEIGHTS, "pt") as file:
         metadata = file.metadata()
     with tempfile.TemporaryDirectory() as candidate:
         exact = evaluate(source, "test", dataset=place)
         for dtype in (torch.float16, torch.bfloat16, torch.float32):
-            save_pretrained(candidate, model, vocabulary, data, metadata, dtype)
+            save_pretrained(candidate, model, vocabulary, data, metadata, dtype, fingerprints=fingerprints)
             test = evaluate(candidate, "test", dataset=place)
             print_line(f"{dtype}: test perplexity {test.ppl:.4f}, of the run's own weights {exact.ppl:.4f}")
             if abs(test.ppl - exact.ppl) < TOLERANCE:
@@ -215,7 +218,7 @@ def publish_model(
         for split, result in (("validation", valid), ("test", test))
     }
     card = model_card(model, vocabulary, data, figures, name, license, notes)
-    save_pretrained(folder, model, vocabulary, data, metadata, dtype, card)
+    save_pretrained(folder, model, vocabulary, data, metadata, dtype, card, fingerprints)
 
 
 def _lines(content: bytes) -> list[dict[str, Any]]:

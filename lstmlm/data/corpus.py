@@ -74,6 +74,11 @@ class Corpus:
     facts: dict[str, SplitFacts]
     fingerprint: str
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """A hash of the tokens of each split."""
+        return {split: fingerprint(stream) for split, stream in self.splits.items()}
+
     def lines(self) -> list[str]:
         """What the text is, in a line for each split, to be shown before training."""
         told = []
@@ -112,6 +117,11 @@ def load_corpus(data: DataConfig) -> Corpus:
     )
     _warn(corpus.facts, data)
     return corpus
+
+
+def fingerprint(stream: Tensor) -> str:
+    """A hash of the tokens of a stream, int32 (n,)."""
+    return hashlib.sha256(stream.numpy().data).hexdigest()
 
 
 def load_split(data: DataConfig, split: str, vocabulary: Vocabulary) -> Tensor:

@@ -1,6 +1,7 @@
 """Which text makes which split: files of several forms, a data set in the Hub's layout or on the Hub, or the toy language."""
 
 import hashlib
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from lstmlm.config import DataConfig
 from lstmlm.console import UsageError, UserError
 from lstmlm.data import toy
 from lstmlm.data.reading import check_column, form_of, read_blocks, row_text, rows_to_blocks, units
+from lstmlm.files import user_path
 
 SPLITS = ("train", "validation", "test")
 DEFAULT_DATASET, DEFAULT_SUBSET = DataConfig.dataset, "wikitext-2-v1"
@@ -212,10 +214,23 @@ def open_source(data: DataConfig) -> Source:
         return PieceSource(path, data.text_column)
     if path.exists():
         raise UsageError(f"--data.dataset {data.dataset} is neither a file nor a folder")
-    looks_local = path.is_absolute() or data.dataset.startswith((".", "~")) or data.dataset.count("/") > 1
-    if looks_local or form_of(path) or path.suffix == ".gz":
+    if is_local(data.dataset):
         raise UsageError(f"--data.dataset {data.dataset}: no such file or folder (looked in {Path.cwd()})")
     return HubSource(data.dataset, subset_of(data), data.text_column)
+
+
+def is_local(dataset: str) -> bool:
+    """Whether a `data.dataset` means a file or folder, there or not; else it is `toy` or a Hub id."""
+    path = user_path(dataset)
+    looks_local = path.is_absolute() or dataset.startswith((".", "~")) or dataset.count("/") > 1
+    return dataset != "toy" and (path.exists() or looks_local or form_of(path) is not None or path.suffix == ".gz")
+
+
+def dataset_name(dataset: str) -> str:
+    """A `data.dataset` without the place that it has on this machine: a file's or folder's own name, else as it is."""
+    if not is_local(dataset):
+        return dataset
+    return Path(os.path.normpath(user_path(dataset).absolute())).name or "data"
 
 
 def subset_of(data: DataConfig) -> str | None:

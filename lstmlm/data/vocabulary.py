@@ -5,14 +5,16 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lstmlm.console import UserError
 from lstmlm.data.tokenize import EOS, UNK, Characters, Lowercase, Moses, Subwords, Tokenizer, Words, plain
+from lstmlm.files import read_json
 
 
 class Vocabulary:
@@ -40,6 +42,8 @@ class Vocabulary:
         self._ids = {token: i for i, token in enumerate(self.tokens)}
         if len(self._ids) < len(self.tokens) or not all(isinstance(token, str) for token in self.tokens):
             raise ValueError("the tokens of a vocabulary are distinct strings")
+        if not {UNK, EOS} <= self._ids.keys():
+            raise ValueError(f"a vocabulary has {UNK} and {EOS}")
         self.unk = self._ids[UNK]
         self.eos = self._ids[EOS]
         self._cut = Subwords(self.tokens, self.merges) if level == "bpe" else _cutter(level, tokenizer)
@@ -161,20 +165,31 @@ class Vocabulary:
         """Read a vocabulary from JSON.
 
         Raises:
-            UserError: The file is missing, damaged, or not a vocabulary.
+            UserError: The file cannot be read, is damaged, or is no vocabulary.
         """
+        path = Path(path)
+        content = read_json(path, _Content)
+        values = asdict(content)
+        fingerprint = values.pop("fingerprint")
         try:
-            content = json.loads(Path(path).read_bytes())
-            fingerprint = content.pop("fingerprint")
-            vocabulary = cls(**content)
-            intact = vocabulary.fingerprint == fingerprint
-        except OSError as error:
-            raise UserError(f"cannot read the vocabulary {path}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            intact = False
-        if not intact:
-            raise UserError(f"{path} is damaged or not a vocabulary of this project")
+            vocabulary = cls(**values)
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{path} is damaged or not of this project: {error}") from None
+        if vocabulary.fingerprint != fingerprint:
+            raise UserError(f"{path} is damaged: its tokens are not those of its fingerprint")
         return vocabulary
+
+
+@dataclass(frozen=True)
+class _Content:
+    """Of a vocabulary's file."""
+
+    level: Literal["word", "char", "bpe"]
+    fingerprint: str
+    tokens: list[str]
+    tokenizer: Literal["whitespace", "moses"] = "whitespace"
+    lowercase: bool = False
+    merges: list[str] = field(default_factory=list)
 
 
 def _cutter(level: str, tokenizer: str) -> Tokenizer:

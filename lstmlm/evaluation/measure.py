@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lstmlm.config import DataConfig
+from lstmlm.config import RUN_CONFIG, Config, DataConfig
 from lstmlm.console import UserError, check
-from lstmlm.data.corpus import load_facts, load_split
+from lstmlm.data.corpus import fingerprint, load_facts, load_split
 from lstmlm.data.reading import form_of, read_blocks
-from lstmlm.data.sources import ENDINGS, SPLITS, open_source
+from lstmlm.data.sources import ENDINGS, SPLITS, is_local, open_source
 from lstmlm.data.table import IGNORE
 from lstmlm.data.tokenize import EOS
 from lstmlm.evaluation.adaptation import (
@@ -30,7 +31,10 @@ from lstmlm.evaluation.adaptation import (
 )
 from lstmlm.evaluation.perplexity import Evaluation, Scorer, StaticScorer, score_stream, score_stretches
 from lstmlm.evaluation.scoring import Reset, with_resets
+from lstmlm.files import read_yaml, user_path
 from lstmlm.model.pretrained import default_device, find_model, load_pretrained, read_config
+
+logger = logging.getLogger(__name__)
 
 PROTOCOLS = ("static", "cache", "dynamic", "cache+dynamic")
 
@@ -170,7 +174,7 @@ class Subject:
 
     Args:
         model: A model's folder or a run's; None = the newest `runs/*/model`, else the one that comes with this package.
-        dataset: Another place of the data (as `data.dataset`); None = where training found it.
+        dataset: Where the data is (as `data.dataset`); None = where training found it, as far as the model or its run says.
         cache_dir: As `data.cache_dir`; None = its default.
 
     Raises:
@@ -181,10 +185,28 @@ class Subject:
         self, model: str | Path | None = None, dataset: str | None = None, cache_dir: str | None = None
     ) -> None:
         folder = find_model(model)
-        data = DataConfig(**read_config(folder)["data"])
-        self.data = dataclasses.replace(data, dataset=dataset or data.dataset, cache_dir=cache_dir or data.cache_dir)
+        description = read_config(folder)
+        self._fingerprints, self._dataset, self._folder = description.fingerprints, dataset, folder
+        self._data = dataclasses.replace(description.data, cache_dir=cache_dir or description.data.cache_dir)
         self.device = default_device()
         self.model, self.vocabulary = load_pretrained(folder, self.device)
+
+    @functools.cached_property
+    def data(self) -> DataConfig:
+        """The data, where it is: a model has its name, and a run the place.
+
+        Raises:
+            UserError: Nobody says where it is.
+        """
+        dataset, run = self._dataset or self._data.dataset, self._folder.parent / RUN_CONFIG
+        if self._dataset is None and self._folder.name == "model" and run.exists():
+            dataset = read_yaml(run, Config).data.dataset
+        is_here = dataset == "toy" or user_path(dataset).exists()
+        if self._dataset is None and not is_here and (is_local(dataset) or "/" not in dataset):
+            raise UserError(
+                f"the model was trained on {dataset}, and there is no such file or folder here: name it with --dataset"
+            )
+        return dataclasses.replace(self._data, dataset=dataset)
 
     def split(self, name: str) -> Text:
         """A split of the data.
@@ -195,6 +217,11 @@ class Subject:
         check_split(name)
         facts = load_facts(self.data, name, self.vocabulary)
         stream = load_split(self.data, name, self.vocabulary)
+        if fingerprint(stream) != self._fingerprints.get(name, fingerprint(stream)):
+            other = f"split {name} of {self.data.dataset} is not the text that the model was trained with"
+            if self._dataset is None:
+                raise UserError(f"{other}, only its name is the same: say which you mean with --dataset")
+            logger.warning(other)
         return Text(f"split {name}", stream, facts.characters, lambda: open_source(self.data).blocks(name))
 
     def file(self, path: str | Path, column: str = "text") -> Text:
@@ -226,7 +253,7 @@ class Subject:
     @functools.cached_property
     def gradient_rms(self) -> dict[str, Tensor]:
         """As the function: from the training split."""
-        return gradient_rms(self.model, load_split(self.data, "train", self.vocabulary))
+        return gradient_rms(self.model, self.split("train").stream)
 
     def scorer(self, protocol: Protocol, columns: int) -> Scorer:
         """A fresh scorer of this protocol."""
@@ -331,7 +358,7 @@ def evaluate(
         model: A model's folder or a run's; None = the newest `runs/*/model`, else the one that comes with this package.
         split: `train`, `validation` or `test`.
         columns: At least 1; more are faster and score somewhat worse. 1 is the reference.
-        dataset: Another place of the data (as `data.dataset`); None = where training found it.
+        dataset: As for `Subject`.
         cache_dir: As `data.cache_dir`; None = its default.
         cache: Settings of the neural cache; None = none.
         dynamic: Settings of dynamic evaluation; None = the weights stay as they are.

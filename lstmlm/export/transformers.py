@@ -49,10 +49,13 @@ def export_transformers(model: str | Path, folder: str | Path) -> None:
         raise UserError("transformers is not installed: pip install transformers")
     source, folder = model_folder(model), Path(folder)
     _, vocabulary = load_pretrained(source)
+    content = read_config(source).to_dict()
+    if Path(content["data"]["dataset"]).is_absolute():  # earlier versions wrote the place on the training machine
+        content["data"]["dataset"] = Path(content["data"]["dataset"]).name
     tokenizer = build_tokenizer(vocabulary)
     names = {"AutoConfig": "LstmLmConfig", "AutoModelForCausalLM": "LstmLmForCausalLM"}
     config = {
-        **read_config(source),
+        **content,
         "model_type": "lstmlm",
         "architectures": [names["AutoModelForCausalLM"]],
         "auto_map": {auto: f"{CODE.stem}.{name}" for auto, name in names.items()},

@@ -135,6 +135,11 @@ class LSTMLanguageModel(nn.Module):
         # On a GPU cuDNN keeps an LSTM's weights in one buffer; copies of their own are what safetensors can write.
         return {name: weight.detach().to("cpu", copy=True).contiguous() for name, weight in self.named_parameters()}
 
+    def fits(self, weights: dict[str, Tensor]) -> bool:
+        """Whether these have the names and shapes of the parameters."""
+        own = {name: weight.shape for name, weight in self.named_parameters()}
+        return own == {name: weight.shape for name, weight in weights.items()}
+
     @torch.no_grad()
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         """Copy parameters in, in place: ties and flat cuDNN buffers stay as they are.
@@ -142,8 +147,7 @@ class LSTMLanguageModel(nn.Module):
         Raises:
             ValueError: A name or a shape differs.
         """
-        own = dict(self.named_parameters())
-        if {n: w.shape for n, w in own.items()} != {n: w.shape for n, w in weights.items()}:
+        if not self.fits(weights):
             raise ValueError("the weights are not those of this model")
-        for name, weight in own.items():
+        for name, weight in self.named_parameters():
             weight.copy_(weights[name])

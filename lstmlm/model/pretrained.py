@@ -1,13 +1,14 @@
 """A model on disk: the names of its files, reading, writing, its card, and the device it is used on.
 
-config.json          sizes of the model; the data it was trained on
+config.json          sizes of the model; which data it was trained on, and a hash of each split's tokens
 vocab.json           its tokens in order
 model.safetensors    its weights; the header says at which step they were exported
 README.md            the card
 """
 
 import json
-from dataclasses import asdict
+import os
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,21 @@ import safetensors.torch
 import torch
 from huggingface_hub import EvalResult, ModelCardData, snapshot_download
 
-from lstmlm.config import ModelConfig
+from lstmlm.config import DataConfig, ModelConfig
 from lstmlm.console import UserError, print_line
+from lstmlm.data.sources import subset_of
 from lstmlm.data.vocabulary import Vocabulary
-from lstmlm.files import replace_file
+from lstmlm.files import as_kind, read_json, replace_file
 from lstmlm.model.language_model import LSTMLanguageModel
 
 CONFIG, VOCABULARY, WEIGHTS, CARD = "config.json", "vocab.json", "model.safetensors", "README.md"
 FILES = (CONFIG, VOCABULARY, WEIGHTS, CARD)
 
 BUNDLED = Path(__file__).parents[1] / "models" / "wikitext2-reference"  # in a checkout `models` is a link
+
+# Of `DataConfig`: what reading the same text in the same way needs. A stranger's model says no more, so not where this machine writes.
+TRAINED_ON = ("dataset", "subset", "text_column", "level", "tokenizer", "lowercase", "max_size")
+READABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 CARD_TEXT = """\
 ---
@@ -41,6 +47,37 @@ An LSTM language model trained with lstmlm on {dataset}: {parameters:,} paramete
 
 The header of `model.safetensors` says at which step it was exported and with which validation perplexity.
 {notes}"""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `config.json` says.
+
+    Attributes:
+        model: Its sizes.
+        vocab_size: V.
+        data: What it was trained on; only the fields TRAINED_ON are.
+        fingerprints: A hash of the tokens of each split; empty where an earlier version wrote it.
+    """
+
+    model: ModelConfig
+    vocab_size: int
+    data: DataConfig
+    fingerprints: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `config.json`."""
+        return {
+            "model": asdict(self.model),
+            "vocab_size": self.vocab_size,
+            "data": trained_on(self.data),
+            "fingerprints": self.fingerprints,
+        }
+
+
+def trained_on(data: DataConfig) -> dict[str, Any]:
+    """What a model's `config.json` says of the data."""
+    return {name: getattr(data, name) for name in TRAINED_ON} | {"subset": subset_of(data)}
 
 
 def model_card(
@@ -108,6 +145,7 @@ def save_pretrained(
     metadata: dict[str, str] | None = None,
     dtype: torch.dtype = torch.float32,
     card: str | None = None,
+    fingerprints: dict[str, str] | None = None,
 ) -> None:
     """Write a model, its vocabulary and its card. Each file is replaced in one step; one that would not change is left alone.
 
@@ -119,17 +157,18 @@ def save_pretrained(
         metadata: Strings for the header of `model.safetensors`.
         dtype: Of the weights on disk; in memory they are float32.
         card: None = `model_card` without figures.
+        fingerprints: As `Corpus` has them; None = evaluation does not notice other text under the same name.
 
     Raises:
         OSError: The folder cannot be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"model": asdict(model.config), "vocab_size": model.vocab_size, "data": data}
+    description = Description(model.config, model.vocab_size, DataConfig(**data), fingerprints or {})
     contents = {
         VOCABULARY: vocabulary.to_bytes(),
         CARD: (card or model_card(model, vocabulary, data)).encode(),
-        CONFIG: json.dumps(config, indent=2).encode(),
+        CONFIG: json.dumps(description.to_dict(), indent=2).encode(),
     }
     for name, content in contents.items():
         if not (folder / name).exists() or (folder / name).read_bytes() != content:
@@ -149,22 +188,32 @@ def load_pretrained(folder: str | Path, device: torch.device | str = "cpu") -> t
         UserError: A file is missing or damaged, or two of them do not belong together.
     """
     folder = model_folder(folder)
-    content = read_config(folder)
+    description, vocabulary = read_config(folder), Vocabulary.load(folder / VOCABULARY)
+    if len(vocabulary) != description.vocab_size:
+        raise UserError(
+            f"{folder}: the model has {description.vocab_size} types but {VOCABULARY} has {len(vocabulary)}; "
+            "they do not belong together"
+        )
     path = folder / WEIGHTS
     try:
-        with torch.device("meta"):
-            model = LSTMLanguageModel(ModelConfig(**content["model"]), content["vocab_size"])
-        model.to_empty(device=device)
-        if model.config.tie_weights:
-            model.decoder.weight = model.embedding.weight
-        model.load_weights(safetensors.torch.load_file(path))
-    except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
+        weights = safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"cannot read the model in {path}: {error}") from None
-    vocabulary = Vocabulary.load(folder / VOCABULARY)
-    if len(vocabulary) != model.vocab_size:
-        raise UserError(
-            f"{folder}: the model has {model.vocab_size} types but {VOCABULARY} has {len(vocabulary)}; they do not belong together"
-        )
+    with torch.device("meta"):
+        model = LSTMLanguageModel(description.model, len(vocabulary))
+    if not model.fits(weights):  # before anything of the sizes in config.json is allocated
+        raise UserError(f"{path}: the weights are not those of the model in {folder / CONFIG}")
+    for name, weight in weights.items():
+        if weight.dtype not in READABLE:
+            raise UserError(
+                f"{path}: {name} is in {str(weight.dtype).removeprefix('torch.')}, which is no type of weights"
+            )
+        if not weight.isfinite().all():
+            raise UserError(f"{path}: {name} holds a NaN or an infinity")
+    model.to_empty(device=device)
+    if model.config.tie_weights:
+        model.decoder.weight = model.embedding.weight
+    model.load_weights(weights)
     return model, vocabulary
 
 
@@ -193,30 +242,25 @@ def _download(name: str) -> Path:
         raise UserError(f"there is no model in {name}, which is no folder here, nor on the Hub: {reason}") from None
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """`config.json` of a saved model: `model`, `vocab_size`, and `data`, values of `DataConfig`.
+def read_config(folder: str | Path) -> Description:
+    """`config.json` of a saved model.
 
     Args:
         folder: As for `model_folder`.
 
     Raises:
-        UserError: It is missing or is not one of this project.
+        UserError: It is missing, or is none of this project's.
     """
     path = model_folder(folder) / CONFIG
-    try:
-        content = json.loads(path.read_bytes())
-        if (
-            isinstance(content, dict)
-            and {"model", "vocab_size", "data"} <= content.keys()
-            and isinstance(content["data"], dict)
-        ):
-            content["data"].pop("cache_dir", None)  # a stranger's model does not say where this machine writes
-            return content
-    except OSError as error:
-        raise UserError(f"there is no model in {folder}: cannot read {path} ({error.strerror})") from None
-    except ValueError:
-        pass
-    raise UserError(f"{path} is not a model configuration of this project")
+    if not os.path.lexists(path):
+        raise UserError(f"there is no model in {folder}: it has no {CONFIG}")
+    content = read_json(path, dict[str, Any])
+    known = {
+        key: value for key, value in content.items() if key in Description.__dataclass_fields__
+    }  # of our keys alone
+    if isinstance(data := known.get("data"), dict):
+        known["data"] = {key: value for key, value in data.items() if key in TRAINED_ON}
+    return as_kind(path, known, Description)
 
 
 def find_model(model: str | Path | None = None, runs: str | Path = "runs") -> Path:

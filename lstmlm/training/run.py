@@ -17,10 +17,10 @@ from lstmlm import generation
 from lstmlm.config import Config
 from lstmlm.console import Progress, UserError, perplexity, print_line
 from lstmlm.data.corpus import Corpus
-from lstmlm.data.sources import subset_of
+from lstmlm.data.sources import dataset_name
 from lstmlm.evaluation.perplexity import SEGMENT_TOKENS, Evaluation, evaluate_stream, evaluate_whole
 from lstmlm.files import read_file, replace_file, sweep
-from lstmlm.model.pretrained import CARD, FILES, WEIGHTS, load_pretrained, model_card, save_pretrained
+from lstmlm.model.pretrained import CARD, FILES, WEIGHTS, load_pretrained, model_card, save_pretrained, trained_on
 from lstmlm.runtime.distributed import fail_together, main_tensors, main_value
 from lstmlm.runtime.hardware import device_kind, memory_in_use, package_versions
 from lstmlm.training import banner, checkpoint
@@ -338,7 +338,7 @@ class Run:
         figures = {"validation": summary["valid"], "test": summary["test"]}
         with fail_together(self.accelerator):
             if self._is_main:
-                card = model_card(self.train_step.model, self.corpus.vocabulary, self._source, figures)
+                card = model_card(self.train_step.model, self.corpus.vocabulary, self._trained_on, figures)
                 replace_file(self.directory.model / CARD, card.encode())
                 self.directory.write_summary(summary)
         self.progress.close()
@@ -432,7 +432,7 @@ class Run:
 
     def _facts(self) -> dict[str, Any]:
         config = self.config.to_dict()
-        config["data"] |= self._source
+        config["data"] |= self._trained_on
         return {
             **config,
             "ranks": self.accelerator.num_processes,
@@ -445,11 +445,9 @@ class Run:
         }
 
     @property
-    def _source(self) -> dict[str, Any]:
-        """What the model was trained on: all that reading the same text in the same way needs."""
-        data = self.config.data
-        names = ("dataset", "text_column", "level", "tokenizer", "lowercase", "max_size")
-        return {"subset": subset_of(data), **{name: getattr(data, name) for name in names}}
+    def _trained_on(self) -> dict[str, Any]:
+        """The data by its name: its place on this machine stays in `config.yaml`."""
+        return trained_on(self.config.data) | {"dataset": dataset_name(self.config.data.dataset)}
 
     @property
     def _parameters(self) -> int:
@@ -527,7 +525,12 @@ class Run:
         with self._timed("saving"), fail_together(self.accelerator):
             if self._is_main:
                 save_pretrained(
-                    self.directory.model, self.train_step.model, self.corpus.vocabulary, self._source, metadata
+                    self.directory.model,
+                    self.train_step.model,
+                    self.corpus.vocabulary,
+                    self._trained_on,
+                    metadata,
+                    fingerprints=self.corpus.fingerprints,
                 )
 
 

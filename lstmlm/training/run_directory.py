@@ -22,6 +22,7 @@ from typing_extensions import TypedDict  # which pydantic needs before Python 3.
 
 from lstmlm.config import RUN_CONFIG, Config
 from lstmlm.console import UserError
+from lstmlm.data.sources import dataset_name
 from lstmlm.files import locked, read_json, read_lines, read_yaml, replace_file, sweep, to_json, user_path
 
 
@@ -59,8 +60,7 @@ class RunDirectory:
         Raises:
             OSError: It cannot be made.
         """
-        # A Hub id's or folder's last part
-        name = config.tracking.run_name or user_path(config.data.dataset).absolute().name[:100]
+        name = config.tracking.run_name or dataset_name(config.data.dataset).rpartition("/")[2][:100]
         first = Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
         made = [] if first.parent.exists() else [first.parent]
         first.parent.mkdir(exist_ok=True)

@@ -89,7 +89,17 @@ def test_arrow_and_python_agree_on_white_space() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"tokens": ["<unk>", "<eos>", "a", "a"]}, {"level": "x"}, {"level": None}, {"level": []}]
+    "change",
+    [
+        {"tokens": ["<unk>", "<eos>", "a", "a"]},
+        {"tokens": ["<unk>", "a"]},
+        {"tokens": ["<unk>", "<eos>", 3]},
+        {"level": "x"},
+        {"level": None},
+        {"level": []},
+        {"tokenizer": "x"},
+        {"merges": "ab"},
+    ],
 )
 def test_a_forged_vocabulary_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
     content = {"tokens": ["<unk>", "<eos>", "a"], "level": "word"} | change
@@ -97,5 +107,5 @@ def test_a_forged_vocabulary_is_refused(tmp_path: Path, change: dict[str, object
     parts = [content["level"], content["tokens"], *([rules] if rules else [])]
     content["fingerprint"] = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     (tmp_path / "vocab.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="damaged or not a vocabulary"):
+    with pytest.raises(UserError, match="damaged or not of this project"):
         Vocabulary.load(tmp_path / "vocab.json")

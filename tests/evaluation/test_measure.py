@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lstmlm import UserError, Vocabulary, cli, evaluate
+from lstmlm import Config, UserError, Vocabulary, cli, evaluate, train
 from lstmlm.evaluation import perplexity
 from lstmlm.evaluation.adaptation import CacheSettings, DynamicSettings
 from lstmlm.evaluation.details import breakdown
@@ -279,3 +280,42 @@ def test_every_target_is_told_as_it_is_scored(folder: Path, tmp_path: Path, prot
     subject, told = Subject(folder, cache_dir=str(tmp_path / "cache")), []
     result = subject.measure(subject.split("validation"), protocol, told.append)
     assert sum(told) == result.targets
+
+
+def test_a_run_keeps_the_place_of_its_data_and_its_model_only_the_name(
+    small_config: Callable[..., Config], text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = train(small_config("--train.max_steps=2")).summary
+    assert summary is not None
+    model, place = tmp_path / "run/model", {"cache_dir": str(tmp_path / "cache")}
+    for path in (model / "config.json", model / "README.md"):
+        assert str(text_folder.parent) not in path.read_text()
+        assert text_folder.name in path.read_text()
+    assert evaluate(tmp_path / "run", **place).ppl == pytest.approx(summary["test"]["ppl"], rel=1e-9)
+
+    copied = shutil.copytree(model, tmp_path / "elsewhere/copied")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"was trained on {text_folder.name}, and .* name it with --dataset"):
+        evaluate(copied, **place)
+    assert evaluate(copied, dataset=str(text_folder), **place).ppl == pytest.approx(summary["test"]["ppl"], rel=1e-9)
+
+
+def test_other_text_under_the_same_name_is_not_scored_in_silence(
+    small_config: Callable[..., Config],
+    text_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    train(small_config("--train.max_steps=2"))
+    place = {"cache_dir": str(tmp_path / "cache")}
+    copied = shutil.copytree(tmp_path / "run/model", tmp_path / "elsewhere/copied")
+    other = shutil.copytree(text_folder, tmp_path / text_folder.name)
+    (other / "test.txt").write_text("w1 w2 w3\n" * 9)
+    monkeypatch.chdir(tmp_path)
+    assert evaluate(copied, "validation", **place).tokens > 9, "this split is the same"
+    with pytest.raises(UserError, match=f"split test of {text_folder.name} is not the text that the model was trained"):
+        evaluate(copied, **place)
+    assert caplog.messages == []
+    assert evaluate(copied, dataset=text_folder.name, **place).tokens == 36
+    assert caplog.messages == [f"split test of {text_folder.name} is not the text that the model was trained with"]

@@ -1,19 +1,22 @@
 """A model on disk: written, read back, and what is refused."""
 
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-import safetensors
+import safetensors.torch
 import torch
 from huggingface_hub import ModelCard
 
 from lstmlm import LSTMLanguageModel, UserError, Vocabulary
-from lstmlm.config import ModelConfig
+from lstmlm.config import DataConfig, ModelConfig
 from lstmlm.model import pretrained
 from lstmlm.model.pretrained import find_model, load_pretrained, model_card, read_config, save_pretrained
 
 SMALL = ModelConfig(embedding_size=12, hidden_size=12)
-DATA = {"dataset": "toy", "subset": None, "level": "word"}
+DATA: dict[str, Any] = {"dataset": "toy", "subset": None, "level": "word"}
 
 
 def words(size: int) -> Vocabulary:
@@ -59,11 +62,11 @@ def test_weights_in_one_flat_buffer_are_saved_apart(model: LSTMLanguageModel, tm
 
 def test_a_run_directory_stands_for_its_model(model: LSTMLanguageModel, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    with pytest.raises(UserError, match=r"there is no model in .*run: cannot read .*run/config\.json"):
+    with pytest.raises(UserError, match=r"there is no model in .*run: it has no config\.json"):
         load_pretrained(tmp_path / "run")
     save_pretrained(tmp_path / "run" / "model", model, words(31), DATA)
     (tmp_path / "run" / "config.yaml").write_text("")
-    assert read_config(tmp_path / "run")["data"] == DATA
+    assert read_config(tmp_path / "run").data == DataConfig(**DATA)
     loaded, vocabulary = load_pretrained(tmp_path / "run")
     assert vocabulary.tokens == words(31).tokens
     torch.testing.assert_close(loaded.weights(), model.weights(), rtol=0, atol=0)
@@ -112,11 +115,93 @@ def test_broken_model_folders(model: LSTMLanguageModel, tmp_path: Path) -> None:
         load_pretrained(tmp_path)
     save_pretrained(tmp_path / "other", LSTMLanguageModel(SMALL, 7), words(7), DATA)
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
-    with pytest.raises(UserError, match="not those of this model"):
+    with pytest.raises(UserError, match=r"model\.safetensors: the weights are not those of the model in"):
         load_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(UserError, match="not a model configuration"):
+
+
+@pytest.mark.parametrize("name", ["config.json", "vocab.json"])
+@pytest.mark.parametrize(
+    "content", ["", "garbage", "[]", "null", '{"', "cut", "null sections", "text sections", None, "\xff"]
+)
+def test_what_is_not_the_file_it_should_be_is_told_in_a_line_that_names_it(
+    model: LSTMLanguageModel, tmp_path: Path, name: str, content: str | None
+) -> None:
+    save_pretrained(tmp_path, model, words(31), DATA)
+    path = tmp_path / name
+    whole = path.read_text()
+    if content is None:
+        path.unlink()
+        path.mkdir()
+    elif content == "cut":
+        path.write_text(whole[:-20])
+    elif content.endswith("sections"):
+        path.write_text(json.dumps(dict.fromkeys(json.loads(whole), None if content.startswith("null") else "x")))
+    else:
+        path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(
+        UserError, match=rf"^(cannot read )?{re.escape(str(path))}(: Is a directory| is damaged)"
+    ) as caught:
         load_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"model": {"hidden_size": "12"}}, "model.hidden_size"),
+        ({"model": {"hidden_size": 10**9}}, "model.hidden_size must be from 1 to"),
+        ({"model": {"activation": "relu"}}, "model.activation"),
+        ({"vocab_size": True}, "vocab_size"),
+        ({"vocab_size": 10**18}, "has 1000000000000000000 types but vocab.json has 31"),
+        ({"data": {"level": "x"}}, "data.level"),
+        ({"data": {"dataset": 3}}, "data.dataset"),
+        ({"fingerprints": {"test": 3}}, "fingerprints.test"),
+        # Nothing of this size is allocated.
+        ({"model": {"hidden_size": 65536, "embedding_size": 65536, "num_layers": 1024}}, "the weights are not those"),
+    ],
+)
+def test_a_forged_config_is_refused(
+    model: LSTMLanguageModel, tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    save_pretrained(tmp_path, model, words(31), DATA)
+    content = json.loads((tmp_path / "config.json").read_text())
+    for key, value in change.items():
+        content[key] = content[key] | value if isinstance(value, dict) else value
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=re.escape(told)):
+        load_pretrained(tmp_path)
+
+
+def test_of_a_strangers_config_only_what_is_needed_is_read(model: LSTMLanguageModel, tmp_path: Path) -> None:
+    save_pretrained(tmp_path, model, words(31), DATA)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["data"] |= {"cache_dir": "/etc", "batch_size": -1, "min_count": "x"}
+    (tmp_path / "config.json").write_text(json.dumps(content | {"model_type": "lstmlm", "train": {"run_dir": "/etc"}}))
+    assert read_config(tmp_path).data == DataConfig(**DATA)
+    load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("fault", ["int8", "bool", "float8_e4m3fn", "nan", "inf", "-inf", "missing", "more", "folder"])
+def test_weights_that_are_none_are_refused(model: LSTMLanguageModel, tmp_path: Path, fault: str) -> None:
+    save_pretrained(tmp_path, model, words(31), DATA)
+    path, weights, name = tmp_path / "model.safetensors", model.weights(), "layers.1.weight_hh_l0"
+    assert name in weights
+    if fault in ("int8", "bool", "float8_e4m3fn"):
+        weights[name], told = weights[name].to(getattr(torch, fault)), f"{name} is in {fault}"
+    elif fault in ("nan", "inf", "-inf"):
+        weights[name][3, 2], told = float(fault), f"{name} holds a NaN or an infinity"
+    elif fault == "folder":
+        told = "cannot read the model in"
+    else:
+        weights["other"], told = weights.pop(name) if fault == "missing" else torch.ones(2), "the weights are not those"
+    path.unlink()
+    if fault == "folder":
+        path.mkdir()
+    else:
+        safetensors.torch.save_file(weights, path)
+    with pytest.raises(UserError, match=re.escape(told)) as caught:
+        load_pretrained(tmp_path)
+    assert str(path) in str(caught.value)
 
 
 def test_the_newest_run_is_taken_where_none_is_named(

@@ -149,7 +149,8 @@ def test_no_flock_and_no_home_are_told(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(files.fcntl, "flock", none)
     with (
         pytest.raises(
-            UserError, match=r"cannot lock .*\.lock: No locks available; train.run_dir needs a file system with flock"
+            UserError,
+            match=r"cannot lock .*\.lock: No locks available; train.run_dir must be on a file system with flock",
         ),
         RunDirectory(tmp_path / "run").held(),
     ):

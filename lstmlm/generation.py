@@ -110,14 +110,16 @@ def generate_texts(
     check(1 <= count <= MOST, f"count must be from 1 to {MOST:,}, not {count}")
     sampling = Sampling(max_len, temperature, top_k, top_p, allow_unk=allow_unk, **options)
     prompts = [prompt] if isinstance(prompt, str) else prompt
+    texts = count * len(prompts)
+    check(texts <= MOST, f"{len(prompts):,} prompts times count {count:,} are {texts:,} texts, the most is {MOST:,}")
     language_model, vocabulary = load_pretrained(find_model(model), default_device())
     if raw:
         vocabulary = vocabulary.for_raw_text()
     ids = [new for new in _encode(prompts, vocabulary) for _ in range(count)]
     numbers = list(range(count)) * len(prompts)
     continuations = _sample(language_model, vocabulary, ids, numbers, sampling, seed)
-    texts = [text for text in prompts for _ in range(count)]
-    return [vocabulary.go_on(text, new) for text, new in zip(texts, continuations, strict=True)]
+    begun = [text for text in prompts for _ in range(count)]
+    return [vocabulary.go_on(text, new) for text, new in zip(begun, continuations, strict=True)]
 
 
 def stream_text(prompt: str, model: str | Path | None = None, seed: int | None = None, **options: Any) -> Iterator[str]:

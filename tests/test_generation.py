@@ -190,6 +190,11 @@ def test_arguments_out_of_range(folder: Path, bad: dict[str, Any]) -> None:
     assert refusal.value.status == 2
 
 
+def test_more_texts_than_anybody_waits_for(folder: Path) -> None:
+    with pytest.raises(UserError, match="3 prompts times count 500,000 are 1,500,000 texts, the most is 1,000,000"):
+        generate_texts(["w1"] * 3, 500_000, model=folder)
+
+
 def test_nothing_left_to_sample(tmp_path: Path, folder: Path) -> None:
     vocabulary = Vocabulary(["<unk>", "<eos>"])
     save_pretrained(tmp_path, LSTMLanguageModel(ModelConfig(4, 4), 2), vocabulary, {"dataset": "toy"})

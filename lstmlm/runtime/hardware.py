@@ -26,7 +26,13 @@ def default_threads() -> int:
     return max(1, int(cores) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def cpu_quota(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+GROUPS, OWN_GROUP = (
+    Path("/sys/fs/cgroup"),
+    Path("/proc/self/cgroup"),
+)  # of Linux: where they are mounted, and this process's
+
+
+def cpu_quota(groups: Path = GROUPS, own: Path = OWN_GROUP) -> float:
     """CPUs that Linux's control groups give this process (a container's `--cpus`); infinite where there is no quota.
 
     Args:
@@ -34,24 +40,60 @@ def cpu_quota(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/sel
         own: Tells this process's group. Every group above it counts too.
     """
     quota = math.inf
+    for folder, is_first_version in _control_groups("cpu", groups, own):
+        with suppress(OSError, ValueError):  # no such file, or the word `max`
+            if is_first_version:
+                most, period = ((folder / f"cpu.cfs_{kind}_us").read_text() for kind in ("quota", "period"))
+            else:
+                most, period = (folder / "cpu.max").read_text().split()
+            if int(most) > 0:
+                quota = min(quota, int(most) / int(period))
+    return quota
+
+
+def memory_left(groups: Path = GROUPS, own: Path = OWN_GROUP) -> float:
+    """Bytes that Linux's control groups leave to this process (a container's `--memory`); infinite where there is no limit.
+
+    Args:
+        groups: Where they are mounted: version 2's `memory.max`, or version 1's `memory/memory.limit_in_bytes`.
+        own: Tells this process's group. Every group above it counts too.
+    """
+    left = math.inf
+    for folder, is_first_version in _control_groups("memory", groups, own):
+        names = ("limit_in_bytes", "usage_in_bytes") if is_first_version else ("max", "current")
+        with suppress(OSError, ValueError):
+            limit, used = (int((folder / f"memory.{name}").read_text()) for name in names)
+            lines = (folder / "memory.stat").read_text().splitlines()
+            statistics = {name: int(value) for name, value in map(str.split, lines)}
+            prefix = "total_" if is_first_version else ""
+            cached = sum(
+                statistics[f"{prefix}{kind}_file"] for kind in ("active", "inactive")
+            )  # goes where it is needed
+            left = min(left, limit - used + cached)
+    return left
+
+
+def _control_groups(controller: str, groups: Path, own: Path) -> Iterator[tuple[Path, bool]]:
+    """Folders of this process's control group and of those above it, and whether they are of version 1."""
     with suppress(OSError):
         for line in own.read_text().splitlines():
             _, controllers, name = line.split(":", 2)
-            root = groups if not controllers else groups / "cpu"
-            if controllers and "cpu" not in controllers.split(","):
+            root = groups / controller if controllers else groups
+            if controllers and controller not in controllers.split(","):
                 continue
             group = root / name.lstrip("/")
             for folder in (group, *group.parents):
                 if not folder.is_relative_to(root):
                     break
-                with suppress(OSError, ValueError):  # no such file, or the word `max`
-                    if controllers:
-                        most, period = ((folder / f"cpu.cfs_{kind}_us").read_text() for kind in ("quota", "period"))
-                    else:
-                        most, period = (folder / "cpu.max").read_text().split()
-                    if int(most) > 0:
-                        quota = min(quota, int(most) / int(period))
-    return quota
+                yield folder, bool(controllers)
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that this process can still have on a device; of the host's, those of the swap space too."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    return min(psutil.virtual_memory().available, memory_left()) + psutil.swap_memory().free
 
 
 def keep_memory() -> None:

@@ -10,7 +10,7 @@ from lstmlm.model.language_model import LSTMLanguageModel
 from lstmlm.runtime import launch
 from lstmlm.runtime.distributed import StopRequest, check_alike, fail_together
 from lstmlm.training.run import Outcome, Run
-from lstmlm.training.step import TrainStep
+from lstmlm.training.step import TrainStep, check_memory
 
 
 def train(config: Config) -> Outcome:
@@ -32,6 +32,8 @@ def train(config: Config) -> Outcome:
                 f"data.batch_size is {config.data.batch_size}, but the {len(stream)} tokens of the training split make only "
                 f"{len(stream) - 1} pairs of input and target, and every column needs one"
             )
+        with fail_together(accelerator):
+            check_memory(config, len(corpus.vocabulary), len(stream), accelerator)
         rank, world_size = accelerator.process_index, accelerator.num_processes
         table = Table(stream, config.data.batch_size, rank, world_size, accelerator.device)
         torch.manual_seed(config.train.seed)

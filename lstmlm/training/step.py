@@ -1,6 +1,7 @@
 """One optimizer update: masks, forward, backward, clip, Adam. Owns the hidden state and the buffer of losses."""
 
 import math
+import os
 import warnings
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -16,10 +17,47 @@ from lstmlm.data.table import Table, Window
 from lstmlm.model.dropout import Masks, make_masks
 from lstmlm.model.language_model import LSTMLanguageModel, State
 from lstmlm.runtime.distributed import sum_over_ranks
+from lstmlm.runtime.hardware import free_memory
 from lstmlm.training.optimizer import fill_moments, gradient_norm, learning_rate, make_optimizer, set_learning_rate
 
 WARM_UP = 3  # updates before one is recorded, so that libraries have chosen their kernels and work space
 MAX_SKIPPED = 30  # fp16 halves its scale at each skipped update: after this many in a row, the scale is not the cause
+
+
+def check_memory(config: Config, vocab_size: int, tokens: int, accelerator: Accelerator) -> None:
+    """Refuse a run that certainly does not fit the memory, before any of it is taken. What is counted is less than what is used.
+
+    Args:
+        config: Of the run.
+        vocab_size: V.
+        tokens: n, length of the training stream.
+        accelerator: Of the run; its ranks on this host share the memory.
+
+    Raises:
+        UserError: What is needed, and what is free.
+    """
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in LSTMLanguageModel(config.model, vocab_size).parameters())
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    rows, columns = -(-tokens // config.data.batch_size), -(-config.data.batch_size // accelerator.num_processes)
+    # Of each place of a segment, backward needs the embedding and, for every layer, four gates and the cell.
+    places, units = min(config.data.bptt, rows) * columns, config.model.embedding_size
+    units += 5 * config.model.num_layers * config.model.hidden_size
+    segment = places * units * (2 if config.train.precision in ("bf16", "fp16") else 4)
+    trained = 16 * parameters  # weight, gradient and Adam's two moments, in float32
+    saved = 24 * parameters  # a checkpoint, gathered on the host and then made a file's content
+    each = trained + segment + 8 * rows
+    needs = {accelerator.device: each * ranks + saved}
+    if accelerator.device.type == "cuda":
+        needs = {accelerator.device: each + 4 * rows * columns, torch.device("cpu"): saved}
+    for device, need in needs.items():
+        free = free_memory(device)
+        if need > free:
+            sizes = f"{parameters:,} parameters, {columns} columns of {min(config.data.bptt, rows):,} rows at a time"
+            raise UserError(
+                f"this run needs at least {need / 1e9:,.1f} GB of memory ({device.type}), and {free / 1e9:,.1f} GB are free: {sizes} "
+                f"on each of {ranks} rank(s) here; lower model.hidden_size, model.num_layers, data.bptt or data.batch_size"
+            )
 
 
 class StepResult(NamedTuple):

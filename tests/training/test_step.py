@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lstmlm import Config, LSTMLanguageModel, UserError, load_config
+from lstmlm import Config, LSTMLanguageModel, UserError, load_config, train
 from lstmlm.data.corpus import load_corpus
 from lstmlm.data.table import Table
 from lstmlm.runtime import launch
-from lstmlm.training.step import TrainStep
+from lstmlm.training import step as step_module
+from lstmlm.training.step import TrainStep, check_memory
 
 
 def build(config: Config, stream: torch.Tensor | None = None) -> TrainStep:
@@ -207,3 +209,32 @@ def test_the_carried_state_is_cut_off_from_its_graph(small_config: Callable[...,
     train_step = build(small_config("--train.log_every=2"))
     run_steps(train_step, 2)
     assert all(tensor.any() and tensor.grad_fn is None for pair in train_step.state for tensor in pair)
+
+
+@pytest.mark.parametrize(
+    "sizes", [["--model.hidden_size=65536", "--model.embedding_size=65536"], ["--model.num_layers=1024"]]
+)
+def test_a_model_that_no_memory_holds_is_refused_before_it_is_made(
+    sizes: list[str], small_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_module, "free_memory", lambda device: 2e7)
+    with pytest.raises(
+        UserError, match=r"this run needs at least [\d,.]+ GB of memory \(cpu\), and 0\.0 GB are free: .* parameters"
+    ):
+        train(small_config(*sizes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_more_is_counted_than_a_run_takes(
+    small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bound, in a case worked out by hand: 60 types, E = H = 12, two layers, 20 columns, bptt 10."""
+    config = launch.resolve_precision(small_config("--train.threads=1"))
+    accelerator = launch.start(config)
+    parameters = 60 * 12 + 60 + 2 * (2 * 48 * 12 + 2 * 48)
+    assert parameters == sum(p.numel() for p in LSTMLanguageModel(config.model, 60).parameters())
+    need = (16 + 24) * parameters + 20 * 10 * (12 + 2 * 5 * 12) * 4 + 8 * 50
+    for free in (need, need - 1):
+        monkeypatch.setattr(step_module, "free_memory", lambda device, free=free: free)
+        with nullcontext() if free == need else pytest.raises(UserError, match="needs at least"):
+            check_memory(config, 60, 1000, accelerator)

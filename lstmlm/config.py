@@ -3,15 +3,17 @@
 The defaults are the reference model on WikiText-2. The docstring under each field is its help text.
 """
 
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lstmlm.console import UsageError, UserError, check
+from lstmlm.files import load_yaml, user_path
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -299,7 +301,27 @@ def _told_in_one_line() -> Iterator[None]:
         raise
     except (ArgumentError, ValueError, TypeError, OSError) as error:
         reason = " ".join(str(error).split()).removesuffix(".")
-        raise UsageError(f"{reason} (--help lists every option)") from None
+        raise UsageError(f"{_shortened(reason)} (--help lists every option)") from None
+
+
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
+KINDS |= dict.fromkeys(("list", "tuple"), "a list such as [a, b]")
+_WRONG_KIND = re.compile(
+    r'Parser key "(?P<key>[^"]+)": (?:Expected an? (?P<kind>.+)\. Got|Does not .* Subtypes: \[(?P<kinds>.*?)\] Errors: .* Given) '
+    r"value: (?P<value>.*)"
+)  # of jsonargparse
+
+
+def _shortened(reason: str) -> str:
+    """jsonargparse's reason why a value does not fit, in the words of the command line; any other as it is."""
+    found = _WRONG_KIND.fullmatch(reason)
+    if not found:
+        return reason
+    told = found["kind"] or found["kinds"]
+    kinds = [KINDS.get(name, name) for name in re.findall(r"<class '(\w+)'>", told)]
+    choices = re.findall(r"'(\w+)'", "".join(re.findall(r"Literal\[.*?\]", told)))
+    kinds += [f"one of {', '.join(choices)}"] * bool(choices)
+    return f"{found['key']} must be {' or '.join(kinds)}, not {found['value']}" if kinds else reason
 
 
 def parse(parser: "ArgumentParser", argv: Sequence[str] | None = None) -> "Namespace":
@@ -312,6 +334,37 @@ def parse(parser: "ArgumentParser", argv: Sequence[str] | None = None) -> "Names
         return parser.instantiate(parser.parse_args(argv))
 
 
+def _check_files(argv: list[str]) -> None:
+    """Refuse a YAML file that would overwrite silently what stands before it, or that says something twice or nothing.
+
+    Raises:
+        UsageError: Naming the option, or the file and the line.
+    """
+    sections = [section.name for section in fields(Config)]
+    for position, argument in enumerate(argv):
+        option, given, value = argument.partition("=")
+        name = option.removeprefix("--")
+        if option != "--config" and not (option.startswith("--") and name in sections):
+            continue
+        if option == "--config" and position:
+            raise UsageError("--config must come first: what stands before it would be overwritten silently")
+        earlier = next((a for a in argv[:position] if a.split("=")[0] == option or a.startswith(f"{option}.")), None)
+        if earlier:
+            raise UsageError(f"{option} must stand before {earlier.split('=')[0]}, which it would overwrite silently")
+        value = value if given else (argv[position + 1 :] or [""])[0]
+        path = user_path(value)
+        if value and not value.startswith("{") and not path.exists():
+            raise UsageError(f"{option} {value}: there is no such file")
+        if not path.is_file():
+            continue  # keys and values on the command line, or nothing, which the parser refuses
+        try:
+            content = load_yaml(path)
+        except UserError as error:
+            raise UsageError(str(error)) from None
+        if not isinstance(content, dict):
+            raise UsageError(f"{path} holds no keys with values, such as `data:` or `batch_size: 20`")
+
+
 def load_config(argv: Sequence[str] | None = None) -> Config:
     """Read a configuration from a command line: `--config FILE` first, then dotted overrides.
 
@@ -321,12 +374,10 @@ def load_config(argv: Sequence[str] | None = None) -> Config:
         argv: Arguments without the program's name; None takes the process's own.
 
     Raises:
-        UsageError: Unknown key, wrong type, missing file, a value out of range, `--config` not first.
+        UsageError: Unknown key, wrong type, missing file, a value out of range, a file after what it would overwrite.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    for position, argument in enumerate(argv):
-        if position and (argument == "--config" or argument.startswith("--config=")):
-            raise UsageError("--config must come first: what stands before it would be overwritten silently")
+    _check_files(argv)
     parser = argument_parser("Train an LSTM language model by truncated back-propagation through time.")
     parser.add_argument("--config", action="config", help="YAML file; overrides come after it.")
     parser.add_class_arguments(Config, as_group=False)

@@ -214,20 +214,31 @@ def read_json(path: Path, kind: type[T], others: Literal["forbid", "allow"] = "f
     Raises:
         UserError: It cannot be read, or is not a `kind`: naming the file and the first thing that is wrong.
     """
-    return _check(path, read_file(path), json.loads, kind, others)
+    try:
+        values = json.loads(read_file(path))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, error) from None
+    return as_kind(path, values, kind, others)
 
 
 def read_yaml(path: Path, kind: type[T]) -> T:
     """As `read_json`, for YAML. A key that stands twice is refused."""
-    return _check(path, read_file(path), lambda content: yaml.load(content, _Loader), kind, "forbid")
+    return as_kind(path, load_yaml(path), kind)
 
 
-def _check(path: Path, content: bytes, parse: Any, kind: type[T], others: Literal["forbid", "allow"]) -> T:
+def load_yaml(path: Path) -> Any:
+    """What a YAML file says, whatever it is. A key that stands twice is refused.
+
+    Raises:
+        UserError: It cannot be read, or is no YAML: naming the file and the line.
+    """
     try:
-        values = parse(content)
+        return yaml.load(read_file(path), _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise _damaged(path, f"{error.problem}{line}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
-    return as_kind(path, values, kind, others)
 
 
 def as_kind(path: Path, values: Any, kind: type[T], others: Literal["forbid", "allow"] = "forbid") -> T:
@@ -258,10 +269,11 @@ def _damaged(path: Path, reason: object) -> UserError:
 
 class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
-        if twice is not None:
-            raise ValueError(f"the key {twice} stands twice{node.start_mark}")
+        seen: list[Any] = []
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value} stands twice", problem_mark=key.start_mark)
+            seen.append(key.value)
         return super().construct_mapping(node, deep)
 
 

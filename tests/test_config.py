@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -67,7 +68,8 @@ def test_a_run_goes_on_with_its_own_configuration(tmp_path: Path) -> None:
         (["--data.batch_size", "1.5"], "data.batch_size"),
         (["--data.batch_size", "0"], "data.batch_size"),
         (["--data.cache_dir", ""], "data.cache_dir is empty"),
-        (["--config", "absent.yaml"], "absent.yaml"),
+        (["--config", "absent.yaml"], "--config absent.yaml: there is no such file"),
+        (["--data=absent.yaml"], "--data absent.yaml: there is no such file"),
         (["--model.hidden_size", "200"], "model.hidden_size is 200"),
         (["--model.dropout", "1"], "model.dropout"),
         (["--optim.lr", "nan"], "optim.lr"),
@@ -96,6 +98,59 @@ def test_unknown_key_in_a_file_is_named(tmp_path: Path) -> None:
 def test_config_must_come_first(late: list[str]) -> None:
     with pytest.raises(UserError, match="--config must come first"):
         load_config(["--optim.lr", "1", *late])
+
+
+@pytest.mark.parametrize(
+    "argv", ["--data.batch_size 7 --data d.yaml", "--data.batch_size=7 --data=d.yaml", "--data d.yaml --data d.yaml"]
+)
+def test_a_section_comes_before_its_overrides(argv: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("d.yaml").write_text("batch_size: 3\n")
+    with pytest.raises(
+        UsageError, match=r"--data must stand before --data(\.batch_size)?, which it would overwrite silently"
+    ):
+        load_config(argv.split())
+    later = load_config("--optim.lr 1 --data d.yaml --data.bptt 7".split())
+    assert (later.data.batch_size, later.data.bptt, later.optim.lr) == (3, 7, 1)
+
+
+@pytest.mark.parametrize("option", ["--config", "--data"])
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"batch_size: 3\nbptt: 5\nbatch_size: 4\n", "the key batch_size stands twice in line 3"),
+        (b"data:\n  batch_size: 3\n  batch_size: 4\n", "the key batch_size stands twice in line 3"),
+        (b"data: {}\noptim: [\n", "in line 3"),
+        (b"a: b: c\n", "in line 1"),
+        (b"\x00\xff", "is damaged or not of this project"),
+        (b"", "holds no keys"),
+        (b"- a\n", "holds no keys"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_told_with_its_name_and_line(
+    option: str, content: bytes, told: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=f"{re.escape(str(path))} .*{told}$|{re.escape(str(path))} {told}") as caught:
+        load_config([option, str(path)])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ("--train.max_steps x", "train.max_steps must be a whole number or null, not x"),
+        ("--optim.lr fast", "optim.lr must be a number, not fast"),
+        ("--optim.betas 3", "optim.betas must be a list such as [a, b], not 3"),
+        ("--train.resume maybe", "train.resume must be true or false, not maybe"),
+        ("--data.level words", "data.level must be one of word, char, bpe, not words"),
+    ],
+)
+def test_a_value_of_the_wrong_kind(argv: str, told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_config(argv.split())
+    assert str(caught.value) == f"{told} (--help lists every option)"
 
 
 def test_every_key_has_a_help_text() -> None:

@@ -17,6 +17,7 @@ from lstmlm.console import check
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS's, which determinism needs
 _RNN: Any = torch.backends.cudnn.rnn  # its attribute is unknown to mypy
+_CONV: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
 
 
 def default_threads() -> int:
@@ -122,15 +123,27 @@ def use_machine(threads: int | None = None) -> None:
 def settings_kept() -> Iterator[None]:
     """Whatever a block sets of this process, for its threads, arithmetic and random numbers, is afterwards as it was."""
     threads, generator = torch.get_num_threads(), torch.get_rng_state()
+    generators = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     flushes = bool(torch.tensor(1e-310, dtype=torch.float64) == 0)
     deterministic = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
     workspace = os.environ.get(WORKSPACE)
+    older: list[tuple[Any, bool]] = []  # of TF32
+    for switch in (torch.backends.cuda.matmul, torch.backends.cudnn):
+        with suppress(RuntimeError):  # the newer ones were set, to something that it cannot say
+            older.append((switch, switch.allow_tf32))
+    newer = [(switch, switch.fp32_precision) for switch in (torch.backends.cuda.matmul, _CONV, _RNN)]
     try:
         yield
     finally:
+        for switch, allowed in older:
+            switch.allow_tf32 = allowed
+        for switch, precision in newer:
+            switch.fp32_precision = precision
         torch.set_num_threads(threads)
         torch.set_rng_state(generator)
+        if generators:
+            torch.cuda.set_rng_state_all(generators)
         torch.set_flush_denormal(flushes)
         torch.use_deterministic_algorithms(deterministic, warn_only=warns)
         if workspace is None:

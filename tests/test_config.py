@@ -11,6 +11,7 @@ from lstmlm import Config, UserError, load_config
 from lstmlm.console import UsageError, print_line
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+SWEEP = CONFIGS / "sweep.yaml"
 
 
 def test_defaults_are_the_reference_model() -> None:
@@ -23,10 +24,15 @@ def test_defaults_are_the_reference_model() -> None:
     assert (config.optim.name, config.optim.lr, config.optim.grad_clip) == ("adam", 1e-3, 0.25)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted({*CONFIGS.glob("*.yaml")} - {SWEEP}), ids=lambda path: path.name)
 def test_every_shipped_config_loads(path: Path) -> None:
     load_config(["--config", str(path)])
     assert path.read_text().startswith("# "), "the header gives the command"
+
+
+def test_the_sweep_searches_over_keys_of_the_configuration() -> None:
+    keys = load_config(["--config", str(CONFIGS / "wikitext2.yaml")]).to_flat_dict()
+    assert yaml.safe_load(SWEEP.read_text())["parameters"].keys() <= keys.keys()
 
 
 def test_overrides_come_after_the_file_and_numbers_may_be_scientific(tmp_path: Path) -> None:

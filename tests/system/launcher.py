@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 TRAIN = str(ROOT / "scripts" / "train.py")
@@ -60,7 +61,7 @@ def error_lines(stderr: str) -> list[str]:
     return [line for line in stderr.splitlines() if line.startswith("error:")]
 
 
-def wait_for_step(run: Path, step: int, process: "subprocess.Popen[str]") -> None:
+def wait_for_step(run: Path, step: int, process: "subprocess.Popen[Any]") -> None:
     """Until the metrics of that step are there."""
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and process.poll() is None:

@@ -197,8 +197,8 @@ class DynamicScorer:
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """As `Scorer`."""
         with torch.enable_grad():
-            nll, outputs, state = self._model.target_nll(inputs, self._state, targets)
-            gradients = torch.autograd.grad(nll.sum() / (targets != IGNORE).sum(), list(self._weights.values()))
+            nll, token_nll, outputs, state = self._model.summed_and_token_nll(inputs, self._state, targets)
+            gradients = torch.autograd.grad(nll / (targets != IGNORE).sum(), list(self._weights.values()))
         self._state = [(h.detach(), c.detach()) for h, c in state]
         with torch.no_grad():
             for (name, weight), gradient in zip(self._weights.items(), gradients, strict=True):
@@ -208,8 +208,7 @@ class DynamicScorer:
                 else:
                     weight.lerp_(self._trained[name], self._settings.decay)
                     weight.sub_(gradient, alpha=self._settings.lr)
-        nll, outputs = nll.detach(), outputs.detach()
-        return nll if self._cache is None else self._cache.mix(nll, outputs, targets)
+        return token_nll if self._cache is None else self._cache.mix(token_nll, outputs.detach(), targets)
 
 
 @ieee_products()

@@ -5,13 +5,11 @@ Shapes: T time, B columns, E embedding, H hidden, V vocabulary, L layers.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lstmlm.config import ModelConfig
-from lstmlm.data.table import IGNORE
 from lstmlm.model.dropout import Masks
 from lstmlm.model.layers import LayerState, LSTMLayer, TiedEmbedding
-from lstmlm.model.loss import linear_cross_entropy, token_nll
+from lstmlm.model.loss import linear_cross_entropy, summed_and_token_nll, token_nll
 
 State = list[LayerState]  # (h, c) of each layer, each float32 (B, H)
 
@@ -73,8 +71,10 @@ class LSTMLanguageModel(nn.Module):
         nll = token_nll(outputs.flatten(0, 1), self.decoder.weight, self.decoder.bias, targets.flatten())
         return nll.view_as(targets), state
 
-    def target_nll(self, tokens: Tensor, state: State, targets: Tensor) -> tuple[Tensor, Tensor, State]:
-        """Nll of every target with its gradient, for segments so small that their logits (T, B, V) may be kept.
+    def summed_and_token_nll(
+        self, tokens: Tensor, state: State, targets: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, State]:
+        """What learning from a scored segment needs.
 
         Args:
             tokens: int64 (T, B).
@@ -82,13 +82,13 @@ class LSTMLanguageModel(nn.Module):
             targets: int64 (T, B), -100 where there is none.
 
         Returns:
-            Nll in nats, (T, B), 0 where the target is -100; outputs of the last layer, (T, B, H); the new state, not detached.
+            The summed nll in nats (a scalar), which alone has a gradient; nll of every target, (T, B), 0 where the target is -100;
+            outputs of the last layer, (T, B, H); and the new state, not detached.
         """
         embeddings, weight = self._embed(tokens)
         _, outputs, state = self._run_layers(embeddings, state, None)
-        logits = F.linear(outputs, weight, self.decoder.bias)  # (T, B, V)
-        nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
-        return nll.view_as(targets), outputs, state
+        nll, token_nll = summed_and_token_nll(outputs.flatten(0, 1), weight, self.decoder.bias, targets.flatten())
+        return nll, token_nll.view_as(targets), outputs, state
 
     def logits(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits of the token after each token, (T, B, V), and the new state."""

@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lstmlm.data.table import IGNORE
 
 CHUNK_BYTES = 1 << 26  # logits of one chunk: at V = 33,278 about 1,000 rows in bf16, 500 in float32
 SCORES_CHUNK_BYTES = 1 << 23  # of one chunk whose logits are read several times: they stay in a processor's cache
+FEW_ROWS = 64  # up to here a chunk's preparation, two copies of the weight, would take longer than it saves
 ALIGN_SIZE, ALIGN_VOCABULARY = 8, 64  # columns and rows of the decoder are filled up to a multiple of these
 # .buffer is the logits' memory on a CPU. It is the largest block by far: allocated anew each time, it would leave holes in the heap.
 _kept = threading.local()
@@ -36,6 +38,19 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
     Returns:
         A float32 scalar (float64 for float64 inputs).
     """
+    return _sum_and_tokens(hidden, weight, bias, targets)[0]
+
+
+def summed_and_token_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """`linear_cross_entropy`, and beside it the nll of each target, (N,), 0 where the target is -100; only the sum has a gradient."""
+    if len(hidden) > FEW_ROWS:
+        return _sum_and_tokens(hidden, weight, bias, targets)
+    logits = F.linear(hidden, weight, bias)
+    nll = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
+    return nll.sum(), nll.detach()
+
+
+def _sum_and_tokens(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
     _check_targets(targets, len(weight))
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -117,19 +132,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         dtype: torch.dtype,
         grad_enabled: bool,  # asked by the caller: within a Function gradients are always off
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         inputs, decoder = _operands(hidden, weight, bias, dtype)
         counted = (targets != IGNORE)[:, None]  # (N, 1)
         scored = targets[:, None].where(counted, 0)  # (N, 1)
         with_grad = grad_enabled and any(ctx.needs_input_grad)
         sums = torch.promote_types(dtype, torch.float32)
         nll = torch.zeros((), dtype=sums, device=hidden.device)
-        hidden_grads, weight_grad = [], None
+        token_nll, hidden_grads, weight_grad = [], [], None
         for rows, target, count in zip(
             _chunks(inputs, decoder), _chunks(scored, decoder), _chunks(counted, decoder), strict=True
         ):
             probabilities, log_probs = _softmax(rows, decoder, target)
-            nll -= (log_probs * count).sum()
+            token_nll.append(-log_probs * count)
+            nll += token_nll[-1].sum()
             if not with_grad:
                 continue
             logits_grad = probabilities  # d nll / d logits = softmax - onehot
@@ -148,12 +164,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             assert weight_grad is not None
             ctx.save_for_backward(torch.cat(hidden_grads), weight_grad)
             ctx.shape, ctx.has_bias, ctx.dtypes = weight.shape, bias is not None, (hidden.dtype, weight.dtype)
-        return nll
+        of_tokens = torch.cat(token_nll)[:, 0]
+        ctx.mark_non_differentiable(of_tokens)
+        return nll, of_tokens
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivatives()
-        (scale,) = grad_outputs
+        scale, _ = grad_outputs
         hidden_grad, weight_grad = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
         vocab_size, size = ctx.shape
@@ -226,13 +244,11 @@ def _operands(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.
     """The product's operands with the bias as a column: (N, P) and (U, P), P = H + 1 and U = V rounded up."""
     vocab_size, size = weight.shape
     width = -(-(size + 1) // ALIGN_SIZE) * ALIGN_SIZE
-    inputs = hidden.new_zeros(len(hidden), width, dtype=dtype)
-    decoder = weight.new_zeros(-(-vocab_size // ALIGN_VOCABULARY) * ALIGN_VOCABULARY, width, dtype=dtype)
-    inputs[:, :size] = hidden
-    inputs[:, size] = 1
-    decoder[:vocab_size, :size] = weight
-    if bias is not None:
-        decoder[:vocab_size, size] = bias
+    inputs = hidden.new_empty(len(hidden), width, dtype=dtype)
+    decoder = weight.new_empty(-(-vocab_size // ALIGN_VOCABULARY) * ALIGN_VOCABULARY, width, dtype=dtype)
+    inputs[:, :size], inputs[:, size], inputs[:, size + 1 :] = hidden, 1, 0
+    decoder[:vocab_size, :size], decoder[vocab_size:, :size], decoder[:, size + 1 :] = weight, 0, 0
+    decoder[:vocab_size, size] = 0 if bias is None else bias
     # The added types get no probability. -inf times 0 would be NaN, and TF32 would round `min` to -inf.
     decoder[vocab_size:, size] = torch.finfo(dtype).min / 2
     return inputs, decoder

@@ -155,8 +155,11 @@ def test_statistics_by_their_definition(tied: bool, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("rule", ["sgd", "rms"])
-@pytest.mark.parametrize(("columns", "bptt"), [(1, 5), (1, 1), (3, 4)])
-def test_dynamic_evaluation_by_its_definition(tied: bool, rule: str, columns: int, bptt: int) -> None:
+@pytest.mark.parametrize(("columns", "bptt", "few"), [(1, 5, 64), (1, 1, 64), (3, 4, 64), (3, 4, 0)])
+def test_dynamic_evaluation_by_its_definition(
+    tied: bool, rule: str, columns: int, bptt: int, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lstmlm.model.loss.FEW_ROWS", few)
     model, stream = make_model(tied), text(60)
     settings = DynamicSettings(rule, lr=0.5 if rule == "sgd" else 0.02, decay=0.02, epsilon=0.01, bptt=bptt)
     rms = rms_by_hand(model, text(103), 4, 5)

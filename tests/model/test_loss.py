@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lstmlm.model import loss
-from lstmlm.model.loss import linear_cross_entropy, token_nll, token_scores
+from lstmlm.model.loss import linear_cross_entropy, summed_and_token_nll, token_nll, token_scores
 
 
 def example(n: int, v: int, h: int, bias: bool = True, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
@@ -52,6 +52,20 @@ def test_equals_plain(bias: bool, chunk_bytes: int) -> None:
     torch.testing.assert_close(ours, theirs)
     for a, e in zip(torch.autograd.grad(ours * 0.3, inputs), torch.autograd.grad(theirs * 0.3, inputs), strict=True):
         torch.testing.assert_close(a, e)
+
+
+@pytest.mark.parametrize("few", [0, 64])
+@pytest.mark.parametrize("bias", [True, False])
+def test_sum_and_tokens(bias: bool, few: int, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "FEW_ROWS", few)
+    hidden, weight, b, targets = example(23, 31, 5, bias)
+    inputs = [t for t in (hidden, weight, b) if t is not None]
+    theirs = F.cross_entropy(F.linear(hidden, weight, b), targets, reduction="none")
+    ours, of_tokens = summed_and_token_nll(hidden, weight, b, targets)
+    assert not of_tokens.requires_grad
+    torch.testing.assert_close((ours, of_tokens), (theirs.sum(), theirs))
+    expected = torch.autograd.grad(theirs.sum() * 0.3, inputs)
+    torch.testing.assert_close(torch.autograd.grad(ours * 0.3, inputs), expected)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -13,7 +13,7 @@ from lstmlm.console import UserError
 from lstmlm.data.vocabulary import Vocabulary
 from lstmlm.evaluation.measure import evaluate
 from lstmlm.evaluation.scoring import score_text
-from lstmlm.generation import generate_text, generate_texts, stream_text
+from lstmlm.generation import generate_text, generate_texts, stream_text, stream_texts
 from lstmlm.model.language_model import LSTMLanguageModel
 from lstmlm.training.loop import train
 
@@ -28,5 +28,6 @@ __all__ = [
     "load_config",
     "score_text",
     "stream_text",
+    "stream_texts",
     "train",
 ]

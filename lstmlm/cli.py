@@ -8,8 +8,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lstmlm.config import argument_parser, load_config, parse
-from lstmlm.console import UsageError, check, print_line, run_script, scoring_bar, standard_output
+from lstmlm.config import argument_parser, load_config, named_options, parse
+from lstmlm.console import UsageError, check, print_line, print_result, run_script, scoring_bar, standard_output
 from lstmlm.evaluation.adaptation import CacheSettings, DynamicSettings
 from lstmlm.evaluation.details import breakdown, check_output, write_tokens
 from lstmlm.evaluation.measure import PROTOCOLS, Measurement, Protocol, Subject, Text, check_split
@@ -21,7 +21,7 @@ from lstmlm.export.hub import push_to_hub
 from lstmlm.export.onnx import export_onnx
 from lstmlm.export.transformers import export_transformers
 from lstmlm.files import replace_file
-from lstmlm.generation import Sampling, generate_texts, stream_text
+from lstmlm.generation import Sampling, stream_text, stream_texts
 from lstmlm.model.pretrained import find_model
 from lstmlm.runtime import hardware
 from lstmlm.training.loop import train as train_model
@@ -29,6 +29,7 @@ from lstmlm.training.loop import train as train_model
 Arguments = Sequence[str] | None  # without the program's name; None takes the process's own
 
 MODEL_HELP = "A model's folder or a run's; null = the newest runs/*/model, else the one that comes with lstmlm."
+SETTINGS: dict[str, type[CacheSettings] | type[DynamicSettings]] = {"cache": CacheSettings, "dynamic": DynamicSettings}
 THREADS_HELP = "CPU threads; null = the physical cores."
 
 
@@ -64,24 +65,14 @@ def evaluate(argv: Arguments = None) -> int:
     parser.add_argument("--tune_tokens", type=int | None, help=f"Tune: tokens that each scores. Default {TOKENS}.")
     parser.add_argument("--breakdown", action="store_true", help="Tell how kinds of tokens share the nll.")
     parser.add_argument("--output", type=Path | None, default=None, help="Parquet file for every token's nll.")
-    cache, dynamic = CacheSettings(), DynamicSettings()
-    parser.add_argument(
-        "--window", type=int | None, help=f"Cache: positions that it remembers. Default {cache.window}."
-    )
-    parser.add_argument("--theta", type=float | None, help=f"Cache: sharpness, 0 or more. Default {cache.theta}.")
-    parser.add_argument("--lambda", type=float | None, help=f"Cache: its weight, in [0, 1). Default {cache.lambda_}.")
-    parser.add_argument("--rule", type=str | None, help=f"Dynamic: the update, sgd or rms. Default {dynamic.rule}.")
-    parser.add_argument("--lr", type=float | None, help=f"Dynamic: step along the gradient. Default {dynamic.lr}.")
-    parser.add_argument(
-        "--decay", type=float | None, help=f"Dynamic: pull towards the trained weights. Default {dynamic.decay}."
-    )
-    parser.add_argument(
-        "--epsilon", type=float | None, help=f"Dynamic, rms: added to the denominator. Default {dynamic.epsilon}."
-    )
-    parser.add_argument("--bptt", type=int | None, help=f"Dynamic: rows between two updates. Default {dynamic.bptt}.")
+    for kind in SETTINGS.values():
+        parser.add_class_arguments(kind, skip={"lambda_"})
+    weight = "Cache: weight of its distribution, in [0, 1); the model's has the rest."
+    parser.add_argument("--lambda", type=float, default=CacheSettings.lambda_, help=weight)
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
     args = parse(parser, argv)
-    protocol = Protocol(**_protocol_settings(args.protocol, vars(args)), columns=args.columns, reset=args.reset)
+    settings = _protocol_settings(args.protocol, vars(args), named_options(parser, argv))
+    protocol = Protocol(**settings, columns=args.columns, reset=args.reset)
     check(not (args.text and args.split), "--text and --split: the text is in place of the split, so name one of them")
     split = args.split or "test"
     check_split(split)
@@ -120,29 +111,33 @@ def evaluate(argv: Arguments = None) -> int:
         figures |= tuned
         if args.breakdown:
             figures["breakdown"] = [{**dataclasses.asdict(group), "ppl": group.ppl} for group in groups]
-        print(json.dumps(figures))
+        print_result(json.dumps(figures))
     else:
-        if args.tune:
-            print(f"validation: {validation.line()}")
-        print(f"{args.text or split}: {result.line()}")
+        lines = [f"validation: {validation.line()}"] if args.tune else []
+        lines.append(f"{args.text or split}: {result.line()}")
         for group in groups:
             share = group.nll / result.nll
-            print(f"{group.name:<28}{group.targets:>12,} targets{group.ppl:>14,.2f} ppl{share:>8.1%} of the nll")
+            lines.append(f"{group.name:<28}{group.targets:>12,} targets{group.ppl:>14,.2f} ppl{share:>8.1%} of the nll")
+        print_result("\n".join(lines))
     return 0
 
 
-def _protocol_settings(protocol: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Settings of the cache and of dynamic evaluation, as far as the protocol has them; an option of the other is refused."""
+def _protocol_settings(protocol: str, values: dict[str, Any], named: set[str]) -> dict[str, Any]:
+    """Settings of the cache and of dynamic evaluation, as far as the protocol has them; an option of the other is refused.
+
+    Args:
+        protocol: Its name.
+        values: Of all options.
+        named: Options that the command line has.
+    """
     settings: dict[str, Any] = {}
-    kinds: dict[str, type[CacheSettings] | type[DynamicSettings]] = {"cache": CacheSettings, "dynamic": DynamicSettings}
-    for name, kind in kinds.items():
-        options_of_kind = {field.name: options[field.name.removesuffix("_")] for field in dataclasses.fields(kind)}
-        given = {key: value for key, value in options_of_kind.items() if value is not None}
+    for name, kind in SETTINGS.items():
+        options = {field.name: field.name.removesuffix("_") for field in dataclasses.fields(kind)}
         if name in protocol:
-            settings[name] = kind(**given)
+            settings[name] = kind(**{key: values[option] for key, option in options.items()})
         else:
-            named = ", ".join(f"--{key.removesuffix('_')}" for key in given)
-            check(not given, f"{named}: the protocol is {protocol}, but only one with {name} has that")
+            misplaced = ", ".join(f"--{option}" for option in options.values() if option in named)
+            check(not misplaced, f"{misplaced}: the protocol is {protocol}, but only one with {name} has that")
     return settings
 
 
@@ -194,11 +189,13 @@ def pairs(argv: Arguments = None) -> int:
         write_pairs(args.output, scored)
     summaries = summarize(scored)
     if args.json:
-        print(json.dumps({name: dataclasses.asdict(summary) for name, summary in summaries.items()}))
+        print_result(json.dumps({name: dataclasses.asdict(summary) for name, summary in summaries.items()}))
     else:
-        print("UID\tpairs\taccuracy\tties\tunknown")
-        for name, summary in summaries.items():
-            print(f"{name}\t{summary.pairs}\t{summary.accuracy:.4f}\t{summary.ties}\t{summary.unknown:.4f}")
+        rows = [
+            f"{name}\t{summary.pairs}\t{summary.accuracy:.4f}\t{summary.ties}\t{summary.unknown:.4f}"
+            for name, summary in summaries.items()
+        ]
+        print_result("\n".join(["UID\tpairs\taccuracy\tties\tunknown", *rows]))
     return 0
 
 
@@ -230,10 +227,11 @@ def generate(argv: Arguments = None) -> int:
                 out.write(piece.encode())
                 out.flush()
         else:
-            texts = generate_texts(prompts, args.count, model=args.model, seed=args.seed, raw=args.raw, **options)
+            texts = stream_texts(prompts, args.count, args.model, args.seed, args.raw, **options)
             for number, text in enumerate(texts):
                 apart = "\n" * (number > 0 and args.lines > 1)  # an empty line between texts of several lines
                 out.write(f"{apart}{text}\n".encode())
+                out.flush()
     return 0
 
 

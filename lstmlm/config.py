@@ -365,6 +365,12 @@ def _check_files(argv: list[str]) -> None:
             raise UsageError(f"{path} holds no keys with values, such as `data:` or `batch_size: 20`")
 
 
+def named_options(parser: "ArgumentParser", argv: Sequence[str] | None = None) -> set[str]:
+    """Which options a command line itself gives a value, as far as `parse` takes it."""
+    with _told_in_one_line():
+        return set(vars(parser.parse_args(argv, defaults=False)))
+
+
 def load_config(argv: Sequence[str] | None = None) -> Config:
     """Read a configuration from a command line: `--config FILE` first, then dotted overrides.
 

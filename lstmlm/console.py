@@ -69,6 +69,12 @@ def standard_output() -> Iterator[BinaryIO]:
         raise UserError(f"cannot write to standard output: {error.strerror}") from None
 
 
+def print_result(text: str) -> None:
+    """A result and a line end on standard output, as `standard_output` does; a file's name in it may be any bytes."""
+    with standard_output() as out:
+        out.write(f"{text}\n".encode(errors="surrogateescape"))
+
+
 class _LineHandler(logging.Handler):
     """Warnings of the library as lines of a script."""
 

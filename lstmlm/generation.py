@@ -107,19 +107,37 @@ def generate_texts(
     **options: Any,
 ) -> list[str]:
     """`count` continuations of a prompt, or of each of several, computed side by side; the other arguments are those of `generate_text`."""
+    options |= {"max_len": max_len, "temperature": temperature, "top_k": top_k, "top_p": top_p, "allow_unk": allow_unk}
+    return list(stream_texts(prompt, count, model, seed, raw, **options))
+
+
+def stream_texts(
+    prompt: str | Sequence[str],
+    count: int = 1,
+    model: str | Path | None = None,
+    seed: int | None = None,
+    raw: bool = False,
+    **options: Any,
+) -> Iterator[str]:
+    """The texts of `generate_texts` in their order, each as soon as it is complete and so are those before it.
+
+    Args:
+        prompt, count, model, seed, raw: As for `generate_texts`.
+        options: The other arguments of `generate_texts`.
+    """
     check(1 <= count <= MOST, f"count must be from 1 to {MOST:,}, not {count}")
-    sampling = Sampling(max_len, temperature, top_k, top_p, allow_unk=allow_unk, **options)
+    sampling = Sampling(**options)
     prompts = [prompt] if isinstance(prompt, str) else prompt
-    texts = count * len(prompts)
-    check(texts <= MOST, f"{len(prompts):,} prompts times count {count:,} are {texts:,} texts, the most is {MOST:,}")
+    total = count * len(prompts)
+    check(total <= MOST, f"{len(prompts):,} prompts times count {count:,} are {total:,} texts, the most is {MOST:,}")
     language_model, vocabulary = load_pretrained(find_model(model), default_device())
     if raw:
         vocabulary = vocabulary.for_raw_text()
     ids = [new for new in _encode(prompts, vocabulary) for _ in range(count)]
     numbers = list(range(count)) * len(prompts)
-    continuations = _sample(language_model, vocabulary, ids, numbers, sampling, seed)
-    begun = [text for text in prompts for _ in range(count)]
-    return [vocabulary.go_on(text, new) for text, new in zip(begun, continuations, strict=True)]
+    texts = (text for text in prompts for _ in range(count))
+    for text, new in zip(texts, _sample(language_model, vocabulary, ids, numbers, sampling, seed), strict=True):
+        yield vocabulary.go_on(text, new)
 
 
 def stream_text(prompt: str, model: str | Path | None = None, seed: int | None = None, **options: Any) -> Iterator[str]:
@@ -169,7 +187,7 @@ def sample(
         max_len, seed: As for `generate_text`.
         options: As in `Sampling`.
     """
-    return _sample(model, vocabulary, [prompt] * count, list(range(count)), Sampling(max_len, **options), seed)
+    return list(_sample(model, vocabulary, [prompt] * count, list(range(count)), Sampling(max_len, **options), seed))
 
 
 def _encode(prompts: Sequence[str], vocabulary: Vocabulary) -> list[list[int]]:
@@ -195,15 +213,20 @@ def _sample(
     numbers: list[int],
     sampling: Sampling,
     seed: int | None,
-) -> list[list[int]]:
+) -> Iterator[list[int]]:
+    """New token ids of each continuation in order, each as soon as it is complete and so are those before it."""
     seed, size = _chosen(seed), max(1, BATCH_LOGITS // len(vocabulary))
-    new: list[list[int]] = [[] for _ in prompts]
     for first in range(0, len(prompts), size):
         batch = slice(first, first + size)
+        new: list[list[int]] = [[] for _ in prompts[batch]]
+        complete = 0
         for step in _steps(model, vocabulary, prompts[batch], numbers[batch], sampling, seed):
+            running, _ = step[0]  # the first that goes on
+            yield from new[complete:running]
+            complete = running
             for row, token in step:
-                new[first + row].append(token)
-    return new
+                new[row].append(token)
+        yield from new[complete:]
 
 
 def _steps(

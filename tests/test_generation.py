@@ -1,7 +1,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from lstmlm import LSTMLanguageModel, UserError, Vocabulary, generate_text, generate_texts, generation, stream_text
+from lstmlm import (
+    LSTMLanguageModel,
+    UserError,
+    Vocabulary,
+    generate_text,
+    generate_texts,
+    generation,
+    stream_text,
+    stream_texts,
+)
 from lstmlm.cli import generate
 from lstmlm.config import ModelConfig
 from lstmlm.generation import Sampling, choose, sample
@@ -251,6 +260,26 @@ def test_a_stream_is_the_text_in_pieces(folder: Path, prompt: str) -> None:
     assert "".join(pieces) == text
     assert len(pieces) > 5
     assert list(stream_text("w1", folder, max_len=0)) == ["w1"]
+
+
+def test_a_text_comes_as_soon_as_it_is_complete(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order; by then no more places are computed than it needs, and one to see that it has ended."""
+    places, steps = [0], generation._steps
+
+    def counted(*args: Any) -> Iterator[list[tuple[int, int]]]:
+        for step in steps(*args):
+            places[0] += 1
+            yield step
+
+    monkeypatch.setattr(generation, "_steps", counted)
+    options = {"max_len": 400, "temperature": 1.5, "seed": 3}
+    needed, texts = 0, []
+    for text in stream_texts(["w1", "w2 w3"], 4, folder, **options):
+        texts.append(text)
+        needed = max(needed, len(text.split()) - (1 if len(texts) <= 4 else 2))
+        assert needed <= places[0] <= needed + 1
+    assert texts == generate_texts(["w1", "w2 w3"], 4, model=folder, **options)
+    assert len(texts[0].split()) < needed, "the first is not the longest"
 
 
 def test_the_command(cli: Callable[..., subprocess.CompletedProcess[str]], folder: Path, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """`lstmlm pairs`: which sentence of a pair is likelier."""
 
+import io
 import json
 import math
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lstmlm import LSTMLanguageModel, UserError, Vocabulary, cli
+from lstmlm import LSTMLanguageModel, UserError, Vocabulary
+from lstmlm import cli as commands
 from lstmlm.config import ModelConfig
 from lstmlm.model.pretrained import load_pretrained, save_pretrained
 
@@ -49,6 +52,24 @@ def bits(folder: Path, sentence: str) -> float:
     return total
 
 
+def test_any_name_on_any_terminal(folder: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """UTF-8 comes out whatever the locale."""
+    file.write_text(file.read_text().replace("order", "Wörter 語"))
+    shown = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    assert commands.pairs([str(file), "--model", str(folder)]) == 0
+    assert shown.getvalue().decode().splitlines()[2].startswith("Wörter 語\t1\t")
+
+
+def test_a_reader_that_has_enough_ends_it(folder: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone:
+        monkeypatch.setattr("sys.stdout", gone)
+        with pytest.raises(SystemExit, match="141"):
+            commands.pairs([str(file), "--model", str(folder), "--json"])
+
+
 def test_each_pair_and_each_uid(
     folder: Path, file: Path, tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
@@ -76,7 +97,7 @@ def test_each_pair_and_each_uid(
 
 
 def test_a_table_for_people(folder: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.pairs([str(file), "--model", str(folder)]) == 0
+    assert commands.pairs([str(file), "--model", str(folder)]) == 0
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert rows[0] == ["UID", "pairs", "accuracy", "ties", "unknown"]
     assert [row[0] for row in rows[1:]] == ["agreement", "order", "all"]
@@ -98,11 +119,11 @@ def test_bad_files(tmp_path: Path, content: bytes | None, named: str, status: in
     if content is not None:
         (tmp_path / "a.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=named) as error:
-        cli.pairs([str(tmp_path / "a.jsonl"), "--model", "absent"])
+        commands.pairs([str(tmp_path / "a.jsonl"), "--model", "absent"])
     assert error.value.status == status
 
 
 def test_a_file_that_cannot_be_written(folder: Path, file: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no folder") as error:
-        cli.pairs([str(file), "--model", "absent", "--output", str(tmp_path / "no/out.jsonl")])
+        commands.pairs([str(file), "--model", "absent", "--output", str(tmp_path / "no/out.jsonl")])
     assert error.value.status == 2

@@ -3,7 +3,7 @@
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 CODE = Path(__file__).with_name("modeling_lstmlm.py")
 PAD = "<pad>"  # beyond the vocabulary: no row of the embedding, and never scored
+# Of the capital sigmas those that str.lower() makes a final one: after a letter that has a case and before none.
+_CASED, _SKIPPED = r"[\p{Cased}&&[^\p{Case_Ignorable}]]", r"\p{Case_Ignorable}*"
+FINAL_SIGMA = rf"{_CASED}{_SKIPPED}\KΣ(?!{_SKIPPED}{_CASED})"
 USAGE = """
 ## With transformers
 
@@ -78,35 +81,51 @@ def export_transformers(model: str | Path, folder: str | Path) -> None:
 
 
 def build_tokenizer(vocabulary: Vocabulary) -> "PreTrainedTokenizerFast":
-    """The tokenizer of a vocabulary: `<eos>` before a text and for each line end.
+    """A tokenizer that gives the ids of a vocabulary, with `<eos>` before a text and for each line end.
 
     Raises:
-        UserError: A level other than `word` and `char`.
+        UserError: The words were cut by Moses, whose rules cannot be said there.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    if vocabulary.level not in ("word", "char"):
+    if vocabulary.tokenizer == "moses":
         raise UserError(
-            f"a vocabulary of level {vocabulary.level} cannot be exported to transformers: only word and char"
+            "the model's words were cut by Moses, which a tokenizer of transformers cannot do: export with --to onnx, "
+            "and cut the text with lstmlm's Vocabulary"
         )
-    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary.tokens)}, unk_token=UNK))
-    tokenizer.normalizer = normalizers.Sequence(  # as `tokenize.plain`, and `<eos>` for a line end
-        [normalizers.Replace(Regex(r"\A\x{FEFF}"), ""), normalizers.Replace(Regex(r"\r\n|\r|\n"), EOS)]
-    )
-    if vocabulary.level == "word":
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\x1c-\x1f]+"), "removed")  # as str.split
-    else:
+    ids, eos, bpe = {token: i for i, token in enumerate(vocabulary.tokens)}, EOS, vocabulary.level == "bpe"
+    if bpe:
+        pairs = [(left, right) for left, right in (merge.split(" ") for merge in vocabulary.merges)]
+        tokenizer = Tokenizer(models.BPE(ids, pairs))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder, line_end = decoders.ByteLevel(), EOS
+    elif vocabulary.level == "char":
+        eos = line_end = "\n"  # the name that the vocabulary's <eos> has there: `<eos>` in a text is five characters
+        ids[eos] = ids.pop(EOS)
+        tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNK))
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         tokenizer.decoder = decoders.Fuse()
-    special = [(EOS, vocabulary.eos)]
-    tokenizer.post_processor = processors.TemplateProcessing(f"{EOS} $A", f"{EOS} $A {EOS} $B", special)
-    line_end = AddedToken(EOS, normalized=True, special=True)
+    else:
+        line_end = f" {EOS} "
+        tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNK))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\x1c-\x1f]+"), "removed")  # as str.split
+    steps: list[Any] = [  # as `tokenize.plain`
+        normalizers.Replace(Regex(r"\A\x{FEFF}"), ""),
+        normalizers.Replace(Regex(r"\r\n|\r|\n"), line_end),
+    ]
+    if vocabulary.lowercase:
+        steps += [normalizers.Replace(Regex(FINAL_SIGMA), "ς"), normalizers.Lowercase()]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.post_processor = processors.TemplateProcessing(f"{eos} $A", f"{eos} $A {eos} $B", [(eos, ids[eos])])
+    eos_token = AddedToken(eos, normalized=True, special=True)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=line_end,
-        eos_token=line_end,
-        unk_token=AddedToken(UNK, single_word=True, special=True),
+        bos_token=eos_token,
+        eos_token=eos_token,
+        unk_token=AddedToken(UNK, normalized=True, special=True),
         pad_token=AddedToken(PAD, special=True),
         clean_up_tokenization_spaces=False,
+        # A special token's name in a text is one to byte-pair encoding only. Elsewhere it is cut like any other text.
+        split_special_tokens=not bpe,
     )

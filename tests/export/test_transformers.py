@@ -3,15 +3,14 @@
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from lstmlm import LSTMLanguageModel, UserError, Vocabulary, generate_text
+from lstmlm import LSTMLanguageModel, Vocabulary, generate_text
 from lstmlm.config import ModelConfig
-from lstmlm.export.transformers import build_tokenizer, export_transformers
+from lstmlm.export.transformers import export_transformers
 from lstmlm.model.pretrained import load_pretrained, save_pretrained
 
 pytestmark = pytest.mark.system  # whole runs or processes
@@ -153,19 +152,6 @@ def test_the_tokenizer_cuts_as_the_vocabulary_does(tokenizer: Any) -> None:
     assert tokenizer.decode(vocabulary.encode("w1 w2", eos=False)) == "w1 w2"
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (1, 1, 0)
     assert tokenizer.pad_token_id == len(WORDS)
-
-
-def test_characters() -> None:
-    vocabulary = Vocabulary.build(["a b\tc é"], level="char")
-    tokenizer = build_tokenizer(vocabulary)
-    for text in ("a b", " c\tz é", "a\r\nb\u2028"):
-        assert tokenizer(text).input_ids == [vocabulary.eos, *vocabulary.encode(text, eos=False)]
-    assert tokenizer.decode(vocabulary.encode("a b", eos=False)) == "a b"
-
-
-def test_other_levels_are_refused() -> None:
-    with pytest.raises(UserError, match="level bpe"):
-        build_tokenizer(SimpleNamespace(level="bpe"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sizes", [{"embedding_size": 8, "tie_weights": False}, {"num_layers": 1}])

@@ -86,7 +86,7 @@ def test_from_python(folder: Path, tmp_path: Path, run: Run) -> None:
         (["--protocol", "cache", "--lr", "1", "--bptt", "3"], "--lr, --bptt: the protocol is cache"),
         (["--protocol", "cache", "--theta", "-1"], "theta must be a number that is not negative, not -1.0"),
         (["--protocol", "cache", "--lambda", "1.5"], "lambda must be in"),
-        (["--protocol", "dynamic", "--rule", "adam"], "['sgd', 'rms']. Got value: adam"),
+        (["--protocol", "dynamic", "--rule", "adam"], "rule must be one of sgd, rms, not adam"),
         (["--protocol", "neural"], "neural"),
         (["--reset", "line", "--columns", "2"], "reset is line, so stretches run side by side by themselves"),
         (["--reset", "line", "--protocol", "dynamic"], "takes what it learned across a reset"),

@@ -20,7 +20,7 @@ from lstmlm.data.corpus import fingerprint, load_facts, load_split
 from lstmlm.data.reading import form_of, read_blocks
 from lstmlm.data.sources import ENDINGS, SPLITS, is_local, open_source
 from lstmlm.data.table import IGNORE
-from lstmlm.data.tokenize import EOS
+from lstmlm.data.tokenize import EOS, Words
 from lstmlm.evaluation.adaptation import (
     CacheScorer,
     CacheSettings,
@@ -29,7 +29,15 @@ from lstmlm.evaluation.adaptation import (
     NeuralCache,
     gradient_rms,
 )
-from lstmlm.evaluation.perplexity import Evaluation, Scorer, StaticScorer, score_stream, score_stretches
+from lstmlm.evaluation.perplexity import (
+    Evaluation,
+    Scorer,
+    StaticScorer,
+    bits_per_character,
+    score_stream,
+    score_stretches,
+    word_ppl,
+)
 from lstmlm.evaluation.scoring import Reset, with_resets
 from lstmlm.files import read_yaml, user_path
 from lstmlm.model.pretrained import default_device, find_model, load_pretrained, read_config
@@ -95,6 +103,7 @@ class Measurement(Evaluation):
         protocol: `static`, `cache`, `dynamic` or `cache+dynamic`.
         settings: Of the cache and of dynamic evaluation.
         characters: Of the original text, spaces and line ends counted.
+        words: Of the original text: what stands between white space, and the line ends.
         seconds: What the scoring took; loading, and statistics of gradients, are not in it.
         reset: `never`, `line` or `document`.
         ids: Token id of every target in the order of the text, int32 (N,).
@@ -105,6 +114,7 @@ class Measurement(Evaluation):
     protocol: str
     settings: dict[str, Any]
     characters: int
+    words: int
     reset: str
     seconds: float
     ids: Tensor = field(repr=False, compare=False)
@@ -114,7 +124,12 @@ class Measurement(Evaluation):
     @property
     def bpc(self) -> float:
         """Bits per character of the original text."""
-        return self.nll / math.log(2) / self.characters
+        return bits_per_character(self, self.characters)
+
+    @property
+    def word_ppl(self) -> float:
+        """Perplexity per word of the original text."""
+        return word_ppl(self, self.words)
 
     def figures(self) -> dict[str, Any]:
         """What is told of it, without the single tokens."""
@@ -124,7 +139,9 @@ class Measurement(Evaluation):
             "nll",
             "loss",
             "ppl",
+            "word_ppl",
             "bpc",
+            "words",
             "characters",
             "columns",
             "protocol",
@@ -136,8 +153,9 @@ class Measurement(Evaluation):
     def line(self) -> str:
         """The same for people."""
         settings = "".join(f", {name} {value}" for name, value in self.settings.items())
+        per_word = f", ppl per word {self.word_ppl:.4f}" if self.word_ppl != self.ppl else ""
         return (
-            f"{self.tokens:,} tokens, {self.targets:,} targets, nll {self.nll:.2f}, ppl {self.ppl:.4f}, bpc {self.bpc:.4f}, "
+            f"{self.tokens:,} tokens, {self.targets:,} targets, nll {self.nll:.2f}, ppl {self.ppl:.4f}{per_word}, bpc {self.bpc:.4f}, "
             f"{self.protocol}, {self.columns} column{'s' * (self.columns > 1)}, reset {self.reset}{settings}, {self.seconds:.1f} s"
         )
 
@@ -150,12 +168,14 @@ class Text:
         name: To be told.
         stream: Its token ids, int32 (n,).
         characters: Of the text, spaces and line ends counted.
+        words: Of the text: what stands between white space, and the line ends.
         blocks: The text itself, piece by piece.
     """
 
     name: str
     stream: Tensor
     characters: int
+    words: int
     blocks: Callable[[], Iterator[str]]
 
     def lines(self) -> Iterator[str]:
@@ -222,7 +242,7 @@ class Subject:
             if self._dataset is None:
                 raise UserError(f"{other}, only its name is the same: say which you mean with --dataset")
             logger.warning(other)
-        return Text(f"split {name}", stream, facts.characters, lambda: open_source(self.data).blocks(name))
+        return Text(f"split {name}", stream, facts.characters, facts.words, lambda: open_source(self.data).blocks(name))
 
     def file(self, path: str | Path, column: str = "text") -> Text:
         """A file of any form that training takes.
@@ -241,14 +261,15 @@ class Subject:
         def blocks() -> Iterator[str]:
             return read_blocks(path, column)
 
-        ids, characters = [np.empty(0, np.int32)], 0
+        ids, characters, words = [np.empty(0, np.int32)], 0, 0
         for block in blocks():
             ids.append(self.vocabulary.encode_much(block))
             characters += len(block)
+            words += len(Words().tokenize(block))
         stream = torch.from_numpy(np.concatenate(ids))
         if len(stream) < 2:
             raise UserError(f"{path} has nothing to score: {len(stream)} tokens, the least is 2")
-        return Text(str(path), stream, characters, blocks)
+        return Text(str(path), stream, characters, words, blocks)
 
     @functools.cached_property
     def gradient_rms(self) -> dict[str, Tensor]:
@@ -312,6 +333,7 @@ class Subject:
             reset=protocol.reset,
             settings=protocol.settings,
             characters=text.characters,
+            words=text.words,
             seconds=seconds,
             ids=ids,
             token_nll=token_nll,

@@ -43,8 +43,37 @@ class Evaluation:
 
     @property
     def ppl(self) -> float:
-        """exp(loss); infinite where that is beyond a float."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        """exp(loss)."""
+        return exponential(self.loss)
+
+
+def exponential(loss: float) -> float:
+    """exp(loss); infinite where that is beyond a float."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def word_ppl(result: Evaluation, words: int) -> float:
+    """Perplexity per word, exp(nll / words scored), which compares models that cut a text into different tokens.
+
+    A token that is not scored (the first one of a text without resets) takes its word out of the count, so for a model whose tokens
+    are the words this is `ppl`.
+
+    Args:
+        result: Of a text.
+        words: Of that text: what stands between white space, and the line ends.
+    """
+    scored = words - (result.tokens - result.targets)
+    return exponential(result.nll / scored) if scored else math.inf
+
+
+def bits_per_character(result: Evaluation, characters: int) -> float:
+    """Nll / (ln 2 x characters).
+
+    Args:
+        result: Of a text.
+        characters: Of that text, spaces and line ends counted.
+    """
+    return result.nll / math.log(2) / characters
 
 
 class Scorer(Protocol):

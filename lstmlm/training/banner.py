@@ -65,10 +65,22 @@ def closing(summary: dict[str, Any], steps_per_epoch: int, run_dir: Path) -> lis
         "time": f"{duration(seconds['total'])} ({told}){speed}",
         "next": f'lstmlm generate --model {folder} --prompt "" --count 3',
         "": f"lstmlm report {folder}",
+        **_comparable(valid, test),
         "result": f"test ppl {perplexity(test['ppl'])}, validation ppl {perplexity(valid['ppl'])} "
         f"({valid['columns']} column); model in {run_dir / 'model'}",
     }
     return _table(rows)
+
+
+def _comparable(valid: dict[str, Any], test: dict[str, Any]) -> dict[str, str]:
+    """What compares with models of other tokens; nothing where the tokens are the words."""
+    if test["word_ppl"] == test["ppl"]:
+        return {}
+    figures = (
+        f"{split} ppl per word {perplexity(each['word_ppl'])}, {each['bpc']:.4f} bits per character"
+        for split, each in (("test", test), ("validation", valid))
+    )
+    return {"compare": "; ".join(figures)}
 
 
 def resume_command(run_dir: str | Path | None) -> str:

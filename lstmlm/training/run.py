@@ -16,9 +16,17 @@ from torch import Tensor
 from lstmlm import generation
 from lstmlm.config import Config
 from lstmlm.console import Progress, UserError, perplexity, print_line
-from lstmlm.data.corpus import Corpus
+from lstmlm.data.corpus import Corpus, SplitFacts
 from lstmlm.data.sources import dataset_name
-from lstmlm.evaluation.perplexity import SEGMENT_TOKENS, Evaluation, evaluate_stream, evaluate_whole
+from lstmlm.evaluation.perplexity import (
+    SEGMENT_TOKENS,
+    Evaluation,
+    bits_per_character,
+    evaluate_stream,
+    evaluate_whole,
+    exponential,
+    word_ppl,
+)
 from lstmlm.files import read_file, replace_file, sweep
 from lstmlm.model.pretrained import CARD, FILES, WEIGHTS, load_pretrained, model_card, save_pretrained, trained_on
 from lstmlm.runtime.distributed import fail_together, main_tensors, main_value
@@ -211,7 +219,7 @@ class Run:
         self._log(
             {
                 "train/loss": loss,
-                "train/ppl": _exp(loss),
+                "train/ppl": exponential(loss),
                 "train/grad_norm": done.grad_norm / max(1, done.updates),
                 "train/lr": self.train_step.learning_rate(self.cursor.step - 1),
                 "train/tokens_per_second": tokens_per_second,
@@ -221,7 +229,7 @@ class Run:
                 **{f"memory/{name}": used for name, used in memory_in_use(self.accelerator.device).items()},
             }
         )
-        self.progress.show(self.cursor.step, loss, _exp(loss), tokens_per_second)
+        self.progress.show(self.cursor.step, loss, exponential(loss), tokens_per_second)
 
     def validate(self, interrupted: Callable[[], bool] = lambda: False) -> None:
         """Measure validation perplexity, and export the model where it is the best so far.
@@ -326,8 +334,8 @@ class Run:
         self.seconds.total = self._total_seconds
         summary = {
             **asdict(self.cursor),
-            "valid": _figures(valid),
-            "test": _figures(test),
+            "valid": _figures(valid, self.corpus.facts["validation"]),
+            "test": _figures(test, self.corpus.facts["test"]),
             "seconds": asdict(self.seconds),
             "parameters": self._parameters,
             "precision": self.config.train.precision,
@@ -534,9 +542,12 @@ class Run:
                 )
 
 
-def _figures(result: Evaluation) -> dict[str, float]:
-    return {"loss": result.loss, "ppl": result.ppl, "targets": result.targets, "columns": result.columns}
-
-
-def _exp(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf
+def _figures(result: Evaluation, facts: SplitFacts) -> dict[str, float]:
+    return {
+        "loss": result.loss,
+        "ppl": result.ppl,
+        "word_ppl": word_ppl(result, facts.words),
+        "bpc": bits_per_character(result, facts.characters),
+        "targets": result.targets,
+        "columns": result.columns,
+    }

@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lstmlm import Config, UserError, Vocabulary, cli, evaluate, train
+from lstmlm import Config, UserError, Vocabulary, cli, evaluate, load_config, train
 from lstmlm.evaluation import perplexity
 from lstmlm.evaluation.adaptation import CacheSettings, DynamicSettings
 from lstmlm.evaluation.details import breakdown
 from lstmlm.evaluation.measure import Measurement, Protocol, Subject
 from lstmlm.model.pretrained import load_pretrained
 from tests.conftest import ROOT
+from tests.training.test_loop import fresh_train
 
 Run = Callable[..., dict[str, object]]
 
@@ -50,6 +51,30 @@ def test_a_result_says_how_it_was_obtained(run: Run, text_folder: Path) -> None:
         {},
     )
     assert float(result["seconds"]) >= 0
+
+
+def test_perplexity_per_word(
+    run: Run, text_folder: Path, tmp_path: Path, small: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a character model: by its own scores and a count of words; the same for a split, for a file, and at the end of training."""
+    fresh_train(load_config(small("--data.level=char", "--train.max_steps=5", run="char")))
+    compared = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("compare"))
+    for reset, unscored in (("never", 1), ("line", 0)):
+        split = run("--model", str(tmp_path / "char"), "--split", "test", "--reset", reset)
+        text = (text_folder / "test.txt").read_text()
+        words = sum(len(line.split()) + 1 for line in text.splitlines())
+        assert split["words"] == words
+        assert split["tokens"] == split["characters"] == len(text)
+        assert split["word_ppl"] == pytest.approx(math.exp(float(split["nll"]) / (words - unscored)), rel=1e-12)
+        file = run("--model", str(tmp_path / "char"), "--text", str(text_folder / "test.txt"), "--reset", reset)
+        assert file["word_ppl"] == pytest.approx(split["word_ppl"], rel=1e-6)
+        if reset == "never":
+            summary = json.loads((tmp_path / "char/summary.json").read_text())
+            assert summary["test"]["word_ppl"] == pytest.approx(split["word_ppl"], rel=1e-6)
+            assert summary["test"]["bpc"] == pytest.approx(split["bpc"], rel=1e-6)
+            assert f"test ppl per word {split['word_ppl']:.2f}, {split['bpc']:.4f} bits" in compared
+    words_model = run("--split", "test")
+    assert words_model["word_ppl"] == words_model["ppl"], "the tokens are the words"
 
 
 def test_each_protocol_with_its_settings(run: Run) -> None:
@@ -189,7 +214,7 @@ def test_numbers_and_unknown_words_have_rows() -> None:
     vocabulary = Vocabulary(["<unk>", "<eos>", "1,024", "7", "3.5", "1990s", ",", "word"])
     ids = torch.tensor([2, 3, 4, 5, 6, 7, 0, 1], dtype=torch.int32)
     nll = torch.tensor([1.0, 2, 4, 8, 16, 32, 64, 128])
-    result = Measurement(9, 8, 255, 1, "static", {}, 30, "never", 0, ids, nll, torch.zeros(8, dtype=torch.bool))
+    result = Measurement(9, 8, 255, 1, "static", {}, 30, 9, "never", 0, ids, nll, torch.zeros(8, dtype=torch.bool))
     groups = {group.name: (group.targets, group.nll) for group in breakdown(result, vocabulary, ids.repeat(10))}
     assert groups == {"<eos>": (1, 128), "<unk>": (1, 64), "10 to 99 in training": (6, 63), "numbers": (3, 7)}
 

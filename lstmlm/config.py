@@ -155,6 +155,9 @@ class TrainConfig:
     """Passes over the training stream."""
     max_steps: int | None = None
     """Stop after this many optimizer steps, even within an epoch. null = no limit."""
+    init_from: str | None = None
+    """Saved model to begin with, its weights and its vocabulary (docs/checkpoints.md): a folder, a run, or `user/model` on the Hub. It is
+    validated before the first step. null = random weights, and the vocabulary of the training split."""
     patience: int | None = None
     """Stop after this many validations in a row without a new best perplexity. null = never."""
     accumulate: int = 1
@@ -206,6 +209,7 @@ class TrainConfig:
         check(
             0 < minutes <= 525_600, f"train.timeout_minutes must be positive and at most a year, 525600, not {minutes}"
         )
+        check(self.init_from != "", "train.init_from is empty: name a saved model, or null for none")
         check(self.run_dir != "", "train.run_dir is empty: name a folder, or null for a new one")
         check(
             not self.resume or self.run_dir is not None,

@@ -11,7 +11,7 @@ ROOMS = """
     evaluation.perplexity evaluation.adaptation evaluation.scoring evaluation.tables evaluation.measure
     evaluation.details evaluation.tuning evaluation.pairs
     generation
-    training.optimizer training.step training.checkpoint training.run_directory training.wandb_tracker training.tracking
+    training.optimizer training.step training.build training.checkpoint training.run_directory training.wandb_tracker training.tracking
     training.banner training.run training.loop
     report.runs report.plots report.page report.wandb_report
     publishing

@@ -63,7 +63,7 @@ class Corpus:
     """A data set as token ids.
 
     Attributes:
-        vocabulary: Built from the training split alone.
+        vocabulary: Built from the training split alone, unless another was given.
         splits: Stream of each split, int32 (n,), memory-mapped.
         facts: Of each split.
         fingerprint: A hash of the vocabulary and of every token.
@@ -91,20 +91,18 @@ class Corpus:
         return told
 
 
-def load_corpus(data: DataConfig) -> Corpus:
+def load_corpus(data: DataConfig, vocabulary: Vocabulary | None = None) -> Corpus:
     """Vocabulary and token ids of all three splits, from the cache where it has them.
+
+    Args:
+        data: Which text, and how it is cut.
+        vocabulary: To take in place of the training split's own; its rules hold, not those of `data`.
 
     Raises:
         UserError: The data cannot be had, a split is missing or empty, a file is not UTF-8, no room for the cache.
     """
     source = open_source(data)
-    rules = (data.level, data.min_count, data.max_size, data.tokenizer, data.lowercase)
-    path = _cache(data) / f"{_key('vocabulary', FORMAT, source.fingerprint('train'), *rules)}.vocab.json"
-
-    def write(path: Path) -> None:
-        path.write_bytes(Vocabulary.build(source.blocks("train"), *rules).to_bytes())
-
-    vocabulary = _cached(path, Vocabulary.load, write)
+    vocabulary = vocabulary or _own_vocabulary(source, data)
     loaded = {split: _load_split(source, data, split, vocabulary) for split in SPLITS}
     digest = hashlib.sha256(vocabulary.fingerprint.encode())
     for stream, _ in loaded.values():
@@ -117,6 +115,17 @@ def load_corpus(data: DataConfig) -> Corpus:
     )
     _warn(corpus.facts, data)
     return corpus
+
+
+def _own_vocabulary(source: Source, data: DataConfig) -> Vocabulary:
+    """The vocabulary of the training split."""
+    rules = (data.level, data.min_count, data.max_size, data.tokenizer, data.lowercase)
+    path = _cache(data) / f"{_key('vocabulary', FORMAT, source.fingerprint('train'), *rules)}.vocab.json"
+
+    def write(path: Path) -> None:
+        path.write_bytes(Vocabulary.build(source.blocks("train"), *rules).to_bytes())
+
+    return _cached(path, Vocabulary.load, write)
 
 
 def fingerprint(stream: Tensor) -> str:

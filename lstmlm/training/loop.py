@@ -1,16 +1,10 @@
 """Training: set-up, the loop, the end. Start reading here."""
 
-import torch
-
 from lstmlm.config import Config
-from lstmlm.console import UsageError
-from lstmlm.data.corpus import load_corpus
-from lstmlm.data.table import Table
-from lstmlm.model.language_model import LSTMLanguageModel
 from lstmlm.runtime import launch
-from lstmlm.runtime.distributed import StopRequest, check_alike, fail_together
+from lstmlm.runtime.distributed import StopRequest
+from lstmlm.training.build import build
 from lstmlm.training.run import Outcome, Run
-from lstmlm.training.step import TrainStep, check_memory
 
 
 def train(config: Config) -> Outcome:
@@ -23,25 +17,7 @@ def train(config: Config) -> Outcome:
     with launch.started(config) as accelerator, Run(config, accelerator) as run:
         if run.finished:
             return run.leave_alone(run.finished)
-        with fail_together(accelerator):
-            corpus = load_corpus(config.data)
-        check_alike(accelerator, "data", {"fingerprint of the tokens": corpus.fingerprint[:12]})
-        stream = corpus.splits["train"]
-        if config.data.batch_size >= len(stream):
-            raise UsageError(
-                f"data.batch_size is {config.data.batch_size}, but the {len(stream)} tokens of the training split make only "
-                f"{len(stream) - 1} pairs of input and target, and every column needs one"
-            )
-        with fail_together(accelerator):
-            check_memory(config, len(corpus.vocabulary), len(stream), accelerator)
-        rank, world_size = accelerator.process_index, accelerator.num_processes
-        table = Table(stream, config.data.batch_size, rank, world_size, accelerator.device)
-        torch.manual_seed(config.train.seed)
-        model = LSTMLanguageModel(config.model, len(corpus.vocabulary))
-        total_steps = config.train.epochs * table.num_windows(config.data.bptt, config.train.accumulate)
-        total_steps = min(total_steps, config.train.max_steps or total_steps)
-        train_step = TrainStep(config, accelerator, model, table, total_steps)
-
+        corpus, train_step = build(config, accelerator, run.origin)
         run.begin(corpus, train_step)
         with StopRequest(accelerator, config.train.timeout_minutes) as stop:
             cursor = run.cursor
@@ -51,8 +27,9 @@ def train(config: Config) -> Outcome:
                     run.save()  # as the validation was the last
                 if stop_signal := stop.agreed(cursor.step, at_event=True):
                     return run.stopped(stop_signal)  # nothing has changed since the checkpoint, which owes it too
+                run.restart_clock()
             while not run.ended():
-                for window in table.windows(config.data.bptt, config.train.accumulate, start=cursor.row):
+                for window in train_step.table.windows(config.data.bptt, config.train.accumulate, start=cursor.row):
                     train_step(window, cursor.step, cursor.segment)
                     cursor.advance(window)
                     # Events happen between steps, always in this order: a checkpoint's cursor says just what comes next.

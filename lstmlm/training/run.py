@@ -28,7 +28,16 @@ from lstmlm.evaluation.perplexity import (
     word_ppl,
 )
 from lstmlm.files import read_file, replace_file, sweep
-from lstmlm.model.pretrained import CARD, FILES, WEIGHTS, load_pretrained, model_card, save_pretrained, trained_on
+from lstmlm.model.pretrained import (
+    CARD,
+    FILES,
+    VOCABULARY,
+    WEIGHTS,
+    load_pretrained,
+    model_card,
+    save_pretrained,
+    trained_on,
+)
 from lstmlm.runtime.distributed import fail_together, main_tensors, main_value
 from lstmlm.runtime.hardware import device_kind, memory_in_use, package_versions
 from lstmlm.training import banner, checkpoint
@@ -136,6 +145,12 @@ class Run:
         path = main_value(self.accelerator, new and new.path)
         return new or RunDirectory(path)
 
+    @property
+    def origin(self) -> str | Path | None:
+        """The saved model that the run begins with; a run that goes on needs its vocabulary alone, and has it in its own model."""
+        init_from, own = self.config.train.init_from, self.directory.model
+        return own if init_from and self._saved and (own / VOCABULARY).exists() else init_from
+
     def begin(self, corpus: Corpus, train_step: TrainStep) -> None:
         """Take over the checkpoint where there is one to go on from, and start the trackers.
 
@@ -150,6 +165,8 @@ class Run:
         self._open.callback(train_step.close)
         if self._saved is not None:
             self._resume()
+        elif self.origin is not None:
+            self.cursor.owes_validation = True  # what it is worth as it comes; it is the best model until a better one
         self._open.callback(self.tracking.finish, 1)  # where neither the run's end nor a stop has: it failed
         if self._is_main:
             for line in banner.opening(self.config, corpus, train_step, self.accelerator):
@@ -346,8 +363,7 @@ class Run:
         figures = {"validation": summary["valid"], "test": summary["test"]}
         with fail_together(self.accelerator):
             if self._is_main:
-                card = model_card(self.train_step.model, self.corpus.vocabulary, self._trained_on, figures)
-                replace_file(self.directory.model / CARD, card.encode())
+                replace_file(self.directory.model / CARD, self._card(figures).encode())
                 self.directory.write_summary(summary)
         self.progress.close()
         self.tracking.finish(0)
@@ -526,6 +542,13 @@ class Run:
         samples = generation.sample(self.train_step.model, vocabulary, [vocabulary.eos], SAMPLES, SAMPLE_LENGTH, seed=0)
         return [vocabulary.decode(ids) for ids in samples]
 
+    def _card(self, figures: dict[str, dict[str, Any]] | None = None) -> str:
+        init_from, notes = self.config.train.init_from, ""
+        if init_from:
+            name = Path(*Path(init_from).parts[-2:])  # the place on this machine stays in `config.yaml`
+            notes = f"Training began with the weights and the vocabulary of the model `{name}`.\n"
+        return model_card(self.train_step.model, self.corpus.vocabulary, self._trained_on, figures, notes=notes)
+
     def _export(self) -> None:
         """Write `model/`, all that evaluation and generation need."""
         # One entry: the order of several in the file's header is not fixed.
@@ -538,6 +561,7 @@ class Run:
                     self.corpus.vocabulary,
                     self._trained_on,
                     metadata,
+                    card=self._card(),
                     fingerprints=self.corpus.fingerprints,
                 )
 

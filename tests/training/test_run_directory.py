@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lstmlm import UserError, files, load_config
-from lstmlm.training import loop, run_directory
+from lstmlm.training import build, run_directory
 from lstmlm.training.run_directory import RunDirectory
 from tests.training.test_loop import fresh_train
 
@@ -53,8 +53,8 @@ def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a token was read or a model was built")
 
-    monkeypatch.setattr(loop, "load_corpus", refused)
-    monkeypatch.setattr(loop, "LSTMLanguageModel", refused)
+    monkeypatch.setattr(build, "load_corpus", refused)
+    monkeypatch.setattr(build, "LSTMLanguageModel", refused)
 
 
 def test_a_finished_run_answers_before_anything_expensive(

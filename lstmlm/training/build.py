@@ -1,0 +1,85 @@
+"""What a run is made of: the data as ids, the table, the model, the step."""
+
+import json
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from lstmlm.config import Config
+from lstmlm.console import UsageError
+from lstmlm.data.corpus import Corpus, load_corpus
+from lstmlm.data.table import Table
+from lstmlm.data.vocabulary import Vocabulary
+from lstmlm.files import user_path
+from lstmlm.model.language_model import LSTMLanguageModel
+from lstmlm.model.pretrained import load_pretrained
+from lstmlm.runtime.distributed import check_alike, fail_together, main_tensors, main_value
+from lstmlm.training.step import TrainStep, check_memory
+
+
+def build(config: Config, accelerator: Accelerator, origin: str | Path | None = None) -> tuple[Corpus, TrainStep]:
+    """Read the data, and make the model and its step. Every rank calls it.
+
+    Args:
+        config: With the precision resolved.
+        accelerator: Of the run.
+        origin: As for `load_pretrained`: a model whose vocabulary and weights the run begins with. Only the main rank reads it.
+            None = the vocabulary of the training split, and random weights.
+
+    Raises:
+        UserError: The data or the model cannot be had, do not fit the configuration, or do not fit the memory.
+    """
+    vocabulary, weights = _load_origin(config, accelerator, origin) if origin is not None else (None, None)
+    with fail_together(accelerator):
+        corpus = load_corpus(config.data, vocabulary)
+    check_alike(accelerator, "data", {"fingerprint of the tokens": corpus.fingerprint[:12]})
+    stream = corpus.splits["train"]
+    if config.data.batch_size >= len(stream):
+        raise UsageError(
+            f"data.batch_size is {config.data.batch_size}, but the {len(stream)} tokens of the training split make only "
+            f"{len(stream) - 1} pairs of input and target, and every column needs one"
+        )
+    with fail_together(accelerator):
+        check_memory(config, len(corpus.vocabulary), len(stream), accelerator)
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    table = Table(stream, config.data.batch_size, rank, world_size, accelerator.device)
+    torch.manual_seed(config.train.seed)
+    model = LSTMLanguageModel(config.model, len(corpus.vocabulary))
+    if weights is not None:
+        model.load_weights(weights)
+    total_steps = config.train.epochs * table.num_windows(config.data.bptt, config.train.accumulate)
+    total_steps = min(total_steps, config.train.max_steps or total_steps)
+    return corpus, TrainStep(config, accelerator, model, table, total_steps)
+
+
+def _load_origin(
+    config: Config, accelerator: Accelerator, origin: str | Path
+) -> tuple[Vocabulary, dict[str, Tensor] | None]:
+    """Vocabulary and weights of a saved model, on every rank."""
+    vocabulary = weights = None
+    with fail_together(accelerator):
+        if accelerator.is_main_process:
+            model, vocabulary = load_pretrained(user_path(origin))
+            _check_settings(config, model, vocabulary)
+            weights = model.weights()
+    return main_value(accelerator, vocabulary), main_tensors(accelerator, weights)
+
+
+def _check_settings(config: Config, model: LSTMLanguageModel, vocabulary: Vocabulary) -> None:
+    """Refuse a configuration that describes another model or vocabulary than the one that the run is to begin with."""
+    sizes = ("embedding_size", "hidden_size", "num_layers", "tie_weights")
+    rules = ("level", "tokenizer", "lowercase")
+    has = {f"model.{name}": getattr(model.config, name) for name in sizes}
+    has |= {f"data.{name}": getattr(vocabulary, name) for name in rules}
+    has["data.min_count"] = 1  # no vocabulary is built
+    if vocabulary.level == "bpe" or config.data.max_size is not None:
+        has["data.max_size"] = len(vocabulary)
+    values = config.to_flat_dict()
+    differing = {key: value for key, value in has.items() if values[key] != value}
+    options = [f"--{key} {value if isinstance(value, str) else json.dumps(value)}" for key, value in differing.items()]
+    if options:
+        raise UsageError(
+            f"train.init_from {config.train.init_from} is another model than the configuration describes: say {' '.join(options)}"
+        )

@@ -1,0 +1,143 @@
+"""A run that begins with a saved model: its vocabulary, its weights, and what contradicts them."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lstmlm import Config, LSTMLanguageModel, UserError, Vocabulary, evaluate, load_config
+from lstmlm.config import ModelConfig
+from lstmlm.console import UsageError
+from lstmlm.model.pretrained import load_pretrained, save_pretrained
+from lstmlm.runtime import launch
+from lstmlm.training.build import build
+from tests.training.test_loop import (
+    PowerCutError,
+    assert_same_run,
+    cut_power_at,
+    fresh_train,
+    metrics,
+)
+
+pytestmark = pytest.mark.system  # whole runs
+
+
+@pytest.fixture
+def other_text(tmp_path: Path) -> Path:
+    """Text of other words in other shares: some that the source has not seen, in every split."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    for name, lines in (("train", 60), ("valid", 12), ("test", 12)):
+        rows = [" ".join(f"w{i * j % 50}" for j in range(9)) + f" unseen{i % 5}" for i in range(lines)]
+        (folder / f"{name}.txt").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture
+def warm(small: Callable[..., list[str]], other_text: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Arguments of a run on the other text that begins with the model of a run on the first."""
+    fresh_train(load_config(small("--train.max_steps=4", run="source")))
+
+    def arguments(*overrides: str, run: str = "run") -> list[str]:
+        origin = f"--train.init_from={tmp_path / 'source'}"
+        return small(f"--data.dataset={other_text}", origin, "--train.eval_columns=1", *overrides, run=run)
+
+    return arguments
+
+
+def test_a_run_begins_as_good_as_its_source_is(
+    warm: Callable[..., list[str]], other_text: Path, tmp_path: Path
+) -> None:
+    fresh_train(load_config(warm("--train.max_steps=3")))
+    first = metrics(tmp_path / "run")[0]
+    source = evaluate(tmp_path / "source", text=other_text / "valid.txt")
+    assert (first["step"], first["epoch"], first["tokens"]) == (0, 0, 0)
+    assert first["valid/ppl"] == pytest.approx(source.ppl, rel=1e-6)
+    assert str(tmp_path) not in (tmp_path / "run/model/README.md").read_text()
+    assert "the vocabulary of the model `" in (tmp_path / "run/model/README.md").read_text()
+    assert load_config(["--config", str(tmp_path / "run/config.yaml")]).train.init_from == str(tmp_path / "source")
+
+
+def test_text_becomes_ids_under_the_vocabulary_of_the_source(
+    warm: Callable[..., list[str]], other_text: Path, tmp_path: Path
+) -> None:
+    model, vocabulary = load_pretrained(tmp_path / "source")
+    config = launch.resolve_precision(load_config(warm()))
+    own, _ = build(config, launch.start(config))
+    corpus, train_step = build(config, launch.start(config), tmp_path / "source")
+    assert corpus.vocabulary.tokens == vocabulary.tokens != own.vocabulary.tokens
+    places = {token: i for i, token in enumerate(vocabulary.tokens)}
+    for split, name in (("train", "train"), ("validation", "valid"), ("test", "test")):
+        text = (other_text / f"{name}.txt").read_text().replace("\n", " <eos> ")
+        assert corpus.splits[split].tolist() == [places.get(word, places["<unk>"]) for word in text.split()]
+    torch.testing.assert_close(train_step.model.weights(), model.weights(), rtol=0, atol=0)
+    train_step.close()
+
+
+def test_a_model_that_no_step_makes_better_stays_the_best(warm: Callable[..., list[str]], tmp_path: Path) -> None:
+    summary = fresh_train(load_config(warm("--optim.lr=30", "--train.max_steps=3")))
+    assert summary["best_step"] == 0
+    source, own = (load_pretrained(tmp_path / run)[0].weights() for run in ("source", "run"))
+    torch.testing.assert_close(own, source, rtol=0, atol=0)
+
+
+def test_a_resume_is_exact_and_does_not_need_the_source(warm: Callable[..., list[str]], tmp_path: Path) -> None:
+    fresh_train(load_config(warm(run="whole")))
+    for step in (3, 7):  # before the first checkpoint, and after it
+        with pytest.MonkeyPatch.context() as patch:
+            cut_power_at(patch, step)
+            with pytest.raises(PowerCutError):
+                fresh_train(load_config(warm("--train.resume=true", run="cut")))
+    shutil.rmtree(tmp_path / "source")
+    fresh_train(load_config(warm("--train.resume=true", run="cut")))
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "model", "overrides", "told"),
+    [
+        (
+            Vocabulary(["<unk>", "<eos>", "w1"]),
+            ModelConfig(8, 8, 1),
+            [],
+            "say --model.embedding_size 8 --model.hidden_size 8 --model.num_layers 1$",
+        ),
+        (
+            Vocabulary(["<unk>", "<eos>", "w1"], tokenizer="moses", lowercase=True),
+            ModelConfig(12, 12, tie_weights=False),
+            ["--data.min_count=2", "--data.max_size=9"],
+            "say --model.tie_weights false --data.tokenizer moses --data.lowercase true --data.min_count 1 --data.max_size 3$",
+        ),
+        (Vocabulary(["<unk>", "<eos>", "w"], level="char"), ModelConfig(12, 12), [], "say --data.level char$"),
+    ],
+)
+def test_what_contradicts_the_model_is_refused_with_the_options_that_do_not(
+    vocabulary: Vocabulary,
+    model: ModelConfig,
+    overrides: list[str],
+    told: str,
+    small: Callable[..., list[str]],
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    source = LSTMLanguageModel(model, len(vocabulary))
+    save_pretrained(tmp_path / "source", source, vocabulary, {"dataset": "toy"})
+    arguments = small(f"--train.init_from={tmp_path / 'source'}", *overrides)
+    with pytest.raises(UsageError, match=told) as caught:
+        fresh_train(load_config(arguments))
+    assert not (tmp_path / "run").exists()
+    options = str(caught.value).partition("say ")[2].split()
+    config: Config = load_config([*arguments, *options])
+    config = launch.resolve_precision(config)
+    corpus, train_step = build(config, launch.start(config), tmp_path / "source")
+    assert corpus.vocabulary.fingerprint == vocabulary.fingerprint
+    train_step.close()
+
+
+def test_a_source_that_is_not_there_is_told(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no model in .*absent"):
+        fresh_train(load_config(small(f"--train.init_from={tmp_path / 'absent'}")))
+    with pytest.raises(UsageError, match=r"train\.init_from is empty"):
+        load_config(["--train.init_from="])

@@ -30,6 +30,7 @@ Arguments = Sequence[str] | None  # without the program's name; None takes the p
 
 MODEL_HELP = "A model's folder or a run's; null = the newest runs/*/model, else the one that comes with lstmlm."
 SETTINGS: dict[str, type[CacheSettings] | type[DynamicSettings]] = {"cache": CacheSettings, "dynamic": DynamicSettings}
+RAW_HELP = "The text is English as people write it; Moses cuts it into words for a model of words between white space."
 THREADS_HELP = "CPU threads; null = the physical cores."
 
 
@@ -50,6 +51,7 @@ def evaluate(argv: Arguments = None) -> int:
     parser.add_argument(
         "--text_column", type=str, default="text", help="Where the text stands in CSV, JSON lines, Parquet."
     )
+    parser.add_argument("--raw", action="store_true", help=f"With --text: {RAW_HELP}")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="static", help="Whether and how the model adapts.")
     parser.add_argument("--reset", type=str, default="never", help="Where the state is reset: never, line or document.")
     parser.add_argument("--columns", type=int, default=1, help="Columns of the table; 1 is the reference.")
@@ -74,6 +76,7 @@ def evaluate(argv: Arguments = None) -> int:
     settings = _protocol_settings(args.protocol, vars(args), named_options(parser, argv))
     protocol = Protocol(**settings, columns=args.columns, reset=args.reset)
     check(not (args.text and args.split), "--text and --split: the text is in place of the split, so name one of them")
+    check(bool(args.text) or not args.raw, "--raw is for --text: a split is read as training read it")
     split = args.split or "test"
     check_split(split)
     if args.tune:
@@ -90,7 +93,7 @@ def evaluate(argv: Arguments = None) -> int:
         check_output(args.output)
     hardware.use_machine(args.threads)
     subject = Subject(args.model, args.dataset, args.cache_dir)
-    text = subject.file(args.text, args.text_column) if args.text else subject.split(split)
+    text = subject.file(args.text, args.text_column, args.raw) if args.text else subject.split(split)
 
     def measure(text: Text, protocol: Protocol) -> Measurement:
         with scoring_bar(text.name, len(text.stream), sys.stderr.isatty()) as scored:
@@ -158,6 +161,7 @@ def score(argv: Arguments = None) -> int:
     parser.add_argument("--format", type=Format, default="tsv", help="Of the table.")
     parser.add_argument("--output", type=str | None, default=None, help="File for the table; null = standard output.")
     parser.add_argument("--html", type=str | None, default=None, help="File for a page that shades each word.")
+    parser.add_argument("--raw", action="store_true", help=RAW_HELP)
     parser.add_argument("--eos", type=bool, default=False, help="Whether the end of a line has a row too.")
     parser.add_argument(
         "--text_column", type=str, default="text", help="Where the text stands in CSV, JSON lines, Parquet."
@@ -165,7 +169,9 @@ def score(argv: Arguments = None) -> int:
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
     args = parse(parser, argv)
     hardware.use_machine(args.threads)
-    score_files(args.files, args.model, args.reset, args.eos, args.format, args.output, args.html, args.text_column)
+    score_files(
+        args.files, args.model, args.reset, args.eos, args.format, args.output, args.html, args.text_column, args.raw
+    )
     return 0
 
 
@@ -176,6 +182,7 @@ def pairs(argv: Arguments = None) -> int:
     )
     parser.add_argument("file", type=Path, help="JSON lines with sentence_good, sentence_bad and UID.")
     parser.add_argument("--model", type=str | None, default=None, help=MODEL_HELP)
+    parser.add_argument("--raw", action="store_true", help=RAW_HELP)
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     parser.add_argument("--output", type=Path | None, default=None, help="File for the pairs, JSON lines.")
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
@@ -184,7 +191,7 @@ def pairs(argv: Arguments = None) -> int:
         check(args.output.parent.is_dir(), f"--output {args.output}: there is no folder {args.output.parent}")
         check(not args.output.is_dir(), f"--output {args.output} is a folder: name a file")
     hardware.use_machine(args.threads)
-    scored = score_pairs(args.file, args.model)
+    scored = score_pairs(args.file, args.model, args.raw)
     if args.output:
         write_pairs(args.output, scored)
     summaries = summarize(scored)

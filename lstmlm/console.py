@@ -76,10 +76,11 @@ def print_result(text: str) -> None:
 
 
 class _LineHandler(logging.Handler):
-    """Warnings of the library as lines of a script."""
+    """Warnings of the library as lines of a script, once on each host: its ranks have the same."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print_line(f"{record.levelname.lower()}: {record.getMessage()}")
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print_line(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
 def run_script(main: Callable[[], int]) -> int:

@@ -1,12 +1,13 @@
 """The model that the package carries: used where none is named, and as good as its card says."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from lstmlm import generate_text
+from lstmlm import UserError, cli, generate_text, score_text
 from lstmlm.config import DataConfig
 from lstmlm.data.corpus import load_split
 from lstmlm.evaluation.perplexity import evaluate_stream
@@ -37,6 +38,31 @@ def test_words_in_their_order_are_likelier_than_shuffled() -> None:
         evaluate_stream(model, torch.tensor([vocabulary.eos, *row], dtype=torch.int32)).ppl for row in (ids, shuffled)
     ]
     assert scores[0] < 200 < scores[1]
+
+
+RAW = "In 1999, a well-known writer lived in New York."
+CUT = "In 1999 , a well @-@ known writer lived in New York ."
+
+
+def test_raw_english_is_scored_as_wikitext_was_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = score_text(RAW, BUNDLED, raw=True)
+    assert rows == score_text(CUT, BUNDLED)
+    assert not any(row.unk for row in rows)
+    for name, text in (("raw.txt", RAW), ("cut.txt", CUT)):
+        (tmp_path / name).write_text(f"{text}\n")
+        pair = {"UID": "u", "sentence_good": text, "sentence_bad": text.replace("lived", "live")}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(pair))
+    printed = []
+    for name, *raw in (("raw.txt", "--raw"), ("cut.txt",)):
+        place = str(tmp_path / name)
+        assert cli.score([place, "--model", str(BUNDLED), *raw]) == 0
+        assert cli.pairs([f"{place}.jsonl", "--model", str(BUNDLED), "--json", *raw]) == 0
+        assert cli.evaluate(["--text", place, "--model", str(BUNDLED), "--json", *raw]) == 0
+        *table, summary, figures = capsys.readouterr().out.splitlines()
+        printed.append((table, json.loads(summary), json.loads(figures)["nll"]))
+    assert printed[0] == printed[1]
+    with pytest.raises(UserError, match="--raw is for --text"):
+        cli.evaluate(["--split", "test", "--raw"])
 
 
 def test_the_first_lines_of_the_test_split(wikitext: str, tmp_path: Path) -> None:

@@ -244,12 +244,13 @@ class Subject:
             logger.warning(other)
         return Text(f"split {name}", stream, facts.characters, facts.words, lambda: open_source(self.data).blocks(name))
 
-    def file(self, path: str | Path, column: str = "text") -> Text:
+    def file(self, path: str | Path, column: str = "text", raw: bool = False) -> Text:
         """A file of any form that training takes.
 
         Args:
             path: Of the file.
             column: Where the text stands in CSV, JSON lines and Parquet.
+            raw: As for `score_text`.
 
         Raises:
             UserError: It cannot be read, or has nothing to score.
@@ -261,9 +262,10 @@ class Subject:
         def blocks() -> Iterator[str]:
             return read_blocks(path, column)
 
+        vocabulary = self.vocabulary.for_raw_text() if raw else self.vocabulary
         ids, characters, words = [np.empty(0, np.int32)], 0, 0
         for block in blocks():
-            ids.append(self.vocabulary.encode_much(block))
+            ids.append(vocabulary.encode_much(block))
             characters += len(block)
             words += len(Words().tokenize(block))
         stream = torch.from_numpy(np.concatenate(ids))

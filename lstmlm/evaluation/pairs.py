@@ -60,19 +60,20 @@ class Summary:
     unknown: float
 
 
-def score_pairs(file: str | Path, model: str | Path | None = None) -> list[Pair]:
+def score_pairs(file: str | Path, model: str | Path | None = None, raw: bool = False) -> list[Pair]:
     """Score the pairs of a file, each sentence alone, after `<eos>` and up to its own `<eos>`.
 
     Args:
         file: JSON lines with `sentence_good`, `sentence_bad` and `UID`, in UTF-8.
         model: A model's folder or a run's; None = the newest `runs/*/model`, else the one that comes with this package.
+        raw: As for `score_text`. BLiMP's sentences are raw English.
 
     Raises:
         UserError: The file or the model cannot be read, or a line is not a pair.
     """
     read = _read(Path(file))
     subject = Subject(model)
-    vocabulary = subject.vocabulary
+    vocabulary = subject.vocabulary.for_raw_text() if raw else subject.vocabulary
     sentences = [vocabulary.encode(sentence) for _, good, bad in read for sentence in (good, bad)]
     starts = [0]
     for ids in sentences:

@@ -50,7 +50,9 @@ class Row(NamedTuple):
     """1 + the number of types that were likelier."""
 
 
-def score_text(text: str, model: str | Path | None = None, reset: Reset = "line", eos: bool = False) -> list[Row]:
+def score_text(
+    text: str, model: str | Path | None = None, reset: Reset = "line", eos: bool = False, raw: bool = False
+) -> list[Row]:
     """The rows of `lstmlm score` for a text at hand.
 
     Args:
@@ -59,11 +61,15 @@ def score_text(text: str, model: str | Path | None = None, reset: Reset = "line"
         reset: Where the model forgets what it read, and goes on as after an `<eos>` at the very start: at the end of every `line`; where a
             `document` begins, which is at a `= Title =`, or after an empty line in a text without titles; or `never`.
         eos: Whether the `<eos>` at a line's end has a row too.
+        raw: Whether the text is English as people write it, for a model whose words stand between white space. Moses cuts it into
+            words as WikiText was cut; the rows are of those.
 
     Raises:
         UserError: The model cannot be read, or the text is empty.
     """
     language_model, vocabulary = load_pretrained(find_model(model), default_device())
+    if raw:
+        vocabulary = vocabulary.for_raw_text()
     lines = plain(text).removesuffix("\n").split("\n")
     rows = [row for window in score_lines([lines], language_model, vocabulary, reset, eos) for row in window]
     check(bool(rows), "there is no text to score")

@@ -34,6 +34,7 @@ def score_files(
     output: str | Path | None = None,
     page: str | Path | None = None,
     column: str = "text",
+    raw: bool = False,
 ) -> None:
     """Score texts, read one after the other as one, and write their rows.
 
@@ -45,6 +46,7 @@ def score_files(
         output: File that gets the rows when all are there; None = standard output, as they come.
         page: File that gets the text as an HTML page, each word shaded by its surprisal; None = no page.
         column: As for `read_lines`.
+        raw: As for `score_text`.
 
     Raises:
         UsageError: A text cannot be read or has no token, or the arguments do not go together. What was there before stays.
@@ -64,6 +66,8 @@ def score_files(
     for name in files:
         check(name == "-" or Path(name).exists(), f"cannot read {name}: there is no such file")
     language_model, vocabulary = load_pretrained(find_model(model), default_device())
+    if raw:
+        vocabulary = vocabulary.for_raw_text()
     by_character = vocabulary.level == "char"
     check(
         form != "neural-complexity" or not by_character,

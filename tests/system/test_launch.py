@@ -247,3 +247,12 @@ def test_after_a_restart_by_the_launcher_the_run_is_the_same(small: Callable[...
     result = run(command, FAULT="kill", FAULT_RANK="1", FAULT_STEP="9", FAULT_ONCE="1", CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 0, result.stderr
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+
+
+def test_warnings_are_told_once_on_a_host(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    for name in ("train", "validation", "test"):
+        (tmp_path / f"raw/{name}.txt").parent.mkdir(exist_ok=True)
+        (tmp_path / f"raw/{name}.txt").write_text(f"a b c {name}\n" * 50)
+    result = launch(2, small(f"--data.dataset={tmp_path / 'raw'}", "--train.max_steps=2"))
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("<unk> never occurs in the training split") == 1

@@ -145,6 +145,20 @@ def scoring_bar(name: str, targets: int, shown: bool) -> Iterator[Callable[[int]
         yield bar.update
 
 
+def reading_bar(name: str, blocks: Iterator[str]) -> Iterator[str]:
+    """Blocks of text as they come, with a bar of characters on a terminal where reading takes longer than a second.
+
+    Args:
+        name: What is done, to be shown.
+        blocks: Of the text.
+    """
+    hidden = sys.stderr is None or not sys.stderr.isatty()
+    with tqdm(desc=name, unit="char", unit_scale=True, leave=False, dynamic_ncols=True, delay=1, disable=hidden) as bar:
+        for block in blocks:
+            yield block
+            bar.update(len(block))
+
+
 class Progress:
     """Where the run stands: a bar on a terminal, else a line with the time per log interval.
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -91,17 +91,38 @@ class Corpus:
         return told
 
 
-def load_corpus(data: DataConfig, vocabulary: Vocabulary | None = None) -> Corpus:
+Watch = Callable[[str, Iterator[str]], Iterator[str]]
+
+
+class _Watched:
+    """A source whose blocks pass by somebody who watches."""
+
+    def __init__(self, source: Source, watch: Watch) -> None:
+        self._source, self._watch = source, watch
+
+    def fingerprint(self, split: str) -> str:
+        """As `Source`."""
+        return self._source.fingerprint(split)
+
+    def blocks(self, split: str) -> Iterator[str]:
+        """As `Source`."""
+        return self._watch(f"reading split {split}", self._source.blocks(split))
+
+
+def load_corpus(
+    data: DataConfig, vocabulary: Vocabulary | None = None, watch: Watch = lambda name, blocks: blocks
+) -> Corpus:
     """Vocabulary and token ids of all three splits, from the cache where it has them.
 
     Args:
         data: Which text, and how it is cut.
         vocabulary: To take in place of the training split's own; its rules hold, not those of `data`.
+        watch: Gives the blocks of a text on as they are read; what it is called with first says which text that is.
 
     Raises:
         UserError: The data cannot be had, a split is missing or empty, a file is not UTF-8, no room for the cache.
     """
-    source = open_source(data)
+    source = _Watched(open_source(data), watch)
     vocabulary = vocabulary or _own_vocabulary(source, data)
     loaded = {split: _load_split(source, data, split, vocabulary) for split in SPLITS}
     digest = hashlib.sha256(vocabulary.fingerprint.encode())

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from lstmlm.config import Config
-from lstmlm.console import UsageError
+from lstmlm.console import UsageError, reading_bar
 from lstmlm.data.corpus import Corpus, load_corpus
 from lstmlm.data.table import Table
 from lstmlm.data.vocabulary import Vocabulary
@@ -33,7 +33,7 @@ def build(config: Config, accelerator: Accelerator, origin: str | Path | None = 
     """
     vocabulary, weights = _load_origin(config, accelerator, origin) if origin is not None else (None, None)
     with fail_together(accelerator):
-        corpus = load_corpus(config.data, vocabulary)
+        corpus = load_corpus(config.data, vocabulary, reading_bar)
     check_alike(accelerator, "data", {"fingerprint of the tokens": corpus.fingerprint[:12]})
     stream = corpus.splits["train"]
     if config.data.batch_size >= len(stream):

@@ -3,12 +3,14 @@
 import dataclasses
 import errno
 import fcntl
+import io
 import logging
 import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import pytest
 
 from lstmlm import UserError
 from lstmlm.config import DataConfig
-from lstmlm.console import UsageError
+from lstmlm.console import UsageError, reading_bar
 from lstmlm.data import corpus, reading, sources
 from lstmlm.data.corpus import load_corpus, load_facts, load_split
 from lstmlm.data.sources import toy_text
@@ -309,3 +311,44 @@ def test_eos_in_the_text_and_a_short_text_are_told(data: DataConfig, caplog: pyt
     assert warnings(data, caplog) == ["split test has <eos> in its text, 1 times: read as a line end"]
     (line,) = warnings(dataclasses.replace(data, dataset=data.dataset, batch_size=60, bptt=50), caplog)[1:]
     assert "too few for one segment of 60 columns" in line
+
+
+def test_whoever_watches_sees_all_of_the_text_that_is_read(text_folder: Path, tmp_path: Path) -> None:
+    data = DataConfig(dataset=str(text_folder), cache_dir=str(tmp_path))
+    seen: list[tuple[str, str]] = []
+
+    def watch(name: str, blocks: Iterator[str]) -> Iterator[str]:
+        for block in blocks:
+            seen.append((name, block))
+            yield block
+
+    corpus = load_corpus(data, watch=watch)
+    texts = {
+        split: (text_folder / f"{name}.txt").read_text()
+        for split, name in {"train": "train", "validation": "valid", "test": "test"}.items()
+    }
+    passes = ("train", *texts)  # the first for the vocabulary
+    assert seen == [(f"reading split {split}", texts[split]) for split in passes]
+    assert load_corpus(data, watch=watch).fingerprint == corpus.fingerprint
+    assert len(seen) == len(passes), "what is cached is not read again"
+
+
+def test_a_bar_at_a_terminal_where_reading_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def slow() -> Iterator[str]:
+        for _ in range(3):
+            yield "x" * 1000
+            time.sleep(0.6)
+
+    for blocks, stream, shown in (
+        (slow(), Terminal(), True),
+        (slow(), io.StringIO(), False),
+        (iter("a"), Terminal(), False),
+    ):
+        monkeypatch.setattr(sys, "stderr", stream)
+        expected = 1 if not shown and stream.isatty() else 3000
+        assert sum(map(len, reading_bar("reading split train", blocks))) == expected
+        assert ("reading split train: " in stream.getvalue()) == shown

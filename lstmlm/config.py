@@ -194,6 +194,10 @@ class TrainConfig:
     resume: bool = False
     """Go on from the newest complete checkpoint in train.run_dir, or start afresh where there is none yet."""
 
+    dry_run: bool = False
+    """Only try: build everything, do one training step and one of validation, say what memory and disk the run needs, and write
+    nothing. (What a download from the Hub leaves in its own cache stays.)"""
+
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "log_every", "save_every", "keep_checkpoints", "eval_columns"):
             most = MOST_LOGGED if name == "log_every" else MOST

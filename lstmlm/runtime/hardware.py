@@ -4,6 +4,8 @@ import ctypes
 import math
 import os
 import platform
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -195,6 +197,15 @@ def memory_in_use(device: torch.device) -> dict[str, float]:
     memory = {"host": psutil.Process().memory_info().rss / 2**30}
     if device.type == "cuda":
         memory["gpu"] = torch.cuda.max_memory_reserved(device) / 2**30
+    return memory
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """Bytes that this process has used at most, on the `host` and on its `gpu`, where it has one."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    memory: dict[str, float] = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if device.type == "cuda":
+        memory["gpu"] = torch.cuda.max_memory_reserved(device)
     return memory
 
 

@@ -24,6 +24,36 @@ def opening(config: Config, corpus: Corpus, train_step: TrainStep, accelerator: 
         train_step: Of the run.
         accelerator: Of the run.
     """
+    folder = config.train.run_dir
+    rows = _described(config, corpus, train_step, accelerator) | {
+        "writes to": str(folder),
+        "to stop": f"Ctrl-C or SIGTERM; then go on with: {resume_command(folder)}",
+    }
+    return _table(rows)
+
+
+def dry_run(
+    config: Config, corpus: Corpus, train_step: TrainStep, accelerator: Accelerator, figures: dict[str, float]
+) -> list[str]:
+    """What would be trained, and what it needs. The last line is the result.
+
+    Args:
+        config, corpus, train_step, accelerator: As for `opening`.
+        figures: As `training.dry_run` measures them.
+    """
+    gpu = f", gpu {_size(figures['memory/gpu'])}" if "memory/gpu" in figures else ""
+    kept = config.train.keep_checkpoints
+    rows = _described(config, corpus, train_step, accelerator) | {
+        "losses": f"{figures['train/loss']:.4f} in one training step, {figures['valid/loss']:.4f} in one of validation",
+        "memory": f"host {_size(figures['memory/host'])}{gpu} at most, of one rank",
+        "disk": f"{_size(figures['disk/needed'])}: {kept} checkpoint{'s' * (kept > 1)} of {_size(figures['disk/checkpoint'])} and one "
+        f"while it is written, model {_size(figures['disk/model'])}; {_size(figures['disk/free'])} are free",
+        "result": "a run can start; nothing was written",
+    }
+    return _table(rows)
+
+
+def _described(config: Config, corpus: Corpus, train_step: TrainStep, accelerator: Accelerator) -> dict[str, str]:
     data, model, train = config.data, config.model, config.train
     parameters = sum(parameter.numel() for parameter in train_step.model.parameters())
     ranks = accelerator.num_processes
@@ -33,17 +63,14 @@ def opening(config: Config, corpus: Corpus, train_step: TrainStep, accelerator: 
     if accelerator.device.type == "cpu" and not torch.accelerator.is_available():
         device += ", no GPU found"
     epochs = train_step.total_steps / train_step.steps_per_epoch
-    rows = {
+    return {
         "data": data.dataset,
         **dict(line.split(": ", 1) for line in corpus.lines()),
         "model": f"{model.num_layers} x {model.hidden_size} LSTM, {parameters:,} parameters, dropout {model.dropout:g}",
         "device": f"{device}, {train.precision}, {torch.get_num_threads()} CPU threads a rank",
         "ranks": f"{ranks}, {shares} of {data.batch_size} columns each; segments of {data.bptt} rows",
         "steps": f"{train_step.total_steps:,}, {epochs:,.4g} epochs of {train_step.steps_per_epoch:,}",
-        "writes to": str(train.run_dir),
-        "to stop": f"Ctrl-C or SIGTERM; then go on with: {resume_command(train.run_dir)}",
     }
-    return _table(rows)
 
 
 def closing(summary: dict[str, Any], steps_per_epoch: int, run_dir: Path) -> list[str]:
@@ -88,6 +115,10 @@ def resume_command(run_dir: str | Path | None) -> str:
     script = Path(sys.argv[0])
     program = f"python {shlex.quote(str(script))}" if script.suffix == ".py" else "lstmlm train"
     return f"{program} --train.run_dir {shlex.quote(str(run_dir))} --train.resume true"
+
+
+def _size(size: float) -> str:
+    return f"{size / 1e9:,.2f} GB" if size >= 1e8 else f"{size / 1e6:,.2f} MB"
 
 
 def _table(rows: dict[str, str]) -> list[str]:

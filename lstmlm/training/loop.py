@@ -4,6 +4,7 @@ from lstmlm.config import Config
 from lstmlm.runtime import launch
 from lstmlm.runtime.distributed import StopRequest
 from lstmlm.training.build import build
+from lstmlm.training.dry_run import dry_run
 from lstmlm.training.run import Outcome, Run
 
 
@@ -14,6 +15,8 @@ def train(config: Config) -> Outcome:
         UserError: In one line: what is wrong, where, what to do. Nothing is written over.
     """
     config = launch.resolve_precision(config)
+    if config.train.dry_run:
+        return dry_run(config)
     with launch.started(config) as accelerator, Run(config, accelerator) as run:
         if run.finished:
             return run.leave_alone(run.finished)

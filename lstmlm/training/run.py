@@ -55,9 +55,9 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        run_dir: Where everything is.
+        run_dir: Where everything is; of a dry run, where it would be.
         signal: Number of the signal that stopped it, or 0.
-        summary: The content of `summary.json`; None where the run was stopped before its end.
+        summary: The content of `summary.json`; of a dry run, what it measured; None where the run was stopped before its end.
     """
 
     run_dir: Path

@@ -24,6 +24,7 @@ RUN_CONFIG = "config.yaml"  # in a run's directory: the configuration as resolve
 MOST = 10**12  # of steps, rows and the like: more than anybody has, and exact in every type they are kept in
 MOST_UNITS, MOST_LAYERS, MOST_THREADS = 65_536, 1024, 1024
 MOST_LOGGED = 10**6  # steps whose losses are kept until they are logged
+MOST_PROFILED = 1000  # steps; each has some hundred events, all kept in memory
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,9 @@ class TrainConfig:
     resume: bool = False
     """Go on from the newest complete checkpoint in train.run_dir, or start afresh where there is none yet."""
 
+    profile: int | None = None
+    """Profile this many steps of the main rank, after the first ten of a start, into profile/ of the run's directory: a trace
+    (trace.json, for Perfetto) and a table of the ten operations that take most time. null = none."""
     dry_run: bool = False
     """Only try: build everything, do one training step and one of validation, say what memory and disk the run needs, and write
     nothing. (What a download from the Hub leaves in its own cache stays.)"""
@@ -204,9 +208,9 @@ class TrainConfig:
             check(
                 1 <= getattr(self, name) <= most, f"train.{name} must be from 1 to {most:,}, not {getattr(self, name)}"
             )
-        for name in ("max_steps", "patience", "threads", "eval_every"):
+        for name in ("max_steps", "patience", "threads", "eval_every", "profile"):
             value = getattr(self, name)
-            most = MOST_THREADS if name == "threads" else MOST
+            most = {"threads": MOST_THREADS, "profile": MOST_PROFILED}.get(name, MOST)
             check(value is None or 1 <= value <= most, f"train.{name} must be null or from 1 to {most:,}, not {value}")
         check(0 <= self.seed < 2**32, f"train.seed must be in [0, 2^32), not {self.seed}")
         minutes = self.timeout_minutes

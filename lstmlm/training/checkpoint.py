@@ -44,6 +44,7 @@ FREE_KEYS = {
     "train.cuda_graph",
     "train.compress_gradients",
     "train.timeout_minutes",
+    "train.profile",
     "train.run_dir",
     "train.resume",
     "data.cache_dir",

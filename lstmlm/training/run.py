@@ -42,6 +42,7 @@ from lstmlm.runtime.distributed import fail_together, main_tensors, main_value
 from lstmlm.runtime.hardware import device_kind, memory_in_use, package_versions
 from lstmlm.training import banner, checkpoint
 from lstmlm.training.checkpoint import Cursor, Interval, Saved, Seconds
+from lstmlm.training.profiling import profiled
 from lstmlm.training.run_directory import RunDirectory
 from lstmlm.training.step import TrainStep
 from lstmlm.training.tracking import Tracking, git_state
@@ -112,6 +113,7 @@ class Run:
         )  # checkpoints not looked at yet; the main rank's
         self._checkpoint: Path | None = None  # to go on from; the main rank's
         self._saved: Saved | None = None  # its values
+        self._profile_step: Callable[[], None] = lambda: None
         self._open = ExitStack()  # the lock and the progress bar
 
     def __enter__(self) -> "Run":
@@ -179,12 +181,16 @@ class Run:
                 self.directory.checkpoints.mkdir(exist_ok=True)  # where it is gone later, checkpoints are lost
         self.progress = Progress(self._is_main, train_step.total_steps, train_step.steps_per_epoch, self.cursor.step)
         self._open.callback(self.progress.close)
+        if self._is_main and self.config.train.profile:
+            profiler = profiled(self.accelerator, self.config.train.profile, self.directory.profile)
+            self._profile_step = self._open.enter_context(profiler)
         self.restart_clock()
 
     def events(self) -> Events:
         """What is due now that the cursor's step is done."""
         train, step = self.config.train, self.cursor.step
         self.progress.step(step)
+        self._profile_step()
         end = step == self.train_step.total_steps
         epoch = self.cursor.row == self.train_step.table.rows
         return Events(

@@ -7,6 +7,7 @@ checkpoints/     see `checkpoint`
 model/           the best model so far, see `pretrained`
 summary.json     the final figures; written last, so it marks a finished run
 evaluations/     results of `evaluate --json` that the user put there, for the report
+profile/         where the time of some steps went, see `profiling`
 .lock            held while a process trains here
 """
 
@@ -50,6 +51,7 @@ class RunDirectory:
         self.due_model = self.checkpoints / "best.safetensors"
         self.summary = self.path / "summary.json"
         self.evaluations = self.path / "evaluations"
+        self.profile = self.path / "profile"
         self.tensorboard = self.path / "tensorboard"
         self._made: list[Path] = []  # made here; removed again where the start fails
 

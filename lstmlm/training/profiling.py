@@ -1,0 +1,44 @@
+"""Where the time of a few steps goes, by PyTorch's profiler."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import ProfileKwargs
+from torch.profiler import profile
+
+from lstmlm.console import print_line
+from lstmlm.files import cannot_write, replace_file
+
+WAIT, WARM_UP = 8, 2  # steps that run as they are, and steps whose profile is thrown away, before those that count
+ROWS = 10  # of the table
+
+
+@contextmanager
+def profiled(accelerator: Accelerator, steps: int, folder: Path) -> Iterator[Callable[[], None]]:
+    """Profile the steps of this process that follow the first ones, and leave `trace.json` and `table.txt` in a folder.
+
+    Args:
+        accelerator: Of the run.
+        steps: How many.
+        folder: Made where it does not exist.
+
+    Yields:
+        To be called after every step.
+    """
+
+    def write(profiler: profile) -> None:
+        trace, temporary = folder / "trace.json", folder / ".trace.json"
+        order = "self_cpu_time_total" if accelerator.device.type == "cpu" else "self_device_time_total"
+        try:
+            folder.mkdir(exist_ok=True)
+            profiler.export_chrome_trace(str(temporary))
+            temporary.replace(trace)
+            replace_file(folder / "table.txt", profiler.key_averages().table(sort_by=order, row_limit=ROWS).encode())
+        except OSError as error:  # not worth the run
+            print_line(f"warning: no profile: {cannot_write(error)}")
+
+    schedule = {"wait": WAIT, "warmup": WARM_UP, "active": steps, "repeat": 1}
+    with accelerator.profile(ProfileKwargs(schedule_option=schedule, on_trace_ready=write)) as profiler:
+        yield profiler.step

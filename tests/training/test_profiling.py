@@ -1,0 +1,40 @@
+"""A profile is written, and changes nothing that a run computes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lstmlm import load_config
+from tests.training.test_loop import assert_same_run, fresh_train
+
+pytestmark = pytest.mark.system  # whole runs
+
+
+def test_a_profiled_run_is_the_same_run(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    fresh_train(load_config(small(run="plain")))
+    fresh_train(load_config(small("--train.profile=3", run="run")))
+    assert_same_run(tmp_path / "run", tmp_path / "plain")
+    assert {path.name for path in (tmp_path / "run/profile").iterdir()} == {"trace.json", "table.txt"}
+    events = json.loads((tmp_path / "run/profile/trace.json").read_bytes())["traceEvents"]
+    names = [event["name"] for event in events if event.get("ph") == "X"]
+    assert sorted(name for name in names if name.startswith("ProfilerStep#")) == [
+        f"ProfilerStep#{n}" for n in (10, 11, 12)
+    ]
+    assert sum("Adam.step" in name for name in names) == 3
+    table = (tmp_path / "run/profile/table.txt").read_text()
+    assert len([line for line in table.splitlines() if "::" in line]) <= 10
+    assert "Self CPU %" in table
+
+
+def test_a_run_that_ends_early_profiles_what_there_was(
+    small: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fresh_train(load_config(small("--train.max_steps=12", "--train.profile=100")))
+    assert (tmp_path / "run/profile/table.txt").exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/profile").write_text("in the way")
+    summary = fresh_train(load_config(small("--train.max_steps=12", "--train.profile=1", run="full")))
+    assert summary["step"] == 12
+    assert "warning: no profile" in capsys.readouterr().err

@@ -61,7 +61,8 @@ def evaluate(argv: Arguments = None) -> int:
     parser.add_argument(
         "--tune",
         action="store_true",
-        help="Search theta, lambda, lr, decay and bptt on validation, then score test once.",
+        help="Search settings on validation, then score test once: the cache's theta and lambda, where there is a cache; "
+        "else lr, decay and bptt.",
     )
     parser.add_argument("--evaluations", type=int | None, help=f"Tune: its most evaluations. Default {EVALUATIONS}.")
     parser.add_argument("--tune_tokens", type=int | None, help=f"Tune: tokens that each scores. Default {TOKENS}.")

@@ -10,7 +10,12 @@ from typing import Any
 from lstmlm.console import UserError, check
 from lstmlm.evaluation.measure import Protocol, Subject
 
-SEARCHED = {"dynamic": ("lr", "decay", "bptt"), "cache": ("theta", "lambda_")}
+SEARCHED = {  # by protocol: (part of it, setting)
+    "cache": (("cache", "theta"), ("cache", "lambda_")),
+    "dynamic": (("dynamic", "lr"), ("dynamic", "decay"), ("dynamic", "bptt")),
+    # The steps go by the model's own nll, so what is best for dynamic evaluation does not depend on the cache.
+    "cache+dynamic": (("cache", "theta"), ("cache", "lambda_")),
+}
 EVALUATIONS, TOKENS = 30, 30_000  # what a search may cost, where nothing else is asked for
 FIRST_FACTOR, LAST_FACTOR = 2.0, 1.15  # by which a setting is changed
 
@@ -52,14 +57,15 @@ def tune(
     tokens: int = TOKENS,
     told: Callable[[str], None] = lambda line: None,
 ) -> Tuning:
-    """Search theta and lambda of the cache, and lr, decay and bptt of dynamic evaluation, for the least perplexity on validation.
+    """Search theta and lambda of the cache, or lr, decay and bptt of dynamic evaluation, for the least perplexity on validation.
 
+    Of both together the cache's are searched, while dynamic evaluation has the settings that it was given: search those by themselves.
     One setting after the other is multiplied or divided by a factor for as long as that helps; when it helps with none, the factor is
     replaced by its root. The same call makes the same search. Test is never looked at.
 
     Args:
         subject: The model and its data.
-        protocol: Where the search begins; window, rule and epsilon stay as they are.
+        protocol: Where the search begins; all other settings stay as they are.
         evaluations: Largest number of times that a text is scored.
         tokens: Length of that text: the beginning of the validation split.
         told: Called with a line after each evaluation.
@@ -95,7 +101,7 @@ def tune(
         ppl(best)
         while factor >= LAST_FACTOR:
             before = best
-            for part, name in ((part, name) for part, names in SEARCHED.items() for name in names):
+            for part, name in SEARCHED[protocol.name]:
                 for direction in (factor, 1 / factor):
                     moved = False
                     while ppl(candidate := _changed(best, part, name, direction)) < ppl(best):
@@ -112,10 +118,8 @@ def tune(
 
 
 def _changed(protocol: Protocol, part: str, name: str, factor: float) -> Protocol:
-    """The protocol with one of its settings multiplied, to three digits; itself where it has no such part."""
+    """The protocol with one of its settings multiplied, to three digits."""
     settings: Any = getattr(protocol, part)
-    if settings is None:
-        return protocol
     value = getattr(settings, name)
     if name == "bptt":
         changed: float = max(1, round(value * factor))

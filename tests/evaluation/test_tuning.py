@@ -56,6 +56,18 @@ def test_it_looks_at_validation_only_and_keeps_its_budget(subject: Subject, monk
     assert (again.protocol, again.ppl) == (found.protocol, found.ppl)
 
 
+def test_of_both_the_caches_settings_are_searched(subject: Subject) -> None:
+    """Those of dynamic evaluation are searched by themselves."""
+    start = Protocol(CacheSettings(50, 3, 0.5), DynamicSettings("sgd", lr=0.5, bptt=5))
+    found = tune(subject, start, 12, 200)
+    assert found.protocol.dynamic == start.dynamic
+    assert found.protocol.cache is not None
+    assert found.protocol.cache.lambda_ < 0.5
+    dynamic = tune(subject, Protocol(dynamic=DynamicSettings("sgd", lr=0.01, bptt=5)), 12, 200).protocol.dynamic
+    assert dynamic is not None
+    assert dynamic.lr > 0.01
+
+
 def test_the_command_scores_test_once_with_what_it_found(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,10 +3,15 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from lstmlm import Config, LSTMLanguageModel
+from lstmlm.data.corpus import load_corpus
+from lstmlm.model.pretrained import save_pretrained
 from tests.system.launcher import ROOT
 
 SMALL = ["--model.embedding_size=12", "--model.hidden_size=12", "--data.bptt=5", "--data.batch_size=4", "--steps=2"]
@@ -44,3 +49,23 @@ def test_heads(text_folder: Path, tmp_path: Path) -> None:
     assert {"plain", "plain, kept", "ours, kept"} <= rows.keys()
     for row in rows.values():
         assert 0 < max(row[key] for key in ("nll", "hidden_grad", "weight_grad", "bias_grad")) < 1e-5, row
+
+
+def test_protocols(text_folder: Path, tmp_path: Path, small_config: Callable[..., Config]) -> None:
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"{name}.txt").write_bytes((text_folder / "train.txt").read_bytes())
+    config = small_config(f"--data.dataset={tmp_path}")
+    vocabulary = load_corpus(config.data).vocabulary
+    save_pretrained(
+        tmp_path / "model", LSTMLanguageModel(config.model, len(vocabulary)), vocabulary, asdict(config.data)
+    )
+    options = ["--tokens=700", "--turns=2", "--precision=fp32", "--threads=1", f"--cache_dir={tmp_path / 'cache'}"]
+    command = [sys.executable, str(ROOT / "scripts/benchmark_protocols.py"), f"--model={tmp_path / 'model'}", *options]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    assert result.returncode == 0, result.stderr
+    figures = json.loads(result.stdout)
+    assert figures["threads"] == 1
+    assert {"plain loop", "score, reset line", "static", "cache", "dynamic", "training, fp32"} <= figures["rows"].keys()
+    for row in figures["rows"].values():
+        assert len(row["seconds"]) == 2
+        assert 600 < row["tokens"] <= 701

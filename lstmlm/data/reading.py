@@ -176,8 +176,10 @@ def _csv(path: Path, column: str) -> Iterator[object]:
         check_column(column, names, str(path))
         place = names.index(column)
         for row in rows:
-            if row:  # an empty line is none
-                yield row[place] if place < len(row) else None
+            if row and len(row) != len(names):  # an empty line is no row
+                raise csv.Error(f"it has {len(row)} fields, not {len(names)}: a text with a comma in it needs quotes")
+            if row:
+                yield row[place]
 
 
 def _jsonl(path: Path, column: str) -> Iterator[object]:

@@ -1,10 +1,13 @@
 """Which text makes which split: files of several forms, a data set in the Hub's layout or on the Hub, or the toy language."""
 
 import hashlib
+import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -144,14 +147,12 @@ class HubSource:
     def _texts(self, split: str) -> Iterator[str]:
         rows, number = self._split(split), 0
         place = f"split {split!r} of {self.dataset}"
-        try:
+        with _by_the_library(lambda: f"cannot read {place} after row {number}"):
             for batch in rows.iter(batch_size=1000):
                 check_column(self.column, batch, place)
                 for value in batch[self.column]:
                     number += 1
                     yield row_text(value, number, place, self.column)
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {place} at row {number + 1}: {_one_line(error)}") from None
 
 
 def _load_dataset(dataset: str, subset: str | None) -> Any:
@@ -160,19 +161,38 @@ def _load_dataset(dataset: str, subset: str | None) -> Any:
     datasets.disable_progress_bars()
     folder = Path(dataset).expanduser()
     name = f"data set {dataset}" + (f" (subset {subset})" if subset else "")
+    if folder.is_dir():
+        # Not through the library's own cache: it goes by the folder's name and would not notice changed files.
+        with _by_the_library(lambda: f"cannot load {name}"), tempfile.TemporaryDirectory() as empty:
+            # Absolute: a folder named `csv` or `parquet` is not one of the library's own builders.
+            return datasets.load_dataset(str(folder.absolute()), subset, streaming=True, cache_dir=empty)
+    remedy = "; use a local copy (--data.dataset FOLDER) or the built-in language (--config configs/smoke.yaml)"
+    with _by_the_library(lambda: f"cannot load {name}", remedy):
+        try:
+            return datasets.load_dataset(dataset, subset)
+        except datasets.exceptions.DatasetNotFoundError:
+            raise UsageError(f"--data.dataset {dataset}: no such file or folder, and not on the Hub") from None
+
+
+@contextmanager
+def _by_the_library(problem: Callable[[], str], remedy: str = "") -> Iterator[None]:
+    """What the library `datasets` does within the block. Its errors become one line.
+
+    The line has what the library logs of the error, as that names the file; else what it raises.
+    """
+    import datasets
+
+    log, told = logging.getLogger("datasets"), list[str]()
+    listening, before = logging.Handler(logging.ERROR), (log.handlers, log.propagate)
+    listening.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    log.handlers, log.propagate = [listening], False
     try:
-        if folder.is_dir():
-            # Not through the library's own cache: it goes by the folder's name and would not notice changed files.
-            with tempfile.TemporaryDirectory() as empty:
-                return datasets.load_dataset(str(folder), subset, streaming=True, cache_dir=empty)
-        return datasets.load_dataset(dataset, subset)
-    except datasets.exceptions.DatasetNotFoundError:
-        raise UsageError(f"--data.dataset {dataset}: no such file or folder, and not on the Hub") from None
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(
-            f"cannot load {name}: {_one_line(error)} -- give a local copy with --data.dataset FOLDER, or try the built-in "
-            "language with --config configs/smoke.yaml"
-        ) from None
+        yield
+    except (OSError, EOFError, zlib.error, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(told[-1:] or [str(error)])
+        raise UserError(f"{problem()}: {' '.join(reason.split())[:400]}{remedy}") from None
+    finally:
+        log.handlers, log.propagate = before
 
 
 class ToySource:
@@ -305,8 +325,3 @@ def _file_hash(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _one_line(error: Exception) -> str:
-    reason = " ".join(str(error).split())
-    return f"{reason[:300]}..." if len(reason) > 300 else reason

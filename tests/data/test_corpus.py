@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import fcntl
+import gzip
 import io
 import logging
 import multiprocessing
@@ -79,6 +80,47 @@ def test_hub_layout(tmp_path: Path) -> None:
     loaded = load_corpus(data)
     tokens = [loaded.vocabulary.tokens[i] for i in loaded.splits["train"]]
     assert tokens == ["<eos>", "=", "train", "=", "<eos>", "<eos>", "a", "b", "c", "<eos>"]
+
+
+ROWS = b'{"text": "a b"}\n' * 40
+
+
+@pytest.mark.parametrize(
+    ("ending", "content", "message"),
+    [
+        ("csv", b"text\na b\nHello, world.\n", r"a\.csv.* Expected 1 fields in line 3, saw 2"),
+        ("csv", b'text\na b\n"open\n', r"a\.csv.* EOF inside string"),
+        ("csv", b"text\nb\xff\n", r"a\.csv.* can't decode byte 0xff"),
+        ("jsonl", ROWS + b'{"text": "a', r"a\.jsonl.* Missing a closing quotation mark"),
+        ("jsonl", ROWS + b'{"text": null}\n', r"split 'train' of .*, row 41: column 'text' is null"),
+        ("jsonl.gz", gzip.compress(ROWS * 100)[:-20], "Compressed file ended before the end"),
+        ("parquet", b"PAR1 and so on", r"a\.parquet.* not a parquet file"),
+    ],
+)
+def test_what_only_the_library_finds_is_refused_in_one_line(
+    tmp_path: Path,
+    ending: str,
+    content: bytes,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Only README.md says which file is which split. The folder is named like a builder of the library, and its name is relative."""
+    monkeypatch.chdir(tmp_path)
+    folder, places = tmp_path / "parquet", {"train": "a", "validation": "b", "test": "c"}
+    folder.mkdir()
+    lines = [f"  - split: {split}\n    path: {name}.{ending}" for split, name in places.items()]
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n" + "\n".join(lines) + "\n---\n"
+    )
+    for name in places.values():
+        (folder / f"{name}.{ending}").write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        load_corpus(DataConfig(dataset="parquet", cache_dir="cache"))
+    assert caught.value.status == 1
+    assert "\n" not in str(caught.value)
+    assert not caplog.records
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["lock"], "nothing half-made"
 
 
 def test_wikitext_2_has_the_published_counts(wikitext: str, tmp_path: Path) -> None:

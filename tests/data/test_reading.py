@@ -143,7 +143,12 @@ def test_a_damaged_file_is_told_with_the_place(
     ("name", "content", "message"),
     [
         ("n.csv", b'x,text\n1,a\n2,b\n3,"c\n', "at row 3"),
-        ("n.csv", b"x,text\n1,a\n2\n", "row 2: column 'text' is null"),
+        ("n.csv", b"x,text\n1,a\n2\n", "at row 2: it has 1 fields, not 2"),
+        (
+            "n.csv",
+            b"text\nHello.\nHello, world.\n",
+            "at row 2: it has 2 fields, not 1: a text with a comma in it needs quotes",
+        ),
         ("n.csv", b"x,text\n1,a\n2,\xff\n", "row 2: column 'text' is not UTF-8"),
         ("n.csv", b"x,y\n1,a\n", "has no column 'text', only x, y"),
         ("n.jsonl", b'{"text": "a"}\n{"text": null}\n', "row 2: column 'text' is null"),

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from lstmlm.config import argument_parser, load_config, named_options, parse
-from lstmlm.console import UsageError, check, print_line, print_result, run_script, scoring_bar, standard_output
+from lstmlm.console import (
+    UsageError,
+    check,
+    on_terminal,
+    print_line,
+    print_result,
+    run_script,
+    scoring_bar,
+    standard_output,
+)
 from lstmlm.evaluation.adaptation import CacheSettings, DynamicSettings
 from lstmlm.evaluation.details import breakdown, check_output, write_tokens
 from lstmlm.evaluation.measure import PROTOCOLS, Measurement, Protocol, Subject, Text, check_split
@@ -97,7 +106,7 @@ def evaluate(argv: Arguments = None) -> int:
     text = subject.file(args.text, args.text_column, args.raw) if args.text else subject.split(split)
 
     def measure(text: Text, protocol: Protocol) -> Measurement:
-        with scoring_bar(text.name, len(text.stream), sys.stderr.isatty()) as scored:
+        with scoring_bar(text.name, len(text.stream), on_terminal()) as scored:
             return subject.measure(text, protocol, scored)
 
     tuned: dict[str, Any] = {}

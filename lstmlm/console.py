@@ -44,8 +44,17 @@ def print_line(message: str) -> None:
 
     Where it is closed or full, or its reader is gone, the line is lost and the run goes on.
     """
-    with suppress(OSError, ValueError):
-        print(f"{message}\n", end="", file=sys.stderr, flush=True)
+    if sys.stderr is not None:  # print would take standard output
+        with suppress(OSError, ValueError):
+            print(f"{message}\n", end="", file=sys.stderr, flush=True)
+
+
+def on_terminal() -> bool:
+    """Whether somebody sees standard error as it comes."""
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:  # it is closed
+        return False
 
 
 @contextmanager
@@ -89,6 +98,7 @@ def run_script(main: Callable[[], int]) -> int:
     An error that the user can mend is printed once on each host. Any other error is printed by the rank that has it, with the
     rank's number. Python's traceback follows, because the cause may be a defect of the program.
     """
+    _hold_standard_streams()
     logger = logging.getLogger("lstmlm")
     logger.handlers, logger.propagate = [_LineHandler()], False
     rank = os.environ.get("RANK", "0")
@@ -98,6 +108,9 @@ def run_script(main: Callable[[], int]) -> int:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print_line(f"error: {error}")
         return error.status
+    except PermissionError as error:
+        print_line(f"error: {error.filename or 'this'} is not for this user: {error.strerror}")
+        return UserError.status
     except KeyboardInterrupt:
         if rank == "0":
             print_line("error: interrupted; what was saved before is intact")
@@ -112,6 +125,14 @@ def run_script(main: Callable[[], int]) -> int:
             return 1
         print_line(f"error: rank {rank} failed: {reason}")
         raise
+
+
+def _hold_standard_streams() -> None:
+    """Where a standard stream is closed (`2>&-`), the next file to be opened, a checkpoint, would get its number, and whatever a library
+    writes there would go into it."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
 
 
 def duration(seconds: float) -> str:
@@ -174,7 +195,7 @@ class Progress:
         self._total = total_steps
         self._per_epoch = steps_per_epoch
         self._first, self._begin = step, time.monotonic()
-        self._on_terminal = shown and sys.stderr.isatty()
+        self._on_terminal = shown and on_terminal()
         self._bar: Any = None
         if self._on_terminal:
             self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True)
@@ -214,7 +235,8 @@ class Progress:
     def line(self, message: str) -> None:
         """A line that leaves the bar whole; in a log file, with the time of day."""
         if self._bar is not None:
-            self._bar.write(message, file=sys.stderr)
+            with suppress(OSError, ValueError):
+                self._bar.write(message, file=sys.stderr)
         elif self._shown:
             print_line(message if self._on_terminal else f"{datetime.now():%H:%M:%S} {message}")
 

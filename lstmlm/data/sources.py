@@ -226,6 +226,12 @@ def open_source(data: DataConfig) -> Source:
         path = Path(data.dataset).expanduser()
     except RuntimeError:
         raise UsageError(f"--data.dataset {data.dataset}: there is no such user or no home folder") from None
+    try:
+        path.lstat()
+    except PermissionError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except OSError:
+        pass  # there is none
     if path.is_dir():
         return _open_folder(path, data)
     if path.is_file():

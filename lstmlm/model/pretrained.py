@@ -7,7 +7,6 @@ README.md            the card
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -252,8 +251,10 @@ def read_config(folder: str | Path) -> Description:
         UserError: It is missing, or is none of this project's.
     """
     path = model_folder(folder) / CONFIG
-    if not os.path.lexists(path):
-        raise UserError(f"there is no model in {folder}: it has no {CONFIG}")
+    try:
+        path.lstat()
+    except OSError as error:
+        raise UserError(f"there is no model in {folder}: cannot read {path} ({error.strerror})") from None
     content = read_json(path, dict[str, Any])
     known = {
         key: value for key, value in content.items() if key in Description.__dataclass_fields__

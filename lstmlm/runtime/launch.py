@@ -40,6 +40,9 @@ FOREIGN = (
     "ACCELERATE_USE_DEEPSPEED",
     "ACCELERATE_USE_MEGATRON_LM",
     "ACCELERATE_USE_FSDP",
+    "ACCELERATE_USE_PARALLELISM_CONFIG",
+    "ACCELERATE_USE_SAGEMAKER",
+    "ACCELERATE_FP8_BACKEND",
     "ACCELERATE_DYNAMO_BACKEND",
     "ACCELERATE_DEBUG_MODE",
 )  # what a launcher's configuration, or another job's environment, may set and no run of ours can do
@@ -134,7 +137,11 @@ def start(config: Config) -> Accelerator:
                 ),
             ],
         )
-    except ValueError as error:
+    except (
+        ValueError,
+        AssertionError,
+        ImportError,
+    ) as error:  # the environment asks for what this machine or PyTorch has not
         raise UsageError(f"Accelerate cannot start: {' '.join(str(error).split())}") from None
     except (dist.DistError, RuntimeError) as error:
         if "WORLD_SIZE" not in os.environ:
@@ -196,8 +203,8 @@ def check_launch() -> None:
     for name in FOREIGN:
         if os.environ.get(name, "").lower() not in ("", "0", "no", "none", "off", "false"):
             raise UsageError(
-                f"{name} is {os.environ[name]}: DeepSpeed, Megatron-LM, FSDP, Dynamo and Accelerate's debug mode are not supported; "
-                "unset it, or take it out of the launcher's configuration"
+                f"{name} is {os.environ[name]}: DeepSpeed, Megatron-LM, FSDP, other parallelism, SageMaker, FP8, Dynamo and Accelerate's "
+                "debug mode are not supported; unset it, or take it out of the launcher's configuration"
             )
     world = os.environ.get("WORLD_SIZE")
     if "MASTER_ADDR" in os.environ and world is None:
@@ -241,6 +248,8 @@ def _check_cuda_graph(config: Config, accelerator: Accelerator) -> None:
 
 
 def _check_device(precision: str, device: torch.device) -> None:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"ACCELERATE_TORCH_DEVICE is {device}, but PyTorch finds no such GPU: unset it")
     if precision == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
         raise UsageError("train.precision tf32 needs an NVIDIA GPU of the Ampere generation or later; use fp32")
     if precision == "fp16" and device.type == "cpu":

@@ -149,6 +149,33 @@ def test_the_bar_at_a_terminal(small: Callable[..., list[str]]) -> None:
     assert text.rstrip().splitlines()[-1].startswith("result")
 
 
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+def test_with_standard_error_closed_a_run_goes_on(
+    closed: str, small: Callable[..., list[str]], text_folder: Path, tmp_path: Path
+) -> None:
+    """No file of the run gets its number, and nothing goes to standard output instead."""
+    shell = ["sh", "-c", f'exec "$0" "$@" {closed}', sys.executable, str(ROOT / "scripts/train.py")]
+    result = subprocess.run([*shell, *small("--train.max_steps=9")], capture_output=True, env=os.environ, timeout=200)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+    fresh_train(load_config(small("--train.max_steps=9", run="other")))
+    assert_same_run(tmp_path / "run", tmp_path / "other")
+
+
+def test_a_terminal_that_goes_away_does_not_end_the_run(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    """In the middle of the bar; the process is in a session of its own, so it gets no hang-up signal."""
+    controller, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (40, 150))
+    command = [sys.executable, str(ROOT / "scripts/train.py"), *small("--train.epochs=4")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=terminal, start_new_session=True)
+    os.close(terminal)
+    shown = b""
+    while b"/60 [" not in shown:
+        shown += os.read(controller, 4096)
+    os.close(controller)
+    assert process.wait(timeout=100) == 0
+    assert (tmp_path / "run/summary.json").exists()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a pipe that keeps writes apart")
 def test_a_line_is_one_write(small: Callable[..., list[str]]) -> None:
     """So that ranks which share a pipe do not write into each other's lines."""
@@ -300,3 +327,25 @@ def test_wandb_offline_without_a_key(small: Callable[..., list[str]], cli: Cli, 
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("no W&B key found: logging offline") == 1
     assert len(list((tmp_path / "run/wandb").glob("offline-run-*/*.wandb"))) == 1
+
+
+def test_a_folder_of_somebody_else_is_told(tmp_path: Path) -> None:
+    """In a process that is told no, as root never is unless it gives up that right."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    drop = []
+    if os.geteuid() == 0:
+        if not shutil.which("setpriv"):
+            pytest.skip("root needs setpriv to be refused anything")
+        os.chown(closed, 54321, 54321)
+        closed.chmod(0o700)
+        drop = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+    for script, option in (("train", "train.run_dir"), ("train", "data.dataset"), ("evaluate", "model")):
+        command = [*drop, sys.executable, str(ROOT / "scripts" / f"{script}.py"), f"--{option}={closed / 'a/b'}"]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=100)
+        assert result.returncode != 0
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("error: ")
+        assert str(closed) in line
+        assert "Permission denied" in line or "no such file or folder" in line or "there is no model" in line
+        assert not (tmp_path / "runs").exists()

@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from lstmlm import Config, LSTMLanguageModel, UserError, evaluate, load_config, train
+from lstmlm.console import UsageError
 from lstmlm.training import checkpoint, run
 from lstmlm.training.step import TrainStep
 from tests.conftest import forget_accelerate
@@ -570,3 +571,34 @@ def test_a_run_leaves_the_process_as_it_was(small: Callable[..., list[str]], tmp
     assert before[:2] == after[:2]
     assert torch.equal(before[2], after[2])
     assert torch.tensor(1e-310, dtype=torch.float64) > 0, "small numbers are not flushed to zero any more"
+
+
+def test_what_other_jobs_left_in_the_environment_changes_nothing(
+    small: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh_train(load_config(small("--train.max_steps=12", run="whole")))
+    left = {
+        "GRADIENT_ACCUMULATION_STEPS": "4",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+        "ACCELERATE_GRADIENT_CLIPPING": "0.001",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+        "ACCELERATE_DYNAMO_MODE": "max-autotune",
+        "ACCELERATE_CPU_AFFINITY": "1",
+        "ACCELERATE_DOWNCAST_BF16": "true",
+        "FSDP_SHARDING_STRATEGY": "FULL_SHARD",
+        "FSDP_ACTIVATION_CHECKPOINTING": "true",
+        "MEGATRON_LM_TP_DEGREE": "2",
+    }
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    fresh_train(load_config(small("--train.max_steps=12")))
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what is asked for")
+def test_a_device_that_the_environment_asks_for_in_vain_is_told(
+    small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cuda")
+    with pytest.raises(UsageError, match="ACCELERATE_TORCH_DEVICE is cuda"):
+        train(small_config())

@@ -173,7 +173,7 @@ def reading_bar(name: str, blocks: Iterator[str]) -> Iterator[str]:
         name: What is done, to be shown.
         blocks: Of the text.
     """
-    hidden = sys.stderr is None or not sys.stderr.isatty()
+    hidden = not on_terminal()
     with tqdm(desc=name, unit="char", unit_scale=True, leave=False, dynamic_ncols=True, delay=1, disable=hidden) as bar:
         for block in blocks:
             yield block

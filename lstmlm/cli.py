@@ -1,4 +1,7 @@
-"""The command line: `lstmlm train | evaluate | score | pairs | generate | report | export`, and the mains of the scripts."""
+"""The command line: `lstmlm train | evaluate | score | pairs | generate | report | export`, and the mains of the scripts.
+
+Each command imports what it needs: torch takes seconds, and a report, a help text or a wrong option needs none.
+"""
 
 import dataclasses
 import json
@@ -19,26 +22,11 @@ from lstmlm.console import (
     scoring_bar,
     standard_output,
 )
-from lstmlm.evaluation.adaptation import CacheSettings, DynamicSettings
-from lstmlm.evaluation.details import breakdown, check_output, write_tokens
-from lstmlm.evaluation.measure import PROTOCOLS, Measurement, Protocol, Subject, Text, check_split
-from lstmlm.evaluation.pairs import score_pairs, summarize, write_pairs
-from lstmlm.evaluation.scoring import Reset
-from lstmlm.evaluation.tables import Format, read_lines, score_files
-from lstmlm.evaluation.tuning import EVALUATIONS, TOKENS, tune
-from lstmlm.export.hub import push_to_hub
-from lstmlm.export.onnx import export_onnx
-from lstmlm.export.transformers import export_transformers
 from lstmlm.files import replace_file
-from lstmlm.generation import Sampling, stream_text, stream_texts
-from lstmlm.model.pretrained import find_model
-from lstmlm.runtime import hardware
-from lstmlm.training.loop import train as train_model
 
 Arguments = Sequence[str] | None  # without the program's name; None takes the process's own
 
 MODEL_HELP = "A model's folder or a run's; null = the newest runs/*/model, else the one that comes with lstmlm."
-SETTINGS: dict[str, type[CacheSettings] | type[DynamicSettings]] = {"cache": CacheSettings, "dynamic": DynamicSettings}
 RAW_HELP = "The text is English as people write it; Moses cuts it into words for a model of words between white space."
 THREADS_HELP = "CPU threads; null = the physical cores."
 
@@ -46,13 +34,23 @@ THREADS_HELP = "CPU threads; null = the physical cores."
 def train(argv: Arguments = None) -> int:
     """Train a language model, or go on with a run that was stopped."""
     config = load_config(argv)
-    hardware.keep_memory()
+
+    from lstmlm.runtime.hardware import keep_memory
+    from lstmlm.training.loop import train as train_model
+
+    keep_memory()
     outcome = train_model(config)
     return 128 + outcome.signal if outcome.signal else 0
 
 
 def evaluate(argv: Arguments = None) -> int:
     """Exact perplexity of a saved model, static or adapting to the text."""
+    from lstmlm.evaluation.adaptation import SETTINGS, CacheSettings
+    from lstmlm.evaluation.details import breakdown, check_output, write_tokens
+    from lstmlm.evaluation.measure import PROTOCOLS, Measurement, Protocol, Subject, Text, check_split
+    from lstmlm.evaluation.tuning import EVALUATIONS, TOKENS, tune
+    from lstmlm.runtime.hardware import use_machine
+
     parser = argument_parser("Exact perplexity of a saved model, static or adapting to the text (docs/evaluation.md).")
     parser.add_argument("--model", type=str | None, default=None, help=MODEL_HELP)
     parser.add_argument("--split", type=str | None, default=None, help="train, validation or test (which null means).")
@@ -101,7 +99,7 @@ def evaluate(argv: Arguments = None) -> int:
         check(value is None or value >= 2, f"{option} must be at least 2, not {value}")
     if args.output:
         check_output(args.output)
-    hardware.use_machine(args.threads)
+    use_machine(args.threads)
     subject = Subject(args.model, args.dataset, args.cache_dir)
     text = subject.file(args.text, args.text_column, args.raw) if args.text else subject.split(split)
 
@@ -143,6 +141,8 @@ def _protocol_settings(protocol: str, values: dict[str, Any], named: set[str]) -
         values: Of all options.
         named: Options that the command line has.
     """
+    from lstmlm.evaluation.adaptation import SETTINGS
+
     settings: dict[str, Any] = {}
     for name, kind in SETTINGS.items():
         options = {field.name: field.name.removesuffix("_") for field in dataclasses.fields(kind)}
@@ -156,6 +156,10 @@ def _protocol_settings(protocol: str, values: dict[str, Any], named: set[str]) -
 
 def score(argv: Arguments = None) -> int:
     """Surprisal, entropy and rank of every token of a text, as a table."""
+    from lstmlm.evaluation.scoring import Reset
+    from lstmlm.evaluation.tables import Format, score_files
+    from lstmlm.runtime.hardware import use_machine
+
     parser = argument_parser("Surprisal (in bits), entropy and rank of every token of a text, as a table.")
     parser.add_argument(
         "files", nargs="+", type=str, help="Texts, a sentence a line, or what else training reads; - is standard input."
@@ -178,7 +182,7 @@ def score(argv: Arguments = None) -> int:
     )
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
     args = parse(parser, argv)
-    hardware.use_machine(args.threads)
+    use_machine(args.threads)
     score_files(
         args.files, args.model, args.reset, args.eos, args.format, args.output, args.html, args.text_column, args.raw
     )
@@ -187,6 +191,9 @@ def score(argv: Arguments = None) -> int:
 
 def pairs(argv: Arguments = None) -> int:
     """Accuracy on minimal pairs of sentences (BLiMP's layout)."""
+    from lstmlm.evaluation.pairs import score_pairs, summarize, write_pairs
+    from lstmlm.runtime.hardware import use_machine
+
     parser = argument_parser(
         "How often the good sentence of a minimal pair is the likelier one, for each UID and over all."
     )
@@ -200,7 +207,7 @@ def pairs(argv: Arguments = None) -> int:
     if args.output:
         check(args.output.parent.is_dir(), f"--output {args.output}: there is no folder {args.output.parent}")
         check(not args.output.is_dir(), f"--output {args.output} is a folder: name a file")
-    hardware.use_machine(args.threads)
+    use_machine(args.threads)
     scored = score_pairs(args.file, args.model, args.raw)
     if args.output:
         write_pairs(args.output, scored)
@@ -218,6 +225,10 @@ def pairs(argv: Arguments = None) -> int:
 
 def generate(argv: Arguments = None) -> int:
     """Sample text from a saved model."""
+    from lstmlm.evaluation.tables import read_lines
+    from lstmlm.generation import Sampling, stream_text, stream_texts
+    from lstmlm.runtime.hardware import use_machine
+
     parser = argument_parser("Sample text from a saved model.")
     parser.add_argument("--model", type=str | None, default=None, help=MODEL_HELP)
     parser.add_argument("--prompt", type=str, default="", help="Text to go on from; empty = the beginning of a line.")
@@ -237,7 +248,7 @@ def generate(argv: Arguments = None) -> int:
     prompts = [args.prompt] if args.prompt_file is None else list(read_lines(args.prompt_file))
     check(bool(prompts), f"there is no prompt in {args.prompt_file}")
     options = {field.name: args[field.name] for field in dataclasses.fields(Sampling)}
-    hardware.use_machine(args.threads)
+    use_machine(args.threads)
     with standard_output() as out:
         if len(prompts) == args.count == 1 and out.isatty() and not args.raw:
             for piece in chain(stream_text(prompts[0], args.model, args.seed, **options), ["\n"]):
@@ -276,14 +287,14 @@ def report(argv: Arguments = None) -> int:
     check(bool(args.runs) or not args.png, "--png belongs to a page about run directories")
     if args.runs:
         page.write_report(args.runs, args.out, args.png)
-        print(args.out)
+        print_result(args.out)
         return 0
     built = wandb_report.build(args.wandb, args.group)
     if args.dry_run:
         replace_file(Path(args.dry_run), wandb_report.to_json(*built))
-        print(args.dry_run)
+        print_result(args.dry_run)
     else:
-        print("\n".join(wandb_report.save(*built)))
+        print_result("\n".join(wandb_report.save(*built)))
     return 0
 
 
@@ -298,13 +309,19 @@ def export(argv: Arguments = None) -> int:
     parser.add_argument("--private", action="store_true", help="Hub: a new repository is seen by its owner alone.")
     args = parse(parser, argv)
     check(args.to == "hub" or not args.private, f"--private is for --to hub, not {args.to}")
+
+    from lstmlm.export.hub import push_to_hub
+    from lstmlm.export.onnx import export_onnx
+    from lstmlm.export.transformers import export_transformers
+    from lstmlm.model.pretrained import find_model
+
     model = find_model(args.model)
     if args.to == "hub":
-        print(push_to_hub(model, args.output, args.private))
+        print_result(push_to_hub(model, args.output, args.private))
     else:
         write = {"onnx": export_onnx, "transformers": export_transformers}[args.to]
         write(model, args.output)
-        print(args.output)
+        print_result(args.output)
     return 0
 
 

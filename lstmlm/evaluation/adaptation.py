@@ -66,6 +66,9 @@ class DynamicSettings:
         check(self.bptt >= 1, f"bptt must be at least 1, not {self.bptt}")
 
 
+SETTINGS: dict[str, type[CacheSettings] | type[DynamicSettings]] = {"cache": CacheSettings, "dynamic": DynamicSettings}
+
+
 class NeuralCache:
     """What the columns saw: each position's output of the model, and the token that followed it.
 

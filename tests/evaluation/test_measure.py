@@ -234,7 +234,7 @@ def test_every_tokens_nll_as_a_file(run: Run, folder: Path, tmp_path: Path) -> N
 
 
 def test_a_file_that_cannot_be_written_is_told_first(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lstmlm.cli.Subject", None)  # nothing is loaded
+    monkeypatch.setattr("lstmlm.evaluation.measure.Subject", None)  # nothing is loaded
     (tmp_path / "folder.parquet").mkdir()
     for name, named in {
         "a.csv": "must end with .parquet",

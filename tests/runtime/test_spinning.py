@@ -14,7 +14,7 @@ class Watch:
             print(os.environ.get("GOMP_SPINCOUNT"))
             sys.exit()
 sys.meta_path.insert(0, Watch())
-import lstmlm
+from lstmlm import train
 """
 
 

@@ -56,12 +56,12 @@ def evaluate(argv: Arguments = None) -> int:
     parser.add_argument("--split", type=str | None, default=None, help="train, validation or test (which null means).")
     parser.add_argument("--text", type=str | None, default=None, help="A file to score in place of a split.")
     parser.add_argument(
-        "--text_column", type=str, default="text", help="Where the text stands in CSV, JSON lines, Parquet."
+        "--text_column", type=str, default="text", help="Column of the text in CSV, JSON lines or Parquet."
     )
     parser.add_argument("--raw", action="store_true", help=f"With --text: {RAW_HELP}")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="static", help="Whether and how the model adapts.")
     parser.add_argument("--reset", type=str, default="never", help="Where the state is reset: never, line or document.")
-    parser.add_argument("--columns", type=int, default=1, help="Columns of the table; 1 is the reference.")
+    parser.add_argument("--columns", type=int, default=1, help="Columns read side by side; 1 is the reference.")
     parser.add_argument("--dataset", type=str | None, default=None, help="Where the data is now, if it was moved.")
     parser.add_argument("--cache_dir", type=str | None, default=None, help="Where token ids are kept.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
@@ -71,9 +71,9 @@ def evaluate(argv: Arguments = None) -> int:
         help="Search settings on validation, then score test once: the cache's theta and lambda, where there is a cache; "
         "else lr, decay and bptt.",
     )
-    parser.add_argument("--evaluations", type=int | None, help=f"Tune: its most evaluations. Default {EVALUATIONS}.")
-    parser.add_argument("--tune_tokens", type=int | None, help=f"Tune: tokens that each scores. Default {TOKENS}.")
-    parser.add_argument("--breakdown", action="store_true", help="Tell how kinds of tokens share the nll.")
+    parser.add_argument("--evaluations", type=int | None, help=f"Tune: most texts scored. Default {EVALUATIONS}.")
+    parser.add_argument("--tune_tokens", type=int | None, help=f"Tune: tokens of each text. Default {TOKENS}.")
+    parser.add_argument("--breakdown", action="store_true", help="Show how the nll is shared among kinds of tokens.")
     parser.add_argument("--output", type=Path | None, default=None, help="Parquet file for every token's nll.")
     for kind in SETTINGS.values():
         parser.add_class_arguments(kind, skip={"lambda_"})
@@ -172,13 +172,13 @@ def score(argv: Arguments = None) -> int:
         help="Where the state starts afresh: at each line; at each document (at a `= Title =`, or after an empty line "
         "where there are no titles); or never.",
     )
-    parser.add_argument("--format", type=Format, default="tsv", help="Of the table.")
+    parser.add_argument("--format", type=Format, default="tsv", help="Form of the table.")
     parser.add_argument("--output", type=str | None, default=None, help="File for the table; null = standard output.")
     parser.add_argument("--html", type=str | None, default=None, help="File for a page that shades each word.")
     parser.add_argument("--raw", action="store_true", help=RAW_HELP)
     parser.add_argument("--eos", type=bool, default=False, help="Whether the end of a line has a row too.")
     parser.add_argument(
-        "--text_column", type=str, default="text", help="Where the text stands in CSV, JSON lines, Parquet."
+        "--text_column", type=str, default="text", help="Column of the text in CSV, JSON lines or Parquet."
     )
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
     args = parse(parser, argv)

@@ -22,8 +22,8 @@ from lstmlm.model.language_model import LSTMLanguageModel, State
 from lstmlm.model.pretrained import default_device, find_model, load_pretrained
 
 logger = logging.getLogger(__name__)
-MOST = 1_000_000  # tokens, continuations, lines: more than anybody waits for
-BATCH_LOGITS = 1 << 22  # of the continuations that run side by side
+MOST = 1_000_000  # tokens, continuations or lines that may be asked for
+BATCH_LOGITS = 1 << 22  # computed at a time; so many continuations run side by side
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Sampling:
     top_k: int | None = None
     """Sample among the k most likely tokens only. null = all."""
     top_p: float = 1.0
-    """Sample among the fewest tokens whose probabilities reach p (Holtzman et al., 2020)."""
+    """Sample among the fewest tokens whose probabilities add up to p (Holtzman et al., 2020)."""
     min_p: float = 0.0
     """Leave out tokens less likely than this times the most likely one (Nguyen et al., 2024)."""
     allow_unk: bool = False
@@ -47,7 +47,7 @@ class Sampling:
     stop: Sequence[str] = ()
     """Tokens that end the text, as its last."""
     lines: int = 1
-    """Lines after whose end the text ends; the one that the prompt begins counts."""
+    """Number of lines after which the text ends; the line that the prompt leaves open is the first."""
 
     def __post_init__(self) -> None:
         check(0 <= self.max_len <= MOST, f"max_len must be from 0 to {MOST:,}, not {self.max_len}")
@@ -78,7 +78,7 @@ def generate_text(
         temperature: Divides the logits, >= 0; 0 takes the most likely token every time.
         model: A model's folder or a run's; None = the newest `runs/*/model`, else the one that comes with this package.
         top_k: Sample among the k most likely tokens only, >= 1.
-        top_p: Sample among the fewest tokens whose probabilities reach p, in (0, 1].
+        top_p: Sample among the fewest tokens whose probabilities add up to p, in (0, 1].
         seed: The same seed gives the same text; None = a new one every time.
         allow_unk: Whether `<unk>` may be sampled.
         raw: Whether the prompt is text as people write it, for a model whose words stand between white space; so is the result.
@@ -326,7 +326,8 @@ def choose(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    # In float64, which holds any temperature; at a tiny one all but the largest underflow to 0, which is the right limit.
+    # In float64 no temperature overflows. At a tiny one the probabilities of all but the likeliest underflow to 0, so that one is taken,
+    # as at temperature 0.
     logits = logits.double()
     logits = (logits - logits.amax(-1, True)) / sampling.temperature
     order = None
@@ -336,10 +337,10 @@ def choose(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
         logits, order = logits.sort(descending=True, stable=True)
     p = logits.softmax(-1)
     if sampling.top_p < 1:
-        p = p.masked_fill(p.cumsum(-1) - p >= sampling.top_p, 0)  # what stands before a token reaches top_p already
+        p = p.masked_fill(p.cumsum(-1) - p >= sampling.top_p, 0)  # the likelier tokens alone add up to top_p
     if sampling.min_p > 0:
         p = p.masked_fill(p < sampling.min_p * p.amax(-1, True), 0)
     shares = p.cumsum(-1)
-    draws = uniform[:, None] * (1 - 2**-52) * shares[:, -1:]  # below the whole, after rounding too
+    draws = uniform[:, None] * (1 - 2**-52) * shares[:, -1:]  # less than the last share, after rounding too
     places = torch.searchsorted(shares, draws, right=True)
     return (places if order is None else order.gather(-1, places))[:, 0]

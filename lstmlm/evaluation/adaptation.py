@@ -20,9 +20,9 @@ from lstmlm.model.loss import token_nll
 from lstmlm.runtime.hardware import ieee_products
 
 QUERIES = 256  # positions looked up in the cache at a time, over all columns; the result does not depend on it
-# Gradients behind the statistics of RMS, as in the paper's code, where there are 100 columns too. The columns begin all over the
-# split, so the first rows of each are a fair sample of it. The code takes the whole split; on the reference model, 200 segments and
-# 1,000 gave the same perplexity to 0.05 %.
+# Rule `rms` needs the gradients of segments of the training split. The paper's code cuts the split into 100 columns and takes all of it.
+# Here the first segments are enough: the columns begin all over the split, so their first rows are a fair sample of it. On the reference
+# model, 200 segments and 1,000 gave the same perplexity to 0.05 %.
 STATISTICS_COLUMNS, STATISTICS_ROWS, STATISTICS_SEGMENTS = 100, 5, 200
 
 
@@ -52,7 +52,7 @@ class DynamicSettings:
     lr: float = 0.0005
     """eta, the step along the gradient of a segment's mean nll."""
     decay: float = 0.01
-    """lambda in the paper: how far each update draws the weights back to the trained ones; `rms` draws those with large gradients more."""
+    """lambda in the paper: how far each update draws the weights back to the trained ones; `rms` draws those of large gradients further."""
     epsilon: float = 0.0001
     """Added to the root mean square (`rms` only)."""
     bptt: int = 20
@@ -95,7 +95,7 @@ class NeuralCache:
 
     def probability(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The cache's probability of each target, (T, B), -1 where it has none: nothing is remembered yet, or there is no target.
-        The positions are remembered."""
+        Then these positions are remembered too."""
         queries, tokens = outputs.transpose(0, 1), targets.T  # (B, T, H), (B, T)
         before = 0
         if self._outputs is None or self._tokens is None:
@@ -239,7 +239,7 @@ def gradient_rms(model: LSTMLanguageModel, stream: Tensor) -> dict[str, Tensor]:
 
 
 def _learning_copy(model: LSTMLanguageModel) -> LSTMLanguageModel:
-    # In train mode, as cuDNN goes no LSTM backward in eval mode. Dropout is by masks, so nothing else changes.
+    # In train mode, as cuDNN computes no gradient of an LSTM in eval mode. Nothing else depends on the mode: dropout comes as masks.
     model = copy.deepcopy(model).train()
     for layer in model.layers:
         cast(LSTMLayer, layer).flatten_parameters()  # a copy's weights lie apart, and cuDNN warns of that

@@ -14,7 +14,7 @@ from lstmlm.data.vocabulary import EOS, UNK, Vocabulary
 from lstmlm.evaluation.measure import Measurement
 from lstmlm.files import cannot_write, replace_file
 
-BANDS = (0, 10, 100, 1_000, 10_000)  # least occurrences in the training split
+BANDS = (0, 10, 100, 1_000, 10_000)  # each begins at so many occurrences in the training split
 NUMBER = re.compile(r"[\d.,:]*\d[\d.,:]*")  # 7, 1,024, 3.5
 
 
@@ -41,8 +41,8 @@ class Group:
 def breakdown(result: Measurement, vocabulary: Vocabulary, train: Tensor) -> list[Group]:
     """Nll by kinds of targets; kinds without a target are left out.
 
-    `<eos>`, `<unk>` and the bands of all other types, by how often they occur in the training split, share the targets out. Numbers, and
-    first tokens after a reset (or at the head of a column), are counted once more.
+    Each target is `<eos>`, `<unk>`, or in the band of types that occur as often in the training split. Numbers, and first tokens after a
+    reset or at the head of a column, are shown once more as kinds of their own.
 
     Args:
         result: Of a measurement.

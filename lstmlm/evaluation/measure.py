@@ -87,7 +87,7 @@ class Protocol:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the name leaves open, by the names of the command line."""
+        """The settings of the cache and of dynamic evaluation, under their names on the command line."""
         parts = [dataclasses.asdict(settings) for settings in (self.cache, self.dynamic) if settings]
         values = {name.removesuffix("_"): value for part in parts for name, value in part.items()}
         if values.get("rule") == "sgd":
@@ -151,7 +151,7 @@ class Measurement(Evaluation):
         return {**{name: getattr(self, name) for name in names}, "seconds": round(self.seconds, 2)}
 
     def line(self) -> str:
-        """The same for people."""
+        """The figures in one line, to be read."""
         settings = "".join(f", {name} {value}" for name, value in self.settings.items())
         per_word = f", ppl per word {self.word_ppl:.4f}" if self.word_ppl != self.ppl else ""
         return (
@@ -165,7 +165,7 @@ class Text:
     """What is scored.
 
     Attributes:
-        name: To be told.
+        name: What messages call it.
         stream: Its token ids, int32 (n,).
         characters: Of the text, spaces and line ends counted.
         words: Of the text: what stands between white space, and the line ends.
@@ -302,7 +302,7 @@ class Subject:
         stream = text.stream
         columns = min(protocol.columns, len(stream) - 1)
         if protocol.dynamic and protocol.dynamic.rule == "rms":
-            _ = self.gradient_rms  # not within the time
+            _ = self.gradient_rms  # computed before the clock starts
 
         def make_scorer(columns: int) -> Scorer:
             scorer = self.scorer(protocol, columns)

@@ -27,10 +27,10 @@ class Pair:
         sentence_bad: The other one.
         surprisal_good: -log2 of the good sentence's probability, `<eos>` included: bits.
         surprisal_bad: Of the bad one.
-        outcome: `right` where the good one is likelier; `tie` where both are alike, as two sentences are whose only different words are
-            unknown; else `wrong`.
-        words: Tokens of both, without `<eos>`.
-        unknown: Those of them that are `<unk>`.
+        outcome: `right` where the good sentence is likelier; `tie` where both have the same probability, as two sentences have that differ
+            in unknown words alone; else `wrong`.
+        words: Tokens of both sentences, without `<eos>`.
+        unknown: How many of these are `<unk>`.
     """
 
     UID: str
@@ -49,9 +49,9 @@ class Summary:
 
     Attributes:
         pairs: How many.
-        accuracy: Share of those that are right; a tie is not.
-        ties: How many.
-        unknown: Share of their tokens that are `<unk>`, in [0, 1].
+        accuracy: Share of pairs whose outcome is `right`, in [0, 1].
+        ties: How many pairs are a `tie`.
+        unknown: Share of the pairs' tokens that are `<unk>`, in [0, 1].
     """
 
     pairs: int

@@ -1,4 +1,4 @@
-"""Exact perplexity: every target counts once, sums over ranks come before the one exponential."""
+"""Exact perplexity of a stream: every target counts once, and the nll of all ranks is summed before exp is taken."""
 
 import itertools
 import math
@@ -16,8 +16,8 @@ from lstmlm.model.language_model import LSTMLanguageModel
 from lstmlm.runtime.distributed import rounds, sum_over_ranks
 from lstmlm.runtime.hardware import ieee_products
 
-SEGMENT_TOKENS = 1024  # targets scored at a time, over a rank's columns; the result does not depend on it
-STRETCHES = 16  # stretches of a text side by side; the result does not depend on it
+SEGMENT_TOKENS = 1024  # targets that a rank scores at a time; the result does not depend on it
+STRETCHES = 16  # stretches of a text that are scored side by side; the result does not depend on it
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Evaluation:
         tokens: n, length of the stream.
         targets: N = n - 1, each counted once.
         nll: Sum of the negative log likelihood of all targets, in nats.
-        columns: Columns the stream was cut into; all but the first begin without context. 1 is the reference.
+        columns: Columns that the stream was cut into; all but the first begin without context. At 1, the reference, none does.
     """
 
     tokens: int
@@ -83,7 +83,7 @@ class Scorer(Protocol):
         """Nll of every target in nats.
 
         Args:
-            inputs: int64 (T, B), the rows after those of the call before.
+            inputs: int64 (T, B), the rows that follow those of the previous call.
             targets: int64 (T, B), -100 where there is none.
 
         Returns:
@@ -124,7 +124,7 @@ def evaluate_stream(
     Args:
         model: The bare model, not wrapped.
         stream: int32 (n,).
-        columns: Columns over all ranks; a rank without any adds zeros.
+        columns: Columns of all ranks together; a rank that has none adds zero.
         accelerator: Where several ranks share the work; every rank calls this then.
         bptt: Rows scored at a time; None = about SEGMENT_TOKENS targets. The result does not depend on it.
         interrupted: Asked before each segment.
@@ -154,7 +154,7 @@ def evaluate_whole(
     accelerator: Accelerator,
     scored: Callable[[int], object] = lambda targets: None,
 ) -> list[Evaluation]:
-    """Static perplexity of a model on several streams, each at one column by one rank: the figures of one rank, to the bit.
+    """Static perplexity of a model on several streams, each at one column by one rank, so each to the bit what a single rank gives.
 
     Args:
         model: The bare model, not wrapped.
@@ -215,8 +215,8 @@ def score_stretches(
     Args:
         make_scorer: Makes a fresh scorer of so many columns.
         ids: Of the text, int32 (n,).
-        starts: Where a stretch begins, rising from 0.
-        before: The token that each stretch's first one is scored after.
+        starts: Where each stretch begins, in rising order; the first begins at 0.
+        before: Id of the token that is read before the first token of every stretch.
         device: The scorers'.
     """
     stretches = sorted(itertools.pairwise([*starts, len(ids)]), key=lambda stretch: stretch[0] - stretch[1])

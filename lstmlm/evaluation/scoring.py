@@ -3,8 +3,8 @@
     text -> lines -> stretches, each read without a reset -> side by side through the model -> rows in the text's order
 
 A window of the text is held at a time, however long the text is. Its stretches start side by side, the longest first, and a segment
-takes as many rows of those that still run as make SEGMENT_TOKENS. So short lines cost no more than long ones, and hardly anything is
-computed that is not asked for. A stretch that goes on in the next window takes its state along.
+takes as many rows of those that still run as make SEGMENT_TOKENS. So short lines cost no more than long ones, and hardly any padding
+is computed. A stretch that goes on in the next window takes its state along.
 """
 
 import math

@@ -16,7 +16,7 @@ SEARCHED = {  # by protocol: (part of it, setting)
     # The steps go by the model's own nll, so what is best for dynamic evaluation does not depend on the cache.
     "cache+dynamic": (("cache", "theta"), ("cache", "lambda_")),
 }
-EVALUATIONS, TOKENS = 30, 30_000  # what a search may cost, where nothing else is asked for
+EVALUATIONS, TOKENS = 30, 30_000  # the budget of a search, where the caller names none
 FIRST_FACTOR, LAST_FACTOR = 2.0, 1.15  # by which a setting is changed
 
 
@@ -25,9 +25,9 @@ class Tuning:
     """What a search found.
 
     Attributes:
-        protocol: The best that it saw.
-        ppl: Of that, on the text of the search.
-        split: Where the text is from.
+        protocol: The one of the least perplexity among those that it tried.
+        ppl: Perplexity of that protocol on the text of the search.
+        split: The split that the text is from.
         tokens: Length of the text.
         evaluations: How often it was scored.
         seconds: What the search took.
@@ -41,7 +41,7 @@ class Tuning:
     seconds: float
 
     def figures(self) -> dict[str, Any]:
-        """What is told of it, without the protocol."""
+        """Its figures as `--json` prints them; the protocol stands elsewhere."""
         names = ("split", "tokens", "evaluations", "ppl")
         return {**{name: getattr(self, name) for name in names}, "seconds": round(self.seconds, 2)}
 
@@ -60,8 +60,9 @@ def tune(
     """Search theta and lambda of the cache, or lr, decay and bptt of dynamic evaluation, for the least perplexity on validation.
 
     Of both together the cache's are searched, while dynamic evaluation has the settings that it was given: search those by themselves.
-    One setting after the other is multiplied or divided by a factor for as long as that helps; when it helps with none, the factor is
-    replaced by its root. The same call makes the same search. Test is never looked at.
+    One setting after the other is multiplied or divided by a factor for as long as the perplexity falls. When no setting gains by it
+    any more, the square root of the factor takes its place, until that is below LAST_FACTOR. Nothing is random: the same call gives the
+    same result. The test split is never looked at.
 
     Args:
         subject: The model and its data.

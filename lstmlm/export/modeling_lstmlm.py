@@ -132,7 +132,7 @@ class LstmLmForCausalLM(PreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, state: Tensor | None = None, is_first_iteration: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
-        """With a state, only what comes after it; at the first call that is all, as a state given by the caller knows none of it."""
+        """The tokens that the state has not read: the last one, or at the first call all, as a state from the caller has read none."""
         if state is not None and not is_first_iteration:
             input_ids = input_ids[:, -1:]
         inputs = {"input_ids": input_ids, "state": state}

@@ -46,7 +46,7 @@ def export_transformers(model: str | Path, folder: str | Path) -> None:
         folder: Made where it does not exist.
 
     Raises:
-        UserError: The model cannot be read, or its tokens have no counterpart there.
+        UserError: The model cannot be read, or transformers has no tokenizer like its own.
     """
     if find_spec("transformers") is None:
         raise UserError("transformers is not installed: pip install transformers")
@@ -84,7 +84,7 @@ def build_tokenizer(vocabulary: Vocabulary) -> "PreTrainedTokenizerFast":
     """A tokenizer that gives the ids of a vocabulary, with `<eos>` before a text and for each line end.
 
     Raises:
-        UserError: The words were cut by Moses, whose rules cannot be said there.
+        UserError: The words were cut by Moses; no tokenizer of transformers follows its rules.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast

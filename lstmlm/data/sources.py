@@ -30,6 +30,14 @@ NAMES = {  # of files, and the split that each means
 }
 ENDINGS = ".txt, .csv, .jsonl (also with .gz), .parquet"
 _SPLIT_NAME = re.compile(rf"(?:wiki\.)?(?P<name>{'|'.join(NAMES)})(?P<number>[-_.]\d+(?:-of-(?P<of>\d+))?)?")
+FAULTS = (
+    OSError,
+    EOFError,
+    zlib.error,
+    ValueError,
+    RuntimeError,
+    StopIteration,
+)  # that the library `datasets` lets through
 LEAST_UNITS = 20  # of a single file: its validation and its test split are a twentieth of it each
 
 
@@ -123,7 +131,8 @@ class HubSource:
         if self._rows is None:
             self._rows = _load_dataset(self.dataset, self.subset)
         if split not in self._rows:
-            raise UsageError(f"data set {self.dataset} has no split {split!r}, only {', '.join(self._rows)}")
+            remedy = "; name files or folders in it train, validation and test" if is_local(self.dataset) else ""
+            raise UsageError(f"data set {self.dataset} has no split {split!r}, only {', '.join(self._rows)}{remedy}")
         return self._rows[split]
 
     def fingerprint(self, split: str) -> str:
@@ -166,8 +175,8 @@ def _load_dataset(dataset: str, subset: str | None) -> Any:
         with _by_the_library(lambda: f"cannot load {name}"), tempfile.TemporaryDirectory() as empty:
             # Absolute: a folder named `csv` or `parquet` is not one of the library's own builders.
             return datasets.load_dataset(str(folder.absolute()), subset, streaming=True, cache_dir=empty)
-    remedy = "; use a local copy (--data.dataset FOLDER) or the built-in language (--config configs/smoke.yaml)"
-    with _by_the_library(lambda: f"cannot load {name}", remedy):
+    remedy = "; name a file or folder with --data.dataset, or try the built-in language: --config configs/smoke.yaml"
+    with _by_the_library(lambda: f"cannot load {name}, which is no file or folder here", remedy):
         try:
             return datasets.load_dataset(dataset, subset)
         except datasets.exceptions.DatasetNotFoundError:
@@ -188,8 +197,8 @@ def _by_the_library(problem: Callable[[], str], remedy: str = "") -> Iterator[No
     log.handlers, log.propagate = [listening], False
     try:
         yield
-    except (OSError, EOFError, zlib.error, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(told[-1:] or [str(error)])
+    except (*FAULTS, datasets.exceptions.DatasetsError) as error:
+        reason = told[-1] if told else str(error) or "a file in it is empty"  # which makes the library's iterator stop
         raise UserError(f"{problem()}: {' '.join(reason.split())[:400]}{remedy}") from None
     finally:
         log.handlers, log.propagate = before

@@ -94,6 +94,7 @@ ROWS = b'{"text": "a b"}\n' * 40
         ("jsonl", ROWS + b'{"text": "a', r"a\.jsonl.* Missing a closing quotation mark"),
         ("jsonl", ROWS + b'{"text": null}\n', r"split 'train' of .*, row 41: column 'text' is null"),
         ("jsonl.gz", gzip.compress(ROWS * 100)[:-20], "Compressed file ended before the end"),
+        ("jsonl", b"", "cannot load .*: a file in it is empty"),
         ("parquet", b"PAR1 and so on", r"a\.parquet.* not a parquet file"),
     ],
 )

@@ -152,3 +152,23 @@ def test_neither_here_nor_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", not_found)
     with pytest.raises(UsageError, match="no such file or folder, and not on the Hub"):
         text_of("no-such-thing", "train")
+
+
+def test_a_folder_of_many_files_says_how_they_become_splits(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"chapter{number}.txt").write_text("a b\n")
+    with pytest.raises(UsageError, match="no split 'validation', only train; name files or folders in it train, val"):
+        text_of(tmp_path, "validation")
+
+
+def test_a_name_that_is_neither_here_nor_to_be_had_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def unreachable(*args: object) -> None:
+        raise ConnectionError("Couldn't reach 'bok' on the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(
+        UserError, match=r"data set bok, which is no file or folder here: Couldn't reach .*; name a file"
+    ):
+        text_of("bok", "train")

@@ -1,10 +1,11 @@
 """A data set as token ids, cached on disk and memory-mapped.
 
-The cache holds two kinds of files, each named by a hash of all it was made from: `<key>.vocab.json` and `<key>.tokens`, which is
+The cache holds two kinds of files, `<key>.vocab.json` and `<key>.tokens`. A key is a hash of all that the file was made from. A file of
+tokens is
 
     int32 ids | facts as JSON | length of the facts, int32 | SHA-256 of all before
 
-so a file is complete and undamaged exactly when the hash matches.
+so it is complete and undamaged exactly when the hash matches.
 """
 
 import hashlib
@@ -35,15 +36,15 @@ FORMAT = 2  # of the cache
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """What a split is, in numbers.
+    """Numbers of a split.
 
     Attributes:
         lines: Lines of the text.
         words: Words between white space, and the line ends.
-        characters: Of the text, line ends counted.
+        characters: Characters of the text, line ends counted.
         tokens: n, length of the stream.
         unknown: Tokens that are `<unk>`.
-        once: Types that occur only once in it.
+        once: Types that occur only once in the split.
         longest: Tokens of the longest line, its `<eos>` counted.
         written_eos: `<eos>` that stand in the text itself.
     """
@@ -65,7 +66,7 @@ class Corpus:
     Attributes:
         vocabulary: Built from the training split alone, unless another was given.
         splits: Stream of each split, int32 (n,), memory-mapped.
-        facts: Of each split.
+        facts: Numbers of each split.
         fingerprint: A hash of the vocabulary and of every token.
     """
 
@@ -80,7 +81,7 @@ class Corpus:
         return {split: fingerprint(stream) for split, stream in self.splits.items()}
 
     def lines(self) -> list[str]:
-        """What the text is, in a line for each split, to be shown before training."""
+        """A line for each split with its numbers, to be shown before training."""
         told = []
         for split, facts in self.facts.items():
             line = f"{split}: {facts.lines:,} lines, {facts.tokens:,} tokens, {facts.unknown / facts.tokens:.2%} {UNK}"
@@ -95,7 +96,7 @@ Watch = Callable[[str, Iterator[str]], Iterator[str]]
 
 
 class _Watched:
-    """A source whose blocks pass by somebody who watches."""
+    """A source that hands its blocks to `watch` and gives on what comes back."""
 
     def __init__(self, source: Source, watch: Watch) -> None:
         self._source, self._watch = source, watch
@@ -116,11 +117,11 @@ def load_corpus(
 
     Args:
         data: Which text, and how it is cut.
-        vocabulary: To take in place of the training split's own; its rules hold, not those of `data`.
-        watch: Gives the blocks of a text on as they are read; what it is called with first says which text that is.
+        vocabulary: Takes the place of the training split's own. It says how the text is cut, whatever `data` says.
+        watch: Is called with a line to be shown and the blocks of a split, and gives the blocks on: a progress bar, for example.
 
     Raises:
-        UserError: The data cannot be had, a split is missing or empty, a file is not UTF-8, no room for the cache.
+        UserError: The data cannot be read, a split is missing or empty, a file is not UTF-8, or the cache has no room.
     """
     source = _Watched(open_source(data), watch)
     vocabulary = vocabulary or _own_vocabulary(source, data)
@@ -164,7 +165,7 @@ def load_split(data: DataConfig, split: str, vocabulary: Vocabulary) -> Tensor:
 
 
 def load_facts(data: DataConfig, split: str, vocabulary: Vocabulary) -> SplitFacts:
-    """What a split is in numbers, under a given vocabulary.
+    """Numbers of one split under a given vocabulary.
 
     Raises:
         UserError: As `load_corpus`.
@@ -183,13 +184,13 @@ def _load_split(source: Source, data: DataConfig, split: str, vocabulary: Vocabu
 
 
 def _warn(facts: dict[str, SplitFacts], data: DataConfig) -> None:
-    """What somebody who reads only the results would not find out."""
+    """Warn of what the results alone would not show."""
     train = facts["train"]
     unknown = {split: each.unknown / each.tokens for split, each in facts.items() if each.unknown}
     if unknown and not train.unknown:
         logger.warning(
-            "%s never occurs in the training split, so the model cannot learn when to expect it, but it is %s: with "
-            "--data.min_count 2, words seen only once become %s in training too",
+            "%s never occurs in the training split, so the model cannot learn when to expect it, but is %s; "
+            "--data.min_count 2 turns what training has only once into %s",
             UNK,
             " and ".join(f"{share:.2%} of split {split}" for split, share in unknown.items()),
             UNK,
@@ -197,7 +198,10 @@ def _warn(facts: dict[str, SplitFacts], data: DataConfig) -> None:
     for split, each in facts.items():
         if each.written_eos:
             logger.warning(
-                "split %s has %s in its text, %s times: read as a line end", split, EOS, f"{each.written_eos:,}"
+                "split %s has %s in its own text, %s times: each is read as a line end",
+                split,
+                EOS,
+                f"{each.written_eos:,}",
             )
     if train.tokens < data.batch_size * data.bptt:
         logger.warning(
@@ -218,7 +222,7 @@ def _cache(data: DataConfig) -> Path:
 
 
 def _cached(path: Path, load: Callable[[Path], T], write: Callable[[Path], object]) -> T:
-    """`load(path)`; one process of this host writes it first where it is absent or damaged."""
+    """`load(path)`. Where the file is absent or damaged, one process of this host writes it first."""
 
     def found() -> T | None:
         try:
@@ -227,7 +231,7 @@ def _cached(path: Path, load: Callable[[Path], T], write: Callable[[Path], objec
             return None
 
     try:
-        # Published whole, so reading needs no lock, and a cache that can only be read will do.
+        # A file appears whole, so reading needs no lock, and a read-only cache works.
         if (content := found()) is not None:
             return content
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -252,7 +256,7 @@ def _write_tokens(path: Path, blocks: Iterable[str], vocabulary: Vocabulary) -> 
     counts = np.zeros(len(vocabulary), np.int64)
     lines = words = characters = longest = 0
     own = vocabulary.level != "word" or vocabulary.tokenizer != "whitespace"  # whether its tokens are other than words
-    begun = 0  # tokens so far of the line that goes on
+    begun = 0  # tokens of the line that the next block goes on with
     with path.open("wb") as file:
 
         def put(content: bytes | memoryview) -> None:

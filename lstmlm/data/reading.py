@@ -30,7 +30,7 @@ def form_of(path: Path) -> str | None:
 
 
 def units(path: Path, column: str) -> int:
-    """Lines of a text file, rows of another one: what it can be cut between."""
+    """Number of lines of a text file, or of rows of another one."""
     if form_of(path) == "text":
         return sum(text.count("\n") for text in _text(path))
     return sum(1 for _ in _rows(path, column))
@@ -54,7 +54,7 @@ def read_blocks(path: Path, column: str, first: int = 0, end: int | None = None)
 
 
 def rows_to_blocks(rows: Iterable[str]) -> Iterator[str]:
-    """Blocks of text out of rows."""
+    """Blocks of the text that rows make, one row after the other."""
     return blocks_of(_joined(rows))
 
 
@@ -89,7 +89,7 @@ def check_column(column: str, columns: Iterable[str], place: str) -> None:
 
 
 def blocks_of(pieces: Iterable[str]) -> Iterator[str]:
-    """Pieces of text of any size, cut and put together to blocks that end after a line end or a space."""
+    """Cut and join pieces of text of any size into blocks that end after a line end or a space."""
     kept: list[str] = []  # without a space or line end in them
     for piece in pieces:
         for start in range(0, len(piece), BLOCK):
@@ -210,7 +210,7 @@ def _open(path: Path) -> IO[bytes]:
 
 @contextmanager
 def _reading(path: Path, place: Callable[[], str]) -> Iterator[None]:
-    """What goes wrong with a file, in one line that names file and place."""
+    """Turn errors of reading into one line that names file and place."""
     try:
         yield
     except (OSError, EOFError, zlib.error, csv.Error, ValueError, RuntimeError) as error:

@@ -45,19 +45,19 @@ class Source(Protocol):
     """Where the text of a split comes from."""
 
     def fingerprint(self, split: str) -> str:
-        """A hash of the split's content, cheap next to encoding it; the place of the data has no part in it."""
+        """A hash of the split's content, cheap next to encoding it, and the same wherever the data lies."""
 
     def blocks(self, split: str) -> Iterator[str]:
         """The split's plain text, in blocks of bounded size that end after a line end or a space."""
 
 
 class FileSource:
-    """Files that together are the splits, read in the order of their names.
+    """Files that make up the splits, read in the order of their names.
 
     Args:
         files: The files of each split.
         column: Where the text of a row stands.
-        place: What the user named.
+        place: The name that the user gave, for messages.
     """
 
     def __init__(self, files: dict[str, list[Path]], column: str, place: str) -> None:
@@ -67,7 +67,7 @@ class FileSource:
         if split not in self.files:
             names = " or ".join(f"{name}.txt" for name, meaning in NAMES.items() if meaning == split)
             raise UsageError(
-                f"split {split!r} is missing: there is no {names} (or another of {ENDINGS}) in {self.place}"
+                f"split {split!r} is missing: {self.place} has no {names} (endings that are read: {ENDINGS})"
             )
         return self.files[split]
 
@@ -105,7 +105,7 @@ class PieceSource:
         if n < LEAST_UNITS:
             kind = "lines" if form_of(self.path) == "text" else "rows"
             raise UserError(
-                f"{self.path} has {n} {kind}, and a split needs {LEAST_UNITS}: give a folder with train.txt, "
+                f"{self.path} has {n} {kind}, and to be cut into splits it needs {LEAST_UNITS}: give a folder with train.txt, "
                 "validation.txt and test.txt instead"
             )
         ends = [0, 9 * n // 10, 19 * n // 20, n]
@@ -114,11 +114,11 @@ class PieceSource:
 
 
 class HubSource:
-    """A data set on the Hugging Face Hub, or a local folder laid out like one that only its README explains.
+    """A data set on the Hugging Face Hub, or a folder that only the library `datasets` understands.
 
     Args:
         dataset: Hub id or folder.
-        subset: Its configuration; None where it has one only.
+        subset: Its configuration; None where it has only one.
         column: Where the text of a row stands.
     """
 
@@ -298,7 +298,7 @@ def find_splits(folder: Path) -> dict[str, list[Path]]:
     """Files of each split that a folder has, by their names; numbers in names count by value.
 
     `train.txt`; `train-00000-of-00002.parquet` and others with numbers; every file in a folder `train`; `wiki.train.tokens`. The other
-    splits likewise, and the other forms.
+    splits and forms are named likewise.
 
     Raises:
         UsageError: Two things claim to be one split, forms are mixed, or a numbered file is missing.
@@ -316,12 +316,12 @@ def find_splits(folder: Path) -> dict[str, list[Path]]:
                 found.setdefault(NAMES[match["name"]], {}).setdefault(claim, []).append(path)
     for split, claims in found.items():
         if len(claims) > 1:
-            raise UsageError(f"{folder}: which is split {split!r}, {' or '.join(claims)}? Keep one of them there")
+            raise UsageError(f"{folder}: {' and '.join(claims)} claim to be split {split!r}: keep one of them")
     splits = {split: files for split in SPLITS if split in found for files in found[split].values()}
     forms = {form_of(path): path for files in splits.values() for path in files}
     if len(forms) > 1:
         names = " and ".join(str(path.relative_to(folder)) for path in forms.values())
-        raise UsageError(f"{folder} mixes forms, {names}: which are the data? Keep one form there")
+        raise UsageError(f"{folder} mixes forms, {names}: keep the files of one form")
     for files in splits.values():
         stem = files[0].name.removesuffix(".gz").rpartition(".")[0]
         of = (_SPLIT_NAME.fullmatch(stem) or {"of": None})["of"]

@@ -81,7 +81,7 @@ class Moses:
     """A token is a word or a punctuation mark, by the English rules of Moses (Koehn et al., 2007), as WikiText was cut.
 
     Args:
-        marks: Which of WikiText's marks are used; a mark that is not leaves its word or number whole.
+        marks: Which of WikiText's marks are used. Without its mark, a word or number stays whole.
     """
 
     def __init__(self, marks: Container[str] = MARKS) -> None:
@@ -173,7 +173,7 @@ class Subwords:
 
 
 class Lowercase:
-    """Another tokenizer, for text whose case is dropped."""
+    """A tokenizer that drops the case of a text before another one cuts it."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -190,7 +190,7 @@ class Lowercase:
 
 def _by_lines(lines: Iterable[Sequence[str]]) -> list[str]:
     tokens = [token for line in lines for token in (*line, EOS)]
-    return tokens[:-1]  # what follows the last line end is no line that ends
+    return tokens[:-1]  # nothing ends the last line
 
 
 def _tally(values: object) -> tuple[list, NDArray[np.int32]]:

@@ -88,7 +88,7 @@ class ToyText:
 
         Args:
             bptt: Rows of a segment.
-            columns: Columns of the table (as `stream.Table` cuts them).
+            columns: Columns of the table (as `data.table.Table` cuts them).
         """
         pairs = len(self.tokens) - 1
         nll = 0.0

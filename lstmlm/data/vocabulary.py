@@ -23,10 +23,10 @@ class Vocabulary:
     Args:
         tokens: Distinct tokens, `<unk>` and `<eos>` among them.
         level, tokenizer, lowercase: As in `DataConfig`: what a token is.
-        merges: Of `bpe`.
+        merges: Of level `bpe`: pairs of tokens that become one, `left right`, in the order in which they do.
 
     Raises:
-        ValueError: A token stands twice, is not text, or is missing; or there is no such tokenizer.
+        ValueError: A token stands twice or is not text, `<unk>` or `<eos>` is missing, or there is no such tokenizer.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Vocabulary:
         """
         if level == "bpe":
             if max_size is None:
-                raise ValueError("byte-pair encoding goes on until max_size")
+                raise ValueError("level bpe needs a max_size")
             tokens, merges = Subwords.train(
                 (text.lower() if lowercase else text for text in texts), max_size, min_count
             )
@@ -84,7 +84,7 @@ class Vocabulary:
         return cls([UNK, EOS, *kept][:max_size], level, tokenizer, lowercase)
 
     def for_raw_text(self) -> "Vocabulary":
-        """The same vocabulary for text as people write it: where its tokens stand between white space, Moses puts the white space."""
+        """The same vocabulary for English as people write it: where white space parts its tokens, Moses puts the white space."""
         if self.level != "word" or self.tokenizer != "whitespace":
             return self
         raw = copy.copy(self)
@@ -182,7 +182,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class _Content:
-    """Of a vocabulary's file."""
+    """What a vocabulary's file holds."""
 
     level: Literal["word", "char", "bpe"]
     fingerprint: str

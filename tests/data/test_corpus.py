@@ -342,7 +342,7 @@ def test_an_unknown_word_that_is_never_trained_is_told(data: DataConfig, caplog:
     for _ in range(2):  # from the cache too
         (line,) = warnings(data, caplog)
         assert "<unk> never occurs in the training split" in line
-        assert "25.00% of split validation: with --data.min_count 2" in line
+        assert "25.00% of split validation; --data.min_count 2 turns" in line
     with (folder / "train.txt").open("a") as file:
         file.write("once\n")
     assert len(warnings(data, caplog)) == 1
@@ -351,7 +351,7 @@ def test_an_unknown_word_that_is_never_trained_is_told(data: DataConfig, caplog:
 
 def test_eos_in_the_text_and_a_short_text_are_told(data: DataConfig, caplog: pytest.LogCaptureFixture) -> None:
     (Path(data.dataset) / "test.txt").write_text("w1 <eos> w2\n")
-    assert warnings(data, caplog) == ["split test has <eos> in its text, 1 times: read as a line end"]
+    assert warnings(data, caplog) == ["split test has <eos> in its own text, 1 times: each is read as a line end"]
     (line,) = warnings(dataclasses.replace(data, dataset=data.dataset, batch_size=60, bptt=50), caplog)[1:]
     assert "too few for one segment of 60 columns" in line
 

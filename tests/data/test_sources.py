@@ -45,10 +45,13 @@ def test_splits_are_found_by_names(tmp_path: Path, names: list[str], wanted: lis
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["train.txt", "valid.txt", "validation.txt"], r"which is split 'validation', valid\.txt or validation\.txt"),
-        (["train.txt", "train.txt.gz"], r"which is split 'train', train\.txt or train\.txt\.gz"),
-        (["train.txt", "train/a.txt"], r"which is split 'train', train/ or train\.txt"),
-        (["train.csv", "train-1.csv"], r"which is split 'train', train-\*\.csv or train\.csv"),
+        (
+            ["train.txt", "valid.txt", "validation.txt"],
+            r"valid\.txt and validation\.txt claim to be split 'validation'",
+        ),
+        (["train.txt", "train.txt.gz"], r"train\.txt and train\.txt\.gz claim to be split 'train'"),
+        (["train.txt", "train/a.txt"], r"train/ and train\.txt claim to be split 'train'"),
+        (["train.csv", "train-1.csv"], r"train-\*\.csv and train\.csv claim to be split 'train'"),
         (["train.parquet", "test.txt"], r"mixes forms, train\.parquet and test\.txt"),
         (["train-0-of-3.txt", "train-2-of-3.txt"], "is one of 3 files, but 2 are there"),
     ],
@@ -106,7 +109,7 @@ def test_one_file_is_cut_at_line_ends(tmp_path: Path, n: int, ending: str) -> No
 
 def test_a_short_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("a\n" * 19)
-    with pytest.raises(UserError, match=r"book\.txt has 19 lines, and a split needs 20"):
+    with pytest.raises(UserError, match=r"book\.txt has 19 lines, and to be cut into splits it needs 20"):
         text_of(tmp_path / "book.txt", "train")
 
 

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
 RUN_CONFIG = "config.yaml"  # in a run's directory: the configuration as resolved
+PLACES = (
+    "data.cache_dir",
+    "train.run_dir",
+    "train.resume",
+)  # keys that say where one machine keeps things, not what is computed
 
 
 MOST = 10**12  # of steps, rows and the like: more than anybody has, and exact in every type they are kept in

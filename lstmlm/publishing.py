@@ -20,13 +20,13 @@ import safetensors
 import torch
 import yaml
 
-from lstmlm.config import Config, flatten
+from lstmlm.config import PLACES, Config, flatten
 from lstmlm.console import UserError, print_line
 from lstmlm.data.corpus import fingerprint
 from lstmlm.data.sources import SPLITS, dataset_name
 from lstmlm.evaluation.measure import Subject, evaluate
 from lstmlm.files import replace_file
-from lstmlm.model.pretrained import WEIGHTS, model_card, model_folder, save_pretrained, trained_on
+from lstmlm.model.pretrained import WEIGHTS, model_card, model_folder, model_name, save_pretrained, trained_on
 from lstmlm.runtime.hardware import default_threads, processor
 from lstmlm.training import checkpoint
 from lstmlm.training.checkpoint import Saved
@@ -34,7 +34,6 @@ from lstmlm.training.run_directory import RunDirectory
 
 RECORD, EVALUATIONS = "run.json", "evaluations"
 BEGIN, END = "<!-- results: made by scripts/results_table.py -->", "<!-- end of results -->"
-PLACES = {"data": ("cache_dir",), "train": ("run_dir", "resume")}  # keys that say where one machine keeps things
 TOLERANCE = 0.01  # perplexity that rounded weights may cost
 
 
@@ -53,9 +52,11 @@ def publish_results(run: str | Path, folder: str | Path, dataset: str | None = N
     if not directory.config.exists() or not directory.metrics.exists():
         raise UserError(f"{run} holds no run: name a directory with config.yaml and metrics.jsonl")
     config = directory.read_config().to_dict()
-    for section, keys in PLACES.items():
-        for key in keys:
-            config[section].pop(key, None)
+    for key in PLACES:
+        section, name = key.split(".")
+        config[section].pop(name, None)
+    if config["train"]["init_from"]:
+        config["train"]["init_from"] = model_name(config["train"]["init_from"])
     config["data"]["dataset"] = dataset or dataset_name(config["data"]["dataset"])
     content = directory.metrics.read_bytes()
     content = content[: content.rfind(b"\n") + 1]  # a run that goes on may be within a line

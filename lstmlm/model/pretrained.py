@@ -233,6 +233,15 @@ def model_folder(folder: str | Path) -> Path:
     return _download(str(folder)) if on_hub else folder
 
 
+def model_name(folder: str | Path) -> str:
+    """What others are told of a model: of its path the last two parts, not the place on this machine.
+
+    Args:
+        folder: As for `model_folder`.
+    """
+    return "/".join(Path(folder).parts[-2:])
+
+
 def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=[CONFIG, VOCABULARY, WEIGHTS, CARD], library_name="lstmlm"))

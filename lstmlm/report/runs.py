@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lstmlm.config import PLACES
 from lstmlm.console import UserError
 from lstmlm.training.run_directory import RunDirectory
 
-ELSEWHERE = ("train.run_dir", "train.resume", "data.cache_dir", "tracking.")  # keys that say where, not what
+ELSEWHERE = (*PLACES, "tracking.")  # beginnings of keys that say where, not what
 
 Metrics = dict[str, Any]  # a line of metrics.jsonl
 

@@ -35,6 +35,7 @@ from lstmlm.model.pretrained import (
     WEIGHTS,
     load_pretrained,
     model_card,
+    model_name,
     save_pretrained,
     trained_on,
 )
@@ -108,9 +109,8 @@ class Run:
         self.tracking = Tracking(self.config, accelerator, self.directory)
         self.finished: Outcome | None = None
         self._is_main = accelerator.is_main_process
-        self._candidates: Iterator[tuple[Path, Saved | str]] = iter(
-            ()
-        )  # checkpoints not looked at yet; the main rank's
+        # Checkpoints not looked at yet; the main rank's
+        self._candidates: Iterator[tuple[Path, Saved | str]] = iter(())
         self._checkpoint: Path | None = None  # to go on from; the main rank's
         self._saved: Saved | None = None  # its values
         self._profile_step: Callable[[], None] = lambda: None
@@ -424,11 +424,10 @@ class Run:
 
     def _resume(self) -> None:
         """Take over the checkpoint; every rank gets its values and its tensors from the main rank."""
-        expected, _ = self.train_step.state_dict()
         tensors = None
         with fail_together(self.accelerator):
             if self._is_main:
-                tensors = self._load_newest_that_fits(expected)
+                tensors = self._load_newest_that_fits(self.train_step.layout())
         saved = main_value(self.accelerator, self._saved)
         self.train_step.load_state_dict(main_tensors(self.accelerator, tensors), asdict(saved))
         self.cursor, self.interval, self.seconds = saved.cursor, saved.interval, saved.seconds
@@ -551,8 +550,7 @@ class Run:
     def _card(self, figures: dict[str, dict[str, Any]] | None = None) -> str:
         init_from, notes = self.config.train.init_from, ""
         if init_from:
-            name = Path(*Path(init_from).parts[-2:])  # the place on this machine stays in `config.yaml`
-            notes = f"Training began with the weights and the vocabulary of the model `{name}`.\n"
+            notes = f"Training began with the weights and the vocabulary of the model `{model_name(init_from)}`.\n"
         return model_card(self.train_step.model, self.corpus.vocabulary, self._trained_on, figures, notes=notes)
 
     def _export(self) -> None:

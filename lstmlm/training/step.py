@@ -3,6 +3,7 @@
 import math
 import os
 import warnings
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -178,10 +179,8 @@ class TrainStep:
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that the next step depends on, global: tensors on the CPU by name, and plain values. Every rank calls it."""
-        tensors = {f"model.{name}": weight for name, weight in self.model.weights().items()}
-        for name, parameter in self.model.named_parameters():
-            for key, value in self._optimizer.state[parameter].items():
-                tensors[f"optimizer.{key}.{name}"] = value.detach().to("cpu", copy=True).contiguous()
+        # On a GPU cuDNN keeps an LSTM's weights in one buffer; copies of their own are what safetensors can write.
+        tensors = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in self._trained()}
         for i, pair in enumerate(self.state):
             for key, local in zip(("h", "c"), pair, strict=True):
                 columns = torch.zeros(self.table.columns, local.shape[1], device=local.device)
@@ -190,15 +189,18 @@ class TrainStep:
         scaler = self.accelerator.scaler
         return tensors, {"scaler": scaler.state_dict() if scaler is not None else None}
 
+    def layout(self) -> dict[str, Tensor]:
+        """The tensors of `state_dict` by name, with their shapes and types, but on the device `meta`: they hold nothing."""
+        tensors = {name: torch.empty_like(tensor, device="meta") for name, tensor in self._trained()}
+        for i, (h, c) in enumerate(self.state):
+            for key, local in (("h", h), ("c", c)):
+                tensors[f"state.{key}.{i}"] = local.new_empty(self.table.columns, local.shape[1], device="meta")
+        return tensors
+
     def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Take over what `state_dict` gave on any number of ranks."""
-        prefix = "model."
-        self.model.load_weights(
-            {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-        )
-        for name, parameter in self.model.named_parameters():
-            for key, value in self._optimizer.state[parameter].items():
-                value.copy_(tensors[f"optimizer.{key}.{name}"])
+        for name, tensor in self._trained():
+            tensor.copy_(tensors[name])
         for i, (h, c) in enumerate(self.state):
             h.copy_(tensors[f"state.h.{i}"][self._own_columns])
             c.copy_(tensors[f"state.c.{i}"][self._own_columns])
@@ -208,6 +210,13 @@ class TrainStep:
     def close(self) -> None:
         """Let go of the DDP wrapper, which must not outlive the process group."""
         del self.wrapped_model
+
+    def _trained(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter, a tied one once, and what the optimizer keeps of it, by their names in a checkpoint."""
+        for name, parameter in self.model.named_parameters():
+            yield f"model.{name}", parameter.detach()
+            for key, value in self._optimizer.state[parameter].items():
+                yield f"optimizer.{key}.{name}", value.detach()
 
     @property
     def _own_columns(self) -> slice:

@@ -167,6 +167,15 @@ def test_state_dict_is_all_that_the_next_steps_depend_on(small_config: Callable[
     torch.testing.assert_close(train_step.state_dict()[0], other.state_dict()[0], rtol=0, atol=0)
 
 
+def test_the_layout_is_that_of_the_state_dict(small_config: Callable[..., Config]) -> None:
+    train_step = build(small_config("--model.tie_weights=false", "--model.embedding_size=8"))
+    tensors, layout = train_step.state_dict()[0], train_step.layout()
+    assert {name: (t.shape, t.dtype) for name, t in layout.items()} == {
+        name: (t.shape, t.dtype) for name, t in tensors.items()
+    }
+    assert all(tensor.is_meta for tensor in layout.values())
+
+
 @pytest.mark.usefixtures("recorded_graphs")
 @pytest.mark.parametrize("dropout", [0.5, 0.0])
 def test_a_recorded_update_is_the_eager_one(dropout: float, small_config: Callable[..., Config]) -> None:

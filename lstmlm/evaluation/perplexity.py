@@ -194,7 +194,13 @@ def score_stream(
         bptt: Rows scored at a time; None = about SEGMENT_TOKENS targets.
     """
     table = Table(stream, columns, device=device)
-    rows = torch.cat(list(_score_table(table, scorer, bptt)))  # (R, B)
+    rows, row = (
+        torch.empty(table.rows, columns),
+        0,
+    )  # filled: small tensors that stay among large ones would split the heap
+    for nll in _score_table(table, scorer, bptt):
+        rows[row : row + len(nll)] = nll
+        row += len(nll)
     bounds = [b * table.num_targets // columns for b in range(columns + 1)]
     return torch.cat([rows[: end - start, b] for b, (start, end) in enumerate(itertools.pairwise(bounds))])
 
@@ -227,7 +233,10 @@ def score_stretches(
         inputs = torch.cat([targets.new_full((1, len(batch)), before), targets[:-1].clamp(min=0)])
         scorer, rows = make_scorer(len(batch)), -(-SEGMENT_TOKENS // len(batch))
         segments = zip(inputs.split(rows), targets.split(rows), strict=True)
-        scores = torch.cat([scorer(i.to(device).long(), t.to(device).long()).cpu() for i, t in segments])  # (R, B)
+        scores, row = torch.empty(len(targets), len(batch)), 0  # (R, B)
+        for i, t in segments:
+            scores[row : row + len(i)] = scorer(i.to(device).long(), t.to(device).long())
+            row += len(i)
         for column, (start, end) in enumerate(batch):
             nll[start:end] = scores[: end - start, column]
     return nll

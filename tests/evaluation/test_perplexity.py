@@ -1,3 +1,4 @@
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -7,7 +8,7 @@ from torch.nn import functional as F
 
 from lstmlm import LSTMLanguageModel
 from lstmlm.config import ModelConfig
-from lstmlm.evaluation.perplexity import evaluate_stream, evaluate_whole
+from lstmlm.evaluation.perplexity import evaluate_stream, evaluate_whole, score_stream, score_stretches
 from lstmlm.runtime.hardware import set_float32_products
 
 
@@ -113,3 +114,22 @@ def test_whole_streams_are_scored_as_by_themselves(model: LSTMLanguageModel) -> 
     results = evaluate_whole(model, streams, Accelerator(cpu=True), scored.append)
     assert results == [evaluate_stream(model, stream) for stream in streams]
     assert len(scored) == 4
+
+
+def test_what_a_scorer_returns_is_not_kept() -> None:
+    """Ten thousand small tensors that stay among large ones split the heap: dynamic evaluation took 20 GB."""
+    returned: list[weakref.ref[torch.Tensor]] = []
+
+    def scorer(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        assert sum(ref() is not None for ref in returned) <= 1
+        nll = targets.float()
+        returned.append(weakref.ref(nll))
+        return nll
+
+    stream = torch.arange(41, dtype=torch.int32)
+    assert score_stream(scorer, stream, columns=2, bptt=3).tolist() == list(range(1, 41))
+    assert len(returned) == 7
+    returned.clear()
+    many = torch.arange(5000, dtype=torch.int32)
+    assert score_stretches(lambda columns: scorer, many, [0, 3000], before=0).tolist() == list(range(5000))
+    assert len(returned) > 3

@@ -73,8 +73,8 @@ def training(subject: Subject, text: Text, precision: str, threads: int | None) 
 
 
 def beginning(text: Text, tokens: int, eos: int) -> Text:
-    """The lines of a text that begin within its first tokens."""
-    lines = int((text.stream[:tokens] == eos).sum())
+    """The lines of a text that end within its first tokens; at least one."""
+    lines = max(1, int((text.stream[:tokens] == eos).sum()))
     stream = text.stream[: int((text.stream == eos).nonzero()[lines - 1]) + 1]
     block = "".join(f"{line}\n" for line in islice(text.lines(), lines))
     return dataclasses.replace(text, stream=stream, characters=len(block), blocks=lambda: iter([block]))

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from lstmlm.config import Config
+from lstmlm.config import Config, DataConfig
 from lstmlm.console import duration, perplexity
 from lstmlm.data.corpus import Corpus
+from lstmlm.data.sources import toy_text
 from lstmlm.runtime.hardware import device_kind
 from lstmlm.training.step import TrainStep
 
@@ -73,10 +74,11 @@ def _described(config: Config, corpus: Corpus, train_step: TrainStep, accelerato
     }
 
 
-def closing(summary: dict[str, Any], steps_per_epoch: int, run_dir: Path) -> list[str]:
+def closing(config: Config, summary: dict[str, Any], steps_per_epoch: int, run_dir: Path) -> list[str]:
     """The results of a run and commands to try next. The last line is the result.
 
     Args:
+        config: Of the run.
         summary: As `summary.json`.
         steps_per_epoch: Of the run.
         run_dir: Of the run.
@@ -93,10 +95,26 @@ def closing(summary: dict[str, Any], steps_per_epoch: int, run_dir: Path) -> lis
         "next": f'lstmlm generate --model {folder} --prompt "" --count 3',
         "": f"lstmlm report {folder}",
         **_comparable(valid, test),
+        **_proof(config.data, test["ppl"]),
         "result": f"test ppl {perplexity(test['ppl'])}, validation ppl {perplexity(valid['ppl'])} "
         f"({valid['columns']} column); model in {run_dir / 'model'}",
     }
     return _table(rows)
+
+
+def _proof(data: DataConfig, ppl: float) -> dict[str, str]:
+    """What the toy language shows, whose probabilities are known; nothing for other data or where a word is more than one token."""
+    if data.dataset != "toy" or (data.level, data.min_count, data.max_size, data.lowercase) != ("word", 1, None, False):
+        return {}
+    text = toy_text("test")
+    oracle, bound = text.oracle_ppl(), text.reset_ppl(data.bptt)
+    known = f"any model whose state is reset at every segment has a test ppl of {bound:.3f} or more; the best possible is {oracle:.3f}"
+    shown = (
+        f"{ppl:.3f} is less: the state is carried"
+        if ppl < bound
+        else f"{ppl:.3f} is not less, so it shows nothing: train longer"
+    )
+    return {"proof": f"{known}. {shown}"}
 
 
 def _comparable(valid: dict[str, Any], test: dict[str, Any]) -> dict[str, str]:

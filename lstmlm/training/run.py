@@ -374,7 +374,7 @@ class Run:
         self.progress.close()
         self.tracking.finish(0)
         if self._is_main:
-            for line in banner.closing(summary, self.train_step.steps_per_epoch, self.directory.path):
+            for line in banner.closing(self.config, summary, self.train_step.steps_per_epoch, self.directory.path):
                 print_line(line)
         return Outcome(self.directory.path, summary=summary)
 

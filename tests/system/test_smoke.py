@@ -48,3 +48,7 @@ def test_carried_state_beats_the_bound_of_a_reset_one(tmp_path: Path) -> None:
     carried, reset = evaluate_stream(model, stream).ppl, reset_ppl(model, stream)
     print(f"oracle {oracle:.3f}, carried {carried:.3f}, bound for a reset state {bound:.3f}, reset {reset:.3f}")
     assert oracle < carried < bound < reset
+    (proof,) = [line for line in result.stderr.splitlines() if line.startswith("proof")]
+    assert (
+        f"{bound:.3f} or more; the best possible is {oracle:.3f}. {carried:.3f} is less: the state is carried" in proof
+    )

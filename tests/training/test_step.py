@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -247,3 +249,13 @@ def test_no_more_is_counted_than_a_run_takes(
         monkeypatch.setattr(step_module, "free_memory", lambda device, free=free: free)
         with nullcontext() if free == need else pytest.raises(UserError, match="needs at least"):
             check_memory(config, 60, 1000, accelerator)
+
+
+@pytest.mark.parametrize("full", ["cuda", "cpu"])
+def test_the_memory_of_a_gpu_and_of_its_host(
+    full: str, small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accelerator: Any = SimpleNamespace(device=torch.device("cuda", 0), num_processes=2)
+    monkeypatch.setattr(step_module, "free_memory", lambda device: 0 if device.type == full else 1e12)
+    with pytest.raises(UserError, match=rf"of memory \({full}\), and 0\.0 GB are free: .* 10 columns"):
+        check_memory(small_config(), 60, 1000, accelerator)

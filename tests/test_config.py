@@ -49,6 +49,35 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
     assert load_config(["--config", str(path)]) == config
 
 
+def test_a_printed_configuration_is_the_one_that_it_was_printed_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [
+        "--config",
+        str(CONFIGS / "wikitext2-650.yaml"),
+        "--optim.betas",
+        "[0.8, 0.9]",
+        "--tracking.tags",
+        "[a, '1']",
+    ]
+    argv += [
+        "--train.run_dir",
+        "runs/x: y",
+        "--train.max_steps",
+        "null",
+        "--data.lowercase",
+        "true",
+        "--optim.eps",
+        "1e-9",
+    ]
+    with pytest.raises(SystemExit) as caught:
+        load_config([*argv, "--print_config"])
+    assert not caught.value.code
+    path = tmp_path / "printed.yaml"
+    path.write_text(capsys.readouterr().out)
+    assert load_config(["--config", str(path)]) == load_config(argv)
+
+
 def test_a_run_goes_on_with_its_own_configuration(tmp_path: Path) -> None:
     written = load_config(["--model.embedding_size", "7", "--model.hidden_size", "7", "--optim.lr", "2e-3"])
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(written.to_dict()))

@@ -263,8 +263,7 @@ def _write_tokens(path: Path, blocks: Iterable[str], vocabulary: Vocabulary) -> 
             digest.update(content)
             file.write(content)
 
-        for block in blocks:
-            ids = vocabulary.encode_much(block)  # (n,)
+        for block, ids in vocabulary.encode_blocks(blocks):  # ids (n,)
             put(ids.data)
             counts += np.bincount(ids, minlength=len(vocabulary))
             ends = np.flatnonzero(ids == vocabulary.eos)

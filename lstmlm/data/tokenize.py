@@ -6,8 +6,12 @@ space too) stands between words, and a NUL is part of a word (Moses drops it); e
 """
 
 import json
+import os
 import re
-from collections.abc import Container, Iterable, Sequence
+import threading
+import time
+from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -186,6 +190,48 @@ class Lowercase:
     def tally(self, text: str) -> tuple[list[str], NDArray[np.int32]]:
         """As `Tokenizer`."""
         return self._tokenizer.tally(text.lower())
+
+
+ALONE = 8  # blocks of a million characters, below which other processes are not worth their start
+
+
+def tallies(
+    tokenizer: Tokenizer, texts: Iterable[str], slow: bool
+) -> Iterator[tuple[str, list[str], NDArray[np.int32]]]:
+    """Each text with its tally, in order.
+
+    Args:
+        tokenizer: To cut them with.
+        texts: Blocks of a text.
+        slow: Whether several processes share the work where there are many texts. They are started afresh, so this process may have
+            threads and use a GPU.
+    """
+    rest = iter(texts)
+    first = list(islice(rest, ALONE)) if slow else []
+    if len(first) < ALONE:
+        for text in chain(first, rest):
+            yield text, *tokenizer.tally(text)
+        return
+    import joblib
+
+    number, all_texts = joblib.cpu_count(), chain(first, rest)
+    # Windows of few texts bound the memory. The processes end some seconds after the last, or when this one ends.
+    alive = {"idle_worker_timeout": 5, "initializer": _end_with, "initargs": (os.getpid(),)}
+    with joblib.Parallel(number, backend="loky", batch_size=1, **alive) as processes:
+        while window := list(islice(all_texts, 4 * number)):
+            found = processes(joblib.delayed(tokenizer.tally)(text) for text in window)
+            yield from ((text, *tally) for text, tally in zip(window, found, strict=True))
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent, even one that was killed."""
+
+    def wait() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _by_lines(lines: Iterable[Sequence[str]]) -> list[str]:

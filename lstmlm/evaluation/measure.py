@@ -264,8 +264,8 @@ class Subject:
 
         vocabulary = self.vocabulary.for_raw_text() if raw else self.vocabulary
         ids, characters, words = [np.empty(0, np.int32)], 0, 0
-        for block in blocks():
-            ids.append(vocabulary.encode_much(block))
+        for block, tokens in vocabulary.encode_blocks(blocks()):
+            ids.append(tokens)
             characters += len(block)
             words += len(Words().tokenize(block))
         stream = torch.from_numpy(np.concatenate(ids))

@@ -1,5 +1,6 @@
 """Words by Moses, subwords and lower case: there and back again."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -43,7 +44,29 @@ def test_moses_cuts_as_wikitext_does(moses: Moses) -> None:
 def test_moses_there_and_back(moses: Moses) -> None:
     vocabulary = Vocabulary.build([RAW], tokenizer="moses")
     assert vocabulary.decode(vocabulary.encode(RAW)) == RAW
-    assert vocabulary.encode_much(RAW).tolist() == vocabulary.encode(RAW)
+    ((_, ids),) = vocabulary.encode_blocks([RAW])
+    assert ids.tolist() == vocabulary.encode(RAW)
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_several_processes_give_the_ids_of_one(lowercase: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More blocks than the processes take at once, each with words of its own; a fault while they are read is raised here."""
+    joblib = pytest.importorskip("joblib")
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 2)
+    blocks = [f"{RAW}Only here: W{number}, x-{number}.\n" for number in range(21)]
+    alone = Vocabulary.build(["".join(blocks)], "word", 1, None, "moses", lowercase)
+    together = Vocabulary.build(blocks, "word", 1, None, "moses", lowercase)
+    assert together.tokens == alone.tokens
+    encoded = list(together.encode_blocks(blocks))
+    assert [block for block, _ in encoded] == blocks
+    assert [i for _, ids in encoded for i in ids] == alone.encode("".join(blocks))
+
+    def broken() -> Iterator[str]:
+        yield from blocks
+        raise UserError("row 22")
+
+    with pytest.raises(UserError, match="row 22"):
+        list(together.encode_blocks(broken()))
 
 
 def test_marks_that_a_vocabulary_has_not_leave_words_whole() -> None:
@@ -92,7 +115,8 @@ def test_subwords_there_and_back(subwords: Vocabulary, text: str) -> None:
     text = plain(text).replace("<", "")  # `<unk>` and `<eos>` written in a text are those tokens
     ids = subwords.encode(text, eos=False)
     assert subwords.decode(ids) == text
-    assert ids == subwords.encode_much(text).tolist()
+    ((_, much),) = subwords.encode_blocks([text])
+    assert ids == much.tolist()
     assert subwords.unk not in ids
 
 

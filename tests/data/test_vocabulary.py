@@ -74,7 +74,8 @@ def test_a_text_of_several_lines(level: str) -> None:
 def test_much_text_is_encoded_as_little(text: str, level: str) -> None:
     text = plain(text)
     vocabulary = Vocabulary(["<unk>", "<eos>", "a", "0", " "], level)
-    assert vocabulary.encode_much(text).tolist() == [
+    ((_, ids),) = vocabulary.encode_blocks([text])
+    assert ids.tolist() == [
         vocabulary.encode(token, eos=False)[0] if token != "<eos>" else vocabulary.eos
         for token in (Words() if level == "word" else Characters()).tokenize(text)
     ]

@@ -65,15 +65,18 @@ def test_text_becomes_ids_under_the_vocabulary_of_the_source(
 ) -> None:
     model, vocabulary = load_pretrained(tmp_path / "source")
     config = launch.resolve_precision(load_config(warm()))
-    own, _ = build(config, launch.start(config))
-    corpus, train_step = build(config, launch.start(config), tmp_path / "source")
+    with launch.started(config) as accelerator:
+        own, other = build(config, accelerator)
+        corpus, train_step = build(config, accelerator, tmp_path / "source")
+        weights = train_step.model.weights()
+        other.close()
+        train_step.close()
     assert corpus.vocabulary.tokens == vocabulary.tokens != own.vocabulary.tokens
     places = {token: i for i, token in enumerate(vocabulary.tokens)}
     for split, name in (("train", "train"), ("validation", "valid"), ("test", "test")):
         text = (other_text / f"{name}.txt").read_text().replace("\n", " <eos> ")
         assert corpus.splits[split].tolist() == [places.get(word, places["<unk>"]) for word in text.split()]
-    torch.testing.assert_close(train_step.model.weights(), model.weights(), rtol=0, atol=0)
-    train_step.close()
+    torch.testing.assert_close(weights, model.weights(), rtol=0, atol=0)
 
 
 def test_a_model_that_no_step_makes_better_stays_the_best(warm: Callable[..., list[str]], tmp_path: Path) -> None:
@@ -131,9 +134,10 @@ def test_what_contradicts_the_model_is_refused_with_the_options_that_do_not(
     options = str(caught.value).partition("say ")[2].split()
     config: Config = load_config([*arguments, *options])
     config = launch.resolve_precision(config)
-    corpus, train_step = build(config, launch.start(config), tmp_path / "source")
+    with launch.started(config) as accelerator:
+        corpus, train_step = build(config, accelerator, tmp_path / "source")
+        train_step.close()
     assert corpus.vocabulary.fingerprint == vocabulary.fingerprint
-    train_step.close()
 
 
 def test_a_source_that_is_not_there_is_told(small: Callable[..., list[str]], tmp_path: Path) -> None:

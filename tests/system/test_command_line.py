@@ -93,7 +93,7 @@ def test_unreachable_hub_is_told_with_the_two_ways_on(cli: Cli, tmp_path: Path) 
     assert result.returncode == 1
     (line,) = error_lines(result.stderr)
     assert "Salesforce/wikitext" in line
-    assert "--data.dataset FOLDER" in line
+    assert "name a file or folder with --data.dataset" in line
     assert "--config configs/smoke.yaml" in line
     assert not (tmp_path / "run/model").exists()
 

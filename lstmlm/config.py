@@ -303,7 +303,10 @@ def argument_parser(description: str) -> "ArgumentParser":
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    return ArgumentParser(exit_on_error=False, description=description, allow_abbrev=False)
+    prog = (
+        " ".join(["lstmlm", *sys.argv[1:2]]) if Path(sys.argv[0]).name == "lstmlm" else None
+    )  # the command's name too
+    return ArgumentParser(prog=prog, exit_on_error=False, description=description, allow_abbrev=False)
 
 
 @contextmanager
@@ -369,7 +372,11 @@ def _check_files(argv: list[str]) -> None:
         if earlier:
             raise UsageError(f"{option} must stand before {earlier.split('=')[0]}, which it would overwrite silently")
         value = value if given else (argv[position + 1 :] or [""])[0]
+        if not value:
+            raise UsageError(f"{option} names no file")
         path = user_path(value)
+        if path.is_dir():
+            raise UsageError(f"{option} {value} is a folder: name a YAML file")
         if value and not value.startswith("{") and not path.exists():
             raise UsageError(f"{option} {value}: there is no such file")
         if not path.is_file():
@@ -380,6 +387,10 @@ def _check_files(argv: list[str]) -> None:
             raise UsageError(str(error)) from None
         if not isinstance(content, dict):
             raise UsageError(f"{path} holds no keys with values, such as `data:` or `batch_size: 20`")
+        for key in content:
+            section = str(key).partition(".")[0]
+            if key != section and section in content:
+                raise UsageError(f"{path} has {key} beside {section}, which may say it too: write it below {section}")
 
 
 def named_options(parser: "ArgumentParser", argv: Sequence[str] | None = None) -> set[str]:

@@ -149,6 +149,23 @@ def test_a_section_comes_before_its_overrides(argv: str, tmp_path: Path, monkeyp
     assert (later.data.batch_size, later.data.bptt, later.optim.lr) == (3, 7, 1)
 
 
+def test_a_file_that_says_a_key_in_two_forms(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("data: {bptt: 30}\ndata.bptt: 7\n")
+    with pytest.raises(UsageError, match=r"has data\.bptt beside data, which may say it too: write it below data"):
+        load_config(["--config", str(path)])
+    path.write_text("data.bptt: 7\n")
+    assert load_config(["--config", str(path)]).data.bptt == 7
+
+
+@pytest.mark.parametrize("option", ["--config", "--data"])
+def test_no_file_and_a_folder(option: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"^{option} names no file$"):
+        load_config([option, ""])
+    with pytest.raises(UsageError, match=f"^{option} {tmp_path} is a folder: name a YAML file$"):
+        load_config([f"{option}={tmp_path}"])
+
+
 @pytest.mark.parametrize("option", ["--config", "--data"])
 @pytest.mark.parametrize(
     ("content", "told"),

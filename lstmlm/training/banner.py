@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from lstmlm.config import Config, DataConfig
+from lstmlm.config import Config
 from lstmlm.console import duration, perplexity
 from lstmlm.data.corpus import Corpus
 from lstmlm.data.sources import toy_text
@@ -67,7 +67,8 @@ def _described(config: Config, corpus: Corpus, train_step: TrainStep, accelerato
     return {
         "data": data.dataset,
         **dict(line.split(": ", 1) for line in corpus.lines()),
-        "model": f"{model.num_layers} x {model.hidden_size} LSTM, {parameters:,} parameters, dropout {model.dropout:g}",
+        "model": f"{model.num_layers} x {model.hidden_size} LSTM, {parameters:,} parameters, dropout {model.dropout:g}"
+        + (f", begun with {train.init_from}" if train.init_from else ""),
         "device": f"{device}, {train.precision}, {torch.get_num_threads()} CPU threads a rank",
         "ranks": f"{ranks}, {shares} of {data.batch_size} columns each; segments of {data.bptt} rows",
         "steps": f"{train_step.total_steps:,}, {epochs:,.4g} epochs of {train_step.steps_per_epoch:,}",
@@ -89,21 +90,26 @@ def closing(config: Config, summary: dict[str, Any], steps_per_epoch: int, run_d
     folder = shlex.quote(str(run_dir))
     best_step = summary["best_step"]
     where = f"epoch {-(-best_step // steps_per_epoch)}, step {best_step:,}: " if best_step else ""  # older checkpoints
+    if not best_step and config.train.init_from:
+        where = "the model that it began with: "
     rows = {
         "best": f"{where}validation ppl {perplexity(summary['best'])} while training",
         "time": f"{duration(seconds['total'])} ({told}){speed}",
         "next": f'lstmlm generate --model {folder} --prompt "" --count 3',
         "": f"lstmlm report {folder}",
         **_comparable(valid, test),
-        **_proof(config.data, test["ppl"]),
+        **_proof(config, test["ppl"]),
         "result": f"test ppl {perplexity(test['ppl'])}, validation ppl {perplexity(valid['ppl'])} "
         f"({valid['columns']} column); model in {run_dir / 'model'}",
     }
     return _table(rows)
 
 
-def _proof(data: DataConfig, ppl: float) -> dict[str, str]:
-    """What the toy language shows, whose probabilities are known; nothing for other data or where a word is more than one token."""
+def _proof(config: Config, ppl: float) -> dict[str, str]:
+    """What the toy language shows, whose probabilities are known; nothing for other data, or where its words are not the tokens."""
+    data = config.data
+    if config.train.init_from:  # the vocabulary may be of another text
+        return {}
     if data.dataset != "toy" or (data.level, data.min_count, data.max_size, data.lowercase) != ("word", 1, None, False):
         return {}
     text = toy_text("test")

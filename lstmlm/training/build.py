@@ -14,7 +14,7 @@ from lstmlm.data.table import Table
 from lstmlm.data.vocabulary import Vocabulary
 from lstmlm.files import user_path
 from lstmlm.model.language_model import LSTMLanguageModel
-from lstmlm.model.pretrained import load_pretrained
+from lstmlm.model.pretrained import VOCABULARY, load_pretrained
 from lstmlm.runtime.distributed import check_alike, fail_together, main_tensors, main_value
 from lstmlm.training.step import TrainStep, check_memory
 
@@ -25,8 +25,9 @@ def build(config: Config, accelerator: Accelerator, origin: str | Path | None = 
     Args:
         config: With the precision resolved.
         accelerator: Of the run.
-        origin: As for `load_pretrained`: a model whose vocabulary and weights the run begins with. Only the main rank reads it.
-            None = the vocabulary of the training split, and random weights.
+        origin: As for `load_pretrained`: a model whose vocabulary and weights the run begins with; or the file of a vocabulary, of a run
+            that goes on, whose weights are in its checkpoint. Only the main rank reads it. None = the vocabulary of the training split,
+            and random weights.
 
     Raises:
         UserError: The data or the model cannot be had, do not fit the configuration, or do not fit the memory.
@@ -47,7 +48,7 @@ def build(config: Config, accelerator: Accelerator, origin: str | Path | None = 
     table = Table(stream, config.data.batch_size, rank, world_size, accelerator.device)
     torch.manual_seed(config.train.seed)
     model = LSTMLanguageModel(config.model, len(corpus.vocabulary))
-    if weights is not None:
+    if weights:
         model.load_weights(weights)
     total_steps = config.train.epochs * table.num_windows(config.data.bptt, config.train.accumulate)
     total_steps = min(total_steps, config.train.max_steps or total_steps)
@@ -57,13 +58,17 @@ def build(config: Config, accelerator: Accelerator, origin: str | Path | None = 
 def _load_origin(
     config: Config, accelerator: Accelerator, origin: str | Path
 ) -> tuple[Vocabulary, dict[str, Tensor] | None]:
-    """Vocabulary and weights of a saved model, on every rank."""
+    """Vocabulary and weights of a saved model, on every rank; no weights where `origin` is a vocabulary."""
     vocabulary = weights = None
     with fail_together(accelerator):
         if accelerator.is_main_process:
-            model, vocabulary = load_pretrained(user_path(origin))
-            _check_settings(config, model, vocabulary)
-            weights = model.weights()
+            path = user_path(origin)
+            if path.name == VOCABULARY:
+                vocabulary, weights = Vocabulary.load(path), {}
+            else:
+                model, vocabulary = load_pretrained(path)
+                _check_settings(config, model, vocabulary)
+                weights = model.weights()
     return main_value(accelerator, vocabulary), main_tensors(accelerator, weights)
 
 

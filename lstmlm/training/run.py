@@ -149,9 +149,9 @@ class Run:
 
     @property
     def origin(self) -> str | Path | None:
-        """The saved model that the run begins with; a run that goes on needs its vocabulary alone, and has it in its own model."""
-        init_from, own = self.config.train.init_from, self.directory.model
-        return own if init_from and self._saved and (own / VOCABULARY).exists() else init_from
+        """The saved model that the run begins with; of a run that goes on, the vocabulary in its own model."""
+        init_from, own = self.config.train.init_from, self.directory.model / VOCABULARY
+        return own if init_from and self._saved and own.exists() else init_from
 
     def begin(self, corpus: Corpus, train_step: TrainStep) -> None:
         """Take over the checkpoint where there is one to go on from, and start the trackers.

@@ -32,7 +32,7 @@ def test_a_preempted_trial_goes_on_in_its_own_directory(small: Callable[..., lis
         (tmp_path / folder).symlink_to(ROOT / folder)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_RUN_ID": "trial1", "PATH": path}
-    run = tmp_path / "runs/sweep/trial1"
+    run = tmp_path / "runs/sweep-trial1"
 
     def start(words: list[str]) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=(tmp_path / "log").open("ab"))

@@ -60,6 +60,19 @@ def test_a_run_begins_as_good_as_its_source_is(
     assert load_config(["--config", str(tmp_path / "run/config.yaml")]).train.init_from == str(tmp_path / "source")
 
 
+def test_a_resume_needs_only_the_vocabulary_of_its_own_model(
+    warm: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As any other run does not need its model's weights, which the checkpoint has."""
+    fresh_train(load_config(warm("--train.max_steps=3")))
+    assert f", begun with {tmp_path / 'source'}" in capsys.readouterr().err
+    fresh_train(load_config(warm("--train.max_steps=6", run="whole")))
+    (tmp_path / "run/model/model.safetensors").write_bytes(b"damaged")
+    shutil.rmtree(tmp_path / "source")
+    fresh_train(load_config(warm("--train.max_steps=6", "--train.resume=true")))
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_text_becomes_ids_under_the_vocabulary_of_the_source(
     warm: Callable[..., list[str]], other_text: Path, tmp_path: Path
 ) -> None:

@@ -80,8 +80,13 @@ def _scratch_cache(config: Config, accelerator: Accelerator) -> Iterator[Path]:
         with fail_together(accelerator):
             if accelerator.is_local_main_process:
                 folder.mkdir(mode=0o700)
-                for file in user_path(config.data.cache_dir).absolute().glob("*.*"):
-                    (folder / file.name).symlink_to(file)
+                cache = user_path(config.data.cache_dir).absolute()
+                for pattern in (
+                    "*.tokens",
+                    "*.vocab.json",
+                ):  # whole files, never written to; a *.tmp would be, through the link
+                    for file in cache.glob(pattern):
+                        (folder / file.name).symlink_to(file)
         yield folder
     finally:
         if accelerator.is_local_main_process:

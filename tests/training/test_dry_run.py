@@ -68,3 +68,16 @@ def test_what_would_stop_a_run_is_told(small: Callable[..., list[str]], tmp_path
     shutil.rmtree(tmp_path / "run")
     with pytest.raises(UserError, match=r"data\.batch_size is 100000"):
         fresh_train(load_config(small("--train.dry_run=true", "--data.batch_size=100000")))
+
+
+def test_what_a_killed_preparation_left_in_the_cache_stays(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    config = load_config(small("--train.dry_run=true"))
+    fresh_train(load_config(small("--train.max_steps=1", run="other")))
+    left = []
+    for tokens in (tmp_path / "cache").glob("*.tokens"):
+        left.append(tokens.with_suffix(".tmp"))
+        left[-1].write_bytes(b"half")
+        tokens.unlink()
+    assert left
+    fresh_train(config)
+    assert {path.read_bytes() for path in left} == {b"half"}

@@ -68,6 +68,7 @@ class DataConfig:
             self.max_size is None or self.max_size >= 3, "data.max_size must be at least 3: <unk>, <eos> and one token"
         )
         check(bool(self.dataset), "data.dataset is empty: name a file, a folder, a Hub id or `toy`")
+        check("\0" not in f"{self.dataset}{self.subset}", "data.dataset and data.subset cannot hold a NUL")
         check(
             self.level != "bpe" or (self.max_size is not None and self.max_size >= 258),
             f"data.level bpe needs data.max_size, its number of types, of at least 258 (8000, say), not {self.max_size}",

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lstmlm.console import UsageError, check
+from lstmlm.console import UsageError, UserError, check
 from lstmlm.data.tokenize import UNK
 from lstmlm.data.vocabulary import Vocabulary
 from lstmlm.model.language_model import LSTMLanguageModel, State
@@ -323,7 +323,14 @@ def choose(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
 
     Returns:
         int64 (B,).
+
+    Raises:
+        UserError: The logits are not finite.
     """
+    if not logits.amax(-1).isfinite().all():
+        raise UserError(
+            "the model's scores are not finite, so there is nothing to sample from: its weights are far too large"
+        )
     if sampling.temperature == 0:
         return logits.argmax(-1)
     # In float64 no temperature overflows. At a tiny one the probabilities of all but the likeliest underflow to 0, so that one is taken,

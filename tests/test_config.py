@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from lstmlm import Config, UserError, load_config
+from lstmlm.config import DataConfig
 from lstmlm.console import UsageError, print_line
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -147,6 +148,12 @@ def test_a_section_comes_before_its_overrides(argv: str, tmp_path: Path, monkeyp
         load_config(argv.split())
     later = load_config("--optim.lr 1 --data d.yaml --data.bptt 7".split())
     assert (later.data.batch_size, later.data.bptt, later.optim.lr) == (3, 7, 1)
+
+
+@pytest.mark.parametrize("values", [{"dataset": "a\0b"}, {"subset": "\0"}])
+def test_a_nul_names_no_data(values: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="cannot hold a NUL"):
+        DataConfig(**values)
 
 
 def test_a_file_that_says_a_key_in_two_forms(tmp_path: Path) -> None:

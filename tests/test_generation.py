@@ -156,6 +156,13 @@ def test_what_is_left_to_sample(options: dict[str, float], kept: set[int]) -> No
     assert torch.bincount(chosen, minlength=4) / 4000 == pytest.approx(left / left.sum(), abs=1e-3)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_refused(bad: float, temperature: float) -> None:
+    with pytest.raises(UserError, match="not finite"):
+        choose(torch.tensor([[0.0, bad]]), Sampling(temperature=temperature), UNIFORM[:1])
+
+
 def test_among_equal_logits_top_k_leaves_k() -> None:
     assert len(set(choose(torch.zeros(4000, 9), Sampling(top_k=3), UNIFORM).tolist())) == 3
 

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -220,9 +221,12 @@ class Subject:
         """
         dataset, run = self._dataset or self._data.dataset, self._folder.parent / RUN_CONFIG
         if self._dataset is None and self._folder.name == "model" and run.exists():
-            dataset = read_yaml(run, Config).data.dataset
+            with suppress(UserError):  # it is not a run's, or of a version that had other keys
+                dataset = read_yaml(run, Config).data.dataset
         is_here = dataset == "toy" or user_path(dataset).exists()
-        if self._dataset is None and not is_here and (is_local(dataset) or "/" not in dataset):
+        # A model has the name alone, and only what is on the Hub is found by it.
+        is_place = dataset != self._data.dataset or is_local(dataset) or "/" not in dataset
+        if self._dataset is None and not is_here and is_place:
             raise UserError(
                 f"the model was trained on {dataset}, and there is no such file or folder here: name it with --dataset"
             )

@@ -207,8 +207,8 @@ def load_pretrained(folder: str | Path, device: torch.device | str = "cpu") -> t
             raise UserError(
                 f"{path}: {name} is in {str(weight.dtype).removeprefix('torch.')}, which is no type of weights"
             )
-        if not weight.isfinite().all():
-            raise UserError(f"{path}: {name} holds a NaN or an infinity")
+        if not weight.float().isfinite().all():  # as they will be in memory
+            raise UserError(f"{path}: {name} holds a NaN, an infinity, or a number that float32 cannot hold")
     model.to_empty(device=device)
     if model.config.tie_weights:
         model.decoder.weight = model.embedding.weight

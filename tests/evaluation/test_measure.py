@@ -325,6 +325,24 @@ def test_a_run_keeps_the_place_of_its_data_and_its_model_only_the_name(
     assert evaluate(copied, dataset=str(text_folder), **place).ppl == pytest.approx(summary["test"]["ppl"], rel=1e-9)
 
 
+def test_a_place_that_is_not_here_is_not_looked_for_on_the_hub(
+    small: Callable[..., list[str]], text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is a file beside the model asked that is no configuration of a run."""
+    shutil.copytree(text_folder, tmp_path / "a/texts/book")
+    (tmp_path / "b").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    monkeypatch.setattr("datasets.load_dataset", None)
+    train(load_config(small("--data.dataset=texts/book", "--train.max_steps=2")))
+    monkeypatch.chdir(tmp_path / "b")
+    place = {"cache_dir": str(tmp_path / "cache")}
+    with pytest.raises(UserError, match="was trained on texts/book, and there is no such file or folder here"):
+        evaluate(tmp_path / "run", **place)
+    (tmp_path / "run/config.yaml").write_text("name: my project\n")
+    with pytest.raises(UserError, match="was trained on book, and there is no such file or folder here"):
+        evaluate(tmp_path / "run/model", **place)
+
+
 def test_other_text_under_the_same_name_is_not_scored_in_silence(
     small_config: Callable[..., Config],
     text_folder: Path,

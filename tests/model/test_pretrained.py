@@ -181,7 +181,9 @@ def test_of_a_strangers_config_only_what_is_needed_is_read(model: LSTMLanguageMo
     load_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("fault", ["int8", "bool", "float8_e4m3fn", "nan", "inf", "-inf", "missing", "more", "folder"])
+@pytest.mark.parametrize(
+    "fault", ["int8", "bool", "float8_e4m3fn", "nan", "inf", "-inf", "float64", "missing", "more", "folder"]
+)
 def test_weights_that_are_none_are_refused(model: LSTMLanguageModel, tmp_path: Path, fault: str) -> None:
     save_pretrained(tmp_path, model, words(31), DATA)
     path, weights, name = tmp_path / "model.safetensors", model.weights(), "layers.1.weight_hh_l0"
@@ -189,7 +191,12 @@ def test_weights_that_are_none_are_refused(model: LSTMLanguageModel, tmp_path: P
     if fault in ("int8", "bool", "float8_e4m3fn"):
         weights[name], told = weights[name].to(getattr(torch, fault)), f"{name} is in {fault}"
     elif fault in ("nan", "inf", "-inf"):
-        weights[name][3, 2], told = float(fault), f"{name} holds a NaN or an infinity"
+        weights[name][3, 2], told = float(fault), f"{name} holds a NaN, an infinity"
+    elif fault == "float64":  # finite there, infinite in float32
+        weights[name], told = (
+            weights[name].double() * 1e300,
+            f"{name} holds a NaN, an infinity, or a number that float32 cannot",
+        )
     elif fault == "folder":
         told = "cannot read the model in"
     else:

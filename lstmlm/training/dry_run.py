@@ -1,24 +1,30 @@
 """A dry run: all that a run is made of, one step, one segment of validation; what it needs is told, and nothing stays."""
 
 import shutil
+import signal
+import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import safetensors.torch
 from accelerate import Accelerator
 
 from lstmlm.config import Config
-from lstmlm.console import print_line
+from lstmlm.console import UserError, print_line
 from lstmlm.evaluation.perplexity import SEGMENT_TOKENS, evaluate_stream
 from lstmlm.files import user_path
+from lstmlm.model.pretrained import VOCABULARY
 from lstmlm.runtime import launch
 from lstmlm.runtime.distributed import fail_together, main_value
 from lstmlm.runtime.hardware import peak_memory
-from lstmlm.training import banner
+from lstmlm.training import banner, checkpoint
 from lstmlm.training.build import build
+from lstmlm.training.checkpoint import Saved
 from lstmlm.training.run import Outcome
 from lstmlm.training.run_directory import RunDirectory
 
@@ -37,39 +43,97 @@ def dry_run(config: Config) -> Outcome:
         UserError: Why the run could not start.
     """
     train = config.train
-    with launch.started(config) as accelerator, _scratch_cache(config, accelerator) as cache:
+    directory = RunDirectory(train.run_dir or "runs")
+    with _terminable(), launch.started(config) as accelerator, _scratch_cache(config, accelerator) as cache:
+        saved = None
         with fail_together(accelerator):
-            if accelerator.is_main_process and train.run_dir is not None and not train.resume:
-                RunDirectory(train.run_dir).refuse_to_overwrite()
+            if accelerator.is_main_process:
+                saved = _check_directory(config, directory)
+        saved = main_value(accelerator, saved)
         scratch_config = replace(config, data=replace(config.data, cache_dir=str(cache)))
-        corpus, train_step = build(scratch_config, accelerator, train.init_from)
+        own = directory.model / VOCABULARY
+        origin = own if train.init_from and saved and own.exists() else train.init_from
+        corpus, train_step = build(scratch_config, accelerator, origin)
+        if saved is not None:
+            checkpoint.check_data(saved.data_fingerprint, corpus.fingerprint)
         window = next(train_step.table.windows(config.data.bptt, train.accumulate))
         train_step(window, 0, 0)
         (step,) = train_step.read()
         segment = corpus.splits["validation"][: SEGMENT_TOKENS * accelerator.num_processes + 1]
         valid = evaluate_stream(train_step.model, segment, train.eval_columns, accelerator)
         tensors, _ = train_step.state_dict()
+        if accelerator.is_main_process:
+            safetensors.torch.save(
+                tensors
+            )  # for its memory: a save has the tensors and the content of their file at once
         sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
-        checkpoint = sum(sizes.values())
-        model = sum(size for name, size in sizes.items() if name.startswith("model.")) + len(
-            corpus.vocabulary.to_bytes()
-        )
+        size = sum(sizes.values())
+        weights = sum(size for name, size in sizes.items() if name.startswith("model."))
+        model = weights + len(corpus.vocabulary.to_bytes())
         memory = peak_memory(accelerator.device)
         train_step.close()
-        place = user_path(train.run_dir or "runs").absolute()
+        place = directory.path.absolute()
         figures = {
             "train/loss": step.nll / step.num_targets,
             "valid/loss": valid.loss,
             **{f"memory/{name}": used for name, used in memory.items()},
-            "disk/needed": (train.keep_checkpoints + 1) * checkpoint + model,
-            "disk/checkpoint": checkpoint,
+            # The weights three times: the best, those that are to be the best again, and either while it is replaced.
+            "disk/needed": (train.keep_checkpoints + 1) * size + model + 2 * weights,
+            "disk/checkpoint": size,
             "disk/model": model,
             "disk/free": shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free,
         }
-        if accelerator.is_main_process:
-            for line in banner.dry_run(config, corpus, train_step, accelerator, figures):
-                print_line(line)
+        with fail_together(accelerator):
+            if accelerator.is_main_process:
+                _check_disk(figures, directory)
+                for line in banner.dry_run(config, corpus, train_step, accelerator, figures):
+                    print_line(line)
         return Outcome(place, summary=figures)
+
+
+def _check_directory(config: Config, directory: RunDirectory) -> Saved | None:
+    """Refuse the directory where the run would; nothing in it is locked or swept. The values of the checkpoint to go on from."""
+    directory.refuse_unwritable()
+    if config.train.run_dir is None:
+        return None
+    if not config.train.resume:
+        directory.refuse_to_overwrite()
+        return None
+    real = replace(config, train=replace(config.train, dry_run=False))
+    if not checkpoint.checkpoints(directory.checkpoints):
+        written = directory.refuse_to_start_afresh()
+        if written is not None:
+            checkpoint.check_config(written, real)
+        return None
+    for _, saved in checkpoint.whole(directory.checkpoints):
+        if isinstance(saved, Saved):
+            checkpoint.check_config(saved.config, real)
+            return saved
+    raise UserError(f"no checkpoint in {directory.checkpoints} is whole: name another train.run_dir to start afresh")
+
+
+def _check_disk(figures: dict[str, float], directory: RunDirectory) -> None:
+    """Refuse a disk that is too small; what a run that goes on has already there counts as room."""
+    folders = (directory.checkpoints, directory.model)
+    there = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+    if figures["disk/needed"] > figures["disk/free"] + there:
+        raise UserError(
+            f"the run needs {figures['disk/needed'] / 1e6:,.2f} MB of disk in {directory.path}, and "
+            f"{(figures['disk/free'] + there) / 1e6:,.2f} MB are free: make room, or name another train.run_dir"
+        )
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends a block as an exception does, so that its files go. Only the main thread may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

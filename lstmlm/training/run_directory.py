@@ -109,6 +109,19 @@ class RunDirectory:
                         for folder in made:
                             folder.rmdir()
 
+    def refuse_unwritable(self) -> None:
+        """Refuse a path where no directory can be made, or one that cannot be written to. Makes nothing.
+
+        Raises:
+            UserError: What is in the way.
+        """
+        path = self.path.absolute()
+        nearest = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+        if not nearest.is_dir():
+            raise UserError(f"cannot write {self.path}: {nearest} is not a folder; name another train.run_dir")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise UserError(f"cannot write {self.path}: {nearest} is not writable; name another train.run_dir")
+
     def refuse_to_overwrite(self) -> None:
         """Refuse a directory that holds a run.
 

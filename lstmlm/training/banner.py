@@ -48,7 +48,8 @@ def dry_run(
         "losses": f"{figures['train/loss']:.4f} in one training step, {figures['valid/loss']:.4f} in one of validation",
         "memory": f"host {_size(figures['memory/host'])}{gpu} at most, of one rank",
         "disk": f"{_size(figures['disk/needed'])}: {kept} checkpoint{'s' * (kept > 1)} of {_size(figures['disk/checkpoint'])} and one "
-        f"while it is written, model {_size(figures['disk/model'])} and its weights twice more for a while; {_size(figures['disk/free'])} are free",
+        f"while it is written, model {_size(figures['disk/model'])} and its weights twice more for a while; "
+        f"{_size(figures['disk/free'])} are free",
         "result": "a run can start; nothing was written",
     }
     return _table(rows)

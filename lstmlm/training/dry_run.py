@@ -145,10 +145,8 @@ def _scratch_cache(config: Config, accelerator: Accelerator) -> Iterator[Path]:
             if accelerator.is_local_main_process:
                 folder.mkdir(mode=0o700)
                 cache = user_path(config.data.cache_dir).absolute()
-                for pattern in (
-                    "*.tokens",
-                    "*.vocab.json",
-                ):  # whole files, never written to; a *.tmp would be, through the link
+                # Whole files, never written to; a *.tmp would be, through its link.
+                for pattern in ("*.tokens", "*.vocab.json"):
                     for file in cache.glob(pattern):
                         (folder / file.name).symlink_to(file)
         yield folder

@@ -16,7 +16,7 @@ ROWS = 10  # of the table
 
 
 @contextmanager
-def profiled(accelerator: Accelerator, steps: int, folder: Path) -> Iterator[Callable[[], None]]:
+def profiled(accelerator: Accelerator, steps: int, folder: Path) -> Iterator[Callable[[bool], None]]:
     """Profile the steps of this process that follow the first ones, and leave `trace.json` and `table.txt` in a folder.
 
     Args:
@@ -25,8 +25,9 @@ def profiled(accelerator: Accelerator, steps: int, folder: Path) -> Iterator[Cal
         folder: Made where it does not exist.
 
     Yields:
-        To be called after every step.
+        To be called after every step, with whether it was the last: nothing after the call belongs to that one.
     """
+    done = 0
 
     def write(profiler: profile) -> None:
         trace, temporary = folder / "trace.json", folder / ".trace.json"
@@ -39,6 +40,18 @@ def profiled(accelerator: Accelerator, steps: int, folder: Path) -> Iterator[Cal
         except OSError as error:  # not worth the run
             print_line(f"warning: no profile: {cannot_write(error)}")
 
+    def step(last: bool) -> None:
+        nonlocal done
+        done += 1
+        if not last:
+            profiler.step()  # the next one begins
+
     schedule = {"wait": WAIT, "warmup": WARM_UP, "active": steps, "repeat": 1}
     with accelerator.profile(ProfileKwargs(schedule_option=schedule, on_trace_ready=write)) as profiler:
-        yield profiler.step
+        yield step
+    counted = max(0, done - WAIT - WARM_UP)
+    if counted < steps:
+        print_line(
+            f"warning: train.profile asks for {steps} steps after the first {WAIT + WARM_UP}, but {counted} were profiled: "
+            f"this start ended after {done}"
+        )

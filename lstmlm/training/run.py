@@ -113,7 +113,8 @@ class Run:
         self._candidates: Iterator[tuple[Path, Saved | str]] = iter(())
         self._checkpoint: Path | None = None  # to go on from; the main rank's
         self._saved: Saved | None = None  # its values
-        self._profile_step: Callable[[], None] = lambda: None
+        self._profile_step: Callable[[bool], None] = lambda last: None
+        self._profiling = ExitStack()
         self._open = ExitStack()  # the lock and the progress bar
 
     def __enter__(self) -> "Run":
@@ -183,15 +184,18 @@ class Run:
         self._open.callback(self.progress.close)
         if self._is_main and self.config.train.profile:
             profiler = profiled(self.accelerator, self.config.train.profile, self.directory.profile)
-            self._profile_step = self._open.enter_context(profiler)
+            self._open.callback(self._profiling.close)
+            self._profile_step = self._profiling.enter_context(profiler)
         self.restart_clock()
 
     def events(self) -> Events:
         """What is due now that the cursor's step is done."""
         train, step = self.config.train, self.cursor.step
         self.progress.step(step)
-        self._profile_step()
         end = step == self.train_step.total_steps
+        self._profile_step(end)
+        if end:
+            self._profiling.close()  # what follows is no step
         epoch = self.cursor.row == self.train_step.table.rows
         return Events(
             log=step % train.log_every == 0,
@@ -329,6 +333,7 @@ class Run:
 
     def finish(self) -> Outcome:
         """Score the best model at one column and mark the run as finished."""
+        self._profiling.close()  # of a run that ended before its last step
         # After the last checkpoint, so that a run that grows from it does not see them.
         if self.interval.targets:
             self.log()

@@ -38,3 +38,20 @@ def test_a_run_that_ends_early_profiles_what_there_was(
     summary = fresh_train(load_config(small("--train.max_steps=12", "--train.profile=1", run="full")))
     assert summary["step"] == 12
     assert "warning: no profile" in capsys.readouterr().err
+
+
+def test_a_profile_ends_with_the_last_step_and_says_what_is_missing(
+    small: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fresh_train(load_config(small("--train.max_steps=12", "--train.profile=100")))
+    told = capsys.readouterr().err
+    assert "warning: train.profile asks for 100 steps after the first 10, but 2 were profiled" in told
+    events = json.loads((tmp_path / "run/profile/trace.json").read_bytes())["traceEvents"]
+    spans = [event for event in events if event.get("ph") == "X" and event["name"].startswith("ProfilerStep#")]
+    assert {event["name"] for event in spans} == {"ProfilerStep#10", "ProfilerStep#11"}
+    names = [event["name"] for event in events if event.get("ph") == "X"]
+    assert sum("Adam.step" in name for name in names) == 2
+    assert names.count("aten::embedding") == 2, "two steps, no validation, no scoring"
+    fresh_train(load_config(small("--train.max_steps=10", "--train.profile=3", run="short")))
+    assert "but 0 were profiled" in capsys.readouterr().err
+    assert not (tmp_path / "short/profile").exists()

@@ -82,10 +82,11 @@ def check_column(column: str, columns: Iterable[str], place: str) -> None:
     Raises:
         UsageError: Naming those that are.
     """
-    if column not in columns:
-        raise UsageError(
-            f"{place} has no column {column!r}, only {', '.join(columns)}: name it with --data.text_column"
-        )
+    names = list(columns)
+    if not names:
+        raise UsageError(f"{place} is empty: it has no names of columns")
+    if column not in names:
+        raise UsageError(f"{place} has no column {column!r}, only {', '.join(names)}: name it with --data.text_column")
 
 
 def blocks_of(pieces: Iterable[str]) -> Iterator[str]:

@@ -268,10 +268,13 @@ class Subject:
 
         vocabulary = self.vocabulary.for_raw_text() if raw else self.vocabulary
         ids, characters, words = [np.empty(0, np.int32)], 0, 0
-        for block, tokens in vocabulary.encode_blocks(blocks()):
-            ids.append(tokens)
-            characters += len(block)
-            words += len(Words().tokenize(block))
+        try:
+            for block, tokens in vocabulary.encode_blocks(blocks()):
+                ids.append(tokens)
+                characters += len(block)
+                words += len(Words().tokenize(block))
+        except UserError as error:
+            raise type(error)(str(error).replace("--data.text_column", "--text_column")) from None
         stream = torch.from_numpy(np.concatenate(ids))
         if len(stream) < 2:
             raise UserError(f"{path} has nothing to score: {len(stream)} tokens, the least is 2")
@@ -379,6 +382,8 @@ def evaluate(
     dynamic: DynamicSettings | None = None,
     reset: Reset = "never",
     text: str | Path | None = None,
+    text_column: str = "text",
+    raw: bool = False,
 ) -> Measurement:
     """Perplexity of a saved model on a split of the data it was trained on, or on another text.
 
@@ -392,6 +397,7 @@ def evaluate(
         dynamic: Settings of dynamic evaluation; None = the weights stay as they are.
         reset: As for `Protocol`.
         text: A file to score in place of the split, of any form that training takes.
+        text_column, raw: Of that file, as for `Subject.file`.
 
     Raises:
         UserError: The model or the data cannot be had.
@@ -399,4 +405,4 @@ def evaluate(
     protocol = Protocol(cache, dynamic, columns, reset)
     check_split(split)
     subject = Subject(model, dataset, cache_dir)
-    return subject.measure(subject.split(split) if text is None else subject.file(text), protocol)
+    return subject.measure(subject.split(split) if text is None else subject.file(text, text_column, raw), protocol)

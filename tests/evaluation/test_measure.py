@@ -325,6 +325,17 @@ def test_a_run_keeps_the_place_of_its_data_and_its_model_only_the_name(
     assert evaluate(copied, dataset=str(text_folder), **place).ppl == pytest.approx(summary["test"]["ppl"], rel=1e-9)
 
 
+def test_a_column_is_named_by_this_commands_option(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("line\nw1 w2\n")
+    with pytest.raises(UserError, match=r"no column 'text', only line: name it with --text_column") as caught:
+        evaluate(folder, text=tmp_path / "t.csv")
+    assert caught.value.status == 2
+    assert evaluate(folder, text=tmp_path / "t.csv", text_column="line").targets == 2
+    (tmp_path / "t.csv").write_text("")
+    with pytest.raises(UserError, match=r"t\.csv is empty: it has no names of columns"):
+        evaluate(folder, text=tmp_path / "t.csv")
+
+
 def test_a_place_that_is_not_here_is_not_looked_for_on_the_hub(
     small: Callable[..., list[str]], text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -226,7 +226,7 @@ def test_scoring_at_the_end_is_shared_and_may_last_longer_than_the_timeout(
         assert summary[name]["loss"] == evaluate_stream(model, corpus.splits[split]).loss, "of one rank, to the bit"
 
 
-@pytest.mark.parametrize("kind", ["kill_end", "hang_end"])
+@pytest.mark.parametrize("kind", ["kill_end", pytest.param("hang_end", marks=pytest.mark.slow)])
 def test_a_rank_lost_in_the_scoring_at_the_end_ends_the_others(
     kind: str, small: Callable[..., list[str]], tmp_path: Path
 ) -> None:

@@ -62,7 +62,7 @@ def test_killed_and_resumed(case: str, small: Callable[..., list[str]], tmp_path
         assert_same_up_to_rounding(tmp_path / "cut", tmp_path / "whole", PER_STEP | {"train/loss": 2e-5}, weights=1e-4)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_to_one_rank_stops_all(
     number: signal.Signals, small: Callable[..., list[str]], tmp_path: Path
 ) -> None:

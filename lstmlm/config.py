@@ -19,11 +19,8 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
 RUN_CONFIG = "config.yaml"  # in a run's directory: the configuration as resolved
-PLACES = (
-    "data.cache_dir",
-    "train.run_dir",
-    "train.resume",
-)  # keys that say where one machine keeps things, not what is computed
+# Keys that say where one machine keeps things, not what is computed.
+PLACES = ("data.cache_dir", "train.run_dir", "train.resume")
 
 
 MOST = 10**12  # of steps, rows and the like: more than anybody has, and exact in every type they are kept in
@@ -304,9 +301,8 @@ def argument_parser(description: str) -> "ArgumentParser":
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    prog = (
-        " ".join(["lstmlm", *sys.argv[1:2]]) if Path(sys.argv[0]).name == "lstmlm" else None
-    )  # the command's name too
+    # `lstmlm COMMAND`, where argparse would say `lstmlm`.
+    prog = " ".join(["lstmlm", *sys.argv[1:2]]) if Path(sys.argv[0]).name == "lstmlm" else None
     return ArgumentParser(prog=prog, exit_on_error=False, description=description, allow_abbrev=False)
 
 
@@ -378,10 +374,10 @@ def _check_files(argv: list[str]) -> None:
         path = user_path(value)
         if path.is_dir():
             raise UsageError(f"{option} {value} is a folder: name a YAML file")
-        if value and not value.startswith("{") and not path.exists():
+        if not value.startswith("{") and not path.exists():
             raise UsageError(f"{option} {value}: there is no such file")
         if not path.is_file():
-            continue  # keys and values on the command line, or nothing, which the parser refuses
+            continue  # keys and values on the command line
         try:
             content = load_yaml(path)
         except UserError as error:

@@ -250,9 +250,8 @@ def as_kind(path: Path, values: Any, kind: type[T], others: Literal["forbid", "a
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        plain = json.dumps(
-            values, allow_nan=False
-        )  # pydantic takes a JSON list for a tuple, but no other type for another
+        # Through JSON: pydantic takes its list for a tuple, but no other type for another.
+        plain = json.dumps(values, allow_nan=False)
         return TypeAdapter(kind).validate_json(plain, strict=True, extra=others)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]

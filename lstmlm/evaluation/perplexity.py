@@ -194,10 +194,8 @@ def score_stream(
         bptt: Rows scored at a time; None = about SEGMENT_TOKENS targets.
     """
     table = Table(stream, columns, device=device)
-    rows, row = (
-        torch.empty(table.rows, columns),
-        0,
-    )  # filled: small tensors that stay among large ones would split the heap
+    # Filled row by row: small tensors that stay among large ones would split the heap.
+    rows, row = torch.empty(table.rows, columns), 0
     for nll in _score_table(table, scorer, bptt):
         rows[row : row + len(nll)] = nll
         row += len(nll)

@@ -63,9 +63,8 @@ def dry_run(config: Config) -> Outcome:
         valid = evaluate_stream(train_step.model, segment, train.eval_columns, accelerator)
         tensors, _ = train_step.state_dict()
         if accelerator.is_main_process:
-            safetensors.torch.save(
-                tensors
-            )  # for its memory: a save has the tensors and the content of their file at once
+            # For its memory: a save has the tensors and the content of their file at once.
+            safetensors.torch.save(tensors)
         sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
         size = sum(sizes.values())
         weights = sum(size for name, size in sizes.items() if name.startswith("model."))

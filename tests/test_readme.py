@@ -49,13 +49,3 @@ def test_the_python_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     exec(code, {})
-
-
-def test_modules_in_their_order() -> None:
-    from tests.test_house import ROOMS
-
-    table = README.split("## Where to start reading")[1]
-    named = [
-        name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`([\w.]+)`", row)
-    ]
-    assert named == ROOMS

@@ -15,11 +15,11 @@ _PLACES = {
     "LSTMLanguageModel": "model.language_model",
     "UserError": "console",
     "Vocabulary": "data.vocabulary",
-    "evaluate": "evaluation.measure",
+    "evaluate": "evaluation.protocol",
     "generate_text": "generation",
     "generate_texts": "generation",
     "load_config": "config",
-    "score_text": "evaluation.scoring",
+    "score_text": "evaluation.surprisal",
     "stream_text": "generation",
     "stream_texts": "generation",
     "train": "training.loop",
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from lstmlm.config import load_config as load_config
     from lstmlm.console import UserError as UserError
     from lstmlm.data.vocabulary import Vocabulary as Vocabulary
-    from lstmlm.evaluation.measure import evaluate as evaluate
-    from lstmlm.evaluation.scoring import score_text as score_text
+    from lstmlm.evaluation.protocol import evaluate as evaluate
+    from lstmlm.evaluation.surprisal import score_text as score_text
     from lstmlm.generation import generate_text as generate_text
     from lstmlm.generation import generate_texts as generate_texts
     from lstmlm.generation import stream_text as stream_text

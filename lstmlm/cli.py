@@ -46,8 +46,8 @@ def train(argv: Arguments = None) -> int:
 def evaluate(argv: Arguments = None) -> int:
     """Exact perplexity of a saved model, static or adapting to the text."""
     from lstmlm.evaluation.adaptation import SETTINGS, CacheSettings
-    from lstmlm.evaluation.details import breakdown, check_output, write_tokens
-    from lstmlm.evaluation.measure import PROTOCOLS, Measurement, Protocol, Subject, Text, check_split
+    from lstmlm.evaluation.breakdown import breakdown, check_output, write_tokens
+    from lstmlm.evaluation.protocol import PROTOCOLS, Measurement, Protocol, Subject, Text, check_split
     from lstmlm.evaluation.tuning import EVALUATIONS, TOKENS, tune
     from lstmlm.runtime.hardware import use_machine
 
@@ -156,8 +156,8 @@ def _protocol_settings(protocol: str, values: dict[str, Any], named: set[str]) -
 
 def score(argv: Arguments = None) -> int:
     """Surprisal, entropy and rank of every token of a text, as a table."""
-    from lstmlm.evaluation.scoring import Reset
-    from lstmlm.evaluation.tables import Format, score_files
+    from lstmlm.evaluation.surprisal import Reset
+    from lstmlm.evaluation.surprisal_tables import Format, score_files
     from lstmlm.runtime.hardware import use_machine
 
     parser = argument_parser("Surprisal (in bits), entropy and rank of every token of a text, as a table.")
@@ -225,7 +225,7 @@ def pairs(argv: Arguments = None) -> int:
 
 def generate(argv: Arguments = None) -> int:
     """Sample text from a saved model."""
-    from lstmlm.evaluation.tables import read_lines
+    from lstmlm.evaluation.surprisal_tables import read_lines
     from lstmlm.generation import Sampling, stream_text, stream_texts
     from lstmlm.runtime.hardware import use_machine
 

@@ -24,7 +24,7 @@ from lstmlm.config import PLACES, Config, flatten
 from lstmlm.console import UserError, print_line
 from lstmlm.data.corpus import fingerprint
 from lstmlm.data.sources import SPLITS, dataset_name
-from lstmlm.evaluation.measure import Subject, evaluate
+from lstmlm.evaluation.protocol import Subject, evaluate
 from lstmlm.files import replace_file
 from lstmlm.model.pretrained import WEIGHTS, model_card, model_folder, model_name, save_pretrained, trained_on
 from lstmlm.runtime.hardware import default_threads, processor

@@ -19,8 +19,8 @@ from lstmlm.config import Config, TrainConfig, argument_parser, parse
 from lstmlm.console import check, print_line, print_result, run_script
 from lstmlm.data.table import Table
 from lstmlm.evaluation.adaptation import CacheSettings, DynamicSettings
-from lstmlm.evaluation.measure import Protocol, Subject, Text
-from lstmlm.evaluation.scoring import score_lines
+from lstmlm.evaluation.protocol import Protocol, Subject, Text
+from lstmlm.evaluation.surprisal import score_lines
 from lstmlm.runtime import hardware, launch
 from lstmlm.training.step import TrainStep
 

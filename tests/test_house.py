@@ -8,8 +8,8 @@ ROOMS = """
     data.tokenize data.vocabulary data.toy data.reading data.sources data.table data.corpus
     model.dropout model.loss model.layers model.language_model model.pretrained
     runtime.hardware runtime.distributed runtime.launch
-    evaluation.perplexity evaluation.adaptation evaluation.scoring evaluation.tables evaluation.measure
-    evaluation.details evaluation.tuning evaluation.pairs
+    evaluation.perplexity evaluation.adaptation evaluation.surprisal evaluation.surprisal_tables evaluation.protocol
+    evaluation.breakdown evaluation.tuning evaluation.pairs
     generation
     training.optimizer training.step training.build training.checkpoint training.run_directory training.wandb_tracker training.tracking
     training.banner training.profiling training.run training.dry_run training.loop

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from lstmlm.console import UserError, check
-from lstmlm.evaluation.measure import Protocol, Subject
 from lstmlm.evaluation.perplexity import score_stretches
+from lstmlm.evaluation.protocol import Protocol, Subject
 from lstmlm.files import cannot_write, replace_file
 
 FIELDS = ("UID", "sentence_good", "sentence_bad")

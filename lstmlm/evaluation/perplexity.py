@@ -4,7 +4,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -76,19 +75,10 @@ def bits_per_character(result: Evaluation, characters: int) -> float:
     return result.nll / math.log(2) / characters
 
 
-class Scorer(Protocol):
-    """A way to score a stream (a protocol): it owns what it carries from one segment to the next."""
-
-    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Nll of every target in nats.
-
-        Args:
-            inputs: int64 (T, B), the rows that follow those of the previous call.
-            targets: int64 (T, B), -100 where there is none.
-
-        Returns:
-            float32 (T, B), 0 where the target is -100.
-        """
+# A way to score a stream, which owns what it carries from one segment to the next. It is called with inputs, int64 (T, B), the rows that
+# follow those of the call before, and targets, int64 (T, B), -100 where there is none. It gives the nll of every target in nats, float32
+# (T, B), 0 where there is none.
+Scorer = Callable[[Tensor, Tensor], Tensor]
 
 
 class StaticScorer:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lstmlm.console import UserError, check
-from lstmlm.evaluation.measure import Protocol, Subject
+from lstmlm.evaluation.protocol import Protocol, Subject
 
 SEARCHED = {  # by protocol: (part of it, setting)
     "cache": (("cache", "theta"), ("cache", "lambda_")),

@@ -11,7 +11,7 @@ import pytest
 from lstmlm import UserError
 from lstmlm import cli as commands
 from lstmlm.evaluation.adaptation import CacheSettings, DynamicSettings
-from lstmlm.evaluation.measure import Protocol, Subject
+from lstmlm.evaluation.protocol import Protocol, Subject
 from lstmlm.evaluation.tuning import tune
 
 NAMES = ("static-1", "static-10", "cache", "dynamic", "cache+dynamic")

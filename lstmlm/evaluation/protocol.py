@@ -39,7 +39,7 @@ from lstmlm.evaluation.perplexity import (
     score_stretches,
     word_ppl,
 )
-from lstmlm.evaluation.scoring import Reset, with_resets
+from lstmlm.evaluation.surprisal import Reset, with_resets
 from lstmlm.files import read_yaml, user_path
 from lstmlm.model.pretrained import default_device, find_model, load_pretrained, read_config
 

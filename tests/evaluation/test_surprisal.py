@@ -9,9 +9,9 @@ import torch
 
 from lstmlm import LSTMLanguageModel, UserError, Vocabulary, score_text
 from lstmlm.config import ModelConfig
-from lstmlm.evaluation import scoring
+from lstmlm.evaluation import surprisal
 from lstmlm.evaluation.perplexity import evaluate_stream
-from lstmlm.evaluation.scoring import Row, score_lines
+from lstmlm.evaluation.surprisal import Row, score_lines
 from lstmlm.model.pretrained import save_pretrained
 
 VOCABULARY = Vocabulary(["<unk>", "<eos>", "=", *(f"w{i}" for i in range(28))])
@@ -70,14 +70,14 @@ def text(lines: int, longest: int, seed: int = 0) -> list[str]:
 @pytest.fixture(params=[(1 << 16, 1 << 12), (1 << 16, 16), (50, 7), (1, 1)], ids=str)
 def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines beyond a window, stretches beyond a segment."""
-    monkeypatch.setattr(scoring, "WINDOW_TOKENS", request.param[0])
-    monkeypatch.setattr(scoring, "SEGMENT_TOKENS", request.param[1])
+    monkeypatch.setattr(surprisal, "WINDOW_TOKENS", request.param[0])
+    monkeypatch.setattr(surprisal, "SEGMENT_TOKENS", request.param[1])
 
 
 @pytest.mark.usefixtures("sizes")
 @pytest.mark.parametrize(("reset", "resets"), [("line", set(range(30))), ("document", {0, 8, 9, 18}), ("never", {0})])
 def test_every_score_is_what_the_model_says_of_the_token_alone(
-    model: LSTMLanguageModel, reset: scoring.Reset, resets: set[int]
+    model: LSTMLanguageModel, reset: surprisal.Reset, resets: set[int]
 ) -> None:
     lines = text(30, 25)
     lines = [line or "w9" for line in lines]
@@ -97,7 +97,7 @@ def test_a_title_begins_a_document_and_then_an_empty_line_does_not(model: LSTMLa
 
 
 @pytest.mark.parametrize(("reset", "resets"), [("document", {0, 2, 4}), ("never", {0})])
-def test_a_text_begins_a_document(model: LSTMLanguageModel, reset: scoring.Reset, resets: set[int]) -> None:
+def test_a_text_begins_a_document(model: LSTMLanguageModel, reset: surprisal.Reset, resets: set[int]) -> None:
     texts = [["= w1 =", "w2 w3"], ["w4", "", "w5"]]
     rows = [row for window in score_lines(texts, model, VOCABULARY, reset, eos=True) for row in window]
     assert_same(rows, alone(model, [line for lines in texts for line in lines], resets))
@@ -124,7 +124,7 @@ def test_never_reset_is_the_perplexity_of_one_column(model: LSTMLanguageModel) -
 
 
 def test_a_window_is_all_that_is_held(model: LSTMLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "WINDOW_TOKENS", 100)
+    monkeypatch.setattr(surprisal, "WINDOW_TOKENS", 100)
     taken = 0
 
     def endless() -> object:

@@ -16,7 +16,7 @@ from typing import BinaryIO, Literal
 from lstmlm.console import UsageError, UserError, check, standard_output
 from lstmlm.data.reading import read_blocks
 from lstmlm.data.tokenize import EOS
-from lstmlm.evaluation.scoring import Reset, Row, score_lines
+from lstmlm.evaluation.surprisal import Reset, Row, score_lines
 from lstmlm.files import cannot_write, replacing
 from lstmlm.model.pretrained import default_device, find_model, load_pretrained
 

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from lstmlm import Config, UserError, Vocabulary, cli, evaluate, load_config, train
 from lstmlm.evaluation import perplexity
 from lstmlm.evaluation.adaptation import CacheSettings, DynamicSettings
-from lstmlm.evaluation.details import breakdown
-from lstmlm.evaluation.measure import Measurement, Protocol, Subject
+from lstmlm.evaluation.breakdown import breakdown
+from lstmlm.evaluation.protocol import Measurement, Protocol, Subject
 from lstmlm.model.pretrained import load_pretrained
 from tests.conftest import ROOT
 from tests.training.test_loop import fresh_train
@@ -234,7 +234,7 @@ def test_every_tokens_nll_as_a_file(run: Run, folder: Path, tmp_path: Path) -> N
 
 
 def test_a_file_that_cannot_be_written_is_told_first(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lstmlm.evaluation.measure.Subject", None)  # nothing is loaded
+    monkeypatch.setattr("lstmlm.evaluation.protocol.Subject", None)  # nothing is loaded
     (tmp_path / "folder.parquet").mkdir()
     for name, named in {
         "a.csv": "must end with .parquet",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lstmlm.console import UserError, check
 from lstmlm.data.vocabulary import EOS, UNK, Vocabulary
-from lstmlm.evaluation.measure import Measurement
+from lstmlm.evaluation.protocol import Measurement
 from lstmlm.files import cannot_write, replace_file
 
 BANDS = (0, 10, 100, 1_000, 10_000)  # each begins at so many occurrences in the training split

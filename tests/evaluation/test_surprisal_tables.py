@@ -19,8 +19,8 @@ from lstmlm.cli import score
 from lstmlm.config import ModelConfig
 from lstmlm.console import UsageError
 from lstmlm.data import reading
-from lstmlm.evaluation.scoring import Row
-from lstmlm.evaluation.tables import read_lines, score_files
+from lstmlm.evaluation.surprisal import Row
+from lstmlm.evaluation.surprisal_tables import read_lines, score_files
 from lstmlm.model.pretrained import save_pretrained
 from tests.conftest import ROOT
 

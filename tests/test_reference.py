@@ -68,7 +68,7 @@ def test_raw_english_is_scored_as_wikitext_was_cut(tmp_path: Path, capsys: pytes
 def test_the_first_lines_of_the_test_split(wikitext: str, tmp_path: Path) -> None:
     model, vocabulary = load_pretrained(BUNDLED)
     data = DataConfig(dataset=wikitext, cache_dir=str(tmp_path))
-    stream = load_split(data, "test", vocabulary)
+    stream, _ = load_split(data, "test", vocabulary)
     told = {r.dataset_split: r.metric_value for r in ModelCard.load(BUNDLED / "README.md").data.eval_results}
     assert evaluate_stream(model, stream[:10_000]).ppl == pytest.approx(told["test"], rel=0.3)
     assert (BUNDLED / "model.safetensors").stat().st_size < 2**24

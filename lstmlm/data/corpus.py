@@ -155,22 +155,13 @@ def fingerprint(stream: Tensor) -> str:
     return hashlib.sha256(stream.numpy().data).hexdigest()
 
 
-def load_split(data: DataConfig, split: str, vocabulary: Vocabulary) -> Tensor:
-    """Token ids of one split under a given vocabulary: int32 (n,), memory-mapped.
+def load_split(data: DataConfig, split: str, vocabulary: Vocabulary) -> tuple[Tensor, SplitFacts]:
+    """Token ids of one split under a given vocabulary, int32 (n,), memory-mapped; and its numbers.
 
     Raises:
         UserError: As `load_corpus`.
     """
-    return _load_split(open_source(data), data, split, vocabulary)[0]
-
-
-def load_facts(data: DataConfig, split: str, vocabulary: Vocabulary) -> SplitFacts:
-    """Numbers of one split under a given vocabulary.
-
-    Raises:
-        UserError: As `load_corpus`.
-    """
-    return _load_split(open_source(data), data, split, vocabulary)[1]
+    return _load_split(open_source(data), data, split, vocabulary)
 
 
 def _load_split(source: Source, data: DataConfig, split: str, vocabulary: Vocabulary) -> tuple[Tensor, SplitFacts]:

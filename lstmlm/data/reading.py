@@ -104,6 +104,18 @@ def blocks_of(pieces: Iterable[str]) -> Iterator[str]:
         yield "".join(kept)
 
 
+def lines_of(blocks: Iterable[str]) -> Iterator[str]:
+    """Lines of a text that comes in blocks and ends with a line end, without their line ends."""
+    begun: list[str] = []  # of a line that goes on in the next block
+    for block in blocks:
+        head, *lines = block.split("\n")
+        begun.append(head)
+        if lines:
+            yield "".join(begun)
+            yield from lines[:-1]
+            begun = [lines[-1]]
+
+
 def _joined(rows: Iterable[str]) -> Iterator[str]:
     held, size = [], 0
     for row in rows:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lstmlm.config import RUN_CONFIG, Config, DataConfig
 from lstmlm.console import UserError, check
-from lstmlm.data.corpus import fingerprint, load_facts, load_split
-from lstmlm.data.reading import form_of, read_blocks
+from lstmlm.data.corpus import fingerprint, load_split
+from lstmlm.data.reading import form_of, lines_of, read_blocks
 from lstmlm.data.sources import ENDINGS, SPLITS, is_local, open_source
 from lstmlm.data.table import IGNORE
 from lstmlm.data.tokenize import EOS, Words
@@ -181,13 +181,7 @@ class Text:
 
     def lines(self) -> Iterator[str]:
         """Its lines, without their line ends."""
-        held: list[str] = []
-        for block in self.blocks():
-            first, *others = block.split("\n")
-            held.append(first)
-            for line in others:
-                yield "".join(held)
-                held = [line]
+        return lines_of(self.blocks())
 
 
 class Subject:
@@ -239,8 +233,7 @@ class Subject:
             UserError: There is no such split, or the data cannot be had.
         """
         check_split(name)
-        facts = load_facts(self.data, name, self.vocabulary)
-        stream = load_split(self.data, name, self.vocabulary)
+        stream, facts = load_split(self.data, name, self.vocabulary)
         if fingerprint(stream) != self._fingerprints.get(name, fingerprint(stream)):
             other = f"split {name} of {self.data.dataset} is not the text that the model was trained with"
             if self._dataset is None:

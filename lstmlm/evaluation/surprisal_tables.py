@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from lstmlm.console import UsageError, UserError, check, standard_output
-from lstmlm.data.reading import read_blocks
+from lstmlm.data.reading import lines_of, read_blocks
 from lstmlm.data.tokenize import EOS
 from lstmlm.evaluation.surprisal import Reset, Row, score_lines
 from lstmlm.files import cannot_write, replacing
@@ -106,16 +106,8 @@ def read_lines(name: str, column: str = "text") -> Iterator[str]:
     Raises:
         UsageError: It cannot be read, or is not UTF-8.
     """
-    begun: list[str] = []  # of a line that goes on in the next block
     try:
-        for block in read_blocks(Path(name), column):
-            head, *lines = block.split("\n")
-            begun.append(head)
-            if lines:
-                yield "".join(begun)
-                *whole, last = lines
-                yield from whole
-                begun = [last]
+        yield from lines_of(read_blocks(Path(name), column))
     except UserError as error:
         raise UsageError(str(error).replace("--data.text_column", "--text_column")) from None
 

@@ -23,7 +23,7 @@ from lstmlm import UserError
 from lstmlm.config import DataConfig
 from lstmlm.console import UsageError, reading_bar
 from lstmlm.data import corpus, reading, sources
-from lstmlm.data.corpus import load_corpus, load_facts, load_split
+from lstmlm.data.corpus import load_corpus, load_split
 from lstmlm.data.sources import toy_text
 
 
@@ -198,7 +198,7 @@ def test_one_process_of_a_host_builds(data: DataConfig, tmp_path: Path) -> None:
 
 def test_load_split_under_a_given_vocabulary(data: DataConfig) -> None:
     loaded = load_corpus(data)
-    assert load_split(data, "test", loaded.vocabulary).equal(loaded.splits["test"])
+    assert load_split(data, "test", loaded.vocabulary)[0].equal(loaded.splits["test"])
 
 
 def test_not_utf8_names_file_and_byte(data: DataConfig) -> None:
@@ -309,7 +309,7 @@ def test_facts_are_those_of_the_text(data: DataConfig, level: str, monkeypatch: 
     config = dataclasses.replace(data, level=level)
     loaded = load_corpus(config)
     facts = loaded.facts["validation"]
-    assert facts == load_facts(config, "validation", loaded.vocabulary)
+    assert facts == load_split(config, "validation", loaded.vocabulary)[1]
     assert (facts.lines, facts.characters) == (4, len(text.replace("\r", "")) + 1)
     assert facts.words == 3 + 3 + 40 + 4
     ids = loaded.splits["validation"].tolist()

@@ -159,9 +159,8 @@ def test_a_corpus_and_its_splits(tmp_path: Path, rules: dict[str, object]) -> No
     assert corpus.facts["test"].words == len(RAW.split()) + 5
     assert load_corpus(data).fingerprint == corpus.fingerprint
     # A model says with its vocabulary how text is read; the keys of the configuration are not asked again.
-    assert load_split(DataConfig(dataset=str(tmp_path), cache_dir=data.cache_dir), "test", corpus.vocabulary).equal(
-        corpus.splits["test"]
-    )
+    stream, _ = load_split(DataConfig(dataset=str(tmp_path), cache_dir=data.cache_dir), "test", corpus.vocabulary)
+    assert stream.equal(corpus.splits["test"])
 
 
 @pytest.mark.parametrize(

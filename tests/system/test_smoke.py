@@ -42,7 +42,7 @@ def test_carried_state_beats_the_bound_of_a_reset_one(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     vocabulary = Vocabulary.load(tmp_path / "run/model/vocab.json")
     model, _ = load_pretrained(tmp_path / "run/model")
-    stream = load_split(DataConfig(dataset="toy", cache_dir=str(tmp_path)), "test", vocabulary)
+    stream, _ = load_split(DataConfig(dataset="toy", cache_dir=str(tmp_path)), "test", vocabulary)
     text = toy_text("test")
     oracle, bound = text.oracle_ppl(), text.reset_ppl(BPTT)
     carried, reset = evaluate_stream(model, stream).ppl, reset_ppl(model, stream)

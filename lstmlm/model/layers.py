@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lstmlm.model.loss import refuse_second_derivatives
 
-LayerState = tuple[Tensor, Tensor]  # (h, c), each float32 (B, H)
+LayerState = tuple[Tensor, Tensor]  # (h, c), each (B, H), float32 (float64 in a float64 model)
 
 
 class LSTMLayer(nn.LSTM):
@@ -27,7 +27,7 @@ class LSTMLayer(nn.LSTM):
         super().__init__(input_size, hidden_size)
 
     def forward(  # type: ignore[override]
-        self, inputs: Tensor, state: LayerState, mask: Tensor | None
+        self, inputs: Tensor, state: LayerState, mask: Tensor | None, weight_hh: Tensor | None = None
     ) -> tuple[Tensor, Tensor, LayerState]:
         """Outputs before and after dropout, and the state after the last row.
 
@@ -35,11 +35,16 @@ class LSTMLayer(nn.LSTM):
             inputs: (T, B, input_size).
             state: (h, c), each (B, H).
             mask: (T, B, H); None = no dropout.
+            weight_hh: The recurrent weight (4 H, H) in place of the module's own, such as its product with a mask; None = its own.
         """
         h, c = state
+        self.check_forward_args(inputs, (h[None], c[None]), None)
+        recurrent: Any = self.weight_hh_l0 if weight_hh is None else weight_hh
+        weights: list[Any] = [self.weight_ih_l0, recurrent, self.bias_ih_l0, self.bias_hh_l0]
         with _lstm_precision(inputs.device.type):
-            raw, (h, c) = super().forward(inputs, (h[None], c[None]))  # (T, B, H), (1, B, H)
-        return raw, raw if mask is None else raw * mask, (h[0].float(), c[0].float())
+            raw, h, c = torch.lstm(inputs, (h[None], c[None]), weights, True, 1, 0.0, self.training, False, False)
+        carried = torch.promote_types(h.dtype, torch.float32)  # the state has no less precision than float32
+        return raw, raw if mask is None else raw * mask, (h[0].to(carried), c[0].to(carried))
 
 
 class TiedEmbedding(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Measure a model under every protocol: `python scripts/measure_protocols.py --model runs/a --out results/NAME/evaluations`.
+"""Measure a model under every protocol: `python scripts/measure_protocols.py --model runs/a --output results/NAME/evaluations`.
 
 Static at 1 and 10 columns; then cache, dynamic evaluation and both at 1 column, each with settings searched on validation. The search
 of both begins where the other two ended. Each command is a process of its own. A result is a file, `PROTOCOL-SPLIT.json`, as
@@ -23,7 +23,7 @@ def main() -> int:
         "Measure a model under every protocol, on validation and test: a JSON file for each result."
     )
     parser.add_argument("--model", type=str, required=True, help="A model's folder or a run's.")
-    parser.add_argument("--out", type=Path, required=True, help="Folder for the files.")
+    parser.add_argument("--output", type=Path, required=True, help="Folder for the files.")
     parser.add_argument("--dataset", type=str | None, default=None, help="Where the data is now, if it was moved.")
     parser.add_argument("--cache_dir", type=str | None, default=None, help="Where token ids are kept.")
     parser.add_argument("--evaluations", type=int, default=30, help="The most evaluations of each search.")
@@ -31,7 +31,7 @@ def main() -> int:
     common = [sys.executable, str(EVALUATE), "--model", args.model, "--json"]
     for name in ("dataset", "cache_dir"):
         common += [f"--{name}", getattr(args, name)] if getattr(args, name) else []
-    args.out.mkdir(parents=True, exist_ok=True)
+    args.output.mkdir(parents=True, exist_ok=True)
 
     def evaluate(*options: str) -> dict[str, Any]:
         process = subprocess.run([*common, *options], stdout=subprocess.PIPE, text=True)
@@ -41,7 +41,7 @@ def main() -> int:
         return result
 
     def keep(name: str, result: dict[str, Any]) -> None:
-        path = args.out / f"{name}-{result['split']}.json"
+        path = args.output / f"{name}-{result['split']}.json"
         replace_file(path, f"{json.dumps(result)}\n".encode())
         print(f"{path}: ppl {result['ppl']:.2f}, bpc {result['bpc']:.4f}, {result['seconds']} s, {result['settings']}")
 

@@ -3,9 +3,10 @@
 import sys
 from pathlib import Path
 
+from publishing import publish_model
+
 from lstmlm.config import argument_parser, parse
 from lstmlm.console import run_script
-from lstmlm.publishing import publish_model
 from lstmlm.runtime import hardware
 
 FOLDER = Path(__file__).parents[1] / "models" / "wikitext2-reference"

@@ -3,9 +3,10 @@
 import sys
 from pathlib import Path
 
+from publishing import publish_results
+
 from lstmlm.config import argument_parser, parse
 from lstmlm.console import run_script
-from lstmlm.publishing import publish_results
 
 RESULTS = Path(__file__).parents[1] / "results"
 

@@ -3,10 +3,11 @@
 import sys
 from pathlib import Path
 
+from publishing import results_table, with_table
+
 from lstmlm.config import argument_parser, parse
 from lstmlm.console import run_script
 from lstmlm.files import replace_file
-from lstmlm.publishing import results_table, with_table
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,7 +14,6 @@ ROOMS = """
     training.optimizer training.step training.build training.checkpoint training.run_directory training.wandb_tracker training.tracking
     training.banner training.profiling training.run training.dry_run training.loop
     report.runs report.plots report.page report.wandb_report
-    publishing
     export.modeling_lstmlm export.transformers export.onnx export.hub
     cli
 """.split()

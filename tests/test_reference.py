@@ -65,10 +65,14 @@ def test_raw_english_is_scored_as_wikitext_was_cut(tmp_path: Path, capsys: pytes
         cli.evaluate(["--split", "test", "--raw"])
 
 
-def test_the_first_lines_of_the_test_split(wikitext: str, tmp_path: Path) -> None:
-    model, vocabulary = load_pretrained(BUNDLED)
-    data = DataConfig(dataset=wikitext, cache_dir=str(tmp_path))
-    stream, _ = load_split(data, "test", vocabulary)
-    told = {r.dataset_split: r.metric_value for r in ModelCard.load(BUNDLED / "README.md").data.eval_results}
-    assert evaluate_stream(model, stream[:10_000]).ppl == pytest.approx(told["test"], rel=0.3)
+def test_it_stays_small() -> None:
     assert (BUNDLED / "model.safetensors").stat().st_size < 2**24
+
+
+@pytest.mark.slow
+def test_it_has_the_perplexity_of_its_card(wikitext: str, tmp_path: Path) -> None:
+    model, vocabulary = load_pretrained(BUNDLED)
+    stream, _ = load_split(DataConfig(dataset=wikitext, cache_dir=str(tmp_path)), "test", vocabulary)
+    told = {r.dataset_split: r.metric_value for r in ModelCard.load(BUNDLED / "README.md").data.eval_results}
+    # The card's figure is that of one column; ten begin with a zero state ten times in 245,568 targets.
+    assert evaluate_stream(model, stream, columns=10).ppl == pytest.approx(told["test"], rel=1e-3)

@@ -111,7 +111,7 @@ def test_every_protocol_at_once(
     folder: Path, tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     common = ["--model", str(folder), "--cache_dir", str(tmp_path / "cache"), "--evaluations", "2"]
-    result = cli("measure_protocols", *common, "--out", str(tmp_path / "out"))
+    result = cli("measure_protocols", *common, "--output", str(tmp_path / "out"))
     assert result.returncode == 0, result.stderr
     names = {f"{name}-{split}.json" for name in NAMES for split in ("validation", "test")}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
@@ -119,6 +119,6 @@ def test_every_protocol_at_once(
         content = json.loads((tmp_path / "out" / name).read_text())
         assert name == f"{content['protocol']}{name.removeprefix(content['protocol'])}"
         assert name.endswith(f"-{content['split']}.json")
-    failed = cli("measure_protocols", "--model", "absent", "--out", str(tmp_path / "none"))
+    failed = cli("measure_protocols", "--model", "absent", "--output", str(tmp_path / "none"))
     assert failed.returncode == 1
     assert "failed: its own line says why" in failed.stderr

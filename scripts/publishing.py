@@ -34,6 +34,7 @@ from lstmlm.training.run_directory import RunDirectory
 
 RECORD, EVALUATIONS = "run.json", "evaluations"
 BEGIN, END = "<!-- results: made by scripts/results_table.py -->", "<!-- end of results -->"
+PROTOCOLS = ("static", "cache", "dynamic", "cache+dynamic")  # columns of the table
 TOLERANCE = 0.01  # perplexity that rounded weights may cost
 
 
@@ -103,71 +104,48 @@ def training_seconds(lines: list[dict[str, Any]]) -> float:
 
 
 def results_table(results: str | Path) -> str:
-    """The tables of all records below a folder, in Markdown: runs by name, then evaluations of their models.
+    """All records below a folder, in Markdown: a row for each run, a column for each protocol.
 
     Args:
         results: Folder of the records' folders.
     """
     folders = sorted(path.parent for path in Path(results).glob(f"*/{RECORD}"))
-    runs = [_run_row(folder) for folder in folders]
-    evaluations = [
-        _evaluation_row(path) for folder in folders for path in sorted((folder / EVALUATIONS).glob("*.json"))
-    ]
-    tables = []
-    if runs:
-        tables.append(
-            ["| run | valid ppl | test ppl | steps | training | command |", "|---|---|---|---|---|---|", *runs]
-        )
-    if evaluations:
-        heads = [
-            "| model | split | protocol | columns | state reset | settings | ppl | seconds |",
-            "|---|---|---|---|---|---|---|---|",
-        ]
-        tables.append([*heads, *evaluations])
-    return "\n\n".join("\n".join(table) for table in tables)
+    if not folders:
+        return ""
+    heads = ["run", "parameters", *PROTOCOLS, "minutes of training", "command"]
+    rows = [heads, ["---"] * len(heads), *map(_row, folders)]
+    words = "Perplexity on validation / test, read as one column whose state is never reset."
+    return "\n".join([words, "", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def _run_row(folder: Path) -> str:
-    config = yaml.safe_load((folder / "config.yaml").read_bytes())
+def _row(folder: Path) -> list[str]:
+    """Cells of a run. A perplexity is `validation / test` at one column, its state never reset, or says what it is."""
     record, lines = json.loads((folder / RECORD).read_bytes()), _lines((folder / "metrics.jsonl").read_bytes())
-    train, steps = config["train"], f"{lines[-1]['step']:,}"
+    config = yaml.safe_load((folder / "config.yaml").read_bytes())
+    figures = {(result["protocol"], result.get("split")): result["ppl"] for result in _evaluations(folder)}
+    cells = {protocol: _perplexities(figures, protocol) for protocol in PROTOCOLS}
+    parameters = ""
     if (folder / "summary.json").exists():
         summary = json.loads((folder / "summary.json").read_bytes())
-        valid, test = (f"{summary[split]['ppl']:.2f} (1 column)" for split in ("valid", "test"))
-    else:
-        measured = [line["valid/ppl"] for line in lines if line.get("valid/ppl") is not None]
-        valid = f"{min(measured):.2f} ({train['eval_columns']} columns)" if measured else ""
-        test = ""
-        steps += f" (in epoch {lines[-1]['epoch']} of {train['epochs']})"
-    minutes = round(record["training_seconds"] / 60)
-    threads = f"{record['threads']} thread{'s' * (record['threads'] > 1)}"
-    machine = record["gpu"] or f"{record['processor']}, {threads}"
-    cells = [
-        f"[{folder.name}](results/{folder.name})",
-        valid,
-        test,
-        steps,
-        f"{minutes // 60} h {minutes % 60:02} min; {machine}; {train['precision']}",
-        f"`{record['command']}`",
-    ]
-    return f"| {' | '.join(cells)} |"
+        parameters = f"{summary['parameters']:,}"
+        cells["static"] = " / ".join(f"{summary[split]['ppl']:.2f}" for split in ("valid", "test"))
+    elif measured := [line["valid/ppl"] for line in lines if line.get("valid/ppl") is not None]:
+        columns, epoch = config["train"]["eval_columns"], f"epoch {lines[-1]['epoch']} of {config['train']['epochs']}"
+        cells["static"] = f"{min(measured):.2f} / - (in {epoch}, {columns} columns)"
+    threads = f"{record['threads']} CPU thread{'s' * (record['threads'] > 1)}"
+    minutes = f"{round(record['training_seconds'] / 60):,} ({record['gpu'] or threads}, {config['train']['precision']})"
+    return [f"[{folder.name}](results/{folder.name})", parameters, *cells.values(), minutes, f"`{record['command']}`"]
 
 
-def _evaluation_row(path: Path) -> str:
-    result = json.loads(path.read_bytes())
-    settings = ", ".join(f"{key} {value}" for key, value in (result.get("settings") or {}).items())
-    name = path.parent.parent.name
-    cells = [
-        f"[{name}](results/{name}/{EVALUATIONS}/{path.name})",
-        result.get("split", ""),
-        result["protocol"],
-        str(result["columns"]),
-        result.get("reset", "never"),
-        settings,
-        f"{result['ppl']:.2f}",
-        f"{result['seconds']:.0f}",
-    ]
-    return f"| {' | '.join(cells)} |"
+def _evaluations(folder: Path) -> list[dict[str, Any]]:
+    """Results beside a record that papers' figures compare with: at one column, the state never reset."""
+    results = [json.loads(path.read_bytes()) for path in sorted((folder / EVALUATIONS).glob("*.json"))]
+    return [result for result in results if result["columns"] == 1 and result.get("reset", "never") == "never"]
+
+
+def _perplexities(figures: dict[tuple[str, str | None], float], protocol: str) -> str:
+    found = [figures.get((protocol, split)) for split in ("validation", "test")]
+    return " / ".join("-" if ppl is None else f"{ppl:.2f}" for ppl in found) if any(found) else ""
 
 
 def with_table(text: str, table: str) -> str:

@@ -1,7 +1,6 @@
 """What a repository shows of its runs: records, README's table of them, the model that is given away."""
 
 import json
-import math
 import re
 import shlex
 from collections.abc import Callable
@@ -16,10 +15,10 @@ from huggingface_hub import ModelCard
 from lstmlm import Config, UserError, evaluate, load_config
 from lstmlm.config import flatten
 from lstmlm.model.pretrained import load_pretrained
-from lstmlm.publishing import command, publish_model, publish_results, results_table, training_seconds, with_table
+from scripts.publishing import command, publish_model, publish_results, results_table, training_seconds, with_table
 from tests.training.test_loop import fresh_train
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RESULTS = sorted(path.parent for path in (ROOT / "results").glob("*/run.json"))
 
 
@@ -53,25 +52,31 @@ def test_a_run_that_goes_on_has_a_record_too(run: Path, tmp_path: Path) -> None:
     publish_results(run, tmp_path / "results" / "small")
     lines = [json.loads(line) for line in (tmp_path / "results/small/metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 9
-    (row,) = results_table(tmp_path / "results").splitlines()[2:]
+    (row,) = results_table(tmp_path / "results").splitlines()[4:]
     best = min(line["valid/ppl"] for line in lines if "valid/ppl" in line)
-    assert f"| {best:.2f} (10 columns) |" in row
-    assert "9 (in epoch 1 of 2)" in row
+    assert f"| {best:.2f} / - (in epoch 1 of 2, 10 columns) |" in row
 
 
 def test_the_table_shows_final_figures_and_evaluations(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "results" / "small"
     publish_results(run, folder)
     (folder / "evaluations").mkdir()
-    evaluation = {
-        "split": "test", "tokens": 11, "targets": 10, "nll": 9.0, "loss": 0.9, "ppl": math.exp(0.9), "bpc": 0.4, "columns": 1,
-        "protocol": "cache", "reset": "never", "settings": {"window": 500, "theta": 0.3}, "seconds": 12.4,
-    }  # fmt: skip
-    (folder / "evaluations" / "cache-test.json").write_text(json.dumps(evaluation))
+    for name, changed in {
+        "cache-test": {},
+        "cache-validation": {"split": "validation", "ppl": 3.5},
+        "cache-10-test": {"columns": 10, "ppl": 4.5},
+        "cache-line-test": {"reset": "line", "ppl": 5.5},
+        "both-test": {"protocol": "cache+dynamic", "ppl": 2.25},
+    }.items():
+        result = {"split": "test", "ppl": 2.459, "columns": 1, "protocol": "cache", "reset": "never"} | changed
+        (folder / "evaluations" / f"{name}.json").write_text(json.dumps(result))
     summary = json.loads((run / "summary.json").read_bytes())
-    runs, evaluations = (table.splitlines()[2:] for table in results_table(tmp_path / "results").split("\n\n"))
-    assert f"| {summary['valid']['ppl']:.2f} (1 column) | {summary['test']['ppl']:.2f} (1 column) | 9 |" in runs[0]
-    assert "| test | cache | 1 | never | window 500, theta 0.3 | 2.46 | 12 |" in evaluations[0]
+    _, _, heads, _, row = results_table(tmp_path / "results").splitlines()
+    assert heads == "| run | parameters | static | cache | dynamic | cache+dynamic | minutes of training | command |"
+    static = " / ".join(f"{summary[split]['ppl']:.2f}" for split in ("valid", "test"))
+    expected = f"| [small](results/small) | {summary['parameters']:,} | {static} | 3.50 / 2.46 |  | - / 2.25 | 0 ("
+    assert row.startswith(expected)
+    assert f"`{json.loads((folder / 'run.json').read_bytes())['command']}`" in row
 
 
 def test_a_finished_run_has_its_figures_in_its_card(run: Path) -> None:
@@ -156,7 +161,7 @@ def test_a_model_to_give_away(run: Path, tmp_path: Path, text_folder: Path) -> N
 def test_weights_that_16_bits_would_spoil_stay_in_32(
     run: Path, tmp_path: Path, text_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lstmlm.publishing.TOLERANCE", 1e-9)
+    monkeypatch.setattr("scripts.publishing.TOLERANCE", 1e-9)
     publish_model(run, tmp_path / "full", "Owner/name", str(text_folder), "small", "cc-by-sa-3.0", "")
     expected = load_pretrained(run)[0].weights()
     torch.testing.assert_close(load_pretrained(tmp_path / "full")[0].weights(), expected, rtol=0, atol=0)

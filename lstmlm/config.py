@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lstmlm.console import UsageError, UserError, check
-from lstmlm.files import load_yaml, user_path
+from lstmlm.console import UsageError, UserError, check, one_line
+from lstmlm.files import user_path
+from lstmlm.records import load_yaml
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -317,7 +318,7 @@ def _told_in_one_line() -> Iterator[None]:
     except UserError:
         raise
     except (ArgumentError, ValueError, TypeError, OSError) as error:
-        reason = " ".join(str(error).split()).removesuffix(".")
+        reason = one_line(error).removesuffix(".")
         raise UsageError(f"{_shortened(reason)} (--help lists every option)") from None
 
 

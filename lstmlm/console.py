@@ -39,6 +39,16 @@ def check(holds: bool, message: str) -> None:
         raise UsageError(message)
 
 
+def one_line(reason: object, most: int = 300) -> str:
+    """An error, or what it says, in one line.
+
+    Args:
+        reason: To be told.
+        most: Characters at most.
+    """
+    return " ".join(str(reason).split())[:most]
+
+
 def print_line(message: str) -> None:
     """A line on standard error, in one write: ranks that share it do not write into each other's lines.
 
@@ -116,7 +126,7 @@ def run_script(main: Callable[[], int]) -> int:
             print_line("error: interrupted; what was saved before is intact")
         return 130
     except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        reason = f"{type(error).__name__}: {one_line(error)}"
         several = os.environ.get("WORLD_SIZE", "1") != "1"
         if several and any(sign in reason for sign in ("closed by peer", "reset by peer", "Broken pipe", "Timed out")):
             print_line(

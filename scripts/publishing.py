@@ -27,6 +27,7 @@ from lstmlm.data.sources import SPLITS, dataset_name
 from lstmlm.evaluation.protocol import Subject, evaluate
 from lstmlm.files import replace_file
 from lstmlm.model.pretrained import WEIGHTS, model_card, model_folder, model_name, save_pretrained, trained_on
+from lstmlm.records import read_json_lines
 from lstmlm.runtime.hardware import default_threads, processor
 from lstmlm.training import checkpoint
 from lstmlm.training.checkpoint import Saved
@@ -71,7 +72,7 @@ def publish_results(run: str | Path, folder: str | Path, dataset: str | None = N
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": {"python": platform.python_version(), **versions},
         "interruptions": saved.tracking.resume_count if saved else None,
-        "training_seconds": round(training_seconds(_lines(content))),
+        "training_seconds": round(training_seconds(read_json_lines(directory.metrics))),
     }
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
@@ -120,7 +121,7 @@ def results_table(results: str | Path) -> str:
 
 def _row(folder: Path) -> list[str]:
     """Cells of a run. A perplexity is `validation / test` at one column, its state never reset, or says what it is."""
-    record, lines = json.loads((folder / RECORD).read_bytes()), _lines((folder / "metrics.jsonl").read_bytes())
+    record, lines = json.loads((folder / RECORD).read_bytes()), read_json_lines(folder / "metrics.jsonl", strict=True)
     config = yaml.safe_load((folder / "config.yaml").read_bytes())
     figures = {(result["protocol"], result.get("split")): result["ppl"] for result in _evaluations(folder)}
     cells = {protocol: _perplexities(figures, protocol) for protocol in PROTOCOLS}
@@ -198,10 +199,6 @@ def publish_model(
     }
     card = model_card(model, vocabulary, data, figures, name, license, notes)
     save_pretrained(folder, model, vocabulary, data, metadata, dtype, card, fingerprints)
-
-
-def _lines(content: bytes) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in content.splitlines()]
 
 
 def _json(values: dict[str, Any]) -> bytes:

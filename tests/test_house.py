@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOMS = """
-    console files config
+    console files records config
     data.tokenize data.vocabulary data.toy data.reading data.sources data.table data.corpus
     model.dropout model.loss model.layers model.language_model model.pretrained
     runtime.hardware runtime.distributed runtime.launch

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from lstmlm.console import UsageError, UserError
+from lstmlm.console import UsageError, UserError, one_line
 from lstmlm.data.tokenize import plain
 
 BLOCK = 1 << 20  # characters of a block, about
@@ -229,5 +229,4 @@ def _reading(path: Path, place: Callable[[], str]) -> Iterator[None]:
     except (OSError, EOFError, zlib.error, csv.Error, ValueError, RuntimeError) as error:
         if isinstance(error, OSError) and error.strerror:
             raise UserError(f"cannot read {path}: {error.strerror}") from None
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{path} is damaged or unfinished at {place()}: {reason}") from None
+        raise UserError(f"{path} is damaged or unfinished at {place()}: {one_line(error)}") from None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lstmlm.config import DataConfig
-from lstmlm.console import UsageError, UserError
+from lstmlm.console import UsageError, UserError, one_line
 from lstmlm.data import toy
 from lstmlm.data.reading import check_column, form_of, read_blocks, row_text, rows_to_blocks, units
 from lstmlm.files import user_path
@@ -199,7 +199,7 @@ def _by_the_library(problem: Callable[[], str], remedy: str = "") -> Iterator[No
         yield
     except (*FAULTS, datasets.exceptions.DatasetsError) as error:
         reason = told[-1] if told else str(error) or "a file in it is empty"  # which makes the library's iterator stop
-        raise UserError(f"{problem()}: {' '.join(reason.split())[:400]}{remedy}") from None
+        raise UserError(f"{problem()}: {one_line(reason, 400)}{remedy}") from None
     finally:
         log.handlers, log.propagate = before
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lstmlm.console import UserError
 from lstmlm.data.tokenize import EOS, UNK, Characters, Lowercase, Moses, Subwords, Tokenizer, Words, plain, tallies
-from lstmlm.files import read_json
+from lstmlm.records import read_json
 
 
 class Vocabulary:

@@ -40,8 +40,9 @@ from lstmlm.evaluation.perplexity import (
     word_ppl,
 )
 from lstmlm.evaluation.surprisal import Reset, with_resets
-from lstmlm.files import read_yaml, user_path
+from lstmlm.files import user_path
 from lstmlm.model.pretrained import default_device, find_model, load_pretrained, read_config
+from lstmlm.records import read_yaml
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from lstmlm.console import UserError
+from lstmlm.console import UserError, one_line
 from lstmlm.export.transformers import export_transformers
 
 
@@ -30,6 +30,7 @@ def push_to_hub(model: str | Path, name: str, private: bool = False) -> str:
             api.create_repo(name, private=private, exist_ok=True)
             commit = api.upload_folder(repo_id=name, folder_path=folder, commit_message="A model trained with lstmlm")
         except Exception as error:  # the Hub's client raises its transport's kinds too
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"cannot push to {name}: {reason} (hf auth login, or HF_TOKEN, says who you are)") from None
+            raise UserError(
+                f"cannot push to {name}: {one_line(error)} (hf auth login, or HF_TOKEN, says who you are)"
+            ) from None
     return str(commit.commit_url)

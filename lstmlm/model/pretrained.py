@@ -17,11 +17,12 @@ import torch
 from huggingface_hub import EvalResult, ModelCardData, snapshot_download
 
 from lstmlm.config import DataConfig, ModelConfig
-from lstmlm.console import UserError, print_line
+from lstmlm.console import UserError, one_line, print_line
 from lstmlm.data.sources import subset_of
 from lstmlm.data.vocabulary import Vocabulary
-from lstmlm.files import as_kind, read_json, replace_file
+from lstmlm.files import replace_file
 from lstmlm.model.language_model import LSTMLanguageModel
+from lstmlm.records import as_kind, read_json
 
 CONFIG, VOCABULARY, WEIGHTS, CARD = "config.json", "vocab.json", "model.safetensors", "README.md"
 FILES = (CONFIG, VOCABULARY, WEIGHTS, CARD)
@@ -246,7 +247,7 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=[CONFIG, VOCABULARY, WEIGHTS, CARD], library_name="lstmlm"))
     except Exception as error:  # the Hub's client raises its transport's kinds too
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(f"there is no model in {name}, which is no folder here, nor on the Hub: {reason}") from None
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lstmlm.config import PLACES
-from lstmlm.console import UserError
+from lstmlm.console import UserError, one_line
+from lstmlm.records import read_json_lines
 from lstmlm.training.run_directory import RunDirectory
 
 ELSEWHERE = (*PLACES, "tracking.")  # beginnings of keys that say where, not what
@@ -104,7 +105,7 @@ def read_run(path: Path, name: str) -> RunRecord:
         if not file.exists():
             raise UserError(f"{path} holds no run (no {file.name})")
     config, summary = directory.read_config(), directory.read_summary()
-    lines = _read_lines(directory.metrics)
+    lines = read_json_lines(directory.metrics, strict=True)
     timed = all("seconds" in line for line in lines)
     if not timed:
         lines = [line | {"seconds": at} for line, at in zip(lines, _derived_seconds(lines), strict=True)]
@@ -115,7 +116,7 @@ def read_run(path: Path, name: str) -> RunRecord:
         timed=timed,
         summary=summary,
         evaluations=_read_evaluations(directory.evaluations),
-        samples=_read_lines(directory.samples) if directory.samples.exists() else [],
+        samples=read_json_lines(directory.samples, strict=True),
     )
 
 
@@ -125,24 +126,6 @@ def differences(records: Sequence[RunRecord]) -> list[str]:
     return [key for key in keys if any(record.config.get(key) != records[0].config.get(key) for record in records)]
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """Objects of a JSONL file. What stands after its last line end is being written, and is left alone."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
-    lines = []
-    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            raise UserError(f"{path} is broken (line {number} is not a JSON object)")
-        lines.append(value)
-    return lines
-
-
 def _read_evaluations(folder: Path) -> list[dict[str, Any]]:
     """Results in a folder; a file that holds none is named in a warning."""
     results = []
@@ -150,7 +133,7 @@ def _read_evaluations(folder: Path) -> list[dict[str, Any]]:
         try:
             result = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
-            result = _reason(error)
+            result = one_line(error)
         if isinstance(result, dict) and "protocol" in result and math.isfinite(_number(result.get("ppl"))):
             results.append(result | {"file": path.name})
         else:
@@ -175,7 +158,3 @@ def _derived_seconds(lines: Sequence[Metrics]) -> list[float]:
 
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from lstmlm.console import UsageError, UserError
+from lstmlm.console import UsageError, UserError, one_line
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import Report
@@ -94,7 +94,7 @@ def save(report: "Report", workspace: "Workspace") -> list[str]:
         raise
     except Exception as error:  # wandb's own, its transport's, and ValueError
         place = f"{report.entity}/{report.project}"
-        raise UserError(f"cannot save the report in {place}: {' '.join(str(error).split())}") from None
+        raise UserError(f"cannot save the report in {place}: {one_line(error)}") from None
 
 
 def to_json(report: "Report", workspace: "Workspace") -> bytes:

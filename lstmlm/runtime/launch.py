@@ -24,7 +24,7 @@ from torch import distributed as dist
 from torch.distributed import PrefixStore, Store
 
 from lstmlm.config import Config
-from lstmlm.console import UsageError, UserError
+from lstmlm.console import UsageError, UserError, one_line
 from lstmlm.runtime import hardware
 from lstmlm.runtime.distributed import check_alike, fail_together
 
@@ -142,13 +142,12 @@ def start(config: Config) -> Accelerator:
         AssertionError,
         ImportError,
     ) as error:  # the environment asks for what this machine or PyTorch has not
-        raise UsageError(f"Accelerate cannot start: {' '.join(str(error).split())}") from None
+        raise UsageError(f"Accelerate cannot start: {one_line(error)}") from None
     except (dist.DistError, RuntimeError) as error:
         if "WORLD_SIZE" not in os.environ:
             raise
         raise UserError(
-            f"the ranks did not find each other within {config.train.timeout_minutes:g} minutes: "
-            f"{' '.join(str(error).split())[:300]}"
+            f"the ranks did not find each other within {config.train.timeout_minutes:g} minutes: {one_line(error)}"
         ) from None
     # After Accelerate, which sets both of these too.
     torch.set_num_threads(config.train.threads or hardware.default_threads())

@@ -27,7 +27,8 @@ from torch import Tensor
 from lstmlm.config import Config
 from lstmlm.console import UserError
 from lstmlm.data.table import Table, Window
-from lstmlm.files import cannot_write, read_file, read_json, sync_folder, to_json, write_file
+from lstmlm.files import cannot_write, read_file, sync_folder, write_file
+from lstmlm.records import read_json, to_json
 
 TENSORS, VALUES, MANIFEST = "state.safetensors", "state.json", "manifest.json"
 _NAME = re.compile(r"step_(\d{8,})")

@@ -24,7 +24,8 @@ from typing_extensions import TypedDict  # which pydantic needs before Python 3.
 from lstmlm.config import RUN_CONFIG, Config
 from lstmlm.console import UserError
 from lstmlm.data.sources import dataset_name
-from lstmlm.files import locked, read_json, read_lines, read_yaml, replace_file, sweep, to_json, user_path
+from lstmlm.files import locked, replace_file, sweep, user_path
+from lstmlm.records import read_json, read_json_lines, read_yaml, to_json
 
 
 class Summary(TypedDict):
@@ -175,7 +176,7 @@ class RunDirectory:
 
     def _last_step(self) -> int:
         """The last step that `metrics.jsonl` tells of."""
-        steps = [line.get("step") for line in read_lines(self.metrics)]
+        steps = [line.get("step") for line in read_json_lines(self.metrics)]
         return max([0, *(step for step in steps if isinstance(step, int))])
 
     def sweep(self) -> None:

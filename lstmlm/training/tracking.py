@@ -15,8 +15,9 @@ from accelerate import Accelerator
 from accelerate.tracking import filter_trackers
 
 from lstmlm.config import Config
-from lstmlm.console import UserError, print_line
-from lstmlm.files import append_line, cut_lines, sync_folder
+from lstmlm.console import UserError, one_line, print_line
+from lstmlm.files import sync_folder
+from lstmlm.records import append_line, cut_lines
 from lstmlm.runtime.distributed import fail_together
 from lstmlm.training.checkpoint import Logged
 from lstmlm.training.run_directory import RunDirectory
@@ -163,7 +164,7 @@ class Tracking:
                 for started in self._accelerator.trackers:
                     with suppress(Exception):  # some have not started
                         started.finish()
-                raise UserError(f"cannot start the trackers {names}: {' '.join(str(error).split())}") from None
+                raise UserError(f"cannot start the trackers {names}: {one_line(error)}") from None
         if is_main:  # other ranks hold blank trackers
             self._trackers = [self._our_tracker(tracker) for tracker in self._accelerator.trackers]
 
@@ -220,7 +221,7 @@ class Tracking:
             try:
                 event(tracker)
             except Exception as error:  # each tracker raises its own kinds, and none is worth the run
-                print_line(f"warning: {tracker.name} failed: {' '.join(str(error).split())}")
+                print_line(f"warning: {tracker.name} failed: {one_line(error)}")
 
 
 def git_state() -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lstmlm.config import TrackingConfig
-from lstmlm.console import print_line
+from lstmlm.console import one_line, print_line
 
 LOGIN_SECONDS = 5  # how long W&B may take to accept the key; after that the run logs offline
 FINISH_SECONDS = 120  # how long the end of a run waits for uploads; what is left stays on disk
@@ -109,7 +109,7 @@ def _problem_online() -> str | None:
         # Never a prompt: it would block a cluster job.
         return None if wandb.login(prompt=False, verify=True) else "no W&B key found"
     except (wandb.Error, ValueError) as error:
-        return f"W&B does not answer or refuses the key ({' '.join(str(error).split())})"
+        return f"W&B does not answer or refuses the key ({one_line(error)})"
     finally:
         if own_limit is None:
             del os.environ["WANDB_HTTP_TIMEOUT"]

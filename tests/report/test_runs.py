@@ -63,8 +63,8 @@ BROKEN = {
     "config.yaml is damaged": ("config.yaml", "data: [1,"),
     "config.yaml is damaged or not of this project: optimizer": ("config.yaml", "optimizer: {lr: 1}"),
     "not of this project": ("config.yaml", "just words"),
-    "line 2 is not a JSON object": ("metrics.jsonl", '{"step": 1}\n[]\n'),
-    "line 1 is not a JSON object": ("metrics.jsonl", "\x00\n"),
+    "line 2 is no JSON object": ("metrics.jsonl", '{"step": 1}\n[]\n'),
+    "line 1 is no JSON object": ("metrics.jsonl", "\x00\n"),
     "summary.json is damaged": ("summary.json", ""),
     "summary.json is damaged or not of this project": ("summary.json", "[]"),
 }

@@ -1,0 +1,154 @@
+"""JSON, YAML and JSON lines as files hold them, checked against what they should be."""
+
+import json
+import math
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from lstmlm.console import UserError, one_line
+from lstmlm.files import append_file, read_file, replace_file
+
+T = TypeVar("T")
+
+
+def to_json(values: Any, indent: int | None = None) -> bytes:
+    """Values as JSON, which knows no NaN and no infinity: `null` stands for them."""
+    return json.dumps(_finite(values), indent=indent, allow_nan=False).encode()
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _finite(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
+def read_json(path: Path, kind: type[T], others: Literal["forbid", "allow"] = "forbid") -> T:
+    """The content of a JSON file as the dataclass, TypedDict or plain type that it should be.
+
+    Args:
+        path: Of the file.
+        kind: Its fields, their types and checks; a field that has a default may be missing.
+        others: Whether keys that `kind` does not have are refused or kept.
+
+    Raises:
+        UserError: It cannot be read, or is not a `kind`: naming the file and the first thing that is wrong.
+    """
+    try:
+        values = json.loads(read_file(path))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, error) from None
+    return as_kind(path, values, kind, others)
+
+
+def read_yaml(path: Path, kind: type[T]) -> T:
+    """As `read_json`, for YAML. A key that stands twice is refused."""
+    return as_kind(path, load_yaml(path), kind)
+
+
+def load_yaml(path: Path) -> Any:
+    """What a YAML file says, whatever it is. A key that stands twice is refused.
+
+    Raises:
+        UserError: It cannot be read, or is no YAML: naming the file and the line.
+    """
+    try:
+        return yaml.load(read_file(path), _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise _damaged(path, f"{error.problem}{line}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from None
+
+
+def as_kind(path: Path, values: Any, kind: type[T], others: Literal["forbid", "allow"] = "forbid") -> T:
+    """What was read from a file, as `read_json` gives it.
+
+    Raises:
+        UserError: It is not a `kind`.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        # Through JSON: pydantic takes its list for a tuple, but no other type for another.
+        plain = json.dumps(values, allow_nan=False)
+        return TypeAdapter(kind).validate_json(plain, strict=True, extra=others)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise _damaged(path, f"{place}: {first['msg']}" if place else first["msg"]) from None
+    except (UserError, ValueError, TypeError, RecursionError) as error:  # the first is a check of the dataclass itself
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, reason: object) -> UserError:
+    return UserError(f"{path} is damaged or not of this project: {one_line(reason) or 'it holds no text'}")
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: list[Any] = []
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value} stands twice", problem_mark=key.start_mark)
+            seen.append(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def append_line(path: Path, values: dict[str, Any]) -> None:
+    """Add a line of JSON to a file."""
+    append_file(path, to_json(values) + b"\n")
+
+
+def cut_lines(path: Path, length: int) -> bool:
+    """Cut a file of JSON lines back to what it was at a length; a line of that which is damaged goes too.
+
+    Args:
+        path: Of a file that `append_line` writes; one that is missing is made where it was not empty.
+        length: In bytes.
+
+    Returns:
+        Whether it still held all of that length.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    content = read_file(path)[:length] if os.path.lexists(path) else b""
+    intact = b"".join(line for line in content.splitlines(keepends=True) if _values(line) is not None)
+    if len(intact) == length:
+        if path.exists():
+            os.truncate(path, length)
+        return True
+    replace_file(path, intact)
+    return False
+
+
+def read_json_lines(path: Path, strict: bool = False) -> list[dict[str, Any]]:
+    """The objects that `append_line` wrote. What stands after the last line end is being written, and is left out.
+
+    Args:
+        path: Of the file; without it there are no lines.
+        strict: Whether a damaged line is refused; else it is left out.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    content = read_file(path) if os.path.lexists(path) else b""
+    lines = [_values(line) for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+    if strict and None in lines:
+        raise _damaged(path, f"line {lines.index(None) + 1} is no JSON object")
+    return [values for values in lines if values is not None]
+
+
+def _values(line: bytes) -> dict[str, Any] | None:
+    """What a line says; None where it is damaged or unfinished."""
+    with suppress(ValueError, RecursionError):
+        values = json.loads(line)
+        if line.endswith(b"\n") and isinstance(values, dict):
+            return values
+    return None

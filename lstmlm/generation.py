@@ -281,7 +281,7 @@ def _steps(
         rows = torch.tensor(going_on, device=outputs.device)
         new = torch.tensor([tokens[column] for column in going_on], device=outputs.device)
         with torch.no_grad():
-            outputs, state = model.hidden(new[None], [(h[rows], c[rows]) for h, c in state])
+            outputs, state = model.hidden(new[None], state.select(rows))
         outputs = outputs[0]
 
 
@@ -291,20 +291,19 @@ def _read(model: LSTMLanguageModel, prompts: list[list[int]]) -> tuple[Tensor, S
     device = model.embedding.weight.device
     distinct = sorted({tuple(prompt) for prompt in prompts}, key=len, reverse=True)
     state = model.initial_state(len(distinct))
-    last = torch.empty_like(state[0][0])
+    last = model.decoder.weight.new_empty(len(distinct), model.decoder.in_features)
     begin = 0
     for end in sorted({len(prompt) for prompt in distinct}):
         running = [prompt for prompt in distinct if len(prompt) >= end]  # the first columns
         tokens = torch.tensor([prompt[begin:end] for prompt in running], device=device).T  # (T, B)
         columns = len(running)
-        outputs, new = model.hidden(tokens, [(h[:columns], c[:columns]) for h, c in state])
+        outputs, new = model.hidden(tokens, state.select(slice(columns)))
         last[:columns] = outputs[-1]
-        for (h, c), (new_h, new_c) in zip(state, new, strict=True):
-            h[:columns], c[:columns] = new_h, new_c
+        state.copy_(new, slice(columns))
         begin = end
     places = {prompt: column for column, prompt in enumerate(distinct)}
     rows = torch.tensor([places[tuple(prompt)] for prompt in prompts], device=device)
-    return last[rows], [(h[rows], c[rows]) for h, c in state]
+    return last[rows], state.select(rows)
 
 
 def _ids(tokens: Sequence[str], option: str, vocabulary: Vocabulary) -> list[int]:

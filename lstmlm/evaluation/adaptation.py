@@ -202,7 +202,7 @@ class DynamicScorer:
         with torch.enable_grad():
             nll, token_nll, outputs, state = self._model.summed_and_token_nll(inputs, self._state, targets)
             gradients = torch.autograd.grad(nll / (targets != IGNORE).sum(), list(self._weights.values()))
-        self._state = [(h.detach(), c.detach()) for h, c in state]
+        self._state = state.detach()
         with torch.no_grad():
             for (name, weight), gradient in zip(self._weights.items(), gradients, strict=True):
                 if self._settings.rule == "rms":
@@ -231,7 +231,7 @@ def gradient_rms(model: LSTMLanguageModel, stream: Tensor) -> dict[str, Tensor]:
     for first, end in segments:
         inputs, targets = table.segment(first, end)
         with torch.enable_grad():
-            nll, _, state = model(inputs, [(h.detach(), c.detach()) for h, c in state], targets)
+            nll, _, state = model(inputs, state.detach(), targets)
             gradients = torch.autograd.grad(nll / table.targets_in(first, end), list(weights.values()))
         for square, gradient in zip(squares.values(), gradients, strict=True):
             square.addcmul_(gradient, gradient)

@@ -164,7 +164,7 @@ def _score_window(
         inputs: int64 (n,), the token before each target.
         targets: int64 (n,).
         fresh: Where a stretch begins with the zero state.
-        state: Of the first stretch where that does not, (1, H).
+        state: Of the first stretch where that does not.
     """
     device = model.embedding.weight.device
     inputs, targets = inputs.to(device), targets.to(device)
@@ -176,9 +176,7 @@ def _score_window(
     columns = model.initial_state(len(stretches))
     if 0 not in fresh:
         first = next(b for b, (begin, _) in enumerate(stretches) if begin == 0)
-        for layer, carried in zip(columns, state, strict=True):
-            for part, value in zip(layer, carried, strict=True):
-                part[first] = value[0]
+        columns.copy_(state, slice(first, first + 1))
     nll, entropy = torch.empty(2, len(inputs), device=device)
     rank = torch.empty_like(targets)
     running, row = len(stretches), 0
@@ -191,13 +189,13 @@ def _score_window(
         places = begins[:running] + torch.arange(row, end, device=device)[:, None]  # (T, B)
         present = places < ends[:running]
         tokens = inputs[places.clamp(max=len(inputs) - 1)]
-        outputs, columns = model.hidden(tokens, [(h[:running], c[:running]) for h, c in columns])
+        outputs, columns = model.hidden(tokens, columns.select(slice(running)))
         places = places[present]  # (N,)
         nll[places], entropy[places], rank[places] = token_scores(
             outputs[present], model.decoder.weight, model.decoder.bias, targets[places]
         )
         if end == lengths[last]:
-            state = [(h[last : last + 1], c[last : last + 1]) for h, c in columns]
+            state = columns.select(slice(last, last + 1))
         row = end
     return TokenScores(nll.cpu(), entropy.cpu(), rank.cpu()), state
 

@@ -3,6 +3,8 @@
 Shapes: T time, B columns, E embedding, H hidden, V vocabulary, L layers.
 """
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,39 @@ from lstmlm.model.dropout import Masks
 from lstmlm.model.layers import LayerState, LSTMLayer, TiedEmbedding
 from lstmlm.model.loss import linear_cross_entropy, summed_and_token_nll, token_nll
 
-State = list[LayerState]  # (h, c) of each layer, each float32 (B, H)
+
+class State(tuple[LayerState, ...]):
+    """What the model carries from row to row: a `LayerState` of each layer, whose tensors have the columns first, (B, ...)."""
+
+    __slots__ = ()
+
+    def detach(self) -> "State":
+        """The same values, without their history."""
+        return self._map(Tensor.detach)
+
+    def select(self, columns: slice | Tensor) -> "State":
+        """The state of some columns, or of numbered ones in any order."""
+        return self._map(lambda tensor: tensor[columns])
+
+    @torch.no_grad()
+    def copy_(self, other: "State", columns: slice = slice(None)) -> None:
+        """Take over, in place, the values of `other` for these columns."""
+        for (_, own), (_, new) in zip(self.named(), other.named(), strict=True):
+            own[columns].copy_(new)
+
+    def zero_(self) -> None:
+        """Zero it in place."""
+        for _, tensor in self.named():
+            tensor.zero_()
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """Each tensor with its name in a checkpoint."""
+        for i, layer in enumerate(self):
+            for name, tensor in layer._asdict().items():
+                yield f"state.{name}.{i}", tensor
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "State":
+        return State(LayerState(*map(function, layer)) for layer in self)
 
 
 class LSTMLanguageModel(nn.Module):
@@ -42,7 +76,7 @@ class LSTMLanguageModel(nn.Module):
     def initial_state(self, columns: int) -> State:
         """The zero state of `columns` columns."""
         weight, size = self.embedding.weight, self.config.hidden_size
-        return [(weight.new_zeros(columns, size), weight.new_zeros(columns, size)) for _ in self.layers]
+        return State(LayerState(weight.new_zeros(columns, size), weight.new_zeros(columns, size)) for _ in self.layers)
 
     def forward(
         self, tokens: Tensor, state: State, targets: Tensor, masks: Masks | None = None
@@ -51,7 +85,7 @@ class LSTMLanguageModel(nn.Module):
 
         Args:
             tokens: int64 (T, B).
-            state: (h, c) of each layer, (B, H).
+            state: Of these columns.
             targets: int64 (T, B), -100 where there is none.
             masks: Dropout masks of this segment and these columns; None = no dropout.
 
@@ -78,7 +112,7 @@ class LSTMLanguageModel(nn.Module):
 
         Args:
             tokens: int64 (T, B).
-            state: (h, c) of each layer, (B, H).
+            state: Of these columns.
             targets: int64 (T, B), -100 where there is none.
 
         Returns:
@@ -100,7 +134,7 @@ class LSTMLanguageModel(nn.Module):
 
         Args:
             tokens: int64 (T, B).
-            state: (h, c) of each layer, (B, H).
+            state: Of these columns.
         """
         _, outputs, state = self._run_layers(self.embedding(tokens), state, None)
         return outputs, state
@@ -118,7 +152,7 @@ class LSTMLanguageModel(nn.Module):
         for i, (layer, layer_state) in enumerate(zip(self.layers, state, strict=True)):
             raw, outputs, layer_state = layer(outputs, layer_state, None if masks is None else masks.layers[i])
             new_state.append(layer_state)
-        return raw, outputs, new_state
+        return raw, outputs, State(new_state)
 
     def _penalty(self, raw: Tensor, outputs: Tensor) -> Tensor:
         """Activation and temporal activation regularisation (Merity et al., 2017, "Revisiting activation regularization"), summed over

@@ -4,7 +4,7 @@ Shapes: T time, B columns, E embedding, H hidden, V vocabulary.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,12 @@ from torch.nn import functional as F
 
 from lstmlm.model.loss import refuse_second_derivatives
 
-LayerState = tuple[Tensor, Tensor]  # (h, c), each (B, H), float32 (float64 in a float64 model)
+
+class LayerState(NamedTuple):
+    """What an LSTM layer carries from row to row, each (B, H), float32 (float64 in a float64 model)."""
+
+    h: Tensor
+    c: Tensor
 
 
 class LSTMLayer(nn.LSTM):
@@ -44,7 +49,7 @@ class LSTMLayer(nn.LSTM):
         with _lstm_precision(inputs.device.type):
             raw, h, c = torch.lstm(inputs, (h[None], c[None]), weights, True, 1, 0.0, self.training, False, False)
         carried = torch.promote_types(h.dtype, torch.float32)  # the state has no less precision than float32
-        return raw, raw if mask is None else raw * mask, (h[0].to(carried), c[0].to(carried))
+        return raw, raw if mask is None else raw * mask, LayerState(h[0].to(carried), c[0].to(carried))
 
 
 class TiedEmbedding(torch.autograd.Function):

@@ -173,37 +173,32 @@ class TrainStep:
 
     def reset_state(self) -> None:
         """Zero the hidden state, as at an epoch's start."""
-        for h, c in self.state:
-            h.zero_()
-            c.zero_()
+        self.state.zero_()
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that the next step depends on, global: tensors on the CPU by name, and plain values. Every rank calls it."""
         # On a GPU cuDNN keeps an LSTM's weights in one buffer; copies of their own are what safetensors can write.
         tensors = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in self._trained()}
-        for i, pair in enumerate(self.state):
-            for key, local in zip(("h", "c"), pair, strict=True):
-                columns = torch.zeros(self.table.columns, local.shape[1], device=local.device)
-                columns[self._own_columns] = local
-                tensors[f"state.{key}.{i}"] = sum_over_ranks(self.accelerator, columns).cpu()
+        for name, local in self.state.named():
+            columns = local.new_zeros(self.table.columns, *local.shape[1:])
+            columns[self._own_columns] = local
+            tensors[name] = sum_over_ranks(self.accelerator, columns).cpu()
         scaler = self.accelerator.scaler
         return tensors, {"scaler": scaler.state_dict() if scaler is not None else None}
 
     def layout(self) -> dict[str, Tensor]:
         """The tensors of `state_dict` by name, with their shapes and types, but on the device `meta`: they hold nothing."""
         tensors = {name: torch.empty_like(tensor, device="meta") for name, tensor in self._trained()}
-        for i, (h, c) in enumerate(self.state):
-            for key, local in (("h", h), ("c", c)):
-                tensors[f"state.{key}.{i}"] = local.new_empty(self.table.columns, local.shape[1], device="meta")
+        for name, local in self.state.named():
+            tensors[name] = local.new_empty(self.table.columns, *local.shape[1:], device="meta")
         return tensors
 
     def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Take over what `state_dict` gave on any number of ranks."""
         for name, tensor in self._trained():
             tensor.copy_(tensors[name])
-        for i, (h, c) in enumerate(self.state):
-            h.copy_(tensors[f"state.h.{i}"][self._own_columns])
-            c.copy_(tensors[f"state.c.{i}"][self._own_columns])
+        for name, local in self.state.named():
+            local.copy_(tensors[name][self._own_columns])
         if self.accelerator.scaler is not None and values["scaler"]:
             self.accelerator.scaler.load_state_dict(values["scaler"])
 
@@ -233,10 +228,7 @@ class TrainStep:
         nll, penalty, state = self.wrapped_model(inputs, self.state, targets, masks)
         # DDP averages over ranks; times W / N_step this is the gradient of the global nll per target.
         self.accelerator.backward((nll + penalty) * (self.accelerator.num_processes / num_targets))
-        with torch.no_grad():
-            for own, new in zip(self.state, state, strict=True):
-                own[0].copy_(new[0])
-                own[1].copy_(new[1])
+        self.state.copy_(state)
         return nll.detach()
 
     def _apply_gradient(self) -> Tensor:

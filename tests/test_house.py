@@ -11,7 +11,8 @@ ROOMS = """
     evaluation.perplexity evaluation.adaptation evaluation.surprisal evaluation.surprisal_tables evaluation.protocol
     evaluation.breakdown evaluation.tuning evaluation.pairs
     generation
-    training.optimizer training.step training.build training.checkpoint training.run_directory training.wandb_tracker training.tracking
+    training.optimizer training.step training.build training.cursor training.checkpoint training.run_directory training.resume
+    training.wandb_tracker training.tracking
     training.banner training.profiling training.run training.dry_run training.loop
     report.runs report.plots report.page report.wandb_report
     export.modeling_lstmlm export.transformers export.onnx export.hub

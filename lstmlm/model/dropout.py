@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lstmlm.config import ModelConfig
 
+MASKS = "hash 1"  # this function by name; a checkpoint says with which one its run was made
 PLACE_BITS = 24  # a place of the model has fewer than 2^24 units, and there are fewer than 2^7 places
 
 

@@ -26,111 +26,13 @@ from torch import Tensor
 
 from lstmlm.config import Config
 from lstmlm.console import UserError
-from lstmlm.data.table import Table, Window
 from lstmlm.files import cannot_write, read_file, sync_folder, write_file
 from lstmlm.records import read_json, to_json
+from lstmlm.training.cursor import Cursor, Interval, Seconds
 
 TENSORS, VALUES, MANIFEST = "state.safetensors", "state.json", "manifest.json"
 _NAME = re.compile(r"step_(\d{8,})")
 _HIDDEN_NAME = re.compile(r"\.step_\d{8,}\.(tmp|old)")
-
-# Configuration keys that a resumed run may change: they do not touch what is computed, other than its rounding.
-FREE_KEYS = {
-    "train.log_every",
-    "train.eval_every",
-    "train.patience",
-    "train.save_every",
-    "train.keep_checkpoints",
-    "train.threads",
-    "train.cuda_graph",
-    "train.compress_gradients",
-    "train.timeout_minutes",
-    "train.profile",
-    "train.run_dir",
-    "train.resume",
-    "data.cache_dir",
-    "data.dataset",  # where the data are; what they are, the fingerprint of the tokens decides
-    "data.subset",
-    "data.text_column",
-}
-GROWING_KEYS = {
-    "train.epochs",
-    "train.max_steps",
-}  # may grow, except under the schedule `cosine`, which ends with the run
-PLATEAU_KEYS = {"train.eval_every"}  # the schedule plateau counts validations
-
-
-@dataclass
-class Cursor:
-    """Where the run stands: what has been done, and so what comes next.
-
-    Attributes:
-        epoch: Passes completed.
-        row: Next row of the table.
-        step: Optimizer steps done.
-        segment: Segments done, over the whole run.
-        tokens: Targets predicted so far, over all ranks.
-        best: Lowest validation perplexity so far.
-        best_step: Step of that validation; 0 where a version that did not keep it wrote the checkpoint.
-        stale: Validations since the best one.
-        rate_cuts: How often the schedule `plateau` has cut the learning rate.
-        validated: Step of the last validation.
-        owes_validation: Whether a stop cut short the validation that was due at `step`.
-    """
-
-    epoch: int = 0
-    row: int = 0
-    step: int = 0
-    segment: int = 0
-    tokens: int = 0
-    best: float | None = None
-    best_step: int = 0
-    stale: int = 0
-    rate_cuts: int = 0
-    validated: int = 0
-    owes_validation: bool = False
-
-    def advance(self, window: Window) -> None:
-        """One step further."""
-        self.row = window.end
-        self.step += 1
-        self.segment += len(window.segments)
-        self.tokens += window.num_targets
-
-    def next_epoch(self) -> None:
-        """To the first row of the next pass."""
-        self.epoch += 1
-        self.row = 0
-
-
-@dataclass
-class Interval:
-    """Sums since the last line of training metrics."""
-
-    nll: float = 0.0
-    targets: int = 0
-    grad_norm: float = 0.0
-    updates: int = 0
-    seconds: float = 0.0
-
-
-@dataclass
-class Seconds:
-    """Where the time of a run went, summed over its starts. Work that a kill destroyed is not counted.
-
-    Attributes:
-        total: Wall time since the run directory was opened.
-        training: In steps.
-        evaluation: In validation and final scoring.
-        saving: Of checkpoints and models.
-        tracking: Waiting for the trackers.
-    """
-
-    total: float = 0.0
-    training: float = 0.0
-    evaluation: float = 0.0
-    saving: float = 0.0
-    tracking: float = 0.0
 
 
 @dataclass
@@ -296,74 +198,6 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         return safetensors.torch.load(read_file(path / TENSORS))
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{TENSORS} is damaged: {error}") from None
-
-
-def check_fit(saved: Saved, tensors: dict[str, Tensor], expected: dict[str, Tensor], table: Table) -> None:
-    """Refuse a checkpoint that is not one of this run, whatever its manifest says.
-
-    Args:
-        saved: Its values.
-        tensors: Its tensors.
-        expected: Tensors of the run as it stands now.
-        table: Of the training stream.
-
-    Raises:
-        UserError: What does not fit.
-    """
-    for name in sorted(tensors.keys() ^ expected.keys()):
-        raise UserError(f"{TENSORS} {'lacks' if name in expected else 'has a foreign'} {name}")
-    for name, tensor in tensors.items():
-        if (tensor.shape, tensor.dtype) != (expected[name].shape, expected[name].dtype):
-            raise UserError(
-                f"{name} is {tensor.dtype} {list(tensor.shape)} instead of {expected[name].dtype} {list(expected[name].shape)}"
-            )
-    cursor, data = saved.cursor, saved.config.data
-    rows = data.bptt * saved.config.train.accumulate
-    windows = table.num_windows(data.bptt, saved.config.train.accumulate)
-    if not 0 <= cursor.row < table.rows or cursor.row % rows:
-        raise UserError(f"no step begins at row {cursor.row} of {table.rows}")
-    if cursor.step != cursor.epoch * windows + cursor.row // rows:
-        raise UserError(f"step {cursor.step} is not the one at row {cursor.row} of epoch {cursor.epoch}")
-
-
-def check_config(saved: Config, config: Config) -> None:
-    """Refuse to go on from a checkpoint of another configuration.
-
-    Args:
-        saved: The checkpoint's configuration.
-        config: That of the run that wants to go on.
-
-    Raises:
-        UserError: Naming the key, its old and its new value.
-    """
-    old, new = saved.to_flat_dict(), config.to_flat_dict()
-    for key in sorted(new):
-        before, now = old[key], new[key]
-        free = FREE_KEYS - PLATEAU_KEYS if new["optim.schedule"] == "plateau" else FREE_KEYS
-        if before == now or key in free or key.startswith("tracking."):
-            continue
-        if key in GROWING_KEYS and new["optim.schedule"] != "cosine":
-            if now is None or (before is not None and now > before):
-                continue
-            raise UserError(f"cannot resume: {key} was {before} and is {now} now; it may only grow")
-        raise UserError(f"cannot resume: {key} was {before} and is {now} now; set it back or start a new train.run_dir")
-
-
-def check_data(saved: str, fingerprint: str) -> None:
-    """Refuse to go on with other data than the checkpoint's.
-
-    Args:
-        saved: The checkpoint's fingerprint of vocabulary and tokens.
-        fingerprint: That of the run that wants to go on.
-
-    Raises:
-        UserError: They differ.
-    """
-    if saved != fingerprint:
-        raise UserError(
-            f"cannot resume: the data or its vocabulary differ from the checkpoint's (fingerprint was {saved[:12]}, is "
-            f"{fingerprint[:12]}); bring back the old files or start a new train.run_dir"
-        )
 
 
 def sweep(folder: Path) -> None:

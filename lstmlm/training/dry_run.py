@@ -22,7 +22,7 @@ from lstmlm.model.pretrained import VOCABULARY
 from lstmlm.runtime import launch
 from lstmlm.runtime.distributed import fail_together, main_value
 from lstmlm.runtime.hardware import peak_memory
-from lstmlm.training import banner, checkpoint
+from lstmlm.training import banner, resume
 from lstmlm.training.build import build
 from lstmlm.training.checkpoint import Saved
 from lstmlm.training.run import Outcome
@@ -55,7 +55,7 @@ def dry_run(config: Config) -> Outcome:
         origin = own if train.init_from and saved and own.exists() else train.init_from
         corpus, train_step = build(scratch_config, accelerator, origin)
         if saved is not None:
-            checkpoint.check_data(saved.data_fingerprint, corpus.fingerprint)
+            resume.check_data(saved.data_fingerprint, corpus.fingerprint)
         window = next(train_step.table.windows(config.data.bptt, train.accumulate))
         train_step(window, 0, 0)
         (step,) = train_step.read()
@@ -98,17 +98,8 @@ def _check_directory(config: Config, directory: RunDirectory) -> Saved | None:
     if not config.train.resume:
         directory.refuse_to_overwrite()
         return None
-    real = replace(config, train=replace(config.train, dry_run=False))
-    if not checkpoint.checkpoints(directory.checkpoints):
-        written = directory.refuse_to_start_afresh()
-        if written is not None:
-            checkpoint.check_config(written, real)
-        return None
-    for _, saved in checkpoint.whole(directory.checkpoints):
-        if isinstance(saved, Saved):
-            checkpoint.check_config(saved.config, real)
-            return saved
-    raise UserError(f"no checkpoint in {directory.checkpoints} is whole: name another train.run_dir to start afresh")
+    first = next(resume.candidates(config, directory), None)
+    return first and first[1]
 
 
 def _check_disk(figures: dict[str, float], directory: RunDirectory) -> None:

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from accelerate import Accelerator
-from torch import Tensor
 
 from lstmlm import generation
 from lstmlm.config import Config
@@ -28,6 +28,7 @@ from lstmlm.evaluation.perplexity import (
     word_ppl,
 )
 from lstmlm.files import read_file, replace_file, sweep
+from lstmlm.model.dropout import MASKS
 from lstmlm.model.pretrained import (
     CARD,
     FILES,
@@ -41,14 +42,14 @@ from lstmlm.model.pretrained import (
 )
 from lstmlm.runtime.distributed import fail_together, main_tensors, main_value
 from lstmlm.runtime.hardware import device_kind, memory_in_use, package_versions
-from lstmlm.training import banner, checkpoint
-from lstmlm.training.checkpoint import Cursor, Interval, Saved, Seconds
+from lstmlm.training import banner, checkpoint, resume
+from lstmlm.training.checkpoint import Saved
+from lstmlm.training.cursor import Cursor, Interval, Seconds
 from lstmlm.training.profiling import profiled
 from lstmlm.training.run_directory import RunDirectory
 from lstmlm.training.step import TrainStep
 from lstmlm.training.tracking import Tracking, git_state
 
-MASKS = "hash 1"  # which function makes the dropout masks; a checkpoint says with which one its run was made
 SAMPLES, SAMPLE_LENGTH = 3, 40  # sample texts logged at each validation
 
 
@@ -109,10 +110,8 @@ class Run:
         self.tracking = Tracking(self.config, accelerator, self.directory)
         self.finished: Outcome | None = None
         self._is_main = accelerator.is_main_process
-        # Checkpoints not looked at yet; the main rank's
-        self._candidates: Iterator[tuple[Path, Saved | str]] = iter(())
-        self._checkpoint: Path | None = None  # to go on from; the main rank's
-        self._saved: Saved | None = None  # its values
+        self._found: Iterator[tuple[Path, Saved]] = iter(())  # checkpoints to go on from; the main rank's
+        self._saved: Saved | None = None  # values of the first of them
         self._profile_step: Callable[[bool], None] = lambda last: None
         self._profiling = ExitStack()
         self._open = ExitStack()  # the lock and the progress bar
@@ -124,7 +123,7 @@ class Run:
                 if self._is_main:
                     opening.enter_context(self.directory.held())
                     if self.config.train.resume:
-                        self._find_checkpoint()
+                        self._find_checkpoints()
                         summary = self._summary_if_finished()
                     else:
                         self.directory.refuse_to_overwrite()
@@ -207,11 +206,7 @@ class Run:
 
     def ended(self) -> bool:
         """Whether every step is done, or `train.patience` is at its end."""
-        return self.cursor.step == self.train_step.total_steps or self._is_stale(self.cursor)
-
-    def _is_stale(self, cursor: Cursor) -> bool:
-        patience = self.config.train.patience
-        return patience is not None and cursor.stale >= patience
+        return self.cursor.ended(self.config.train)
 
     def restart_clock(self) -> None:
         """Training time counts from here; the time of events does not."""
@@ -271,25 +266,17 @@ class Run:
         except InterruptedError:
             self.cursor.owes_validation = True
             return
-        self.cursor.owes_validation = False
         self._log({"valid/loss": result.loss, "valid/ppl": result.ppl})
-        self.cursor.validated = self.cursor.step
-        best = math.isfinite(result.ppl) and (self.cursor.best is None or result.ppl < self.cursor.best)
+        best = self.cursor.take(result.ppl, self.config.optim)
+        self.train_step.rate_cuts = self.cursor.rate_cuts
         mark = ", the best so far" if best else ""
         self.progress.line(
             f"epoch {self._epoch}, step {self.cursor.step}: validation ppl {perplexity(result.ppl)} ({result.columns} columns){mark}"
         )
         if best:
-            self.cursor.best, self.cursor.best_step, self.cursor.stale = result.ppl, self.cursor.step, 0
             self._export()
             with self._timed("tracking"):
                 self.tracking.model(self.directory.model, self.cursor.step, result.ppl)
-        else:
-            self.cursor.stale += 1
-            optim = self.config.optim
-            if optim.schedule == "plateau" and self.cursor.stale % optim.plateau_patience == 0:
-                self.cursor.rate_cuts += 1
-                self.train_step.rate_cuts = self.cursor.rate_cuts
         with fail_together(self.accelerator), self._timed("tracking"):
             if self._is_main:
                 self.tracking.samples(self._position, self._samples())
@@ -383,57 +370,38 @@ class Run:
                 print_line(line)
         return Outcome(self.directory.path, summary=summary)
 
-    def _find_checkpoint(self) -> None:
-        """Find the checkpoint to go on from; none where the run starts afresh. The main rank calls it."""
+    def _find_checkpoints(self) -> None:
+        """Find the checkpoints to go on from; none where the run starts afresh. The main rank calls it."""
         self.directory.sweep()
         sweep(self.directory.model / name for name in FILES)
         checkpoint.sweep(self.directory.checkpoints)
-        if checkpoint.checkpoints(self.directory.checkpoints):
-            self._candidates = checkpoint.whole(self.directory.checkpoints)
-            self._next_checkpoint()
+        found = resume.candidates(self.config, self.directory)
+        first = next(found, None)
+        if first is not None:
+            self._found, self._saved = chain([first], found), first[1]
             return
-        written = self.directory.refuse_to_start_afresh()
-        if written is not None:
-            checkpoint.check_config(written, self.config)
         self.directory.metrics.unlink(missing_ok=True)
         self.directory.samples.unlink(missing_ok=True)
         print_line(f"no checkpoint in {self.directory.path} yet: starting afresh")
-
-    def _next_checkpoint(self) -> None:
-        """The newest whole checkpoint of those not looked at yet."""
-        for path, saved in self._candidates:
-            if isinstance(saved, Saved):
-                checkpoint.check_config(saved.config, self.config)
-                self._checkpoint, self._saved = path, saved
-                return
-            print_line(f"skipping the damaged checkpoint {path}: {saved}")
-        raise UserError(
-            f"no checkpoint in {self.directory.checkpoints} is whole: name another train.run_dir to start afresh"
-        )
 
     def _summary_if_finished(self) -> dict[str, Any] | None:
         """The final figures of a run that has nothing left to do; None where it has, or where it has grown since."""
         if self._saved is None:
             return None
-        train, cursor = self.config.train, self._saved.cursor
-        ended = (
-            cursor.epoch >= train.epochs
-            or (train.max_steps is not None and cursor.step >= train.max_steps)
-            or self._is_stale(cursor)
-        )
         try:
-            return self.directory.read_summary() if ended else None
+            return self.directory.read_summary() if self._saved.cursor.ended(self.config.train) else None
         except UserError as error:
             print_line(f"{error}; scoring the model again")
             return None
 
     def _resume(self) -> None:
         """Take over the checkpoint; every rank gets its values and its tensors from the main rank."""
-        tensors = None
+        saved = tensors = None
         with fail_together(self.accelerator):
             if self._is_main:
-                tensors = self._load_newest_that_fits(self.train_step.layout())
-        saved = main_value(self.accelerator, self._saved)
+                layout, table = self.train_step.layout(), self.train_step.table
+                saved, tensors = resume.load_newest_that_fits(self._found, self.corpus.fingerprint, layout, table)
+        saved = main_value(self.accelerator, saved)
         self.train_step.load_state_dict(main_tensors(self.accelerator, tensors), asdict(saved))
         self.cursor, self.interval, self.seconds = saved.cursor, saved.interval, saved.seconds
         self.train_step.rate_cuts = self.cursor.rate_cuts
@@ -442,27 +410,6 @@ class Run:
             if self._is_main and self.directory.due_model.exists():
                 self.directory.due_model.replace(self.directory.model / WEIGHTS)
             self.tracking.load_state_dict(saved.tracking)
-
-    def _load_newest_that_fits(self, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors of the checkpoint, or of the newest one before it that is one of this run."""
-        while True:
-            assert self._checkpoint is not None
-            assert self._saved is not None
-            checkpoint.check_data(self._saved.data_fingerprint, self.corpus.fingerprint)
-            try:
-                tensors = checkpoint.load_tensors(self._checkpoint)
-                checkpoint.check_fit(self._saved, tensors, expected, self.train_step.table)
-                break
-            except UserError as error:
-                print_line(f"skipping the damaged checkpoint {self._checkpoint}: {error}")
-                self._next_checkpoint()
-        print_line(f"going on from {self._checkpoint}")
-        if self._saved.masks != MASKS and self.config.model.dropout:
-            print_line(
-                f"{self._checkpoint} was written by a version with other dropout masks: the run goes on with today's, so it is not "
-                "the run that either version would have made alone"
-            )
-        return tensors
 
     def _facts(self) -> dict[str, Any]:
         config = self.config.to_dict()

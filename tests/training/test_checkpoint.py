@@ -16,8 +16,8 @@ import torch
 
 from lstmlm import Config, UserError, load_config
 from lstmlm.data.table import Table
-from lstmlm.training import checkpoint
-from lstmlm.training.checkpoint import Cursor
+from lstmlm.training import checkpoint, resume
+from lstmlm.training.cursor import Cursor, Interval
 
 OPERATIONS = ("mkdir", "open", "write", "fsync", "rename", "unlink", "rmdir", "close")
 
@@ -232,9 +232,7 @@ def test_values_and_tensors_come_back_to_the_bit(tmp_path: Path) -> None:
     exact = {"a": torch.randn(3, 5), "b": torch.tensor([0.0, -0.0, 1e-45]), "c": torch.tensor(7)}
     path = checkpoint.publish(tmp_path, 1, exact, values(1) | {"cursor": cursor}, 1)
     loaded, saved = checkpoint.load_tensors(path), checkpoint.verify(path)
-    assert saved == checkpoint.Saved(
-        Config(), "f" * 64, Cursor(**cursor), checkpoint.Interval(), checkpoint.Logged("a", 0, 0), {}
-    )
+    assert saved == checkpoint.Saved(Config(), "f" * 64, Cursor(**cursor), Interval(), checkpoint.Logged("a", 0, 0), {})
     assert all(loaded[k].numpy().tobytes() == exact[k].numpy().tobytes() for k in exact)
 
 
@@ -245,11 +243,11 @@ def config(**changes: Any) -> Config:
 
 
 def test_free_keys_may_change_and_epochs_may_grow() -> None:
-    checkpoint.check_config(config(), config(train__log_every=9))
-    checkpoint.check_config(config(), config(train__epochs=50))
-    checkpoint.check_config(config(), config(tracking__project="b", data__cache_dir="elsewhere"))
-    checkpoint.check_config(config(train__max_steps=4), config(train__max_steps=6))
-    checkpoint.check_config(config(train__max_steps=4), config())
+    resume.check_config(config(), config(train__log_every=9))
+    resume.check_config(config(), config(train__epochs=50))
+    resume.check_config(config(), config(tracking__project="b", data__cache_dir="elsewhere"))
+    resume.check_config(config(train__max_steps=4), config(train__max_steps=6))
+    resume.check_config(config(train__max_steps=4), config())
 
 
 @pytest.mark.parametrize(
@@ -268,16 +266,16 @@ def test_free_keys_may_change_and_epochs_may_grow() -> None:
 )
 def test_another_configuration_is_refused(before: dict[str, Any], now: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        checkpoint.check_config(config(**before), config(**now))
+        resume.check_config(config(**before), config(**now))
 
 
 def test_a_key_that_an_older_checkpoint_does_not_have_was_at_its_default(tmp_path: Path) -> None:
     old = values(1)
     del old["config"]["model"]["init_range"]
     saved = checkpoint.verify(checkpoint.publish(tmp_path, 1, tensors(1), old, 1))
-    checkpoint.check_config(saved.config, config())
+    resume.check_config(saved.config, config())
     with pytest.raises(UserError, match=r"model\.init_range was 0\.1 and is 0\.2"):
-        checkpoint.check_config(saved.config, config(model__init_range=0.2))
+        resume.check_config(saved.config, config(model__init_range=0.2))
 
 
 @pytest.mark.parametrize(
@@ -393,10 +391,10 @@ def test_a_deleted_one_that_a_kill_left_hidden_is_swept(tmp_path: Path) -> None:
 def test_a_cursor_that_no_run_reaches(cursor: dict[str, int], named: str | None) -> None:
     table = Table(torch.zeros(101, dtype=torch.int32), columns=4)  # 25 rows: 5 windows of 5 rows
     settings = config(data__bptt=5, data__batch_size=4)
-    saved = checkpoint.Saved(settings, "", Cursor(**cursor), checkpoint.Interval(), checkpoint.Logged("a", 0, 0), {})
+    saved = checkpoint.Saved(settings, "", Cursor(**cursor), Interval(), checkpoint.Logged("a", 0, 0), {})
     ours = tensors(0)
     with nullcontext() if named is None else pytest.raises(UserError, match=named):
-        checkpoint.check_fit(saved, ours, ours, table)
+        resume.check_fit(saved, ours, ours, table)
 
 
 @pytest.mark.parametrize(
@@ -409,15 +407,15 @@ def test_a_cursor_that_no_run_reaches(cursor: dict[str, int], named: str | None)
 )
 def test_tensors_that_are_not_the_runs(change: dict[str, torch.Tensor], named: str) -> None:
     table = Table(torch.zeros(101, dtype=torch.int32), columns=4)
-    saved = checkpoint.Saved(config(), "", Cursor(), checkpoint.Interval(), checkpoint.Logged("a", 0, 0), {})
+    saved = checkpoint.Saved(config(), "", Cursor(), Interval(), checkpoint.Logged("a", 0, 0), {})
     with pytest.raises(UserError, match=named):
-        checkpoint.check_fit(saved, tensors(1) | change, tensors(1), table)
+        resume.check_fit(saved, tensors(1) | change, tensors(1), table)
 
 
 def test_other_data_is_refused() -> None:
     with pytest.raises(UserError, match="the data or its vocabulary differ"):
-        checkpoint.check_data("f" * 64, "0" * 64)
-    checkpoint.check_data("f" * 64, "f" * 64)
+        resume.check_data("f" * 64, "0" * 64)
+    resume.check_data("f" * 64, "f" * 64)
 
 
 def test_manifest_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

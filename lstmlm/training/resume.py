@@ -1,0 +1,167 @@
+"""How a run goes on: which checkpoint it takes, and what may have changed since that was written."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from lstmlm.config import Config
+from lstmlm.console import UserError, print_line
+from lstmlm.data.table import Table
+from lstmlm.model.dropout import MASKS
+from lstmlm.training.checkpoint import TENSORS, Saved, checkpoints, load_tensors, whole
+from lstmlm.training.run_directory import RunDirectory
+
+# Configuration keys that a resumed run may change: they do not touch what is computed, other than its rounding.
+FREE_KEYS = {
+    "train.log_every",
+    "train.eval_every",
+    "train.patience",
+    "train.save_every",
+    "train.keep_checkpoints",
+    "train.threads",
+    "train.cuda_graph",
+    "train.compress_gradients",
+    "train.timeout_minutes",
+    "train.profile",
+    "train.run_dir",
+    "train.resume",
+    "train.dry_run",
+    "data.cache_dir",
+    "data.dataset",  # where the data are; what they are, the fingerprint of the tokens decides
+    "data.subset",
+    "data.text_column",
+}
+GROWING_KEYS = {
+    "train.epochs",
+    "train.max_steps",
+}  # may grow, except under the schedule `cosine`, which ends with the run
+PLATEAU_KEYS = {"train.eval_every"}  # the schedule plateau counts validations
+
+
+def candidates(config: Config, directory: RunDirectory) -> Iterator[tuple[Path, Saved]]:
+    """The checkpoints that a run may go on from, newest first, each with its values; none where the run starts afresh.
+
+    A damaged one is passed over with a line.
+
+    Args:
+        config: Of the run that wants to go on.
+        directory: Of the run.
+
+    Raises:
+        UserError: The next one is of another configuration, no other one is whole, or the directory holds a run whose checkpoints
+            are gone.
+    """
+    folder = directory.checkpoints
+    if not checkpoints(folder):
+        written = directory.refuse_to_start_afresh()
+        if written is not None:
+            check_config(written, config)
+        return
+    for path, saved in whole(folder):
+        if isinstance(saved, Saved):
+            check_config(saved.config, config)
+            yield path, saved
+        else:
+            print_line(f"skipping the damaged checkpoint {path}: {saved}")
+    raise UserError(f"no checkpoint in {folder} is whole: name another train.run_dir to start afresh")
+
+
+def load_newest_that_fits(
+    found: Iterator[tuple[Path, Saved]], fingerprint: str, expected: dict[str, Tensor], table: Table
+) -> tuple[Saved, dict[str, Tensor]]:
+    """Values and tensors of the first checkpoint that is one of this run.
+
+    Args:
+        found: As `candidates` gives them, at least one.
+        fingerprint: Of the run's vocabulary and tokens.
+        expected: Tensors of the run as it stands now.
+        table: Of the training stream.
+
+    Raises:
+        UserError: The data are others, or no checkpoint fits.
+    """
+    for path, saved in found:
+        check_data(saved.data_fingerprint, fingerprint)
+        try:
+            tensors = load_tensors(path)
+            check_fit(saved, tensors, expected, table)
+        except UserError as error:
+            print_line(f"skipping the damaged checkpoint {path}: {error}")
+            continue
+        print_line(f"going on from {path}")
+        if saved.masks != MASKS and saved.config.model.dropout:
+            print_line(
+                f"{path} was written by a version with other dropout masks: the run goes on with today's, so it is not "
+                "the run that either version would have made alone"
+            )
+        return saved, tensors
+    raise AssertionError("candidates raises where it has no more")
+
+
+def check_fit(saved: Saved, tensors: dict[str, Tensor], expected: dict[str, Tensor], table: Table) -> None:
+    """Refuse a checkpoint that is not one of this run, whatever its manifest says.
+
+    Args:
+        saved: Its values.
+        tensors: Its tensors.
+        expected: Tensors of the run as it stands now.
+        table: Of the training stream.
+
+    Raises:
+        UserError: What does not fit.
+    """
+    for name in sorted(tensors.keys() ^ expected.keys()):
+        raise UserError(f"{TENSORS} {'lacks' if name in expected else 'has a foreign'} {name}")
+    for name, tensor in tensors.items():
+        if (tensor.shape, tensor.dtype) != (expected[name].shape, expected[name].dtype):
+            raise UserError(
+                f"{name} is {tensor.dtype} {list(tensor.shape)} instead of {expected[name].dtype} {list(expected[name].shape)}"
+            )
+    cursor, data = saved.cursor, saved.config.data
+    rows = data.bptt * saved.config.train.accumulate
+    windows = table.num_windows(data.bptt, saved.config.train.accumulate)
+    if not 0 <= cursor.row < table.rows or cursor.row % rows:
+        raise UserError(f"no step begins at row {cursor.row} of {table.rows}")
+    if cursor.step != cursor.epoch * windows + cursor.row // rows:
+        raise UserError(f"step {cursor.step} is not the one at row {cursor.row} of epoch {cursor.epoch}")
+
+
+def check_config(saved: Config, config: Config) -> None:
+    """Refuse to go on from a checkpoint of another configuration.
+
+    Args:
+        saved: The checkpoint's configuration.
+        config: That of the run that wants to go on.
+
+    Raises:
+        UserError: Naming the key, its old and its new value.
+    """
+    old, new = saved.to_flat_dict(), config.to_flat_dict()
+    for key in sorted(new):
+        before, now = old[key], new[key]
+        free = FREE_KEYS - PLATEAU_KEYS if new["optim.schedule"] == "plateau" else FREE_KEYS
+        if before == now or key in free or key.startswith("tracking."):
+            continue
+        if key in GROWING_KEYS and new["optim.schedule"] != "cosine":
+            if now is None or (before is not None and now > before):
+                continue
+            raise UserError(f"cannot resume: {key} was {before} and is {now} now; it may only grow")
+        raise UserError(f"cannot resume: {key} was {before} and is {now} now; set it back or start a new train.run_dir")
+
+
+def check_data(saved: str, fingerprint: str) -> None:
+    """Refuse to go on with other data than the checkpoint's.
+
+    Args:
+        saved: The checkpoint's fingerprint of vocabulary and tokens.
+        fingerprint: That of the run that wants to go on.
+
+    Raises:
+        UserError: They differ.
+    """
+    if saved != fingerprint:
+        raise UserError(
+            f"cannot resume: the data or its vocabulary differ from the checkpoint's (fingerprint was {saved[:12]}, is "
+            f"{fingerprint[:12]}); bring back the old files or start a new train.run_dir"
+        )

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
 
 from lstmlm import Config, load_config
+from tests.helpers import ROOT, forget_accelerate
 from tests.recorded import recorded_graphs  # noqa: F401 (a fixture)
 
-ROOT = Path(__file__).parent.parent
 WIKITEXT = "LSTMLM_WIKITEXT"  # folder of WikiText-2 in Hub layout
 
 
@@ -29,11 +28,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def fresh_accelerate() -> None:
     """Each test begins without what Accelerate keeps in the process."""
     forget_accelerate()
-
-
-def forget_accelerate() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 import lstmlm as package
 from lstmlm import cli
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 pytestmark = pytest.mark.system  # whole runs or processes
 

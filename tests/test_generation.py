@@ -24,7 +24,7 @@ from lstmlm.config import ModelConfig
 from lstmlm.generation import Sampling, choose, sample
 from lstmlm.model import pretrained
 from lstmlm.model.pretrained import load_pretrained, save_pretrained
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 WORDS = ["<unk>", "<eos>", *(f"w{i}" for i in range(29))]
 

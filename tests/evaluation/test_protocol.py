@@ -18,8 +18,7 @@ from lstmlm.evaluation.adaptation import CacheSettings, DynamicSettings
 from lstmlm.evaluation.breakdown import breakdown
 from lstmlm.evaluation.protocol import Measurement, Protocol, Subject
 from lstmlm.model.pretrained import load_pretrained
-from tests.conftest import ROOT
-from tests.training.test_loop import fresh_train
+from tests.helpers import ROOT, fresh_train
 
 Run = Callable[..., dict[str, object]]
 

@@ -22,7 +22,7 @@ from lstmlm.data import reading
 from lstmlm.evaluation.surprisal import Row
 from lstmlm.evaluation.surprisal_tables import read_lines, score_files
 from lstmlm.model.pretrained import save_pretrained
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 WORDS = ["<unk>", "<eos>", "the", "<b>", '"', "naïve", "ship's", "NA"]
 TEXT = 'the <b> " naïve\n\nzebra " ship\'s NA &amp; the\n'

@@ -11,9 +11,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from lstmlm.model.pretrained import load_pretrained, model_card
-from tests.conftest import ROOT
 from tests.export.hub_standin import Repositories, standin
 from tests.export.test_transformers import WORDS, make_model
+from tests.helpers import ROOT
 
 pytestmark = pytest.mark.system  # whole runs or processes
 

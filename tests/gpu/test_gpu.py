@@ -17,9 +17,7 @@ from lstmlm.evaluation.perplexity import score_stream
 from lstmlm.model.dropout import make_masks
 from lstmlm.model.loss import linear_cross_entropy
 from lstmlm.model.pretrained import load_pretrained, save_pretrained
-from tests.conftest import forget_accelerate
-from tests.training.test_loop import assert_same_run, fresh_train, interrupted
-from tests.training.test_step import build, run_steps
+from tests.helpers import assert_same_run, build_step, forget_accelerate, fresh_train, interrupted, run_steps
 
 pytestmark = [
     pytest.mark.gpu,
@@ -58,7 +56,7 @@ def test_low_precision_follows_float32(precision: str, small_config: Callable[..
     losses = {}
     for name in ("fp32", precision):
         forget_accelerate()
-        losses[name] = run_steps(build(small_config(*overrides, f"--train.precision={name}")), 100)
+        losses[name] = run_steps(build_step(small_config(*overrides, f"--train.precision={name}")), 100)
     assert len(losses["fp32"]) == 100
     assert losses[precision] == pytest.approx(losses["fp32"], rel=5e-3)
 
@@ -66,7 +64,7 @@ def test_low_precision_follows_float32(precision: str, small_config: Callable[..
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_only_fp16_has_an_lstm_in_float16(precision: str, small_config: Callable[..., Config]) -> None:
     """Autocast would give bf16 the same, without the scaling that float16's gradients need."""
-    train_step = build(small_config(f"--train.precision={precision}"))
+    train_step = build_step(small_config(f"--train.precision={precision}"))
     seen = []
     train_step.model.layers[0].register_forward_hook(lambda module, inputs, outputs: seen.append(outputs[0].dtype))
     run_steps(train_step, 1)
@@ -74,7 +72,7 @@ def test_only_fp16_has_an_lstm_in_float16(precision: str, small_config: Callable
 
 
 def test_fp16_skips_a_step_that_overflows(small_config: Callable[..., Config]) -> None:
-    train_step = build(small_config("--train.precision=fp16"))
+    train_step = build_step(small_config("--train.precision=fp16"))
     assert train_step.accelerator.scaler is not None
     train_step.accelerator.scaler.update(2.0**30)
     before = train_step.model.weights()
@@ -92,7 +90,9 @@ def test_a_cuda_graph_is_the_eager_step(precision: str, small_config: Callable[.
     overrides = ("--train.deterministic=true", "--train.log_every=100", "--optim.schedule=cosine")
     losses, ends = [], []
     for graph in ("true", "false"):
-        train_step = build(small_config(*overrides, f"--train.precision={precision}", f"--train.cuda_graph={graph}"))
+        train_step = build_step(
+            small_config(*overrides, f"--train.precision={precision}", f"--train.cuda_graph={graph}")
+        )
         assert (train_step._recording is not None) == (graph == "true")
         losses.append(run_steps(train_step, 100))
         ends.append(train_step.state_dict()[0])
@@ -119,7 +119,7 @@ def test_interrupted_and_resumed_is_uninterrupted(
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_step_never_waits_for_the_device(precision: str, graph: str, small_config: Callable[..., Config]) -> None:
     overrides = (f"--train.precision={precision}", f"--train.cuda_graph={graph}", "--train.log_every=100")
-    train_step = build(small_config(*overrides))
+    train_step = build_step(small_config(*overrides))
     windows = list(train_step.table.windows(10))
     train_step(windows[0], 0, 0)
     torch.cuda.set_sync_debug_mode("error")
@@ -165,10 +165,10 @@ def test_a_cpu_and_a_gpu_agree_with_dropout_on(
 ) -> None:
     config = small_config("--train.log_every=100")
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="fp32"))
-    on_gpu = run_steps(build(config), 10)
+    on_gpu = run_steps(build_step(config), 10)
     forget_accelerate()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert on_gpu == pytest.approx(run_steps(build(config), 10), rel=1e-4)
+    assert on_gpu == pytest.approx(run_steps(build_step(config), 10), rel=1e-4)
 
 
 @pytest.mark.parametrize("rule", ["sgd", "rms"])

@@ -13,9 +13,9 @@ pytest.importorskip("jinja2")
 
 from lstmlm import load_config
 from lstmlm.report.page import duration, plain, write_report
+from tests.helpers import fresh_train
 from tests.report.conftest import SUMMARY, WriteRun, metric_lines
 from tests.system.launcher import error_lines
-from tests.training.test_loop import fresh_train
 
 pytestmark = pytest.mark.system  # whole runs or processes
 VOID = {"meta", "link", "br", "hr", "img", "input"}

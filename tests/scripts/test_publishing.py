@@ -16,7 +16,7 @@ from lstmlm import Config, UserError, evaluate, load_config
 from lstmlm.config import flatten
 from lstmlm.model.pretrained import load_pretrained
 from scripts.publishing import command, publish_model, publish_results, results_table, training_seconds, with_table
-from tests.training.test_loop import fresh_train
+from tests.helpers import fresh_train
 
 ROOT = Path(__file__).parents[2]
 RESULTS = sorted(path.parent for path in (ROOT / "results").glob("*/run.json"))

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.helpers import ROOT
+
 TRAIN = str(ROOT / "scripts" / "train.py")
 FAULTY = str(ROOT / "tests" / "system" / "faulty_train.py")
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from lstmlm import load_config
+from tests.helpers import assert_same_run, fresh_train, metrics
 from tests.system.launcher import FAULTY, ROOT, error_lines, pause_at, start, wait_for_step
-from tests.training.test_loop import assert_same_run, fresh_train, metrics
 
 LOG_LINE = r"\d\d:\d\d:\d\d epoch \d+, step \d+/\d+: "
 Cli = Callable[..., subprocess.CompletedProcess[str]]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from lstmlm import load_config
+from tests.helpers import fresh_train
 from tests.system.launcher import TRAIN
 from tests.system.test_ranks import PER_STEP, assert_same_up_to_rounding
-from tests.training.test_loop import fresh_train
 
 FIRST, SECOND = f"lstmlm-a-{os.getpid()}", f"lstmlm-b-{os.getpid()}"
 ADDRESSES = {FIRST: "10.203.7.1", SECOND: "10.203.7.2"}

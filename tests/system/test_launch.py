@@ -22,8 +22,8 @@ from lstmlm.evaluation.perplexity import evaluate_stream
 from lstmlm.model.pretrained import load_pretrained
 from lstmlm.runtime.launch import _check_cuda_graph
 from lstmlm.training import checkpoint
+from tests.helpers import metrics
 from tests.system.launcher import FAULTY, ROOT, TRAIN, command, error_lines, free_port, launch
-from tests.training.test_loop import metrics
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 

@@ -11,8 +11,8 @@ import torch
 
 from lstmlm import load_config
 from lstmlm.data.table import Table
+from tests.helpers import final_state, fresh_train, metrics, skip_without_bf16
 from tests.system.launcher import ROOT, command, environment, launch
-from tests.training.test_loop import final_state, fresh_train, metrics, skip_without_bf16
 
 # The last row of the small text's table is short, and both epochs end within the run.
 PER_STEP = {"train/loss": 1e-5, "train/grad_norm": 1e-5, "valid/ppl": 1e-6, "test/ppl": 1e-6}

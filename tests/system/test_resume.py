@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import assert_same_run, skip_without_bf16
 from tests.system.launcher import FAULTY, launch, pause_at, start, wait_for_step
 from tests.system.test_ranks import PER_STEP, assert_same_up_to_rounding
-from tests.training.test_loop import assert_same_run, skip_without_bf16
 
 LONG = ("--train.epochs=4", "--train.save_every=10", "--train.eval_every=40")
 

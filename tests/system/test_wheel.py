@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lstmlm.model.pretrained import BUNDLED
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 
 def run(folder: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:

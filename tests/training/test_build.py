@@ -13,7 +13,7 @@ from lstmlm.console import UsageError
 from lstmlm.model.pretrained import load_pretrained, save_pretrained
 from lstmlm.runtime import launch
 from lstmlm.training.build import build
-from tests.training.test_loop import (
+from tests.helpers import (
     PowerCutError,
     assert_same_run,
     cut_power_at,

@@ -11,7 +11,7 @@ import safetensors.torch
 
 from lstmlm import UserError, load_config, train
 from lstmlm.training import dry_run
-from tests.training.test_loop import fresh_train, metrics
+from tests.helpers import fresh_train, metrics
 
 pytestmark = pytest.mark.system  # whole runs
 

@@ -16,92 +16,24 @@ import safetensors
 import torch
 import yaml
 
-from lstmlm import Config, LSTMLanguageModel, UserError, evaluate, load_config, train
+from lstmlm import Config, UserError, evaluate, load_config, train
 from lstmlm.console import UsageError
 from lstmlm.training import checkpoint, run
 from lstmlm.training.step import TrainStep
-from tests.conftest import forget_accelerate
+from tests.helpers import (
+    PowerCutError,
+    assert_same_run,
+    cut_power_at,
+    figures,
+    final_state,
+    forget_accelerate,
+    fresh_train,
+    interrupted,
+    metrics,
+    skip_without_bf16,
+)
 
 pytestmark = pytest.mark.system  # whole runs or processes
-
-# What depends on the machine and its load, not on the configuration.
-TIMINGS = ("train/tokens_per_second", "seconds", "time/", "memory/")
-
-
-class PowerCutError(Exception):
-    """Nothing in the program catches it, and nothing is written after it."""
-
-
-def fresh_train(config: Config) -> dict[str, Any]:
-    forget_accelerate()
-    summary = train(config).summary
-    assert summary is not None
-    return summary
-
-
-def metrics(run: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith(TIMINGS)} for line in lines]
-
-
-def figures(run: Path) -> dict[str, Any]:
-    """`summary.json` without timings."""
-    summary = json.loads((run / "summary.json").read_bytes())
-    del summary["seconds"]
-    return summary
-
-
-def final_state(run: Path) -> dict[str, torch.Tensor]:
-    newest = checkpoint.checkpoints(run / "checkpoints")[0]
-    checkpoint.verify(newest)
-    return checkpoint.load_tensors(newest)
-
-
-def assert_same_run(actual: Path, expected: Path) -> None:
-    """Every line of metrics, every final tensor, the exported model: bit for bit."""
-    assert metrics(actual) == metrics(expected)
-    a, e = final_state(actual), final_state(expected)
-    assert a.keys() == e.keys()
-    assert [k for k in e if a[k].numpy().tobytes() != e[k].numpy().tobytes()] == []
-    names = ("model.safetensors", "config.json", "vocab.json")
-    assert [n for n in names if (actual / "model" / n).read_bytes() != (expected / "model" / n).read_bytes()] == []
-    assert figures(actual) == figures(expected)
-    assert (actual / "samples.jsonl").read_bytes() == (expected / "samples.jsonl").read_bytes()
-
-
-def cut_power_at(monkeypatch: pytest.MonkeyPatch, step: int, segment: int | None = None) -> None:
-    """Die before step number `step`, or in it once `segment` segments of its window are done."""
-    call, forward = TrainStep.__call__, LSTMLanguageModel.forward
-    done = {"segments": 0}
-
-    def dying_forward(self: LSTMLanguageModel, *args: Any, **kwargs: Any) -> Any:
-        if done["segments"] == segment:
-            raise PowerCutError
-        done["segments"] += 1
-        return forward(self, *args, **kwargs)
-
-    def dying_call(self: TrainStep, window: Any, number: int, first_segment: int) -> None:
-        if number == step:
-            if segment is None:
-                raise PowerCutError
-            monkeypatch.setattr(LSTMLanguageModel, "forward", dying_forward)
-        call(self, window, number, first_segment)
-
-    monkeypatch.setattr(TrainStep, "__call__", dying_call)
-
-
-def interrupted(
-    small: Callable[..., list[str]], run: str, overrides: list[str], cuts: list[tuple[int, int | None]]
-) -> None:
-    """Run to the first cut, resume to the second, ..., resume to the end; the same command every time."""
-    arguments = small(*overrides, "--train.resume=true", run=run)
-    for step, segment in cuts:
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            cut_power_at(monkeypatch, step, segment)
-            with pytest.raises(PowerCutError):
-                fresh_train(load_config(arguments))
-    fresh_train(load_config(arguments))
-
 
 # The small run has 30 windows, 15 an epoch; a checkpoint every 7. With 3 segments a window, 10 and 5.
 PLATEAU = (
@@ -182,14 +114,6 @@ def test_a_checkpoint_of_before_the_history_was_kept_goes_on(small: Callable[...
     checkpoint.publish(tmp_path / "run/checkpoints", 16, tensors, values, 1)
     summary = fresh_train(load_config([*arguments, "--train.max_steps=30", "--train.resume=true"]))
     assert summary["step"] == summary["best_step"] == 30
-
-
-def skip_without_bf16() -> None:
-    try:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            torch.nn.LSTM(8, 8)(torch.zeros(1, 1, 8))
-    except RuntimeError:
-        pytest.skip("this CPU has no bf16 LSTM")
 
 
 def test_a_stop_within_an_owed_validation_leaves_it_owed(small: Callable[..., list[str]], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lstmlm import load_config
-from tests.training.test_loop import assert_same_run, fresh_train
+from tests.helpers import assert_same_run, fresh_train
 
 pytestmark = pytest.mark.system  # whole runs
 

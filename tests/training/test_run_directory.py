@@ -11,7 +11,7 @@ import pytest
 from lstmlm import UserError, files, load_config
 from lstmlm.training import build, run_directory
 from lstmlm.training.run_directory import RunDirectory
-from tests.training.test_loop import fresh_train
+from tests.helpers import fresh_train
 
 
 def try_to_hold(path: Path, outcome: Any) -> None:

@@ -14,31 +14,10 @@ from torch.nn import functional as F
 
 from lstmlm import Config, LSTMLanguageModel, UserError, load_config, train
 from lstmlm.data.corpus import load_corpus
-from lstmlm.data.table import Table
 from lstmlm.runtime import launch
 from lstmlm.training import step as step_module
-from lstmlm.training.step import TrainStep, check_memory
-
-
-def build(config: Config, stream: torch.Tensor | None = None) -> TrainStep:
-    config = launch.resolve_precision(config)
-    accelerator = launch.start(config)
-    corpus = load_corpus(config.data)
-    table = Table(corpus.splits["train"] if stream is None else stream, config.data.batch_size)
-    torch.manual_seed(config.train.seed)
-    model = LSTMLanguageModel(config.model, len(corpus.vocabulary))
-    return TrainStep(config, accelerator, model, table, total_steps=1000)
-
-
-def run_steps(train_step: TrainStep, count: int, accumulate: int = 1) -> list[float]:
-    """Loss per target of the first `count` windows."""
-    segment = 0
-    for number, window in enumerate(train_step.table.windows(train_step.config.data.bptt, accumulate)):
-        if number == count:
-            break
-        train_step(window, number, segment)
-        segment += len(window.segments)
-    return [result.nll / result.num_targets for result in train_step.read()]
+from lstmlm.training.step import check_memory
+from tests.helpers import build_step, run_steps
 
 
 class PlainModel(nn.Module):
@@ -90,7 +69,7 @@ def test_equals_an_independent_loop(small_config: Callable[..., Config]) -> None
     config = small_config("--model.dropout=0", "--data.batch_size=5", "--train.log_every=1000", "--optim.lr=0.02")
     stream = load_corpus(config.data).splits["train"]
     stream = stream[: (len(stream) - 1) // 50 * 50 + 1]
-    train_step = build(config, stream)
+    train_step = build_step(config, stream)
     expected = plain_losses(PlainModel(train_step.model), stream.tolist(), 5, 10, 40, config)
     assert run_steps(train_step, 40) == pytest.approx(expected, rel=1e-4)
     assert expected[-1] < 0.99 * expected[0], "the updates matter"
@@ -102,7 +81,7 @@ def test_equals_an_independent_loop_on_wikitext(wikitext: str, tmp_path: Path) -
     arguments = [f"--data.dataset={wikitext}", f"--data.cache_dir={tmp_path}", "--model.dropout=0", "--train.threads=2"]
     config = load_config([*arguments, "--train.log_every=1000"])
     stream = load_corpus(config.data).splits["train"][: 20 * 6000 + 1]
-    train_step = build(config, stream)
+    train_step = build_step(config, stream)
     expected = plain_losses(PlainModel(train_step.model), stream.tolist(), 20, 30, 200, config)
     assert run_steps(train_step, 200) == pytest.approx(expected, rel=1e-4)
 
@@ -110,7 +89,7 @@ def test_equals_an_independent_loop_on_wikitext(wikitext: str, tmp_path: Path) -
 def test_accumulated_gradient_is_that_of_the_whole_window(small_config: Callable[..., Config]) -> None:
     """A window of 3 segments: the gradient of the mean nll over all its targets, cut at the segments' borders."""
     config = small_config("--model.dropout=0", "--train.accumulate=3", "--optim.grad_clip=1e9", "--train.log_every=100")
-    train_step = build(config)
+    train_step = build_step(config)
     plain = PlainModel(train_step.model)
     windows = list(train_step.table.windows(10, 3))
     train_step(windows[0], 0, 0)
@@ -131,7 +110,7 @@ def test_clipping(small_config: Callable[..., Config]) -> None:
     """With plain gradient descent in mind: two clips that both bite change Adam's first step by nothing, its moments by their ratio."""
     moments = []
     for clip in (0.01, 0.02):
-        train_step = build(small_config(f"--optim.grad_clip={clip}", "--model.dropout=0"))
+        train_step = build_step(small_config(f"--optim.grad_clip={clip}", "--model.dropout=0"))
         run_steps(train_step, 1)
         tensors, _ = train_step.state_dict()
         moments.append(tensors["optimizer.exp_avg.embedding.weight"])
@@ -139,7 +118,7 @@ def test_clipping(small_config: Callable[..., Config]) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_its_step(small_config: Callable[..., Config]) -> None:
-    train_step = build(small_config("--train.log_every=100"))
+    train_step = build_step(small_config("--train.log_every=100"))
     windows = list(train_step.table.windows(10))
     for number in range(5):
         if number == 3:
@@ -152,12 +131,12 @@ def test_a_loss_that_is_not_finite_names_its_step(small_config: Callable[..., Co
 
 def test_state_dict_is_all_that_the_next_steps_depend_on(small_config: Callable[..., Config]) -> None:
     config = small_config("--train.log_every=100")
-    train_step = build(config)
+    train_step = build_step(config)
     windows = list(train_step.table.windows(10))
     for number in range(4):
         train_step(windows[number], number, number)
     tensors, values = train_step.state_dict()
-    other = build(config)
+    other = build_step(config)
     with torch.no_grad():
         for parameter in other.model.parameters():
             parameter.mul_(0.5)
@@ -170,7 +149,7 @@ def test_state_dict_is_all_that_the_next_steps_depend_on(small_config: Callable[
 
 
 def test_the_layout_is_that_of_the_state_dict(small_config: Callable[..., Config]) -> None:
-    train_step = build(small_config("--model.tie_weights=false", "--model.embedding_size=8"))
+    train_step = build_step(small_config("--model.tie_weights=false", "--model.embedding_size=8"))
     tensors, layout = train_step.state_dict()[0], train_step.layout()
     assert {name: (t.shape, t.dtype) for name, t in layout.items()} == {
         name: (t.shape, t.dtype) for name, t in tensors.items()
@@ -191,7 +170,7 @@ def test_a_recorded_update_is_the_eager_one(dropout: float, small_config: Callab
     losses, ends = [], []
     for graph in ("true", "false"):
         config = small_config(*overrides, f"--train.cuda_graph={graph}")
-        train_step = build(config)
+        train_step = build_step(config)
         windows = list(train_step.table.windows(config.data.bptt))
         assert windows[-1].num_targets < windows[0].num_targets
         for number, window in enumerate(windows):
@@ -199,7 +178,7 @@ def test_a_recorded_update_is_the_eager_one(dropout: float, small_config: Callab
         train_step.reset_state()
         for number, window in enumerate(windows[:6], start=len(windows)):
             train_step(window, number, number)
-        resumed = build(config)
+        resumed = build_step(config)
         resumed.load_state_dict(*train_step.state_dict())
         for number, window in enumerate(windows[6:9], start=len(windows) + 6):
             resumed(window, number, number)
@@ -217,7 +196,7 @@ def test_a_recorded_update_is_the_eager_one(dropout: float, small_config: Callab
 
 
 def test_the_carried_state_is_cut_off_from_its_graph(small_config: Callable[..., Config]) -> None:
-    train_step = build(small_config("--train.log_every=2"))
+    train_step = build_step(small_config("--train.log_every=2"))
     run_steps(train_step, 2)
     assert all(tensor.any() and tensor.grad_fn is None for pair in train_step.state for tensor in pair)
 

@@ -22,8 +22,7 @@ import wandb
 
 from lstmlm import UserError, load_config, train
 from lstmlm.training.step import TrainStep
-from tests.conftest import ROOT, forget_accelerate
-from tests.training.test_loop import PowerCutError, cut_power_at, fresh_train
+from tests.helpers import ROOT, PowerCutError, cut_power_at, forget_accelerate, fresh_train
 from tests.training.wandb_file import offline_runs
 
 pytestmark = pytest.mark.system  # whole runs or processes

@@ -1,0 +1,132 @@
+"""What many test files do: train a whole run, interrupt it, and compare two of them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+
+from lstmlm import Config, LSTMLanguageModel, load_config, train
+from lstmlm.data.corpus import load_corpus
+from lstmlm.data.table import Table
+from lstmlm.runtime import launch
+from lstmlm.training import checkpoint
+from lstmlm.training.step import TrainStep
+
+ROOT = Path(__file__).parent.parent
+
+# What depends on the machine and its load, not on the configuration.
+TIMINGS = ("train/tokens_per_second", "seconds", "time/", "memory/")
+
+
+def forget_accelerate() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+
+
+class PowerCutError(Exception):
+    """Nothing in the program catches it, and nothing is written after it."""
+
+
+def fresh_train(config: Config) -> dict[str, Any]:
+    forget_accelerate()
+    summary = train(config).summary
+    assert summary is not None
+    return summary
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith(TIMINGS)} for line in lines]
+
+
+def figures(run: Path) -> dict[str, Any]:
+    """`summary.json` without timings."""
+    summary = json.loads((run / "summary.json").read_bytes())
+    del summary["seconds"]
+    return summary
+
+
+def final_state(run: Path) -> dict[str, torch.Tensor]:
+    newest = checkpoint.checkpoints(run / "checkpoints")[0]
+    checkpoint.verify(newest)
+    return checkpoint.load_tensors(newest)
+
+
+def assert_same_run(actual: Path, expected: Path) -> None:
+    """Every line of metrics, every final tensor, the exported model: bit for bit."""
+    assert metrics(actual) == metrics(expected)
+    a, e = final_state(actual), final_state(expected)
+    assert a.keys() == e.keys()
+    assert [k for k in e if a[k].numpy().tobytes() != e[k].numpy().tobytes()] == []
+    names = ("model.safetensors", "config.json", "vocab.json")
+    assert [n for n in names if (actual / "model" / n).read_bytes() != (expected / "model" / n).read_bytes()] == []
+    assert figures(actual) == figures(expected)
+    assert (actual / "samples.jsonl").read_bytes() == (expected / "samples.jsonl").read_bytes()
+
+
+def cut_power_at(monkeypatch: pytest.MonkeyPatch, step: int, segment: int | None = None) -> None:
+    """Die before step number `step`, or in it once `segment` segments of its window are done."""
+    call, forward = TrainStep.__call__, LSTMLanguageModel.forward
+    done = {"segments": 0}
+
+    def dying_forward(self: LSTMLanguageModel, *args: Any, **kwargs: Any) -> Any:
+        if done["segments"] == segment:
+            raise PowerCutError
+        done["segments"] += 1
+        return forward(self, *args, **kwargs)
+
+    def dying_call(self: TrainStep, window: Any, number: int, first_segment: int) -> None:
+        if number == step:
+            if segment is None:
+                raise PowerCutError
+            monkeypatch.setattr(LSTMLanguageModel, "forward", dying_forward)
+        call(self, window, number, first_segment)
+
+    monkeypatch.setattr(TrainStep, "__call__", dying_call)
+
+
+def interrupted(
+    small: Callable[..., list[str]], run: str, overrides: list[str], cuts: list[tuple[int, int | None]]
+) -> None:
+    """Run to the first cut, resume to the second, ..., resume to the end; the same command every time."""
+    arguments = small(*overrides, "--train.resume=true", run=run)
+    for step, segment in cuts:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            cut_power_at(monkeypatch, step, segment)
+            with pytest.raises(PowerCutError):
+                fresh_train(load_config(arguments))
+    fresh_train(load_config(arguments))
+
+
+def skip_without_bf16() -> None:
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.nn.LSTM(8, 8)(torch.zeros(1, 1, 8))
+    except RuntimeError:
+        pytest.skip("this CPU has no bf16 LSTM")
+
+
+def build_step(config: Config, stream: torch.Tensor | None = None) -> TrainStep:
+    """The step of a run of one rank, on a stream of token ids or else the training split."""
+    config = launch.resolve_precision(config)
+    accelerator = launch.start(config)
+    corpus = load_corpus(config.data)
+    table = Table(corpus.splits["train"] if stream is None else stream, config.data.batch_size)
+    torch.manual_seed(config.train.seed)
+    model = LSTMLanguageModel(config.model, len(corpus.vocabulary))
+    return TrainStep(config, accelerator, model, table, total_steps=1000)
+
+
+def run_steps(train_step: TrainStep, count: int, accumulate: int = 1) -> list[float]:
+    """Loss per target of the first `count` windows."""
+    segment = 0
+    for number, window in enumerate(train_step.table.windows(train_step.config.data.bptt, accumulate)):
+        if number == count:
+            break
+        train_step(window, number, segment)
+        segment += len(window.segments)
+    return [result.nll / result.num_targets for result in train_step.read()]

@@ -85,17 +85,29 @@ class ModelConfig:
     embedding_size: int = 100
     """E, number of units of a token's embedding."""
     hidden_size: int = 100
-    """H, number of units of each LSTM layer."""
+    """H, number of units of each LSTM layer. With tie_weights the last layer has embedding_size units in its place, a single layer too."""
     num_layers: int = 2
     """L, number of LSTM layers, one on top of the other."""
     dropout: float = 0.5
     """Probability that a unit is dropped: on the embeddings, between layers and on the output."""
+    dropout_input: float | None = None
+    """The same of the embeddings alone. null = dropout."""
+    dropout_hidden: float | None = None
+    """The same between layers. null = dropout."""
+    dropout_output: float | None = None
+    """The same of the last layer's output. null = dropout."""
+    dropout_types: float = 0.0
+    """Probability that a type's embedding is dropped at all its places in a segment (embedding dropout)."""
+    dropout_weights: float = 0.0
+    """Probability that a recurrent weight is dropped for a segment, in every layer (DropConnect)."""
+    dropout_locked: bool = False
+    """Drop the same units in all rows of a segment (variational dropout). false = draw anew in every row."""
     activation_penalty: float = 0.0
-    """alpha, weight of the activation penalty (AR): the mean square of the output after dropout."""
+    """alpha, weight of the activation penalty (AR): the mean square of the last layer's output after dropout."""
     temporal_penalty: float = 0.0
-    """beta, weight of the temporal penalty (TAR): the mean square of the change of the output from row to row."""
+    """beta, weight of the temporal penalty (TAR): the mean square of the change of that output, before dropout, from row to row."""
     tie_weights: bool = True
-    """Use the embedding as the decoder's weight (Press and Wolf, 2017). Needs E = H."""
+    """Use the embedding as the decoder's weight (Press and Wolf, 2017)."""
     init_range: float = 0.1
     """The initial weights of embedding and decoder are uniform in [-init_range, init_range]."""
 
@@ -105,15 +117,30 @@ class ModelConfig:
             check(
                 1 <= getattr(self, name) <= most, f"model.{name} must be from 1 to {most:,}, not {getattr(self, name)}"
             )
-        check(0 <= self.dropout < 1, f"model.dropout must be in [0, 1), not {self.dropout}")
+        for name in ("", "_input", "_hidden", "_output", "_types", "_weights"):
+            p = getattr(self, f"dropout{name}")
+            check(p is None or 0 <= p < 1, f"model.dropout{name} must be in [0, 1), not {p}")
         for name in ("activation_penalty", "temporal_penalty"):
             check(getattr(self, name) >= 0, f"model.{name} must not be negative, not {getattr(self, name)}")
         check(0 < self.init_range <= 1000, f"model.init_range must be positive and at most 1000, not {self.init_range}")
-        check(
-            not self.tie_weights or self.embedding_size == self.hidden_size,
-            f"model.tie_weights needs equal sizes, but model.embedding_size is {self.embedding_size} and "
-            f"model.hidden_size is {self.hidden_size}: make them equal or set model.tie_weights to false",
-        )
+
+    @property
+    def layer_sizes(self) -> list[int]:
+        """Units of each layer; the last one's are those of the decoder's input."""
+        last = self.embedding_size if self.tie_weights else self.hidden_size
+        return [self.hidden_size] * (self.num_layers - 1) + [last]
+
+    @property
+    def shape(self) -> str:
+        """The layers' sizes in a few words."""
+        sizes = self.layer_sizes
+        return f"{len(sizes)} x {sizes[0]}" if len({*sizes}) == 1 else "-".join(map(str, sizes))
+
+    @property
+    def unit_dropout(self) -> list[float]:
+        """Probability that a unit is dropped, of the embeddings and of each layer's output."""
+        kinds = [self.dropout_input] + [self.dropout_hidden] * (self.num_layers - 1) + [self.dropout_output]
+        return [self.dropout if p is None else p for p in kinds]
 
 
 @dataclass(frozen=True)

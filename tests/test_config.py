@@ -106,7 +106,7 @@ def test_a_run_goes_on_with_its_own_configuration(tmp_path: Path) -> None:
         (["--data.cache_dir", ""], "data.cache_dir is empty"),
         (["--config", "absent.yaml"], "--config absent.yaml: there is no such file"),
         (["--data=absent.yaml"], "--data absent.yaml: there is no such file"),
-        (["--model.hidden_size", "200"], "model.hidden_size is 200"),
+        (["--model.dropout_types", "1"], "model.dropout_types"),
         (["--model.dropout", "1"], "model.dropout"),
         (["--optim.lr", "nan"], "optim.lr"),
         (["--train.precision", "fp8"], "train.precision"),

@@ -31,10 +31,12 @@ class Window:
     Attributes:
         segments: (first row, end row) of each segment.
         num_targets: N_step, targets in these rows over ALL ranks.
+        num_differences: D_step, pairs of neighbouring rows in one segment and column that both have a target, over ALL ranks.
     """
 
     segments: list[tuple[int, int]]
     num_targets: int
+    num_differences: int
 
     @property
     def end(self) -> int:
@@ -110,4 +112,5 @@ class Table:
         for first in range(start, self.rows, bptt * accumulate):
             last = min(first + bptt * accumulate, self.rows)
             segments = [(row, min(row + bptt, last)) for row in range(first, last, bptt)]
-            yield Window(segments, self.targets_in(first, last))
+            differences = sum(self.targets_in(row + 1, end) for row, end in segments if end > row + 1)
+            yield Window(segments, self.targets_in(first, last), differences)

@@ -3,8 +3,10 @@
 `lstmlm export --to transformers` puts this file beside the weights. It needs torch and transformers, and nothing of lstmlm.
 
 Shapes: B texts, T tokens, E embedding, H hidden, V vocabulary, L layers. The state is one tensor (B, 2, L, H), h before c.
+H is the largest layer's size there: a smaller layer uses the first units, and the others stay 0.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +37,9 @@ class LstmLmConfig(PreTrainedConfig):
             "dropout": 0.0,
             "tie_weights": True,
         }
-        self.hidden_size: int = self.model["hidden_size"]
+        last = self.model["embedding_size" if self.model["tie_weights"] else "hidden_size"]
+        self.layer_sizes: list[int] = [self.model["hidden_size"]] * (self.model["num_layers"] - 1) + [last]
+        self.hidden_size: int = max(self.layer_sizes)
         self.num_hidden_layers: int = self.model["num_layers"]
         super().__init__(**{**kwargs, "tie_word_embeddings": self.model["tie_weights"]})
 
@@ -65,12 +69,11 @@ class LstmLmForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: LstmLmConfig) -> None:
         super().__init__(config)
-        sizes = config.model
-        inputs = [sizes["embedding_size"]] + [sizes["hidden_size"]] * (sizes["num_layers"] - 1)
-        self.embedding = nn.Embedding(config.vocab_size, sizes["embedding_size"])
-        self.layers = nn.ModuleList(nn.LSTM(size, sizes["hidden_size"], batch_first=True) for size in inputs)
-        self.decoder = nn.Linear(sizes["hidden_size"], config.vocab_size)
-        self.dropout = nn.Dropout(sizes["dropout"])
+        sizes = [config.model["embedding_size"], *config.layer_sizes]
+        self.embedding = nn.Embedding(config.vocab_size, sizes[0])
+        self.layers = nn.ModuleList(nn.LSTM(*pair, batch_first=True) for pair in itertools.pairwise(sizes))
+        self.decoder = nn.Linear(sizes[-1], config.vocab_size)
+        self.dropout = nn.Dropout(config.model["dropout"])
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -123,9 +126,11 @@ class LstmLmForCausalLM(PreTrainedModel, GenerationMixin):
         packed_lengths = lengths.clamp(min=1).cpu()  # an empty row can't be packed: it computes one token in vain
         for i, layer in enumerate(self.layers):
             packed = pack_padded_sequence(self.dropout(outputs), packed_lengths, batch_first=True, enforce_sorted=False)
-            packed, (h, c) = layer(packed, (state[None, :, 0, i].contiguous(), state[None, :, 1, i].contiguous()))
+            h, c = state[:, :, i, : layer.hidden_size].transpose(0, 1).contiguous()  # (2, B, H_layer)
+            packed, (h, c) = layer(packed, (h[None], c[None]))
             outputs, _ = pad_packed_sequence(packed, batch_first=True, total_length=tokens.shape[1])
-            states.append(torch.stack([h[0], c[0]], dim=1))
+            unused = self.config.hidden_size - layer.hidden_size
+            states.append(nn.functional.pad(torch.stack([h[0], c[0]], dim=1), (0, unused)))
         empty = (lengths == 0)[:, None, None, None]
         return outputs, torch.where(empty, state, torch.stack(states, dim=2))
 

@@ -2,6 +2,8 @@
 
     tokens (T, B) int64, h (L, B, H), c (L, B, H)  ->  logits (T, B, V), new_h (L, B, H), new_c (L, B, H)
 
+H is the largest layer's size. A smaller layer uses the first units of its row, and the others stay 0.
+
 The graph is written out here, with ONNX's own LSTM: PyTorch's exporter needs a quarter of a minute and warns of its own future.
 """
 
@@ -46,31 +48,38 @@ def build_graph(model: LSTMLanguageModel) -> Any:
     """The graph of a model, checked by ONNX."""
     from onnx import TensorProto, checker, helper, numpy_helper
 
-    layers, size = model.config.num_layers, model.config.hidden_size
+    layers, sizes = model.config.num_layers, model.config.layer_sizes
+    size = max(sizes)
     constants: dict[str, NDArray[Any]] = {
         "embedding": _array(model.embedding.weight),
         "bias": _array(model.decoder.bias),
         "direction": np.array([1], np.int64),  # axis of the directions in an LSTM's output
+        "first": np.array([0], np.int64),
+        "units": np.array([2], np.int64),  # axis of a layer's state
     }
     nodes = [helper.make_node("Gather", ["embedding", "tokens"], ["outputs_0"])]  # (T, B, E)
     for i, layer in enumerate(model.layers):
         own = dict(layer.named_parameters())
+        own_size, states = sizes[i], [f"h_{i}", f"c_{i}"]
         constants[f"place_{i}"] = np.array([i], np.int64)
         constants[f"input_{i}"] = _gates(own["weight_ih_l0"])[None]  # (1, 4 H, E)
         constants[f"recurrent_{i}"] = _gates(own["weight_hh_l0"])[None]  # (1, 4 H, H)
         constants[f"biases_{i}"] = np.concatenate([_gates(own["bias_ih_l0"]), _gates(own["bias_hh_l0"])])[None]
         weights = [f"{kind}_{i}" for kind in ("input", "recurrent", "biases")]
         nodes += [
-            helper.make_node("Gather", ["h", f"place_{i}"], [f"h_{i}"], axis=0),  # (1, B, H)
-            helper.make_node("Gather", ["c", f"place_{i}"], [f"c_{i}"], axis=0),
+            *(helper.make_node("Gather", [s[0], f"place_{i}"], [f"{s}_wide"], axis=0) for s in states),  # (1, B, H)
+            *(helper.make_node("Slice", [f"{s}_wide", "first", f"size_{i}", "units"], [s]) for s in states),
             helper.make_node(
                 "LSTM",
-                [f"outputs_{i}", *weights, "", f"h_{i}", f"c_{i}"],
-                [f"directed_{i}", f"new_h_{i}", f"new_c_{i}"],
-                hidden_size=size,
+                [f"outputs_{i}", *weights, "", *states],
+                [f"directed_{i}", *(f"own_{s}" for s in states)],
+                hidden_size=own_size,
             ),
+            *(helper.make_node("Pad", [f"own_{s}", f"padding_{i}"], [f"new_{s}"]) for s in states),
             helper.make_node("Squeeze", [f"directed_{i}", "direction"], [f"outputs_{i + 1}"]),  # (T, B, H)
         ]
+        constants[f"size_{i}"] = np.array([own_size], np.int64)
+        constants[f"padding_{i}"] = np.array([0, 0, 0, 0, 0, size - own_size], np.int64)
     if model.config.tie_weights:
         nodes.append(helper.make_node("Transpose", ["embedding"], ["decoder"], perm=[1, 0]))
     else:

@@ -1,6 +1,7 @@
 """Dropout masks without a generator: a hash of a unit's coordinates decides whether the unit is kept.
 
-A mask is a pure function of (seed, segment, place in the model, row, column, unit). So a rank computes the masks of its own columns and
+A mask is a pure function of (seed, segment, place in the model, row, column, unit); masks that all columns share leave the column
+out. So a rank computes the masks of its own columns and
 no others, nothing random is ever saved, and a CUDA graph needs the segment's number and nothing else. The hash uses only wrapping int32
 multiplication, addition, exclusive or and shifts, which give the same bits on every device.
 
@@ -16,44 +17,67 @@ from lstmlm.config import ModelConfig
 
 MASKS = "hash 1"  # this function by name; a checkpoint says with which one its run was made
 PLACE_BITS = 24  # a place of the model has fewer than 2^24 units, and there are fewer than 2^7 places
+# Places of masks that all columns share: the layers' recurrent weights, and the types. Embedding and layers have 0 ... L.
+WEIGHTS, TYPES = 126, 127
 
 
 class Masks(NamedTuple):
-    """The dropout masks of a segment, float32: 0 where a unit is dropped, else 1 / (1 - p).
+    """The dropout masks of a segment, float32: 0 where something is dropped, else 1 / (1 - p). None = nothing is dropped.
 
     Attributes:
-        embedding: Of the embeddings, (T, B, E).
-        layers: Of each layer's output, (T, B, H) each; the last one masks the decoder's input.
+        embedding: Of the embeddings, (T, B, E). T is 1 where all rows have the same mask.
+        layers: Of each layer's output, (T, B, H) each; the last one masks the decoder's input. T is 1 as above.
+        weights: Of each layer's recurrent weight, (4 H, H) each (DropConnect: Merity et al., 2017, section 2).
     """
 
-    embedding: Tensor
-    layers: tuple[Tensor, ...]
+    embedding: Tensor | None
+    layers: tuple[Tensor | None, ...]
+    weights: tuple[Tensor | None, ...]
 
 
-def make_masks(config: ModelConfig, seed: int, segment: Tensor, rows: int, columns: range) -> Masks | None:
-    """The dropout masks of a segment, or None where `model.dropout` is 0.
+def make_masks(config: ModelConfig, seed: int, segment: Tensor, tokens: Tensor, first_column: int) -> Masks | None:
+    """The dropout masks of a segment, or None where nothing is dropped.
 
     Args:
-        config: Of the model: sizes and dropout.
+        config: Of the model: sizes and kinds of dropout.
         seed: `train.seed`, in [0, 2^32).
         segment: Number of the segment in the run, an int32 scalar on the device that is to hold the masks.
-        rows: T.
-        columns: This rank's columns of the table.
+        tokens: int64 (T, B), the segment's inputs in this rank's columns.
+        first_column: The first of them, in the table.
     """
-    if config.dropout == 0:
-        return None
-    sizes = [config.embedding_size] + [config.hidden_size] * config.num_layers
-    device = segment.device
-    units = torch.cat(
-        [torch.arange(n, dtype=torch.int32, device=device) + (i << PLACE_BITS) for i, n in enumerate(sizes)]
-    )
-    row = torch.arange(rows, dtype=torch.int32, device=device)
-    column = torch.arange(columns.start, columns.stop, dtype=torch.int32, device=device)
-    draws = random_words(seed, segment, row, column, units)  # (T, B, E + L H)
-    keep = 1 - config.dropout
-    kept = (draws < threshold(keep)).float().div_(keep)
-    embedding, *layers = kept.split(sizes, -1)
-    return Masks(embedding, tuple(layers))
+    device, zero = segment.device, segment.new_zeros(1)
+
+    def numbers(count: int, first: int = 0) -> Tensor:
+        return torch.arange(first, first + count, dtype=torch.int32, device=device)
+
+    row = zero if config.dropout_locked else numbers(len(tokens))
+    column = numbers(tokens.shape[1], first_column)
+    units = list(zip([config.embedding_size, *config.layer_sizes], config.unit_dropout, strict=True))
+    dropped = [(i, size) for i, (size, p) in enumerate(units) if p]
+    masks: list[Tensor | None] = [None] * len(units)
+    if dropped:
+        places = torch.cat([numbers(size, i << PLACE_BITS) for i, size in dropped])
+        draws = random_words(seed, segment, row, column, places).split([size for _, size in dropped], -1)
+        for (i, _), drawn in zip(dropped, draws, strict=True):
+            masks[i] = _mask(drawn, units[i][1])
+    embedding, *layers = masks
+    if config.dropout_types:
+        # A type's mask is the same in all columns and rows, so its only coordinate is its number.
+        of_types = (tokens.flatten() + (TYPES << PLACE_BITS)).int()
+        of_types = _mask(random_words(seed, segment, zero, zero, of_types), config.dropout_types).view(*tokens.shape, 1)
+        embedding = of_types if embedding is None else embedding * of_types
+    weights: list[Tensor | None] = [None] * config.num_layers
+    if config.dropout_weights:
+        for i, size in enumerate(config.layer_sizes):
+            drawn = random_words(seed, segment, numbers(4 * size), zero + i, numbers(size, WEIGHTS << PLACE_BITS))
+            weights[i] = _mask(drawn[:, 0], config.dropout_weights)
+    made = Masks(embedding, tuple(layers), tuple(weights))
+    return None if all(mask is None for mask in (embedding, *layers, *weights)) else made
+
+
+def _mask(words: Tensor, p: float) -> Tensor:
+    """0 where something is dropped, with probability p, else 1 / (1 - p)."""
+    return (words < threshold(1 - p)).float().div_(1 - p)
 
 
 def threshold(probability: float) -> int:

@@ -3,12 +3,14 @@
 Shapes: T time, B columns, E embedding, H hidden, V vocabulary, L layers.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from lstmlm.config import ModelConfig
+from lstmlm.data.table import IGNORE
 from lstmlm.model.dropout import Masks
 from lstmlm.model.layers import LayerState, LSTMLayer, TiedEmbedding
 from lstmlm.model.loss import linear_cross_entropy, summed_and_token_nll, token_nll
@@ -63,10 +65,10 @@ class LSTMLanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
-        sizes = [config.embedding_size] + [config.hidden_size] * config.num_layers
+        sizes = [config.embedding_size, *config.layer_sizes]
         self.embedding = nn.Embedding(vocab_size, config.embedding_size)
-        self.layers = nn.ModuleList(LSTMLayer(size, config.hidden_size) for size in sizes[:-1])
-        self.decoder = nn.Linear(config.hidden_size, vocab_size)
+        self.layers = nn.ModuleList(itertools.starmap(LSTMLayer, itertools.pairwise(sizes)))
+        self.decoder = nn.Linear(sizes[-1], vocab_size)
         nn.init.uniform_(self.embedding.weight, -config.init_range, config.init_range)
         nn.init.uniform_(self.decoder.weight, -config.init_range, config.init_range)
         nn.init.zeros_(self.decoder.bias)
@@ -75,8 +77,8 @@ class LSTMLanguageModel(nn.Module):
 
     def initial_state(self, columns: int) -> State:
         """The zero state of `columns` columns."""
-        weight, size = self.embedding.weight, self.config.hidden_size
-        return State(LayerState(weight.new_zeros(columns, size), weight.new_zeros(columns, size)) for _ in self.layers)
+        zeros, sizes = self.embedding.weight.new_zeros, self.config.layer_sizes
+        return State(LayerState(zeros(columns, size), zeros(columns, size)) for size in sizes)
 
     def forward(
         self, tokens: Tensor, state: State, targets: Tensor, masks: Masks | None = None
@@ -90,13 +92,13 @@ class LSTMLanguageModel(nn.Module):
             masks: Dropout masks of this segment and these columns; None = no dropout.
 
         Returns:
-            The summed nll in nats (a scalar); the summed penalty of the activations (a scalar, to be added to the nll that is
-            minimised, not to the one that is reported); and the new state, not detached.
+            The summed nll in nats (a scalar); the summed penalties (2,) of `_penalties`, which are minimised too but not reported; and
+            the new state, not detached.
         """
         embeddings, weight = self._embed(tokens)
         raw, outputs, state = self._run_layers(embeddings, state, masks)
         nll = linear_cross_entropy(outputs.flatten(0, 1), weight, self.decoder.bias, targets.flatten())
-        return nll, self._penalty(raw, outputs), state
+        return nll, self._penalties(raw, outputs, targets != IGNORE), state
 
     @torch.no_grad()
     def score(self, tokens: Tensor, state: State, targets: Tensor) -> tuple[Tensor, State]:
@@ -147,22 +149,36 @@ class LSTMLanguageModel(nn.Module):
 
     def _run_layers(self, embeddings: Tensor, state: State, masks: Masks | None) -> tuple[Tensor, Tensor, State]:
         """The last layer's outputs (T, B, H) before and after dropout, and the state after the last row."""
-        outputs = embeddings if masks is None else embeddings * masks.embedding
+        none = [None] * len(self.layers)
+        embedding_mask, layer_masks, weight_masks = masks or (None, none, none)
+        outputs = embeddings if embedding_mask is None else embeddings * embedding_mask
         raw, new_state = outputs, []
-        for i, (layer, layer_state) in enumerate(zip(self.layers, state, strict=True)):
-            raw, outputs, layer_state = layer(outputs, layer_state, None if masks is None else masks.layers[i])
+        for layer, layer_state, mask, kept in zip(self.layers, state, layer_masks, weight_masks, strict=True):
+            weight = None if kept is None else layer.get_parameter("weight_hh_l0") * kept
+            raw, outputs, layer_state = layer(outputs, layer_state, mask, weight)
             new_state.append(layer_state)
         return raw, outputs, State(new_state)
 
-    def _penalty(self, raw: Tensor, outputs: Tensor) -> Tensor:
-        """Activation and temporal activation regularisation (Merity et al., 2017, "Revisiting activation regularization"), summed over
-        positions, so that a step's penalty is a mean over its targets like its nll."""
-        penalty = outputs.new_zeros((), dtype=torch.float32)
+    def _penalties(self, raw: Tensor, outputs: Tensor, counted: Tensor) -> Tensor:
+        """Activation and temporal activation regularisation (Merity et al., 2017, "Revisiting activation regularization"), (2,).
+
+        Args:
+            raw: The last layer's outputs before dropout, (T, B, H).
+            outputs: After it.
+            counted: Places that have a target, (T, B).
+
+        Returns:
+            AR, summed over the places that count, and TAR, summed over the differences between two of them: a step divides each by
+            its number over all ranks.
+        """
+        activation = temporal = outputs.new_zeros((), dtype=torch.float32)
         if self.config.activation_penalty:
-            penalty = penalty + self.config.activation_penalty * outputs.float().square().mean(-1).sum()
+            squares = outputs.float().square().mean(-1) * counted
+            activation = self.config.activation_penalty * squares.sum()
         if self.config.temporal_penalty:
-            penalty = penalty + self.config.temporal_penalty * raw.float().diff(dim=0).square().mean(-1).sum()
-        return penalty
+            squares = raw.float().diff(dim=0).square().mean(-1) * (counted[1:] & counted[:-1])
+            temporal = self.config.temporal_penalty * squares.sum()
+        return torch.stack([activation, temporal])
 
     def weights(self) -> dict[str, Tensor]:
         """All parameters by name, a tied one once, as contiguous copies on the CPU."""

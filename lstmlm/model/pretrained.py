@@ -40,7 +40,7 @@ CARD_TEXT = """\
 # {name}
 
 An LSTM language model trained with lstmlm on {dataset}: {parameters:,} parameters, {vocab_size:,} types, level {level}.
-{layers} layers of {hidden_size} units, embeddings of {embedding_size}{tied}.
+LSTM layers of {shape} units, embeddings of {embedding_size}{tied}.
 {figures}
     lstmlm evaluate --model <this folder> --split test
     lstmlm generate --model <this folder> --prompt "Once upon a time"
@@ -128,8 +128,7 @@ def model_card(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         vocab_size=model.vocab_size,
         level=vocabulary.level,
-        layers=model.config.num_layers,
-        hidden_size=model.config.hidden_size,
+        shape=model.config.shape,
         embedding_size=model.config.embedding_size,
         tied=", which are the decoder's weight too" if model.config.tie_weights else "",
         figures=table if rows else "",

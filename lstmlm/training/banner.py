@@ -68,7 +68,7 @@ def _described(config: Config, corpus: Corpus, train_step: TrainStep, accelerato
     return {
         "data": data.dataset,
         **dict(line.split(": ", 1) for line in corpus.lines()),
-        "model": f"{model.num_layers} x {model.hidden_size} LSTM, {parameters:,} parameters, dropout {model.dropout:g}"
+        "model": f"{model.shape} LSTM, {parameters:,} parameters, dropout {model.dropout:g}"
         + (f", begun with {train.init_from}" if train.init_from else ""),
         "device": f"{device}, {train.precision}, {torch.get_num_threads()} CPU threads a rank",
         "ranks": f"{ranks}, {shares} of {data.batch_size} columns each; segments of {data.bptt} rows",

@@ -43,7 +43,7 @@ def check_memory(config: Config, vocab_size: int, tokens: int, accelerator: Acce
     rows, columns = -(-tokens // config.data.batch_size), -(-config.data.batch_size // accelerator.num_processes)
     # Of each place of a segment, backward needs the embedding and, for every layer, four gates and the cell.
     places, units = min(config.data.bptt, rows) * columns, config.model.embedding_size
-    units += 5 * config.model.num_layers * config.model.hidden_size
+    units += 5 * sum(config.model.layer_sizes)
     segment = places * units * (2 if config.train.precision in ("bf16", "fp16") else 4)
     trained = 16 * parameters  # weight, gradient and Adam's two moments, in float32
     saved = 24 * parameters  # a checkpoint, gathered on the host and then made a file's content
@@ -141,7 +141,10 @@ class TrainStep:
                 last = i == len(window.segments) - 1
                 with nullcontext() if last else self.accelerator.no_sync(self.wrapped_model):
                     self._segment.fill_(segment + i)
-                    row[0] += self._backward(*self.table.segment(first, end), window.num_targets)
+                    segment_nll = self._backward(
+                        *self.table.segment(first, end), window.num_targets, window.num_differences
+                    )
+                    row[0] += segment_nll
             row[1] = self._apply_gradient()
         self._pending.append((step, window.num_targets))
 
@@ -217,17 +220,25 @@ class TrainStep:
     def _own_columns(self) -> slice:
         return slice(self.table.first_column, self.table.end_column)
 
-    def _masks(self, rows: int) -> Masks | None:
+    def _masks(self, inputs: Tensor) -> Masks | None:
         """Masks of the segment whose number `_segment` holds."""
-        columns = range(self.table.first_column, self.table.end_column)
-        return make_masks(self.config.model, self.config.train.seed, self._segment, rows, columns)
+        model, seed = self.config.model, self.config.train.seed
+        return make_masks(model, seed, self._segment, inputs, self.table.first_column)
 
-    def _backward(self, inputs: Tensor, targets: Tensor, num_targets: int) -> Tensor:
-        """Add a segment's gradient, carry the state on, and return this rank's nll."""
-        masks = self._masks(len(inputs))
-        nll, penalty, state = self.wrapped_model(inputs, self.state, targets, masks)
-        # DDP averages over ranks; times W / N_step this is the gradient of the global nll per target.
-        self.accelerator.backward((nll + penalty) * (self.accelerator.num_processes / num_targets))
+    def _backward(self, inputs: Tensor, targets: Tensor, num_targets: int, num_differences: int) -> Tensor:
+        """Add a segment's gradient, carry the state on, and return this rank's nll.
+
+        Args:
+            inputs: int64 (T, B_r).
+            targets: The same.
+            num_targets: N_step, over all ranks.
+            num_differences: D_step, over all ranks.
+        """
+        nll, (activation, temporal), state = self.wrapped_model(inputs, self.state, targets, self._masks(inputs))
+        # N_step times the loss of the step: the mean over its targets, and TAR's over its differences
+        loss = nll + activation + temporal * (num_targets / max(1, num_differences))
+        # DDP averages over ranks; times W / N_step this is the gradient of the global loss.
+        self.accelerator.backward(loss * (self.accelerator.num_processes / num_targets))
         self.state.copy_(state)
         return nll.detach()
 
@@ -245,7 +256,7 @@ class TrainStep:
 
         def update() -> Tensor:
             self._optimizer.zero_grad()  # a recorded backward writes its gradients where it first put them
-            nll = self._backward(inputs, targets, self._full_targets)
+            nll = self._backward(inputs, targets, self._full_targets, self._full_targets - self.table.columns)
             return torch.stack([nll, self._apply_gradient()])
 
         before = self.state_dict()

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from lstmlm import LSTMLanguageModel
 from lstmlm.export.onnx import build_graph, export_onnx
@@ -22,7 +23,9 @@ def session(content: bytes) -> Any:
 
 
 def stacked(state: State) -> dict[str, np.ndarray]:
-    return {name: torch.stack([layer[i] for layer in state]).numpy() for i, name in enumerate("hc")}
+    size = max(h.shape[1] for h, _ in state)
+    wide = [[F.pad(part, (0, size - part.shape[1])) for part in layer] for layer in state]
+    return {name: torch.stack([layer[i] for layer in wide]).numpy() for i, name in enumerate("hc")}
 
 
 @torch.no_grad()
@@ -40,7 +43,15 @@ def assert_carried(theirs: Any, model: LSTMLanguageModel, lengths: list[int], co
         np.testing.assert_allclose(carried[name], value, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("sizes", [{}, {"num_layers": 3}, {"embedding_size": 8, "tie_weights": False}])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"num_layers": 3, "hidden_size": 20},
+        {"num_layers": 1, "hidden_size": 20},
+        {"embedding_size": 8, "tie_weights": False},
+    ],
+)
 def test_the_state_is_carried_over_100_steps(tmp_path: Path, sizes: dict[str, Any]) -> None:
     model = make_model(tmp_path / "own", **sizes)
     export_onnx(tmp_path / "own", tmp_path / "exported")

@@ -1,5 +1,6 @@
 """The masks' hash: golden values, frequencies, and independence along every coordinate. All of it is deterministic."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lstmlm.config import ModelConfig
-from lstmlm.model.dropout import make_masks, random_words, threshold
+from lstmlm.model.dropout import Masks, make_masks, random_words, threshold
 
 
 def number(value: int) -> Tensor:
@@ -119,34 +120,83 @@ def test_places_of_rows_and_columns_are_distinct() -> None:
 
 
 CONFIG = ModelConfig(embedding_size=12, hidden_size=20, num_layers=3, dropout=0.3, tie_weights=False)
+EVERY_KIND = dataclasses.replace(
+    CONFIG,
+    tie_weights=True,
+    dropout_input=0.2,
+    dropout_hidden=0.4,
+    dropout_output=0.6,
+    dropout_types=0.1,
+    dropout_weights=0.5,
+    dropout_locked=True,
+)
+TOKENS = torch.arange(70).view(7, 10) % 9
+
+
+def masks_of(config: ModelConfig, tokens: Tensor = TOKENS, first_column: int = 0, segment: int = 5) -> Masks:
+    masks = make_masks(config, 1, number(segment), tokens, first_column)
+    assert masks is not None
+    return masks
 
 
 def test_masks() -> None:
-    masks = make_masks(CONFIG, 1, number(5), rows=7, columns=range(3, 8))
-    assert masks is not None
+    masks = masks_of(CONFIG, TOKENS[:, 3:8], 3)
+    assert masks.embedding is not None
     assert masks.embedding.shape == (7, 5, 12)
-    assert [mask.shape for mask in masks.layers] == [(7, 5, 20)] * 3
-    for mask in (masks.embedding, *masks.layers):
-        assert mask.dtype == torch.float32
-        assert sorted({round(value, 6) for value in mask.unique().tolist()}) == [0.0, round(1 / 0.7, 6)]
-    assert not torch.equal(masks.layers[0], masks.layers[1])
-    assert make_masks(ModelConfig(dropout=0), 1, number(5), 7, range(3)) is None
+    assert [mask.shape for mask in masks.layers if mask is not None] == [(7, 5, 20)] * 3
+    assert masks.weights == (None, None, None)
+    for i, mask in enumerate((masks.embedding, *masks.layers)):
+        unit = torch.arange(mask.shape[-1], dtype=torch.int32) + (i << 24)  # type: ignore[union-attr]
+        row, column = torch.arange(7, dtype=torch.int32), torch.arange(3, 8, dtype=torch.int32)
+        kept = random_words(1, number(5), row, column, unit) < threshold(1 - 0.3)
+        assert torch.equal(mask, kept / torch.tensor(1 - 0.3)), "the masks of the first release"
+    assert make_masks(dataclasses.replace(CONFIG, dropout=0), 1, number(5), TOKENS, 0) is None
 
 
-def test_masks_of_some_columns_are_those_columns_of_all() -> None:
-    """A rank computes its own columns only, whatever the other ranks own."""
-    whole = make_masks(CONFIG, 1, number(5), 7, range(10))
-    part = make_masks(CONFIG, 1, number(5), 4, range(3, 8))  # fewer rows too, as an epoch's last segment has
-    assert whole is not None
-    assert part is not None
-    assert torch.equal(part.embedding, whole.embedding[:4, 3:8])
-    assert all(torch.equal(p, w[:4, 3:8]) for p, w in zip(part.layers, whole.layers, strict=True))
+def test_every_kind_has_its_probability_and_its_coordinates() -> None:
+    tokens = torch.randint(9, (7, 400))
+    of_segments = [masks_of(EVERY_KIND, tokens, segment=k) for k in range(50)]
+
+    def share_dropped(masks: list[Tensor], p: float, deviations: float = 5) -> None:
+        values = torch.stack(masks)
+        kept = values != 0
+        torch.testing.assert_close(values[kept], torch.full_like(values[kept], 1 / (1 - p)))
+        assert abs((~kept).float().mean().item() - p) < deviations * math.sqrt(p * (1 - p) / kept.numel())
+
+    for i, (size, p) in enumerate([(20, 0.4), (20, 0.4), (12, 0.6)]):
+        layers = [masks.layers[i] for masks in of_segments]
+        assert all(mask is not None and mask.shape == (1, 400, size) for mask in layers), "one mask for all rows"
+        share_dropped(layers, p)  # type: ignore[arg-type]
+    for i, size in enumerate([20, 20, 12]):
+        weights = [masks.weights[i] for masks in of_segments]
+        assert weights[0] is not None
+        assert weights[0].shape == (4 * size, size)
+        share_dropped(weights, 0.5)  # type: ignore[arg-type]
+    assert not torch.equal(of_segments[0].weights[0], of_segments[0].weights[1])  # type: ignore[arg-type]
+    of_types = []
+    for masks in of_segments:
+        assert masks.embedding is not None
+        units = (masks.embedding != 0).any(0).any(0)
+        assert units.all()
+        # With 400 columns, a place has no unit at all only where its type is dropped.
+        place = masks.embedding.amax(-1) * 0.8  # (T, B)
+        of_type = torch.stack([place[tokens == token].amax() for token in range(9)])
+        assert torch.equal(place != 0, of_type[tokens] != 0), "a type is dropped everywhere or nowhere"
+        of_types.append(of_type)
+    share_dropped(of_types, 0.1)
 
 
-def test_masks_leave_the_generator_alone() -> None:
-    state = torch.get_rng_state()
-    make_masks(CONFIG, 1, number(5), 7, range(10))
-    assert torch.equal(torch.get_rng_state(), state)
+@pytest.mark.parametrize("config", [CONFIG, EVERY_KIND], ids=["units", "every kind"])
+def test_masks_of_some_columns_are_those_columns_of_all(config: ModelConfig) -> None:
+    """A rank computes its own columns only, whatever the other ranks own; what all columns share is the same on every rank."""
+    before = torch.get_rng_state()
+    whole = masks_of(config)
+    part = masks_of(config, TOKENS[:4, 3:8], 3)  # fewer rows too, as an epoch's last segment has
+    for p, w in zip((part.embedding, *part.layers), (whole.embedding, *whole.layers), strict=True):
+        assert torch.equal(p, w[:4, 3:8])  # type: ignore[arg-type, index]
+    for p, w in zip(part.weights, whole.weights, strict=True):
+        assert p is w is None or torch.equal(p, w)  # type: ignore[arg-type]
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(("probability", "word"), [(0.0, -(2**31)), (0.5, 0), (1.0, 2**31 - 1), (0.25, -(2**30))])

@@ -1,9 +1,9 @@
-import dataclasses
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -54,18 +54,65 @@ def test_equals_a_stacked_lstm_without_dropout(model: LSTMLanguageModel) -> None
     torch.testing.assert_close(torch.stack([h for h, _ in state]), h)
     torch.testing.assert_close(torch.stack([c for _, c in state]), c)
     torch.testing.assert_close(model.logits(tokens, model.initial_state(4))[0], logits)
-    assert penalty == 0
+    assert not penalty.any()
 
 
-def test_dropout_is_where_it_belongs(model: LSTMLanguageModel) -> None:
-    tokens, targets = batch(5, 3)
-    masks = make_masks(SMALL, 1, torch.tensor(0, dtype=torch.int32), 5, range(3))
+RECIPE = ModelConfig(
+    embedding_size=12,
+    hidden_size=20,
+    num_layers=3,
+    dropout=0.3,
+    dropout_types=0.3,
+    dropout_weights=0.5,
+    dropout_locked=True,
+    activation_penalty=2.0,
+    temporal_penalty=0.5,
+)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_every_regulariser_is_where_it_belongs(precision: torch.dtype) -> None:
+    """Loss and gradients against plain functions: a type is dropped in the embedding alone, weights in the recurrence alone; AR counts
+    places with a target, on the dropped output; TAR differences between two of them, on the raw output (Merity et al., 2017)."""
+    torch.manual_seed(0)
+    model = LSTMLanguageModel(RECIPE, 31)
+    assert [layer.hidden_size for layer in model.layers] == [20, 20, 12]
+    tokens, targets = batch(6, 3)
+    targets[5, 1:] = targets[4:, 2] = -100
+    masks = make_masks(RECIPE, 1, torch.tensor(0, dtype=torch.int32), tokens, 0)
     assert masks is not None
-    x = model.embedding(tokens) * masks.embedding
-    for layer, mask in zip(model.layers, masks.layers, strict=True):
-        x = nn.LSTM.forward(layer, x)[0] * mask
-    expected = F.cross_entropy(model.decoder(x).flatten(0, 1), targets.flatten(), reduction="sum")
-    torch.testing.assert_close(model(tokens, model.initial_state(3), targets, masks)[0], expected)
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        nll, (activation, temporal), _ = model(tokens, model.initial_state(3), targets, masks)
+        x = model.embedding(tokens) * masks.embedding
+        for layer, mask, kept in zip(model.layers, masks.layers, masks.weights, strict=True):
+            weights = {**dict(layer.named_parameters()), "weight_hh_l0": layer.weight_hh_l0 * kept}
+            raw = functional_call(Plain(layer), {f"layer.{name}": weight for name, weight in weights.items()}, x)
+            x = raw * mask
+        logits = F.linear(x, model.embedding.weight, model.decoder.bias).float()
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    places = [(t, b) for b, rows in enumerate([6, 5, 4]) for t in range(rows)]
+    ar = sum(2.0 * x[place].float().square().mean() for place in places)
+    change = raw.float().diff(dim=0).square().mean(-1)
+    tar = sum(0.5 * change[t - 1, b] for t, b in places if t)
+    close = {"rtol": 1e-5, "atol": 1e-6} if precision == torch.float32 else {"rtol": 0.05, "atol": 0.05}
+    torch.testing.assert_close(torch.stack([nll, activation, temporal]), torch.stack([expected, ar, tar]), **close)
+    parameters = list(model.parameters())
+    ours, plain = (
+        torch.autograd.grad(sum(terms), parameters) for terms in ([nll, activation, temporal], [expected, ar, tar])
+    )
+    for one, other in zip(ours, plain, strict=True):
+        assert (one - other).norm() <= close["rtol"] * other.norm()
+
+
+class Plain(nn.Module):
+    """A layer as PyTorch runs it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.LSTM.forward(self.layer, x)[0]  # type: ignore[arg-type]
 
 
 def test_two_segments_with_carried_state_are_one_long_segment(model: LSTMLanguageModel) -> None:
@@ -154,25 +201,6 @@ def test_tie_is_one_tensor() -> None:
     assert model.decoder.weight is model.embedding.weight
     model.load_weights(LSTMLanguageModel(SMALL, vocab_size=31).weights())
     assert model.decoder.weight is model.embedding.weight
-
-
-def test_penalties_are_those_of_the_paper(model: LSTMLanguageModel) -> None:
-    """Mean squares of the dropped output and of the raw output's change, times T B, and the nll as without them."""
-    tokens, targets = batch(6, 3)
-    masks = make_masks(SMALL, 1, torch.tensor(0, dtype=torch.int32), 6, range(3))
-    assert masks is not None
-    plain, none, _ = model(tokens, model.initial_state(3), targets, masks)
-    model.config = dataclasses.replace(SMALL, activation_penalty=2.0, temporal_penalty=0.5)
-    nll, penalty, _ = model(tokens, model.initial_state(3), targets, masks)
-    x = model.embedding(tokens) * masks.embedding
-    (h, c), (h2, c2) = model.initial_state(3)
-    x, _ = nn.LSTM.forward(model.layers[0], x, (h[None], c[None]))
-    raw, _ = nn.LSTM.forward(model.layers[1], x * masks.layers[0], (h2[None], c2[None]))
-    dropped = raw * masks.layers[1]
-    expected = 2.0 * dropped.pow(2).mean() * 18 + 0.5 * (raw[1:] - raw[:-1]).pow(2).mean() * 15
-    torch.testing.assert_close(penalty, expected)
-    assert none == 0
-    assert torch.equal(nll, plain)
 
 
 def test_second_derivatives_through_the_tied_embedding_are_refused() -> None:

@@ -3,14 +3,17 @@
 The defaults are the reference model on WikiText-2. The docstring under each field is its help text.
 """
 
+import json
+import math
 import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lstmlm.console import UsageError, UserError, check, one_line
 from lstmlm.files import user_path
@@ -30,8 +33,60 @@ MOST_LOGGED = 10**6  # steps whose losses are kept until they are logged
 MOST_PROFILED = 1000  # steps; each has some hundred events, all kept in memory
 
 
+class Bounds(NamedTuple):
+    """The numbers that a key takes: `least` to `most`; without `least` itself where `above`, without `most` itself where `below`."""
+
+    least: float
+    most: float
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        assert isinstance(value, int | float)
+        return (value > self.least if self.above else value >= self.least) and (
+            value < self.most if self.below else value <= self.most
+        )
+
+    def __str__(self) -> str:
+        if not self.above and not self.below:
+            return f"from {self.least:,} to {self.most:,}"
+        least = f"{'above' if self.above else 'at least'} {self.least:,}"
+        most = f" and {'below' if self.below else 'at most'} {self.most:,}"
+        return least + most * (self.most < math.inf)
+
+
+COUNT = Bounds(1, MOST)
+POSITIVE, NOT_NEGATIVE = Bounds(0, math.inf, above=True, below=True), Bounds(0, math.inf, below=True)
+FRACTION = Bounds(0, 1, below=True)
+
+
+def bounded(default: Any, bounds: Bounds) -> Any:
+    """A field with a default, whose numbers must be within bounds; null, where its type has it, is within all."""
+    return field(default=default, metadata={"bounds": bounds})
+
+
 @dataclass(frozen=True)
-class DataConfig:
+class _Section:
+    """What every section checks when it is made: the bounds of its fields."""
+
+    def __post_init__(self) -> None:
+        section = type(self).__name__.removesuffix("Config").lower()
+        for key in fields(self):
+            value, bounds = getattr(self, key.name), key.metadata.get("bounds")
+            for number in value if isinstance(value, tuple | list) else [value]:
+                check(
+                    bounds is None or number is None or number in bounds,
+                    f"{section}.{key.name} must be {bounds}, not {_as_written(value)}",
+                )
+
+
+def _as_written(value: Any) -> Any:
+    """A value as the command line takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+@dataclass(frozen=True)
+class DataConfig(_Section):
     """The text and how it is cut into columns."""
 
     dataset: str = "Salesforce/wikitext"
@@ -46,25 +101,19 @@ class DataConfig:
     """What a word is: what stands between white space, or a word or punctuation mark by the English rules of Moses (sacremoses)."""
     lowercase: bool = False
     """Whether upper case becomes lower case."""
-    min_count: int = 1
+    min_count: int = bounded(1, COUNT)
     """Tokens seen less often than this in the training split become `<unk>`."""
-    max_size: int | None = None
+    max_size: int | None = bounded(None, Bounds(3, MOST))
     """Largest size of the vocabulary, `<unk>` and `<eos>` included. The most frequent tokens stay. null = no limit."""
-    batch_size: int = 20
+    batch_size: int = bounded(20, COUNT)
     """Number of columns of the table, over ALL ranks together."""
-    bptt: int = 30
+    bptt: int = bounded(30, COUNT)
     """Rows of one segment: how far back-propagation reaches, in tokens."""
     cache_dir: str = "~/.cache/lstmlm"
     """Folder that keeps token ids between runs."""
 
     def __post_init__(self) -> None:
-        for name in ("min_count", "batch_size", "bptt"):
-            check(
-                1 <= getattr(self, name) <= MOST, f"data.{name} must be from 1 to {MOST:,}, not {getattr(self, name)}"
-            )
-        check(
-            self.max_size is None or self.max_size >= 3, "data.max_size must be at least 3: <unk>, <eos> and one token"
-        )
+        super().__post_init__()
         check(bool(self.dataset), "data.dataset is empty: name a file, a folder, a Hub id or `toy`")
         check("\0" not in f"{self.dataset}{self.subset}", "data.dataset and data.subset cannot hold a NUL")
         check(
@@ -79,50 +128,37 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(_Section):
     """The tied LSTM language model."""
 
-    embedding_size: int = 100
+    embedding_size: int = bounded(100, Bounds(1, MOST_UNITS))
     """E, number of units of a token's embedding."""
-    hidden_size: int = 100
+    hidden_size: int = bounded(100, Bounds(1, MOST_UNITS))
     """H, number of units of each LSTM layer. With tie_weights the last layer has embedding_size units in its place, a single layer too."""
-    num_layers: int = 2
+    num_layers: int = bounded(2, Bounds(1, MOST_LAYERS))
     """L, number of LSTM layers, one on top of the other."""
-    dropout: float = 0.5
+    dropout: float = bounded(0.5, FRACTION)
     """Probability that a unit is dropped: on the embeddings, between layers and on the output."""
-    dropout_input: float | None = None
+    dropout_input: float | None = bounded(None, FRACTION)
     """The same of the embeddings alone. null = dropout."""
-    dropout_hidden: float | None = None
+    dropout_hidden: float | None = bounded(None, FRACTION)
     """The same between layers. null = dropout."""
-    dropout_output: float | None = None
+    dropout_output: float | None = bounded(None, FRACTION)
     """The same of the last layer's output. null = dropout."""
-    dropout_types: float = 0.0
+    dropout_types: float = bounded(0.0, FRACTION)
     """Probability that a type's embedding is dropped at all its places in a segment (embedding dropout)."""
-    dropout_weights: float = 0.0
+    dropout_weights: float = bounded(0.0, FRACTION)
     """Probability that a recurrent weight is dropped for a segment, in every layer (DropConnect)."""
     dropout_locked: bool = False
     """Drop the same units in all rows of a segment (variational dropout). false = draw anew in every row."""
-    activation_penalty: float = 0.0
+    activation_penalty: float = bounded(0.0, NOT_NEGATIVE)
     """alpha, weight of the activation penalty (AR): the mean square of the last layer's output after dropout."""
-    temporal_penalty: float = 0.0
+    temporal_penalty: float = bounded(0.0, NOT_NEGATIVE)
     """beta, weight of the temporal penalty (TAR): the mean square of the change of that output, before dropout, from row to row."""
     tie_weights: bool = True
     """Use the embedding as the decoder's weight (Press and Wolf, 2017)."""
-    init_range: float = 0.1
+    init_range: float = bounded(0.1, Bounds(0, 1000, above=True))
     """The initial weights of embedding and decoder are uniform in [-init_range, init_range]."""
-
-    def __post_init__(self) -> None:
-        for name in ("embedding_size", "hidden_size", "num_layers"):
-            most = MOST_LAYERS if name == "num_layers" else MOST_UNITS
-            check(
-                1 <= getattr(self, name) <= most, f"model.{name} must be from 1 to {most:,}, not {getattr(self, name)}"
-            )
-        for name in ("", "_input", "_hidden", "_output", "_types", "_weights"):
-            p = getattr(self, f"dropout{name}")
-            check(p is None or 0 <= p < 1, f"model.dropout{name} must be in [0, 1), not {p}")
-        for name in ("activation_penalty", "temporal_penalty"):
-            check(getattr(self, name) >= 0, f"model.{name} must not be negative, not {getattr(self, name)}")
-        check(0 < self.init_range <= 1000, f"model.init_range must be positive and at most 1000, not {self.init_range}")
 
     @property
     def layer_sizes(self) -> list[int]:
@@ -144,57 +180,48 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(_Section):
     """One optimizer update."""
 
     name: Literal["adam"] = "adam"
     """The optimizer (Kingma and Ba, 2015)."""
-    lr: float = 1e-3
+    lr: float = bounded(1e-3, POSITIVE)
     """Learning rate at the end of the warm-up."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = bounded((0.9, 0.999), FRACTION)
     """Decay rates of Adam's two moments."""
-    eps: float = 1e-8
+    eps: float = bounded(1e-8, POSITIVE)
     """Term that keeps the denominator of Adam's update from being zero."""
-    weight_decay: float = 0.0
+    weight_decay: float = bounded(0.0, NOT_NEGATIVE)
     """L2 penalty, added to the gradient."""
-    grad_clip: float = 0.25
+    grad_clip: float = bounded(0.25, POSITIVE)
     """Largest global gradient norm; larger gradients are scaled down to it."""
     schedule: Literal["constant", "cosine", "plateau"] = "constant"
     """Learning rate after the warm-up: constant; a half cosine down to 0 at the run's last step; or plateau, constant until
     validation gets no better and then multiplied by plateau_factor."""
-    plateau_factor: float = 0.25
+    plateau_factor: float = bounded(0.25, Bounds(0, 1, above=True, below=True))
     """plateau: what the learning rate is multiplied by."""
-    plateau_patience: int = 1
+    plateau_patience: int = bounded(1, COUNT)
     """plateau: validations in a row without a new best perplexity before that."""
-    warmup_steps: int = 0
+    warmup_steps: int = bounded(0, Bounds(0, MOST))
     """Steps over which the learning rate rises linearly from 0."""
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "eps", "grad_clip"):
-            check(getattr(self, name) > 0, f"optim.{name} must be positive, not {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_steps"):
-            check(getattr(self, name) >= 0, f"optim.{name} must not be negative, not {getattr(self, name)}")
-        check(0 < self.plateau_factor < 1, f"optim.plateau_factor must be in (0, 1), not {self.plateau_factor}")
-        check(self.plateau_patience >= 1, f"optim.plateau_patience must be at least 1, not {self.plateau_patience}")
-        check(all(0 <= beta < 1 for beta in self.betas), f"optim.betas must be in [0, 1), not {list(self.betas)}")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(_Section):
     """The run: how long, how exact, what is written when."""
 
-    epochs: int = 40
+    epochs: int = bounded(40, COUNT)
     """Passes over the training stream."""
-    max_steps: int | None = None
+    max_steps: int | None = bounded(None, COUNT)
     """Stop after this many optimizer steps, even within an epoch. null = no limit."""
     init_from: str | None = None
     """Saved model to begin with, its weights and its vocabulary (docs/checkpoints.md): a folder, a run, or `user/model` on the Hub. It is
     validated before the first step. null = random weights, and the vocabulary of the training split."""
-    patience: int | None = None
+    patience: int | None = bounded(None, COUNT)
     """Stop after this many validations in a row without a new best perplexity. null = never."""
-    accumulate: int = 1
+    accumulate: int = bounded(1, COUNT)
     """Number of neighbouring segments that one optimizer step trains on."""
-    seed: int = 1
+    seed: int = bounded(1, Bounds(0, 2**32, below=True))
     """Seed of the initial weights and of every dropout mask."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     """Precision of the matrix products; weights stay float32. auto = what the launcher says, else fp32. fp32 is IEEE float32. tf32
@@ -207,26 +234,26 @@ class TrainConfig:
     precision other than fp16."""
     compress_gradients: bool = False
     """Send gradients between GPUs in bf16: half the bytes, but rounded sums. Needs several GPUs (NCCL)."""
-    threads: int | None = None
+    threads: int | None = bounded(None, Bounds(1, MOST_THREADS))
     """CPU threads of each rank. null = this host's physical cores, divided among its ranks."""
-    timeout_minutes: float = 10.0
+    timeout_minutes: float = bounded(10.0, Bounds(0, 525_600, above=True))
     """Minutes that a rank waits for the others before the run fails."""
-    log_every: int = 100
+    log_every: int = bounded(100, Bounds(1, MOST_LOGGED))
     """Steps between two lines of training metrics."""
-    eval_every: int | None = None
+    eval_every: int | None = bounded(None, COUNT)
     """Steps between two validations. null = at the end of each epoch."""
-    save_every: int = 1000
+    save_every: int = bounded(1000, COUNT)
     """Steps between two checkpoints. One is always written at the end, and when a signal stops the run."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = bounded(2, COUNT)
     """Number of checkpoints that stay on disk, the newest ones."""
-    eval_columns: int = 10
+    eval_columns: int = bounded(10, COUNT)
     """Columns that validation uses during training. The final figures always use 1."""
     run_dir: str | None = None
     """Directory of the run, where all its files go. null = a new runs/<UTC time>-<name>."""
     resume: bool = False
     """Go on from the newest complete checkpoint in train.run_dir, or start afresh where there is none yet."""
 
-    profile: int | None = None
+    profile: int | None = bounded(None, Bounds(1, MOST_PROFILED))
     """Profile this many steps of the main rank, after the first ten of a start, into profile/ of the run's directory: a trace
     (trace.json, for Perfetto) and a table of the ten operations that take most time. null = none."""
     dry_run: bool = False
@@ -234,20 +261,7 @@ class TrainConfig:
     nothing. (What a download from the Hub leaves in its own cache stays.)"""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "accumulate", "log_every", "save_every", "keep_checkpoints", "eval_columns"):
-            most = MOST_LOGGED if name == "log_every" else MOST
-            check(
-                1 <= getattr(self, name) <= most, f"train.{name} must be from 1 to {most:,}, not {getattr(self, name)}"
-            )
-        for name in ("max_steps", "patience", "threads", "eval_every", "profile"):
-            value = getattr(self, name)
-            most = {"threads": MOST_THREADS, "profile": MOST_PROFILED}.get(name, MOST)
-            check(value is None or 1 <= value <= most, f"train.{name} must be null or from 1 to {most:,}, not {value}")
-        check(0 <= self.seed < 2**32, f"train.seed must be in [0, 2^32), not {self.seed}")
-        minutes = self.timeout_minutes
-        check(
-            0 < minutes <= 525_600, f"train.timeout_minutes must be positive and at most a year, 525600, not {minutes}"
-        )
+        super().__post_init__()
         check(self.init_from != "", "train.init_from is empty: name a saved model, or null for none")
         check(self.run_dir != "", "train.run_dir is empty: name a folder, or null for a new one")
         check(
@@ -257,7 +271,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class TrackingConfig:
+class TrackingConfig(_Section):
     """Where metrics go besides `metrics.jsonl`."""
 
     trackers: list[Literal["wandb", "tensorboard", "trackio"]] = field(default_factory=lambda: ["wandb"])
@@ -280,6 +294,7 @@ class TrackingConfig:
     """W&B mode. auto = online where W&B answers and takes the key, else offline; never asks."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         name = self.run_name
         check(
             name is None
@@ -319,6 +334,9 @@ class Config:
         return flatten(self.to_dict())
 
 
+SECTIONS: dict[str, Any] = {section.name: section.type for section in fields(Config)}
+
+
 def flatten(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Nested sections as dotted keys."""
     return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
@@ -329,9 +347,20 @@ def argument_parser(description: str) -> "ArgumentParser":
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    _read_none_as_null()
     # `lstmlm COMMAND`, where argparse would say `lstmlm`.
     prog = " ".join(["lstmlm", *sys.argv[1:2]]) if Path(sys.argv[0]).name == "lstmlm" else None
     return ArgumentParser(prog=prog, exit_on_error=False, description=description, allow_abbrev=False)
+
+
+@cache
+def _read_none_as_null() -> None:
+    """A W&B sweep writes Python's `None` where its YAML says null."""
+    import yaml
+    from jsonargparse import get_loader, set_loader
+
+    load = get_loader("yaml")
+    set_loader("yaml", lambda text: None if text == "None" else load(text), (yaml.YAMLError,))
 
 
 @contextmanager
@@ -351,22 +380,16 @@ def _told_in_one_line() -> Iterator[None]:
 
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
 KINDS |= dict.fromkeys(("list", "tuple"), "a list such as [a, b]")
-_WRONG_KIND = re.compile(
-    r'Parser key "(?P<key>[^"]+)": (?:Expected an? (?P<kind>.+)\. Got|Does not .* Subtypes: \[(?P<kinds>.*?)\] Errors: .* Given) '
-    r"value: (?P<value>.*)"
-)  # of jsonargparse
 
 
 def _shortened(reason: str) -> str:
     """jsonargparse's reason why a value does not fit, in the words of the command line; any other as it is."""
-    found = _WRONG_KIND.fullmatch(reason)
-    if not found:
-        return reason
-    told = found["kind"] or found["kinds"]
-    kinds = [KINDS.get(name, name) for name in re.findall(r"<class '(\w+)'>", told)]
-    choices = re.findall(r"'(\w+)'", "".join(re.findall(r"Literal\[.*?\]", told)))
-    kinds += [f"one of {', '.join(choices)}"] * bool(choices)
-    return f"{found['key']} must be {' or '.join(kinds)}, not {found['value']}" if kinds else reason
+    key = re.match('Parser key "(.+?)":', reason)
+    types = re.findall(r"Expected (?:an? )?(?:<class '(\w+)'>|typing\.Literal\[(.*?)\])", reason)
+    if not key or not types:
+        return f"{key[1]}:{reason[key.end() :]}" if key else reason
+    kinds = [KINDS.get(name, name) or "one of " + choices.replace("'", "") for name, choices in types]
+    return f"{key[1]} must be {' or '.join(kinds)}, not {reason.rpartition('value: ')[2]}"
 
 
 def parse(parser: "ArgumentParser", argv: Sequence[str] | None = None) -> "Namespace":
@@ -379,43 +402,38 @@ def parse(parser: "ArgumentParser", argv: Sequence[str] | None = None) -> "Names
         return parser.instantiate(parser.parse_args(argv))
 
 
-def _check_files(argv: list[str]) -> None:
+def _check_file(argv: list[str]) -> None:
     """Refuse a YAML file that would overwrite silently what stands before it, or that says something twice or nothing.
 
     Raises:
         UsageError: Naming the option, or the file and the line.
     """
-    sections = [section.name for section in fields(Config)]
-    for position, argument in enumerate(argv):
-        option, given, value = argument.partition("=")
-        name = option.removeprefix("--")
-        if option != "--config" and not (option.startswith("--") and name in sections):
-            continue
-        if option == "--config" and position:
-            raise UsageError("--config must come first: what stands before it would be overwritten silently")
-        earlier = next((a for a in argv[:position] if a.split("=")[0] == option or a.startswith(f"{option}.")), None)
-        if earlier:
-            raise UsageError(f"{option} must stand before {earlier.split('=')[0]}, which it would overwrite silently")
-        value = value if given else (argv[position + 1 :] or [""])[0]
-        if not value:
-            raise UsageError(f"{option} names no file")
-        path = user_path(value)
-        if path.is_dir():
-            raise UsageError(f"{option} {value} is a folder: name a YAML file")
-        if not value.startswith("{") and not path.exists():
-            raise UsageError(f"{option} {value}: there is no such file")
-        if not path.is_file():
-            continue  # keys and values on the command line
-        try:
-            content = load_yaml(path)
-        except UserError as error:
-            raise UsageError(str(error)) from None
-        if not isinstance(content, dict):
-            raise UsageError(f"{path} holds no keys with values, such as `data:` or `batch_size: 20`")
-        for key in content:
-            section = str(key).partition(".")[0]
-            if key != section and section in content:
-                raise UsageError(f"{path} has {key} beside {section}, which may say it too: write it below {section}")
+    places = [place for place, argument in enumerate(argv) if argument.partition("=")[0] == "--config"]
+    if not places:
+        return
+    if places != [0]:
+        raise UsageError("--config must come first: what stands before it would be overwritten silently")
+    _, given, value = argv[0].partition("=")
+    value = value if given else "".join(argv[1:2])
+    if not value:
+        raise UsageError("--config names no file")
+    path = user_path(value)
+    if path.is_dir():
+        raise UsageError(f"--config {value} is a folder: name a YAML file")
+    if not path.exists():
+        raise UsageError(f"--config {value}: there is no such file")
+    try:
+        content = load_yaml(path)
+    except UserError as error:
+        raise UsageError(str(error)) from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} holds no keys with values, such as `data:` or `data.batch_size: 20`")
+    for key, values in content.items():
+        section = str(key).partition(".")[0]
+        if key == section and not isinstance(values, dict):
+            raise UsageError(f"{path} holds no keys with values below {key}")
+        if key != section and section in content:
+            raise UsageError(f"{path} has {key} beside {section}, which may say it too: write it below {section}")
 
 
 def named_options(parser: "ArgumentParser", argv: Sequence[str] | None = None) -> set[str]:
@@ -424,30 +442,37 @@ def named_options(parser: "ArgumentParser", argv: Sequence[str] | None = None) -
         return set(vars(parser.parse_args(argv, defaults=False)))
 
 
-def load_config(argv: Sequence[str] | None = None) -> Config:
+def load_config(argv: Sequence[str] | None = None, **sections: dict[str, Any]) -> Config:
     """Read a configuration from a command line: `--config FILE` first, then dotted overrides.
 
     Without `--config`, a run that is to go on has the configuration of its directory, where it wrote one.
 
     Args:
-        argv: Arguments without the program's name; None takes the process's own.
+        argv: Arguments without the program's name; None takes the process's own, or none where `sections` are given.
+        sections: Values that come last: `load_config(data={"bptt": 70}, train={"epochs": 5})`.
 
     Raises:
         UsageError: Unknown key, wrong type, missing file, a value out of range, a file after what it would overwrite.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    _check_files(argv)
+    argv = list(argv if argv is not None else () if sections else sys.argv[1:])
+    argv += [f"--{key}={_as_written(value)}" for key, value in flatten(sections).items()]
+    _check_file(argv)
     parser = argument_parser("Train an LSTM language model by truncated back-propagation through time.")
     parser.add_argument("--config", action="config", help="YAML file; overrides come after it.")
-    parser.add_class_arguments(Config, as_group=False)
-    with _told_in_one_line():
-        train = parser.parse_args(argv).train
-    written = Path(train.run_dir or "") / RUN_CONFIG
-    if train.resume and argv[0].split("=")[0] != "--config" and written.exists():
+    for name, section in SECTIONS.items():
+        group = parser.add_argument_group(section.__doc__.rstrip("."))
+        group.add_class_arguments(section, name, as_group=False)
+    values = parse(parser, argv)
+    written = Path(values.train.run_dir or "") / RUN_CONFIG
+    if values.train.resume and argv[0].partition("=")[0] != "--config" and written.exists():
+        argv = ["--config", str(written), *argv]
         try:
-            values = parse(parser, ["--config", str(written), *argv])
+            _check_file(argv)
+            return _config(parse(parser, argv))
         except UsageError as error:
             raise UsageError(f"with the run's own configuration {written}: {error}") from None
-    else:
-        values = parse(parser, argv)
-    return Config(values.data, values.model, values.optim, values.train, values.tracking)
+    return _config(values)
+
+
+def _config(values: "Namespace") -> Config:
+    return Config(**{name: section(**vars(values[name])) for name, section in SECTIONS.items()})

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -72,18 +73,35 @@ def as_kind(path: Path, values: Any, kind: type[T], others: Literal["forbid", "a
     Raises:
         UserError: It is not a `kind`.
     """
-    from pydantic import TypeAdapter, ValidationError
-
     try:
         # Through JSON: pydantic takes its list for a tuple, but no other type for another.
-        plain = json.dumps(values, allow_nan=False)
-        return TypeAdapter(kind).validate_json(plain, strict=True, extra=others)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise _damaged(path, f"{place}: {first['msg']}" if place else first["msg"]) from None
-    except (UserError, ValueError, TypeError, RecursionError) as error:  # the first is a check of the dataclass itself
+        content = json.dumps(values, allow_nan=False).encode()
+    except (ValueError, TypeError, RecursionError) as error:
         raise _damaged(path, error) from None
+    return _check_each(path, [content], kind, others)[0]
+
+
+def _check_each(path: Path, contents: Sequence[bytes], kind: type[T], others: Literal["forbid", "allow"]) -> list[T]:
+    """JSON texts of a file, each as a `kind`."""
+    from pydantic import TypeAdapter, ValidationError
+
+    adapter, checked = TypeAdapter(kind), []
+    for number, content in enumerate(contents, start=1):
+        line = f"line {number}: " if len(contents) > 1 else ""
+        try:
+            checked.append(adapter.validate_json(content, strict=True, extra=others))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
+            raise _damaged(path, f"{line}{place}{first['msg']}") from None
+        except (
+            UserError,
+            ValueError,
+            TypeError,
+            RecursionError,
+        ) as error:  # the first is a check of the dataclass itself
+            raise _damaged(path, f"{line}{error}") from None
+    return checked
 
 
 def _damaged(path: Path, reason: object) -> UserError:
@@ -128,21 +146,21 @@ def cut_lines(path: Path, length: int) -> bool:
     return False
 
 
-def read_json_lines(path: Path, strict: bool = False) -> list[dict[str, Any]]:
+def read_json_lines(path: Path, kind: type[T] | None = None) -> list[Any]:
     """The objects that `append_line` wrote. What stands after the last line end is being written, and is left out.
 
     Args:
         path: Of the file; without it there are no lines.
-        strict: Whether a damaged line is refused; else it is left out.
+        kind: What each line is, as for `read_json`; other keys are kept. None = any object, and damaged lines are left out.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: It cannot be read, or a line is not a `kind`.
     """
     content = read_file(path) if os.path.lexists(path) else b""
-    lines = [_values(line) for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
-    if strict and None in lines:
-        raise _damaged(path, f"line {lines.index(None) + 1} is no JSON object")
-    return [values for values in lines if values is not None]
+    lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+    if kind is not None:
+        return _check_each(path, lines, kind, "allow")
+    return [values for values in map(_values, lines) if values is not None]
 
 
 def _values(line: bytes) -> dict[str, Any] | None:

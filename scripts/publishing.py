@@ -121,7 +121,10 @@ def results_table(results: str | Path) -> str:
 
 def _row(folder: Path) -> list[str]:
     """Cells of a run. A perplexity is `validation / test` at one column, its state never reset, or says what it is."""
-    record, lines = json.loads((folder / RECORD).read_bytes()), read_json_lines(folder / "metrics.jsonl", strict=True)
+    record, lines = (
+        json.loads((folder / RECORD).read_bytes()),
+        read_json_lines(folder / "metrics.jsonl", dict[str, Any]),
+    )
     config = yaml.safe_load((folder / "config.yaml").read_bytes())
     figures = {(result["protocol"], result.get("split")): result["ppl"] for result in _evaluations(folder)}
     cells = {protocol: _perplexities(figures, protocol) for protocol in PROTOCOLS}

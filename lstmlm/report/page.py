@@ -5,14 +5,20 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from lstmlm.console import UserError
 from lstmlm.files import replace_file
 from lstmlm.report import plots
-from lstmlm.report.runs import ELSEWHERE, RunRecord, differences, read_runs
+from lstmlm.report.runs import ELSEWHERE, MOST, Figures, Row, differences, read_rows
 
 TEMPLATE = Path(__file__).parent / "page.html.jinja"
+# Keys that say which text is cut into which tokens. Only perplexities over the same tokens compare.
+TOKENS = [
+    f"data.{name}"
+    for name in ("dataset", "subset", "text_column", "level", "tokenizer", "lowercase", "min_count", "max_size")
+]
 
 
 def write_report(run_dirs: Sequence[str | Path], out: str | Path, png: str | Path | None = None) -> None:
@@ -30,20 +36,20 @@ def write_report(run_dirs: Sequence[str | Path], out: str | Path, png: str | Pat
     for package in ("matplotlib", "jinja2"):
         if find_spec(package) is None:
             raise UserError(f"{package} is not installed: pip install 'lstmlm[report]'")
-    records = read_runs(run_dirs)
-    drawn = [(plot, figure) for plot in plots.PLOTS if (figure := plots.draw(plot, records)) is not None]
-    replace_file(Path(out), render(records, [(plot, plots.svg(figure, plot.name)) for plot, figure in drawn]).encode())
+    rows = read_rows(run_dirs)
+    drawn = [(plot, figure) for plot in plots.PLOTS if (figure := plots.draw(plot, rows)) is not None]
+    replace_file(Path(out), render(rows, [(plot, plots.svg(figure, plot.name)) for plot, figure in drawn]).encode())
     if png is not None:
         Path(png).mkdir(parents=True, exist_ok=True)
         for plot, figure in drawn:
             replace_file(Path(png) / f"{plot.name}.png", plots.png(figure))
 
 
-def render(records: Sequence[RunRecord], figures: Sequence[tuple[plots.Plot, str]]) -> str:
+def render(rows: Sequence[Row], figures: Sequence[tuple[plots.Plot, str]]) -> str:
     """The page.
 
     Args:
-        records: Runs, in the order of the page.
+        rows: In the order of the page.
         figures: Plots of them, as SVG.
     """
     import jinja2
@@ -51,21 +57,23 @@ def render(records: Sequence[RunRecord], figures: Sequence[tuple[plots.Plot, str
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["plain"] = plain
     environment.globals |= {"colour": plots.colour, "dashes": plots.dashes}
-    rows = [_row(record) for record in records]
-    differing = differences(records)
-    shared = {
-        key: value for key, value in records[0].config.items() if key not in differing and not key.startswith(ELSEWHERE)
-    }
+    differing = differences(rows)
+    results = [_result(row) for row in rows]
+    for figure in ("best", "valid", "test"):
+        _mark_lowest([(result["tokens_of"], result[figure]) for result in results if result[figure]])
     return environment.from_string(TEMPLATE.read_text()).render(
-        title=f"Run {records[0].name}" if len(records) == 1 else f"{len(records)} runs",
+        title=f"Run {rows[0].name}" if len(rows) == 1 else f"{len(rows)} runs",
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         rows=rows,
-        lowest={
-            name: min((row[name]["ppl"] for row in rows if row[name]), default=None)
-            for name in ("best", "valid", "test")
-        },
+        results=results,
+        records=[record for row in rows for record in row.records],
+        places={record.name: place for place, row in enumerate(rows) for record in row.records},
         differing=differing,
-        shared=shared,
+        shared={
+            key: rows[0].config(key)
+            for key in rows[0].records[0].config
+            if key not in differing and not key.startswith(ELSEWHERE)
+        },
         figures=[(plot.name, f"{plot.title}, over {plot.over}", figure) for plot, figure in figures],
         ink=plots.INK,
         muted=plots.MUTED,
@@ -74,43 +82,70 @@ def render(records: Sequence[RunRecord], figures: Sequence[tuple[plots.Plot, str
     )
 
 
-def _row(record: RunRecord) -> dict[str, Any]:
-    """A run's line in the table of results."""
-    last = record.lines[-1] if record.lines else {}
-    summary = record.summary or {}
-    facts = []
-    if record.summary is not None:
-        facts.append(f"{summary['parameters']:,} parameters")
-        facts.append(f"{summary['ranks']} rank{'s' * (summary['ranks'] > 1)} on {summary['device']}")
-    stands = f"epoch {last.get('epoch', 0)} of {record.config['train.epochs']}"
-    state = "finished" if record.summary is not None else f"not finished, {stands}"
-    seconds = last.get("seconds", math.nan)
-    best = record.best
+def _result(row: Row) -> dict[str, Any]:
+    """A row of the table of results."""
+    records, summaries = row.records, [record.summary for record in row.records if record.summary is not None]
+    best = [
+        (line["epoch"], Figures(line["valid/ppl"], record.config["train.eval_columns"]))
+        for record in records
+        if (line := record.best) is not None
+    ]
+    last = [record.lines[-1] for record in records if record.lines]
+    seconds = [line["seconds"] for line in last if line["seconds"] < MOST]
+    rates = [rate for record in records if (rate := record.tokens_per_second) is not None]
     return {
-        "record": record,
-        "state": ", ".join([state, *facts, record.config["train.precision"]]),
-        "best": best
-        and {
-            "ppl": best["valid/ppl"],
-            "how": f"epoch {best.get('epoch', '?')}, {_columns(record.config['train.eval_columns'])}",
-        },
-        "valid": _final(summary.get("valid")),
-        "test": _final(summary.get("test")),
-        "tokens": last.get("tokens", 0),
-        "time": duration(seconds) if math.isfinite(seconds) else None,
+        "state": _state(row),
+        "tokens_of": [row.config(key) for key in TOKENS],
+        "best": _perplexity(
+            [figures for _, figures in best], f"epoch {', '.join(dict.fromkeys(str(epoch) for epoch, _ in best))}"
+        ),
+        "valid": _perplexity([summary.valid for summary in summaries]),
+        "test": _perplexity([summary.test for summary in summaries]),
+        "tokens": f"{fmean(line['tokens'] for line in last):,.0f}" if last else "0",
+        "time": duration(fmean(seconds)) if seconds else None,
+        "timed": all(record.timed for record in records),
+        "rate": f"{fmean(rates):,.0f}" if rates else "-",
     }
 
 
-def _final(figures: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A final perplexity and how it was obtained; null stands for one that is not finite."""
-    if figures is None:
+def _state(row: Row) -> str:
+    """How far the runs are, how large the model is, and where it was trained."""
+    first, finished = row.records[0], [record for record in row.records if record.summary is not None]
+    if len(row.records) > 1:
+        states = [f"{len(finished)} finished of {', '.join(record.name for record in row.records)}"]
+    elif finished:
+        states = ["finished"]
+    else:
+        epoch = first.lines[-1]["epoch"] if first.lines else 0
+        states = [f"not finished, epoch {epoch} of {first.config['train.epochs']}"]
+    if finished and (summary := finished[0].summary):
+        states.append(f"{summary.parameters:,} parameters")
+        states.append(f"{summary.ranks} rank{'s' * (summary.ranks > 1)} on {summary.device}")
+    return ", ".join([*states, first.config["train.precision"]])
+
+
+def _perplexity(figures: Sequence[Figures], where: str | None = None) -> dict[str, Any] | None:
+    """A cell: the mean over seeds and its standard deviation, and how it was obtained; null stands for what is not finite."""
+    if not figures:
         return None
-    ppl = math.inf if figures["ppl"] is None else figures["ppl"]
-    return {"ppl": ppl, "how": f"{figures.get('protocol', 'static')}, {_columns(figures['columns'])}"}
+    ppls = [math.inf if one.ppl is None else one.ppl for one in figures]
+    bpcs = [one.bpc for one in figures if one.bpc is not None]
+    deviation = f" ± {stdev(ppls):.2f}" if len(ppls) > 1 and all(map(math.isfinite, ppls)) else ""
+    facts = [where or figures[0].protocol, f"{figures[0].columns} column{'s' * (figures[0].columns > 1)}"]
+    return {
+        "ppl": fmean(ppls),
+        "targets": figures[0].targets,
+        "shown": f"{fmean(ppls):,.2f}{deviation}",
+        "bpc": f"{fmean(bpcs):.3f} bits per character" if bpcs else None,
+        "how": ", ".join(facts),
+    }
 
 
-def _columns(number: int) -> str:
-    return f"{number} column{'s' * (number > 1)}"
+def _mark_lowest(cells: Sequence[tuple[list[Any], dict[str, Any]]]) -> None:
+    """Mark the lowest perplexity among those over the same tokens, where there is more than one."""
+    for tokens, cell in cells:
+        rivals = [other["ppl"] for of, other in cells if (of, other["targets"]) == (tokens, cell["targets"])]
+        cell["lowest"] = len(rivals) > 1 and cell["ppl"] == min(rivals)
 
 
 def duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""The plots of a report: curves of runs with their names at the curves' ends, as SVG for the page and as PNG."""
+"""The plots of a report: curves of runs under a legend, as SVG for the page and as PNG."""
 
 import io
 import re
@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lstmlm.report.runs import RunRecord
+import numpy as np
+from numpy.typing import NDArray
+
+from lstmlm.report.runs import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,8 +31,8 @@ DARK = {
     MUTED: "#a3a9b2",
     GRID: "#343942",
 }
-WIDTH, HEIGHT, FONT = 6.8, 3.3, 9.5  # inches, inches, points
-ROW = 0.17  # inches that a name takes
+WIDTH, HEIGHT, FONT = 5.4, 3.1, 9.5  # inches, inches without the legend, points
+LINE, LETTER = 0.165, 0.08  # inches that a line and a letter of the legend take
 LONGEST_NAME = 26  # letters of a name that are shown
 TIMES = ((3600.0, "wall time in hours"), (60.0, "wall time in minutes"), (1.0, "wall time in seconds"))
 
@@ -68,51 +71,47 @@ PLOTS = (
 )
 
 
-def draw(plot: Plot, records: Sequence[RunRecord]) -> "Figure | None":
-    """Draw one plot.
+def draw(plot: Plot, rows: Sequence[Row]) -> "Figure | None":
+    """Draw one plot: for each row its curve, and one standard deviation on both sides of it where the row is of several seeds.
 
     Args:
         plot: Which.
-        records: Runs, each with the colour and dashes of its place.
+        rows: Each with the colour and dashes of its place.
 
     Returns:
-        The figure; None where no run has the metric.
+        The figure; None where no row has the metric.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
+    curves = [row.curve(plot.key, plot.over) for row in rows]
+    behind = [row.curve(plot.background, plot.over) if plot.background else np.empty((3, 0)) for row in rows]
+    if not any(curve.size for curve in curves + behind):
+        return None
     scale, unit = 1.0, "training tokens"
     if plot.over == "seconds":
-        longest = max(max(record.curve("seconds", "seconds")[0], default=0) for record in records)
+        longest = max(curve[0].max(initial=0) for curve in curves + behind)
         scale, unit = next((of for of in TIMES if longest > 2 * of[0]), TIMES[-1])
+    names = [_shorten(row.name) for row in rows]
+    per_line = min(len(rows), max(1, int(WIDTH / (0.6 + LETTER * max(map(len, names))))))
+    legend = LINE * -(-len(rows) // per_line)
+    height = HEIGHT + legend
     with rc_context({"font.size": FONT, "text.parse_math": False}):
-        height = max(HEIGHT, ROW * len(records) + 0.9)
         figure = Figure(figsize=(WIDTH, height))
-        names = [_shorten(record.name) for record in records]
-        margin = 0.35 + 0.6 * FONT / 72 * max(map(len, names))  # inches, for the names
-        axes = figure.add_axes((0.62 / WIDTH, 0.5 / height, (WIDTH - 0.62 - margin) / WIDTH, (height - 0.85) / height))
-        points: list[tuple[float, float]] = []
-        ends: dict[int, tuple[float, float]] = {}  # of each run's strongest curve
-        for i, record in enumerate(records):
-            for key in (plot.background, plot.key):
-                x, y = record.curve(key, plot.over) if key else ([], [])
-                if not x:
-                    continue
-                x = [one / scale for one in x]
-                style: dict[str, Any] = {"color": colour(i), "zorder": 2}
-                if key != plot.key:
-                    style |= {"linewidth": 0.8, "alpha": max(0.12, 0.45 / len(records) ** 0.5), "zorder": 1}
-                elif len(x) <= 60:
-                    style |= {"linewidth": 1.6, "dashes": dashes(i), "marker": "o", "markersize": 2.6}
-                else:
-                    style |= {"linewidth": 1.0, "dashes": dashes(i)}
-                axes.plot(x, y, **style)
-                points += zip(x, y, strict=True)
-                ends[i] = points[-1]
-        if not ends:
-            return None
-        _axes(figure, axes, plot, unit, points)
-        _names(axes, ends, names, height)
+        axes = figure.add_axes((0.62 / WIDTH, 0.5 / height, (WIDTH - 0.77) / WIDTH, (HEIGHT - 0.86) / height))
+        for i, (row, faint, (x, y, deviation)) in enumerate(zip(rows, behind, curves, strict=True)):
+            style: dict[str, Any] = {"color": colour(i), "dashes": dashes(i)}
+            style |= {"linewidth": 1.6, "marker": "o", "markersize": 2.6} if len(x) <= 60 else {"linewidth": 1.0}
+            axes.plot(x / scale, y, label=names[i], zorder=2, **style)
+            alpha = max(0.12, 0.45 / len(rows) ** 0.5)
+            axes.plot(faint[0] / scale, faint[1], color=colour(i), linewidth=0.8, alpha=alpha, zorder=1)
+            if len(row.records) > 1:
+                axes.fill_between(x / scale, y - deviation, y + deviation, color=colour(i), alpha=0.18, linewidth=0)
+        _axes(figure, axes, plot, unit, np.concatenate([curve[:2] / [[scale], [1]] for curve in curves + behind], 1))
+        figure.legend(
+            loc="upper left", bbox_to_anchor=(0, 1 - 0.26 / height), borderaxespad=0, borderpad=0, ncols=per_line,
+            frameon=False, labelcolor=INK, handlelength=2.4, columnspacing=1.2, labelspacing=0.2,
+        )  # fmt: skip
         return figure
 
 
@@ -154,19 +153,19 @@ def svg(figure: "Figure", name: str) -> str:
     return re.sub(r"(fill|stroke): #([0-9a-f]{6})", r"\1: var(--c\2, #\2)", text)
 
 
-def _axes(figure: "Figure", axes: "Axes", plot: Plot, unit: str, points: Sequence[tuple[float, float]]) -> None:
-    """Title, scales, and ticks with their unit."""
+def _axes(figure: "Figure", axes: "Axes", plot: Plot, unit: str, points: NDArray[np.float64]) -> None:
+    """Title, scales, and ticks with their unit, for points (2, n)."""
     from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    low, high = axes.dataLim.intervaly
+    low, high = points[1].min(), points[1].max()
     logarithmic = plot.log and low > 0 and high > 2 * low
     if logarithmic:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7), numticks=9))
         axes.yaxis.set_minor_formatter(NullFormatter())
     if plot.key.startswith("valid/"):  # the first steps would take the whole height
-        later = [y for x, y in points if x >= 0.05 * axes.dataLim.x1]
-        axes.set_ylim(top=max(later) + 0.05 * (max(later) - axes.dataLim.y0))
+        later = points[1, points[0] >= 0.05 * points[0].max()].max()
+        axes.set_ylim(top=later + 0.05 * (later - low))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(
@@ -181,52 +180,6 @@ def _axes(figure: "Figure", axes: "Axes", plot: Plot, unit: str, points: Sequenc
     axes.tick_params(which="both", length=0, labelcolor=MUTED)
     for side in axes.spines.values():
         side.set_visible(False)
-
-
-def _names(axes: "Axes", ends: dict[int, tuple[float, float]], names: Sequence[str], height: float) -> None:
-    """Each name at the right, level with the end of its curve or near it, and a thin line from one to the other."""
-    axes.set_ylim(axes.get_ylim())  # both limits stay
-    axes.set_xlim(axes.get_xlim())
-    to_fraction = (axes.transData + axes.transAxes.inverted()).transform
-    heights = [float(to_fraction(end)[1]) for end in ends.values()]
-    for (i, end), at in zip(ends.items(), spread(heights, ROW / (height - 0.85)), strict=True):
-        axes.annotate(
-            names[i],
-            xy=end,
-            xytext=(1.04, at),
-            textcoords="axes fraction",
-            verticalalignment="center",
-            color=INK,
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": colour(i),
-                "linewidth": 0.7,
-                "linestyle": ":",
-                "shrinkB": 3,
-                "relpos": (0, 0.5),
-            },
-        )
-
-
-def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Places near the wanted ones, in their order, that keep a gap; within 0 and 1 as long as there is room.
-
-    Args:
-        wanted: Places along an axis.
-        gap: Least distance of neighbours.
-    """
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    places = [0.0] * len(wanted)
-    floor = 0.0
-    for i in order:
-        places[i] = max(wanted[i], floor)
-        floor = places[i] + gap
-    ceiling = 1.0
-    for i in reversed(order):
-        places[i] = min(places[i], ceiling)
-        ceiling = places[i] - gap
-    return places
 
 
 def _shorten(name: str) -> str:

@@ -1,22 +1,90 @@
 """Runs as rows and curves: what their directories say, finished or not. Keys that are absent are not shown, unknown ones are ignored."""
 
-import json
 import logging
 import math
+import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Required
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from typing_extensions import TypedDict  # which pydantic needs before Python 3.12
 
 from lstmlm.config import PLACES
 from lstmlm.console import UserError, one_line
-from lstmlm.records import read_json_lines
+from lstmlm.records import read_json, read_json_lines
 from lstmlm.training.run_directory import RunDirectory
 
 ELSEWHERE = (*PLACES, "tracking.")  # beginnings of keys that say where, not what
+SEED = "train.seed"
+MOST = 1e100  # beyond it a figure is not drawn; a run that diverges has such figures
 
-Metrics = dict[str, Any]  # a line of metrics.jsonl
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Metric = float | None  # null stands for what is not finite
+Final = Annotated[float, Field(ge=0, le=1e300)]
+Metrics = TypedDict(
+    "Metrics",
+    {
+        "step": Required[Count],
+        "epoch": Required[Count],
+        "tokens": Required[Count],
+        "seconds": Annotated[float, Field(ge=0, le=1e12)],
+        "train/loss": Metric,
+        "train/grad_norm": Metric,
+        "train/lr": Metric,
+        "train/tokens_per_second": Metric,
+        "valid/loss": Metric,
+        "valid/ppl": Metric,
+    },
+    total=False,
+)
+
+
+class Sample(TypedDict):
+    """A line of samples.jsonl."""
+
+    step: Count
+    epoch: Count
+    texts: list[str]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A split's final figures."""
+
+    ppl: Final | None
+    columns: Count
+    targets: Count | None = None
+    bpc: Final | None = None
+    protocol: str = "static"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the report shows of summary.json."""
+
+    valid: Figures
+    test: Figures
+    parameters: Count
+    ranks: Count
+    device: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the report shows of a result of `evaluate --json`."""
+
+    ppl: Final
+    protocol: str
+    split: str | None = None
+    columns: Count | None = None
+    targets: Count | None = None
+    bpc: Final | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -29,65 +97,114 @@ class RunRecord:
         lines: Of metrics.jsonl, each with `seconds`, the wall time since the start of the run.
         timed: Whether the run measured these seconds; else they are derived from its tokens/s, and nan where it has none.
         summary: The final figures; None where the run is not finished.
-        evaluations: Results of `evaluate --json` found in the directory, each with the `file` it stands in.
-        samples: Sample texts: `step`, `epoch`, `tokens`, `texts`.
+        evaluations: Results of `evaluate --json` in the directory, by the names of their files.
+        samples: Sample texts.
     """
 
     name: str
     config: dict[str, Any]
-    lines: list[Metrics]
+    lines: list[dict[str, Any]]
     timed: bool
-    summary: dict[str, Any] | None
-    evaluations: list[dict[str, Any]]
-    samples: list[dict[str, Any]]
+    summary: Summary | None
+    evaluations: dict[str, Evaluation]
+    samples: list[Sample]
 
-    def curve(self, key: str, over: str) -> tuple[list[float], list[float]]:
-        """One metric over another, in the order of the lines; lines that lack one of them, or where one is not finite, are left out.
+    def points(self, key: str, over: str) -> dict[int, tuple[float, float]]:
+        """One metric over another, in the order of the lines; where one of them is absent or cannot be drawn, there is no point.
 
         Args:
             key: Of the metric.
             over: Key of the axis: `tokens` or `seconds`.
 
         Returns:
-            The axis and the metric, of equal length.
+            (axis, metric) at each number of training tokens.
         """
-        pairs = [(_number(line.get(over)), _number(line.get(key))) for line in self.lines]
-        pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
-        return [x for x, _ in pairs], [y for _, y in pairs]
+        pairs = {line["tokens"]: (line[over], line[key]) for line in self.lines if line.get(key) is not None}
+        return {at: pair for at, pair in pairs.items() if all(abs(one) < MOST for one in pair)}
 
     @property
-    def best(self) -> Metrics | None:
+    def best(self) -> dict[str, Any] | None:
         """The line of the lowest validation perplexity; the first of equal ones."""
-        validations = [line for line in self.lines if math.isfinite(_number(line.get("valid/ppl")))]
+        validations = [line for line in self.lines if math.isfinite(line.get("valid/ppl") or math.nan)]
         return min(validations, key=lambda line: line["valid/ppl"], default=None)
 
     @property
     def tokens_per_second(self) -> float | None:
         """Median over the lines."""
-        rates = self.curve("train/tokens_per_second", "tokens")[1]
+        rates = [rate for _, rate in self.points("train/tokens_per_second", "tokens").values()]
         return statistics.median(rates) if rates else None
 
 
-def read_runs(paths: Sequence[str | Path]) -> list[RunRecord]:
+@dataclass(frozen=True)
+class Row:
+    """A row of the report: one run, or several that differ in `train.seed` alone.
+
+    Attributes:
+        records: The runs, each with a seed of its own.
+    """
+
+    records: list[RunRecord]
+
+    @property
+    def name(self) -> str:
+        """The first run's, and how many seeds there are."""
+        seeds = f" ({len(self.records)} seeds)" if len(self.records) > 1 else ""
+        return f"{self.records[0].name}{seeds}"
+
+    def config(self, key: str) -> Any:
+        """A value of the configuration; of `train.seed` all values."""
+        values = [record.config.get(key) for record in self.records]
+        return values if key == SEED and len(values) > 1 else values[0]
+
+    def curve(self, key: str, over: str) -> NDArray[np.float64]:
+        """One metric over another, where all the runs have it.
+
+        Args:
+            key, over: As for `RunRecord.points`.
+
+        Returns:
+            (3, n): mean of the axis, mean of the metric, and the metric's standard deviation over the seeds, 0 for one run.
+        """
+        every = [record.points(key, over) for record in self.records]
+        shared = [at for at in every[0] if all(at in points for points in every)]
+        values = np.array([[points[at] for at in shared] for points in every]).reshape(len(every), -1, 2)
+        deviation = values[..., 1].std(0, ddof=1) if len(every) > 1 else np.zeros(len(shared))
+        return np.stack([*values.mean(0).T, deviation])
+
+
+def read_rows(paths: Sequence[str | Path]) -> list[Row]:
     """Read runs; a directory that holds none, or a broken one, is named in a warning and left out.
 
     Args:
         paths: Run directories; one that is named twice is read once.
 
+    Returns:
+        Rows, in the order of their first runs.
+
     Raises:
         UserError: None of them holds a run.
     """
-    different = {Path(path).resolve(): Path(path) for path in reversed(paths)}
-    names = [path.name for path in different]
-    records = []
-    for real, given in reversed(different.items()):
+    different = {os.path.realpath(path): Path(path) for path in reversed(paths)}
+    names = [os.path.basename(real) for real in different]  # noqa: PTH119
+    rows: list[tuple[dict[str, Any], list[RunRecord]]] = []  # what decides a run but for its seed, and the runs
+    for real, path in reversed(different.items()):
+        name = os.path.basename(real)  # noqa: PTH119
         try:
-            records.append(read_run(given, real.name if names.count(real.name) == 1 else str(given)))
-        except UserError as error:
-            logging.getLogger(__name__).warning("%s: left out", error)
-    if not records:
+            record = read_run(path, name if names.count(name) == 1 else str(path))
+        except Exception as error:  # no run keeps the others from the report, whatever is wrong with it
+            reason = str(error) if isinstance(error, UserError) else f"{path} cannot be read: {one_line(error)}"
+            logging.getLogger(__name__).warning("%s: left out", reason)
+            continue
+        decides = {key: value for key, value in record.config.items() if not key.startswith((*ELSEWHERE, SEED))}
+        for others, records in rows:
+            if others == decides and all(other.config[SEED] != record.config[SEED] for other in records):
+                records.append(record)
+                break
+        else:
+            rows.append((decides, [record]))
+    if not rows:
         raise UserError(f"no run to report on in {', '.join(map(str, paths))}: name run directories, such as runs/*")
-    return records
+    return [Row(records) for _, records in rows]
 
 
 def read_run(path: Path, name: str) -> RunRecord:
@@ -102,59 +219,53 @@ def read_run(path: Path, name: str) -> RunRecord:
     """
     directory = RunDirectory(path)
     for file in (directory.config, directory.metrics):
-        if not file.exists():
+        if not os.path.lexists(file):
             raise UserError(f"{path} holds no run (no {file.name})")
-    config, summary = directory.read_config(), directory.read_summary()
-    lines = read_json_lines(directory.metrics, strict=True)
+    finished = os.path.lexists(directory.summary)
+    lines = [dict(line) for line in read_json_lines(directory.metrics, Metrics)]
     timed = all("seconds" in line for line in lines)
     if not timed:
         lines = [line | {"seconds": at} for line, at in zip(lines, _derived_seconds(lines), strict=True)]
     return RunRecord(
-        name="".join(letter if letter.isprintable() else "?" for letter in name),
-        config=config.to_flat_dict(),
+        name=_printable(name),
+        config=directory.read_config().to_flat_dict(),
         lines=lines,
         timed=timed,
-        summary=summary,
+        summary=read_json(directory.summary, Summary, others="allow") if finished else None,
         evaluations=_read_evaluations(directory.evaluations),
-        samples=read_json_lines(directory.samples, strict=True),
+        samples=read_json_lines(directory.samples, Sample),
     )
 
 
-def differences(records: Sequence[RunRecord]) -> list[str]:
-    """Keys of the configuration that do not have one value in all runs, in the configuration's order."""
-    keys = dict.fromkeys(key for record in records for key in record.config if not key.startswith(ELSEWHERE))
-    return [key for key in keys if any(record.config.get(key) != records[0].config.get(key) for record in records)]
+def differences(rows: Sequence[Row]) -> list[str]:
+    """Keys of the configuration that do not have one value in all rows, in the configuration's order."""
+    keys = dict.fromkeys(key for row in rows for key in row.records[0].config if not key.startswith(ELSEWHERE))
+    return [key for key in keys if any(row.config(key) != rows[0].config(key) for row in rows)]
 
 
-def _read_evaluations(folder: Path) -> list[dict[str, Any]]:
+def _read_evaluations(folder: Path) -> dict[str, Evaluation]:
     """Results in a folder; a file that holds none is named in a warning."""
-    results = []
+    results = {}
     for path in sorted(folder.glob("*.json")):
         try:
-            result = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
-            result = one_line(error)
-        if isinstance(result, dict) and "protocol" in result and math.isfinite(_number(result.get("ppl"))):
-            results.append(result | {"file": path.name})
-        else:
-            logging.getLogger(__name__).warning("%s holds no result of evaluate --json (ppl, protocol): left out", path)
+            results[_printable(path.name)] = read_json(path, Evaluation, others="allow")
+        except UserError as error:
+            logging.getLogger(__name__).warning("%s: it holds no result of evaluate --json, and is left out", error)
     return results
 
 
-def _derived_seconds(lines: Sequence[Metrics]) -> list[float]:
-    """Wall time at each line from tokens and tokens/s: that of training alone; nan where no line has a rate."""
-    import numpy as np
+def _printable(name: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
 
+
+def _derived_seconds(lines: Sequence[dict[str, Any]]) -> list[float]:
+    """Wall time at each line from tokens and tokens/s: that of training alone; nan where no line has a rate."""
     at_tokens, at_seconds = [0.0], [0.0]
     for line in lines:
-        tokens, rate = _number(line.get("tokens")), _number(line.get("train/tokens_per_second"))
+        tokens, rate = line["tokens"], line.get("train/tokens_per_second") or 0
         if tokens > at_tokens[-1] and rate > 0:
             at_seconds.append(at_seconds[-1] + (tokens - at_tokens[-1]) / rate)
             at_tokens.append(tokens)
     if len(at_tokens) == 1:
         return [math.nan] * len(lines)
-    return [float(np.interp(_number(line.get("tokens")), at_tokens, at_seconds)) for line in lines]
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
+    return np.interp([line["tokens"] for line in lines], at_tokens, at_seconds).tolist()

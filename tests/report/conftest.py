@@ -1,5 +1,6 @@
 """Run directories as training leaves them, written by hand."""
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,8 +10,14 @@ import pytest
 import yaml
 
 from lstmlm import load_config
+from lstmlm.records import to_json
 
 WriteRun = Callable[..., Path]
+
+
+@functools.cache
+def config_file(overrides: tuple[str, ...]) -> str:
+    return yaml.safe_dump(load_config(overrides).to_dict())
 
 
 @pytest.fixture
@@ -27,10 +34,10 @@ def write_run(tmp_path: Path) -> WriteRun:
     ) -> Path:
         path = tmp_path / name
         path.mkdir(parents=True)
-        (path / "config.yaml").write_text(yaml.safe_dump(load_config(overrides).to_dict()))
+        (path / "config.yaml").write_text(config_file(overrides))
         (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         if summary is not None:
-            (path / "summary.json").write_text(json.dumps(summary))
+            (path / "summary.json").write_text(to_json(summary).decode())
         if samples:
             (path / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
         for file, result in (evaluations or {}).items():
@@ -55,7 +62,7 @@ def metric_lines(count: int, best_ppl: float = 90.0, speed: float = 1000.0) -> l
 
 SUMMARY = {
     "step": 2000,
-    "valid": {"loss": 4.5, "ppl": 90.02, "targets": 100, "columns": 1},
+    "valid": {"loss": 4.5, "ppl": 90.02, "targets": 100, "columns": 1, "bpc": 1.25},
     "test": {"loss": 4.4, "ppl": 81.45, "targets": 90, "columns": 1},
     "parameters": 3_520_000,
     "ranks": 2,

@@ -1,6 +1,8 @@
 """The page: it says what the runs say, and needs nothing but itself."""
 
 import json
+import math
+import re
 import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -71,7 +73,9 @@ def test_what_the_page_says(write_run: WriteRun, tmp_path: Path) -> None:
         "--optim.lr=0.002",
         summary=SUMMARY,
         samples=[{"step": 5 * i, "epoch": i, "tokens": 9, "texts": [f"text {i} <eos>", "more"]} for i in (1, 2)],
-        evaluations={"test-cache.json": {"split": "test", "ppl": 70.518, "protocol": "cache", "columns": 1}},
+        evaluations={
+            "test-cache.json": {"split": "test", "ppl": 70.518, "protocol": "cache", "columns": 1, "bpc": 1.5}
+        },
     )
     going = write_run("going", metric_lines(10, 95.0, speed=100.0), "--optim.lr=0.001")
     write_report([finished, going], tmp_path / "page.html", tmp_path / "plots")
@@ -82,7 +86,7 @@ def test_what_the_page_says(write_run: WriteRun, tmp_path: Path) -> None:
     assert results[0] == [
         "<b>finished finished, 3,520,000 parameters, 2 ranks on cpu, auto",
         "90.00 epoch 2, 10 columns",
-        "90.02 static, 1 column",
+        "90.02 1.250 bits per character static, 1 column",
         "81.45 static, 1 column",
         "1,200,000",
         "20 min 00 s training alone",
@@ -98,7 +102,15 @@ def test_what_the_page_says(write_run: WriteRun, tmp_path: Path) -> None:
         "100",
     ]
     assert page.rows[3:6] == [["run", "optim.lr"], ["<b>finished", "0.002"], ["going", "0.001"]]
-    assert page.rows[7] == ["<b>finished", "test-cache.json", "test", "cache", "1", "-", "70.52"]
+    assert page.rows[7] == [
+        "<b>finished",
+        "test-cache.json",
+        "test",
+        "cache",
+        "1",
+        "-",
+        "70.52 1.500 bits per character",
+    ]
     assert {"text 1 <eos>", "text 2 <eos>", "1 earlier"} <= set(page.words)
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {
         f"{name}.png" for name in page.ids if "-" in name
@@ -128,6 +140,23 @@ def test_many_differences_stand_in_rows(write_run: WriteRun, tmp_path: Path) -> 
     ]
 
 
+def test_seeds_are_one_row_and_the_lowest_is_among_the_same_tokens(write_run: WriteRun, tmp_path: Path) -> None:
+    def run(name: str, ppl: float, *overrides: str) -> Path:
+        summary = SUMMARY | {"test": SUMMARY["test"] | {"ppl": ppl}}
+        return write_run(name, metric_lines(10, ppl), *overrides, summary=summary)
+
+    runs = [run(f"seed-{seed}", 80.0 + seed, f"--train.seed={seed}") for seed in (1, 2, 3)]
+    better, worse = run("better", 79.5, "--model.dropout=0.25"), run("worse", 85.0, "--model.dropout=0.75")
+    characters = run("characters", 3.0, "--data.level=char")
+    diverged = run("diverged", math.inf, "--optim.lr=9")
+    write_report([*runs, worse, better, characters, diverged], tmp_path / "page.html")
+    rows = Page(tmp_path / "page.html").rows[1:6]
+    assert [row[3].split(" static")[0] for row in rows] == ["82.00 ± 1.00", "85.00", "79.50", "3.00", "inf"]
+    assert rows[0][0].startswith("seed-1 (3 seeds) 3 finished of seed-1, seed-2, seed-3, ")
+    bold = re.findall(r'class="best">\s*([\d.]+)', (tmp_path / "page.html").read_text())
+    assert sorted(set(bold)) == ["79.50", "90.02"], "not of the characters, whose tokens are others"
+
+
 def test_a_real_run_from_the_command_line(
     small: Callable[..., list[str]], cli: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
@@ -139,7 +168,8 @@ def test_a_real_run_from_the_command_line(
     assert result.stdout == "page.html\n"
     assert result.stderr == "warning: foreign holds no run (no config.yaml): left out\n"
     row = Page(tmp_path / "page.html").rows[1]
-    assert row[3] == f"{summary['test']['ppl']:.2f} static, 1 column"
+    test = summary["test"]
+    assert row[3] == f"{test['ppl']:.2f} {test['bpc']:.3f} bits per character static, 1 column"
     assert row[4] == f"{summary['tokens']:,}"
 
 

@@ -1,45 +1,27 @@
-"""Plots: where names stand, and figures that can stand in one page."""
+"""Plots: what they show, and figures that can stand in one page."""
 
-import itertools
 import re
-from collections.abc import Sequence
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 pytest.importorskip("matplotlib")
 
 from lstmlm.report import plots
-from lstmlm.report.plots import DARK, PLOTS, draw, png, spread, svg
-from lstmlm.report.runs import read_runs
+from lstmlm.report.plots import DARK, PLOTS, draw, png, svg
+from lstmlm.report.runs import read_rows
 from tests.report.conftest import WriteRun, metric_lines
-
-
-@given(st.lists(st.integers(0, 100), min_size=1, max_size=20), st.integers(1, 50))
-def test_names_keep_their_gap_and_their_order(hundredths: Sequence[int], thousandths: int) -> None:
-    wanted, gap = [number / 100 for number in hundredths], thousandths / 1000
-    places = spread(wanted, gap)
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    ordered = [places[i] for i in order]
-    assert all(after - before >= gap - 1e-9 for before, after in itertools.pairwise(ordered))
-    assert min(ordered) >= -1e-9
-    assert max(ordered) <= 1 + 1e-9
-
-
-def test_names_that_do_not_meet_stay_where_they_are() -> None:
-    assert spread([0.9, 0.1, 0.5], 0.2) == [0.9, 0.1, 0.5]
-    assert spread([0.5, 0.5], 0.2) == pytest.approx([0.5, 0.7])
-    assert spread([1.0, 1.0], 0.2) == pytest.approx([0.8, 1.0])
 
 
 def test_every_plot_names_every_run(write_run: WriteRun) -> None:
     names = ["first", "dollar $x$ & <b>", "a-long-name-of-a-run-of-last-november"]
-    records = read_runs([write_run(name, metric_lines(30, 90 + i)) for i, name in enumerate(names)])
+    rows = read_rows(
+        [write_run(name, metric_lines(30, 90 + i), f"--optim.lr=0.{i + 1}") for i, name in enumerate(names)]
+    )
     identifiers: list[str] = []
     for plot in PLOTS:
-        figure = draw(plot, records)
+        figure = draw(plot, rows)
         assert figure is not None
         assert png(figure).startswith(b"\x89PNG")
         text = svg(figure, plot.name)
@@ -56,21 +38,44 @@ def test_every_plot_names_every_run(write_run: WriteRun) -> None:
 
 
 def test_a_metric_that_no_run_has_gives_no_plot(write_run: WriteRun) -> None:
-    lines = [{"step": 1, "tokens": 10, "valid/ppl": 9.0, "valid/loss": 2.2}]
-    records = read_runs([write_run("a", lines), write_run("b", [])])
-    drawn = [plot.name for plot in PLOTS if draw(plot, records) is not None]
+    lines = [{"step": 1, "epoch": 1, "tokens": 10, "valid/ppl": 9.0, "valid/loss": 2.2}]
+    rows = read_rows([write_run("a", lines), write_run("b", [], "--optim.lr=0.5")])
+    drawn = [plot.name for plot in PLOTS if draw(plot, rows) is not None]
     assert drawn == ["loss-over-tokens", "perplexity-over-tokens"]
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_runs_of_very_different_perplexities_share_a_plot(write_run: WriteRun) -> None:
-    records = read_runs([write_run("toy", metric_lines(10, 6)), write_run("words", metric_lines(300, 200))])
+    rows = read_rows(
+        [write_run("toy", metric_lines(10, 6)), write_run("words", metric_lines(300, 200), "--optim.lr=0.5")]
+    )
     for plot in PLOTS:
-        figure = draw(plot, records)
+        figure = draw(plot, rows)
         assert figure is not None
         if plot.key == "valid/ppl":
             low, high = figure.axes[0].get_ylim()
             assert 0 < low < 6 < 200 < high
+
+
+def test_nothing_is_drawn_but_curves_and_the_band_over_seeds(write_run: WriteRun) -> None:
+    runs = [write_run(f"s{seed}", metric_lines(30, 90 + seed), f"--train.seed={seed}") for seed in (1, 2)]
+    stopped = write_run("stopped", metric_lines(20, 70), "--optim.lr=0.5")
+    rows = read_rows([*runs, stopped])
+    plot = next(plot for plot in PLOTS if plot.name == "perplexity-over-tokens")
+    figure = draw(plot, rows)
+    assert figure is not None
+    (axes,) = figure.axes
+    drawn = [np.asarray(line.get_xydata()) for line in axes.lines if len(line.get_xydata())]
+    for row, points in zip(rows, drawn, strict=True):
+        np.testing.assert_array_equal(points.T, row.curve(plot.key, plot.over)[:2])
+    assert drawn[1][-1][0] == 1_200_000, "the stopped run ends where it stopped"
+    assert not axes.texts
+    (band,) = axes.collections
+    x, mean, deviation = rows[0].curve(plot.key, plot.over)
+    edges = {tuple(point) for point in band.get_paths()[0].vertices.tolist()}
+    assert {*zip(x, mean - deviation, strict=True), *zip(x, mean + deviation, strict=True)} == edges
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["s1 (2 seeds)", "stopped"]
 
 
 def test_runs_are_told_apart() -> None:

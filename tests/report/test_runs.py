@@ -1,128 +1,177 @@
 """What a report reads from run directories, against definitions written out."""
 
+import json
 import logging
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lstmlm import UserError
-from lstmlm.report.runs import differences, read_run, read_runs
+from lstmlm.report.runs import differences, read_rows, read_run
 from tests.report.conftest import SUMMARY, WriteRun, metric_lines
 
 
-def test_a_curve_has_the_finite_points_of_lines_that_hold_both(write_run: WriteRun) -> None:
-    lines: list[dict[str, Any]] = [
-        {"step": 1, "tokens": 10, "valid/ppl": 9.0, "seconds": 1.5},
-        {"step": 2, "tokens": 20, "train/loss": 2.0, "seconds": 2.5},
-        {"step": 3, "tokens": 30, "valid/ppl": math.inf, "seconds": 3.5},
-        {"step": 4, "tokens": 40, "valid/ppl": math.nan, "seconds": 4.5},
-        {"step": 5, "valid/ppl": 8.0, "seconds": 5.5},
-        {"step": 6, "tokens": 60, "valid/ppl": "7", "seconds": 6.5},
-        {"step": 7, "tokens": 70, "valid/ppl": 6, "seconds": 7.5, "a key of tomorrow": [1]},
+def line(tokens: int, **values: Any) -> dict[str, Any]:
+    return {"step": 1, "epoch": 1, "tokens": tokens} | {
+        key.replace("_", "/", 1): value for key, value in values.items()
+    }
+
+
+def test_a_curve_has_the_points_that_can_be_drawn(write_run: WriteRun) -> None:
+    lines = [
+        line(10, valid_ppl=9.0, seconds=1.5),
+        line(20, train_loss=2.0, seconds=2.5),
+        line(30, valid_ppl=math.inf, seconds=3.5),
+        line(40, valid_ppl=math.nan, seconds=4.5),
+        line(50, valid_ppl=None, seconds=5.5),
+        line(60, valid_ppl=1e300, seconds=6.5),
+        line(70, valid_ppl=6, seconds=7.5) | {"a key of tomorrow": [1]},
     ]
     record = read_run(write_run("a", lines), "a")
-    assert record.curve("valid/ppl", "tokens") == ([10.0, 70.0], [9.0, 6.0])
-    assert record.curve("valid/ppl", "seconds") == ([1.5, 5.5, 7.5], [9.0, 8.0, 6.0])
-    assert record.curve("absent", "tokens") == ([], [])
+    assert record.points("valid/ppl", "tokens") == {10: (10, 9), 70: (70, 6)}
+    assert record.points("valid/ppl", "seconds") == {10: (1.5, 9), 70: (7.5, 6)}
+    assert record.points("absent", "tokens") == {}
     assert record.timed
-    assert record.best == lines[6]
+    assert record.best is not None
+    assert record.best["tokens"] == 70
 
 
 def test_wall_time_is_derived_from_the_speed_of_each_interval(write_run: WriteRun) -> None:
     lines = [
-        {"tokens": 1000, "train/tokens_per_second": 500},  # 2 s
-        {"tokens": 1500, "valid/ppl": 9.0},  # half way to the next
-        {"tokens": 2000, "train/tokens_per_second": 100},  # 10 s more
-        {"tokens": 2000, "valid/ppl": 8.0},
-        {"tokens": 2000, "train/tokens_per_second": 100},  # no tokens since
+        line(1000, train_tokens_per_second=500),  # 2 s
+        line(1500, valid_ppl=9.0),  # half way to the next
+        line(2000, train_tokens_per_second=100),  # 10 s more
+        line(2000, valid_ppl=8.0),
+        line(2000, train_tokens_per_second=100),  # no tokens since
     ]
     record = read_run(write_run("a", lines), "a")
     assert not record.timed
-    assert [line["seconds"] for line in record.lines] == [2, 7, 12, 12, 12]
-    assert record.tokens_per_second == 100
-
-
-def test_without_a_speed_there_is_no_wall_time(write_run: WriteRun) -> None:
-    record = read_run(write_run("a", [{"tokens": 10, "valid/ppl": 9.0}]), "a")
-    assert record.curve("valid/ppl", "seconds") == ([], [])
-    assert record.curve("valid/ppl", "tokens") == ([10], [9])
+    assert [each["seconds"] for each in record.lines] == [2, 7, 12, 12, 12]
+    assert record.tokens_per_second == statistics.median([500, 100])
+    without = read_run(write_run("b", [line(10, valid_ppl=9.0)]), "b")
+    assert without.points("valid/ppl", "seconds") == {}
+    assert without.points("valid/ppl", "tokens") == {10: (10, 9)}
 
 
 def test_a_line_that_is_being_written_is_left_alone(write_run: WriteRun) -> None:
     path = write_run("a", metric_lines(3))
     with (path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 400, "tok')
-    assert [line["step"] for line in read_run(path, "a").lines] == [100, 200, 300]
+    assert [each["step"] for each in read_run(path, "a").lines] == [100, 200, 300]
 
 
+LOOP, FOLDER = object(), object()  # a link to itself, a folder, in a file's place
+FINE = '{"step": 1, "epoch": 1, "tokens": 9}\n'
+PART = json.dumps({name: SUMMARY[name] for name in ("valid", "test")})
 BROKEN = {
-    "no config.yaml": ("config.yaml", None),
-    "no metrics.jsonl": ("metrics.jsonl", None),
-    "config.yaml is damaged": ("config.yaml", "data: [1,"),
-    "config.yaml is damaged or not of this project: optimizer": ("config.yaml", "optimizer: {lr: 1}"),
-    "not of this project": ("config.yaml", "just words"),
-    "line 2 is no JSON object": ("metrics.jsonl", '{"step": 1}\n[]\n'),
-    "line 1 is no JSON object": ("metrics.jsonl", "\x00\n"),
-    "summary.json is damaged": ("summary.json", ""),
-    "summary.json is damaged or not of this project": ("summary.json", "[]"),
-}
+    "config.yaml": [None, LOOP, FOLDER, "", "data: [1,", "optimizer: {lr: 1}", "just words", b"\xff\xfe", "train: {epochs: many}"],
+    "metrics.jsonl": [
+        None, LOOP, FOLDER, "[]\n", "\x00\n", b"\xff\n", FINE + "1\n", '{"step": 1}\n', "[" * 9999 + "\n",
+        FINE.replace("9", '"9"'), FINE.replace("9", "9.5"), FINE.replace("9", "-9"), FINE.replace("9", "null"),
+        FINE.replace("9", "true"), FINE.replace("9", "9" * 30), FINE.replace("9", "9" * 5000), FINE.replace("9", '9, "seconds": "x"'),
+        FINE.replace("9", '9, "seconds": NaN'), FINE.replace("9", '9, "train/lr": []'), FINE.replace("9", '9, "valid/ppl": "7"'),
+    ],
+    "summary.json": [
+        LOOP, FOLDER, "", "[]", "null", "{}", "\x00", b"\xff", PART, "[" * 9999, json.dumps(SUMMARY | {"valid": None}),
+        json.dumps(SUMMARY | {"test": {"ppl": "1", "columns": 1}}), json.dumps(SUMMARY | {"test": {"ppl": -1e308, "columns": 1}}),
+        json.dumps(SUMMARY | {"test": {"ppl": 2.5, "columns": "1"}}), json.dumps(SUMMARY | {"test": {"ppl": 2.5}}),
+        json.dumps(SUMMARY | {"parameters": "many"}), json.dumps(SUMMARY | {"ranks": None}), json.dumps(SUMMARY | {"device": 1}),
+    ],
+    "samples.jsonl": [
+        LOOP, FOLDER, "[]\n", b"\xff\n", FINE, FINE.replace("9", '9, "texts": "a"'), FINE.replace("9", '9, "texts": [1]'),
+        FINE.replace("9", '9, "texts": ["\\ud800"]'), '{"texts": []}\n',
+    ],
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("named", BROKEN)
+@pytest.mark.parametrize(("file", "place"), [(file, i) for file, kinds in BROKEN.items() for i in range(len(kinds))])
 def test_a_broken_run_is_named_and_the_others_are_read(
-    named: str, write_run: WriteRun, caplog: pytest.LogCaptureFixture
+    file: str, place: int, write_run: WriteRun, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken, good = write_run("broken", metric_lines(3)), write_run("good", metric_lines(3))
-    file, content = BROKEN[named]
-    if content is None:
-        (broken / file).unlink()
-    else:
-        (broken / file).write_text(content)
+    broken, good = write_run("broken", metric_lines(3), summary=SUMMARY), write_run("good", metric_lines(3))
+    path, content = broken / file, BROKEN[file][place]
+    path.unlink(missing_ok=True)
+    if content is LOOP:
+        path.symlink_to(path)
+    elif content is FOLDER:
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else str(content).encode())
     with caplog.at_level(logging.WARNING):
-        assert [record.name for record in read_runs([broken, good])] == ["good"]
+        assert [row.name for row in read_rows([broken, good])] == ["good"]
     (message,) = caplog.messages
     assert str(broken) in message
-    assert named in message
+    assert file in message
+    assert message.endswith(": left out")
     assert "\n" not in message
+    assert len(message) < 500
     with pytest.raises(UserError, match="no run to report on"):
-        read_runs([broken])
+        read_rows([broken])
 
 
 def test_what_is_no_directory(tmp_path: Path, write_run: WriteRun, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "report.html").write_text("")
-    records = read_runs([tmp_path / "report.html", tmp_path / "absent", write_run("good", metric_lines(3))])
-    assert [record.name for record in records] == ["good"]
-    assert len(caplog.messages) == 2
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    paths = [tmp_path / name for name in ("report.html", "absent", "loop", "n" * 300)]
+    assert [row.name for row in read_rows([*paths, write_run("good", metric_lines(3))])] == ["good"]
+    assert len(caplog.messages) == len(paths)
 
 
 def test_names(write_run: WriteRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [write_run(name, metric_lines(3)) for name in ("x/run", "y/run", "other", "tab\there")]
     monkeypatch.chdir(tmp_path)
-    records = read_runs(["x/run", "y/run", paths[2], "other", paths[3]])
-    assert [record.name for record in records] == ["x/run", "y/run", "other", "tab?here"]
+    rows = read_rows(["x/run", "y/run", paths[2], "other", paths[3]])
+    assert [row.name for row in rows] == ["x/run", "y/run", "other", "tab?here"]
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_row(write_run: WriteRun) -> None:
+    ends = {1: 90.0, 2: 84.0, 3: 93.0}
+    runs = [write_run(f"s{seed}", metric_lines(30, ppl), f"--train.seed={seed}") for seed, ppl in ends.items()]
+    again = write_run("again", metric_lines(30, 50.0), "--train.seed=2")
+    other = write_run("other", metric_lines(30, 70.0), "--train.seed=4", "--optim.lr=0.5")
+    longer = write_run("longer", metric_lines(40, 60.0), "--train.seed=1", "--train.run_dir=elsewhere")
+    rows = read_rows([runs[0], other, *runs[1:], again, longer])
+    assert [row.name for row in rows] == ["s1 (3 seeds)", "other", "again (2 seeds)"]
+    x, mean, deviation = rows[0].curve("valid/ppl", "tokens")
+    assert x.tolist() == [600_000, 1_200_000, 1_800_000]
+    factor = np.array([1 + 20 / 30, 1 + 10 / 30, 1])
+    np.testing.assert_allclose(mean, factor * statistics.fmean(ends.values()))
+    np.testing.assert_allclose(deviation, factor * statistics.stdev(ends.values()))
+    assert rows[2].curve("valid/ppl", "tokens").shape == (3, 3), "as far as the shorter run goes"
+    assert rows[1].curve("valid/ppl", "tokens")[2].tolist() == [0, 0, 0]
+    assert rows[0].curve("absent", "tokens").shape == (3, 0)
+    assert rows[0].config("train.seed") == [1, 2, 3]
 
 
 def test_differences_are_of_what_decides_a_run(write_run: WriteRun) -> None:
     a = write_run("a", [], "--optim.lr=0.5", "--train.run_dir=a", "--tracking.group=g")
     b = write_run("b", [], "--optim.lr=0.25", "--train.run_dir=b", "--train.resume=true", "--data.cache_dir=c")
-    assert differences(read_runs([a, b])) == ["optim.lr"]
-    assert differences(read_runs([a])) == []
+    assert differences(read_rows([a, b])) == ["optim.lr"]
+    assert differences(read_rows([a])) == []
     # A version before warm-up wrote no such key: it had none.
     text = (b / "config.yaml").read_text()
     assert "  warmup_steps: 0\n" in text
     (b / "config.yaml").write_text(text.replace("  warmup_steps: 0\n", "").replace("seed: 1\n", "seed: 2\n"))
-    assert differences(read_runs([a, b])) == ["optim.lr", "train.seed"]
+    assert differences(read_rows([a, b])) == ["optim.lr", "train.seed"]
 
 
 def test_evaluations_and_samples(write_run: WriteRun, caplog: pytest.LogCaptureFixture) -> None:
     samples = [{"step": 10, "epoch": 1, "tokens": 300, "texts": ["a b", "c d"]}]
-    result = {"split": "test", "ppl": 70.5, "protocol": "cache", "columns": 1}
-    evaluations = {"test-cache.json": result, "other.json": {"ppl": 3.0}}
-    record = read_run(write_run("a", [], summary=SUMMARY, samples=samples, evaluations=evaluations), "a")
+    result = {"split": "test", "ppl": 70.5, "protocol": "cache", "columns": 1, "bpc": 1.25, "seconds": 3}
+    broken: list[Any] = [{"ppl": 3.0}, [], result | {"ppl": None}, result | {"columns": "1"}, result | {"settings": 3}]
+    evaluations = {"cache.json": result} | {f"other-{i}.json": value for i, value in enumerate(broken)}
+    path = write_run("a", [], summary=SUMMARY, samples=samples, evaluations=evaluations)
+    (path / "evaluations/loop.json").symlink_to("loop.json")
+    record = read_run(path, "a")
     assert record.samples == samples
-    assert record.evaluations == [result | {"file": "test-cache.json"}]
-    assert record.summary == SUMMARY
-    (message,) = caplog.messages
-    assert "other.json holds no result" in message
+    (found,) = record.evaluations.items()
+    assert found[0] == "cache.json"
+    assert (found[1].split, found[1].ppl, found[1].bpc, found[1].settings) == ("test", 70.5, 1.25, {})
+    assert record.summary is not None
+    assert record.summary.test.ppl == SUMMARY["test"]["ppl"]
+    assert len(caplog.messages) == len(broken) + 1
+    assert all("holds no result of evaluate --json" in message for message in caplog.messages)

@@ -1,5 +1,6 @@
 """What a person sees of a command: errors of one line, an exit status, and the progress bar. All of it on standard error."""
 
+import io
 import logging
 import os
 import signal
@@ -8,7 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime
-from typing import Any, BinaryIO
+from types import FrameType
+from typing import Any, BinaryIO, cast
 
 from tqdm import tqdm
 
@@ -49,14 +51,26 @@ def one_line(reason: object, most: int = 300) -> str:
     return " ".join(str(reason).split())[:most]
 
 
+def printable(text: str, kept: str = "") -> str:
+    r"""Text for a terminal, which obeys no control character in it: what is not printable is shown as `\x1b`.
+
+    Args:
+        text: Of anybody's: names, tokens, generated text.
+        kept: Characters that stay as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
+
+
 def print_line(message: str) -> None:
-    """A line on standard error, in one write: ranks that share it do not write into each other's lines.
+    """A line on standard error, in one write: ranks that share it do not write into each other's lines. It is `printable`.
 
     Where it is closed or full, or its reader is gone, the line is lost and the run goes on.
     """
     if sys.stderr is not None:  # print would take standard output
         with suppress(OSError, ValueError):
-            print(f"{message}\n", end="", file=sys.stderr, flush=True)
+            print(f"{printable(message)}\n", end="", file=sys.stderr, flush=True)
 
 
 def on_terminal() -> bool:
@@ -69,7 +83,7 @@ def on_terminal() -> bool:
 
 @contextmanager
 def standard_output() -> Iterator[BinaryIO]:
-    """Standard output for results, in bytes, so that UTF-8 comes out whatever the locale.
+    """Standard output for results, in bytes, so that UTF-8 comes out whatever the locale. A terminal gets them `printable`.
 
     A reader that has enough (`| head -1`) ends the process without a word, with the status of any filter, 141.
 
@@ -79,13 +93,33 @@ def standard_output() -> Iterator[BinaryIO]:
     if sys.stdout is None:
         raise UserError("standard output is closed, and the result would be lost")
     try:
-        yield sys.stdout.buffer
+        terminal = sys.stdout.isatty()
+        yield cast(BinaryIO, _Terminal(sys.stdout.buffer)) if terminal else sys.stdout.buffer
         sys.stdout.buffer.flush()
     except OSError as error:
+        if error.filename is not None:  # of a file
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what is still buffered may go
         if isinstance(error, BrokenPipeError):
             sys.exit(128 + signal.SIGPIPE)
         raise UserError(f"cannot write to standard output: {error.strerror}") from None
+
+
+class _Terminal(io.BufferedIOBase):
+    """Bytes of whole lines of text on their way to a terminal."""
+
+    def __init__(self, terminal: BinaryIO) -> None:
+        self._terminal = terminal
+
+    def write(self, content: Any) -> int:
+        text = bytes(content).decode(errors="surrogateescape")
+        return self._terminal.write(printable(text, "\n\t").encode())
+
+    def flush(self) -> None:
+        self._terminal.flush()
+
+    def isatty(self) -> bool:
+        return True
 
 
 def print_result(text: str) -> None:
@@ -111,23 +145,26 @@ def run_script(main: Callable[[], int]) -> int:
     _hold_standard_streams()
     logger = logging.getLogger("lstmlm")
     logger.handlers, logger.propagate = [_LineHandler()], False
-    rank = os.environ.get("RANK", "0")
+    rank, several = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1") != "1"
+    if not several:  # a rank must end at once, and may wait for others, where no handler is called
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP
+                signal.signal(number, _interrupt)
     try:
         return main()
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print_line(f"error: {error}")
         return error.status
-    except PermissionError as error:
-        print_line(f"error: {error.filename or 'this'} is not for this user: {error.strerror}")
-        return UserError.status
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if rank == "0":
             print_line("error: interrupted; what was saved before is intact")
-        return 130
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            print_line(f"error: {one_line(error.filename)}: {error.strerror}")
+            return UserError.status
         reason = f"{type(error).__name__}: {one_line(error)}"
-        several = os.environ.get("WORLD_SIZE", "1") != "1"
         if several and any(sign in reason for sign in ("closed by peer", "reset by peer", "Broken pipe", "Timed out")):
             print_line(
                 f"error: rank {rank} lost the others: one of them ended or hangs; look for its own error line ({reason})"
@@ -135,6 +172,12 @@ def run_script(main: Callable[[], int]) -> int:
             return 1
         print_line(f"error: rank {rank} failed: {reason}")
         raise
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """End as Ctrl-C does, so that nothing half written stays. The second time, end at once."""
+    signal.signal(number, signal.SIG_DFL)
+    raise KeyboardInterrupt(number)
 
 
 def _hold_standard_streams() -> None:
@@ -172,7 +215,9 @@ def scoring_bar(name: str, targets: int, shown: bool) -> Iterator[Callable[[int]
     if not shown:
         yield lambda scored: None
         return
-    with tqdm(total=targets, desc=name, unit="token", unit_scale=True, leave=False, dynamic_ncols=True) as bar:
+    with tqdm(
+        total=targets, desc=printable(name), unit="token", unit_scale=True, leave=False, dynamic_ncols=True
+    ) as bar:
         yield bar.update
 
 
@@ -184,7 +229,9 @@ def reading_bar(name: str, blocks: Iterator[str]) -> Iterator[str]:
         blocks: Of the text.
     """
     hidden = not on_terminal()
-    with tqdm(desc=name, unit="char", unit_scale=True, leave=False, dynamic_ncols=True, delay=1, disable=hidden) as bar:
+    with tqdm(
+        desc=printable(name), unit="char", unit_scale=True, leave=False, dynamic_ncols=True, delay=1, disable=hidden
+    ) as bar:
         for block in blocks:
             yield block
             bar.update(len(block))

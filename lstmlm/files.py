@@ -1,24 +1,42 @@
-"""Files: written so that a kill or a power cut leaves the old content or the new, never a part; the lock."""
+"""Files: written so that a kill or a power cut leaves the old content or the new, never a part; what a command may write to; the lock."""
 
 import fcntl
+import hashlib
 import io
 import logging
 import os
+import platform
+import re
 import shutil
+import stat
+import sys
 import time
-from collections.abc import Iterable, Iterator
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lstmlm.console import UserError
+from lstmlm.console import UsageError, UserError, check, standard_output
+
+# The files of a model and of a run: no other output may replace one.
+MODEL_FILES = ("config.json", "vocab.json", "model.safetensors", "README.md")
+RUN_FILES = ("config.yaml", "metrics.jsonl", "samples.jsonl", "summary.json", ".lock", "checkpoints", "model")
+STANDARD_OUTPUT = ("-", "/dev/stdout")
+_HOST = hashlib.sha256(platform.node().encode(errors="surrogateescape")).hexdigest()[:8]
+_TEMPORARY = re.compile(r"\.lstmlm-([0-9a-f]{8})-[0-9a-f]{32}\.tmp")
 
 logger = logging.getLogger(__name__)
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file and wait until its content is on the disk."""
-    _write(path, content, os.O_TRUNC)
+    """Write a new file and wait until its content is on the disk.
+
+    Raises:
+        FileExistsError: Something has this name already, be it a link.
+    """
+    _write(path, content, os.O_EXCL | os.O_NOFOLLOW)
 
 
 def append_file(path: Path, content: bytes) -> None:
@@ -27,71 +45,91 @@ def append_file(path: Path, content: bytes) -> None:
 
 
 def _write(path: Path, content: bytes, mode: int, wait: bool = True) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | mode, 0o644)
-    try:
+    with _NamedFile(path, os.open(path, os.O_WRONLY | os.O_CREAT | mode, 0o644)) as file:
         rest = memoryview(content)
         while rest:
-            rest = rest[os.write(descriptor, rest) :]
+            rest = rest[file.write(rest) :]
         if wait:
-            os.fsync(descriptor)
-    except OSError as error:
-        error.filename = str(path)  # which a failing write does not tell by itself
-        raise
-    finally:
-        os.close(descriptor)
+            os.fsync(file.fileno())
+
+
+class _NamedFile(io.FileIO):
+    """An open file whose errors name `path`, which a failing write does not tell by itself."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        super().__init__(descriptor, "wb")
+        self._path = str(path)
+
+    def write(self, content: Any) -> int:
+        try:
+            return os.write(self.fileno(), content)
+        except OSError as error:
+            error.filename = self._path
+            raise
 
 
 def replace_file(path: Path, content: bytes) -> None:
     """Give `path` this content in one step, whether it exists or not."""
-    temporary = _temporary(path)  # one name: what a killed process leaves is written over
-    try:
-        write_file(temporary, content)
-        temporary.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = str(path)
-        raise
-    sync_folder(path.parent)
-
-
-def sweep(paths: Iterable[Path]) -> None:
-    """Delete what a killed `replace_file` of these paths has left behind."""
-    for path in paths:
-        _temporary(path).unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
+    with replacing(path) as file:
+        file.write(content)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path`, in one step, when the block has ended well. Until then, `path` is as it was."""
-    temporary = _temporary(path)
+    """A file that takes the place of `path`, in one step, when the block has ended well. Until then, `path` is as it was.
+
+    A file keeps its permissions. A link is replaced; `Output` writes through it.
+    """
+    temporary: Path | None = None
     try:
-        with io.BufferedWriter(_NamedFile(str(temporary), "wb")) as file:
+        sweep(path.parent)
+        permissions = stat.S_IMODE(path.stat().st_mode) if path.is_file() else None
+        temporary, descriptor = _create(path.parent, permissions)
+        with io.BufferedWriter(_NamedFile(path, descriptor)) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+            os.fsync(descriptor)
+            temporary.replace(path)
+        sync_folder(path.parent)
     except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename == str(temporary):
-            error.filename = str(path)
+        if temporary:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.filename == str(temporary):
+                error.filename = str(path)
         raise
-    sync_folder(path.parent)
 
 
-class _NamedFile(io.FileIO):
-    def write(self, content: Any) -> int:
-        try:
-            return super().write(content)
-        except OSError as error:
-            error.filename = str(self.name)  # which a failing write does not tell by itself
-            raise
+def _create(folder: Path, permissions: int | None = None) -> tuple[Path, int]:
+    """A new file under a name that no other has, open for writing. Its lock tells `sweep` that its writer lives."""
+    while True:
+        path = folder / f".lstmlm-{_HOST}-{uuid.uuid4().hex}.tmp"
+        mode = 0o666 if permissions is None else permissions
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+        if permissions is not None:
+            with suppress(OSError):  # a file system without permissions
+                os.fchmod(descriptor, permissions)
+        with suppress(OSError):  # without locks: nobody sweeps there
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if path.exists():  # no sweeper came before the lock
+            return path, descriptor
+        os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what killed writers have left in a folder; another host's only when it is a day old, as locks may not reach so far."""
+    for path in folder.glob(".lstmlm-*.tmp"):
+        if not (found := _TEMPORARY.fullmatch(path.name)):
+            continue
+        with suppress(OSError):  # its writer lives, or it is another user's
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                facts = os.fstat(descriptor)
+                if stat.S_ISREG(facts.st_mode) and (found[1] == _HOST or facts.st_mtime < time.time() - 86_400):
+                    path.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def cannot_write(error: OSError) -> str:
@@ -127,16 +165,185 @@ def user_path(path: str | Path) -> Path:
         raise UserError(f"{path}: this user has no home folder; name a folder without ~, or set HOME") from None
 
 
-def read_file(path: Path) -> bytes:
-    """The content of a file.
+def open_file(path: Path) -> BinaryIO:
+    """A file to be read.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: It cannot be read, or is no file: a folder, a device, a FIFO, which might never end.
     """
     try:
-        return path.read_bytes()
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:  # the latter of a name with a NUL
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise UserError(f"cannot read {path}: it is {_kind(mode)}, not a file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_file(path: Path, most: int | None = None) -> bytes:
+    """The content of a file.
+
+    Args:
+        path: Of the file.
+        most: Bytes that it may have; None = any number.
+
+    Raises:
+        UserError: It cannot be read, or is larger.
+    """
+    try:
+        with open_file(path) as file:
+            if most is not None and (size := os.fstat(file.fileno()).st_size) > most:
+                raise UserError(f"cannot read {path}: it has {size:,} bytes, and such a file has {most:,} at most")
+            return file.read()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a FIFO", stat.S_ISSOCK: "a socket"}
+    return next((name for holds, name in kinds.items() if holds(mode)), "a device")
+
+
+class Output:
+    """What a command writes when its work is done, checked before the work begins. A link is written through.
+
+    Args:
+        name: As the user wrote it. `-` and /dev/stdout are standard output; /dev/null takes all and keeps nothing.
+        kept: What the work reads: files, and folders with all in them.
+        option: That the name was given with, for messages.
+        again: Of a model's files, those beside a file of this name may be replaced.
+
+    Attributes:
+        standard: Whether it is standard output.
+
+    Raises:
+        UsageError: It cannot be written, is no file, is one of `kept`, or is a file of a model or a run.
+    """
+
+    def __init__(
+        self,
+        name: str | Path,
+        kept: Iterable[str | Path] = (),
+        option: str = "--output",
+        again: str | None = None,
+    ) -> None:
+        told, path = f"{option} {name}", user_path(name)
+        try:
+            facts = path.stat()
+        except FileNotFoundError:
+            facts = None
+        except OSError as error:
+            raise UsageError(f"{told}: {error.strerror}") from None
+        self.standard = str(name) in STANDARD_OUTPUT or (facts is not None and os.path.samestat(facts, os.fstat(1)))
+        self._null = facts is not None and stat.S_ISCHR(facts.st_mode) and path.samefile(os.devnull)
+        self.path = Path(os.path.realpath(path))
+        if self.standard or self._null:
+            check(not self.standard or sys.stdout is not None, f"{told}: standard output is closed")
+            return
+        if facts is not None:
+            check(stat.S_ISREG(facts.st_mode), f"{told} is {_kind(facts.st_mode)}: name a file")
+            check(os.access(path, os.W_OK), f"{told} is write-protected: name another file")
+        for file in chain.from_iterable([each, *each.rglob("*")] for each in map(Path, kept)):
+            same = path.samefile(file) if facts and file.exists() else self.path == file.absolute()
+            check(not same, f"{told} is {file}, which the command reads: name another file")
+        if owner := _owner(self.path, again):
+            raise UsageError(f"{told} is a file of the model or run in {owner}: name another file")
+        check(self.path.parent.is_dir(), f"{told}: there is no folder {self.path.parent}")
+        try:
+            temporary, descriptor = _create(self.path.parent)
+            os.close(descriptor)
+            temporary.unlink()
+        except OSError as error:
+            raise UsageError(f"{told}: cannot write to {self.path.parent}: {error.strerror}") from None
+
+    @contextmanager
+    def opened(self) -> Iterator[BinaryIO]:
+        """The file, which has its new content, all of it, when the block has ended well.
+
+        Raises:
+            UserError: It cannot be written.
+        """
+        if self.standard:
+            with standard_output() as out:
+                yield out
+            return
+        try:
+            with self.path.open("wb") if self._null else replacing(self.path) as file:
+                yield file
+        except OSError as error:
+            if error.filename != str(self.path):
+                raise
+            raise UserError(cannot_write(error)) from None
+
+    def write(self, content: bytes) -> None:
+        """Write all of it, as `opened` does."""
+        with self.opened() as file:
+            file.write(content)
+
+
+class OutputFolder:
+    """A folder that a command writes some files into, checked before the work begins. It is made where it does not exist.
+
+    Args:
+        name: As the user wrote it.
+        files: Their names. Where one exists, it is replaced only if `again` does too, the file that tells an earlier output.
+        again: One of them; None = none is replaced.
+        kept, option: As for `Output`.
+
+    Raises:
+        UsageError: It is no folder, cannot be written, or holds what must stay.
+    """
+
+    def __init__(
+        self,
+        name: str | Path,
+        files: Sequence[str] = (),
+        again: str | None = None,
+        kept: Iterable[str | Path] = (),
+        option: str = "--output",
+    ) -> None:
+        self.path, self._again = user_path(name), again
+        told, kept = f"{option} {name}", list(kept)
+        try:
+            folders = [self.path, *self.path.absolute().parents]
+            nearest = next(folder for folder in folders if folder.exists() or folder.is_symlink())
+            check(nearest.is_dir(), f"{told}: {nearest} is not a folder")
+            check(os.access(nearest, os.W_OK | os.X_OK), f"{told}: {nearest} cannot be written to")
+            there = [file for file in files if os.path.lexists(self.path / file)]
+        except OSError as error:
+            raise UsageError(f"{told}: {error.strerror}") from None
+        check(not there or again in there, f"{told} holds {', '.join(there)}, which would be lost: name another folder")
+        for file in files if nearest == self.path else ():
+            Output(self.path / file, kept, option, again)
+
+    def write(self, contents: dict[str, bytes]) -> None:
+        """Write files, each in one step, `again` first.
+
+        Args:
+            contents: Of each name.
+
+        Raises:
+            UserError: One cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(cannot_write(error)) from None
+        for name in sorted(contents, key=lambda name: name != self._again):
+            Output(self.path / name, again=self._again).write(contents[name])
+
+
+def _owner(path: Path, again: str | None) -> Path | None:
+    """The folder of the model or the run that a file belongs to; None where it is of neither."""
+    model = path.parent if path.name in MODEL_FILES and path.exists() else None
+    if model and all((model / name).exists() for name in MODEL_FILES[:2]) and not (again and (model / again).exists()):
+        return model
+    for folder in path.parents:
+        if all((folder / name).exists() for name in RUN_FILES[:2]) and path.relative_to(folder).parts[0] in RUN_FILES:
+            return folder
+    return None
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from lstmlm.console import UsageError, UserError
 from lstmlm.data.sources import SPLITS, Source, open_source
 from lstmlm.data.tokenize import EOS, UNK, Words
 from lstmlm.data.vocabulary import Vocabulary
-from lstmlm.files import cannot_write, locked
+from lstmlm.files import cannot_write, locked, replacing
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -144,8 +144,8 @@ def _own_vocabulary(source: Source, data: DataConfig) -> Vocabulary:
     rules = (data.level, data.min_count, data.max_size, data.tokenizer, data.lowercase)
     path = _cache(data) / f"{_key('vocabulary', FORMAT, source.fingerprint('train'), *rules)}.vocab.json"
 
-    def write(path: Path) -> None:
-        path.write_bytes(Vocabulary.build(source.blocks("train"), *rules).to_bytes())
+    def write(file: BinaryIO) -> None:
+        file.write(Vocabulary.build(source.blocks("train"), *rules).to_bytes())
 
     return _cached(path, Vocabulary.load, write)
 
@@ -168,7 +168,7 @@ def _load_split(source: Source, data: DataConfig, split: str, vocabulary: Vocabu
     key = _key("tokens", FORMAT, source.fingerprint(split), split, vocabulary.fingerprint)
 
     path = _cache(data) / f"{key}.tokens"
-    stream, facts = _cached(path, _map_tokens, lambda path: _write_tokens(path, source.blocks(split), vocabulary))
+    stream, facts = _cached(path, _map_tokens, lambda file: _write_tokens(file, source.blocks(split), vocabulary))
     if len(stream) < 2:
         raise UserError(f"split {split!r} of {data.dataset} is empty: it has {len(stream)} tokens, the least is 2")
     return stream, facts
@@ -212,7 +212,7 @@ def _cache(data: DataConfig) -> Path:
         raise UsageError(f"--data.cache_dir {data.cache_dir}: there is no home folder, name another place") from None
 
 
-def _cached(path: Path, load: Callable[[Path], T], write: Callable[[Path], object]) -> T:
+def _cached(path: Path, load: Callable[[Path], T], write: Callable[[BinaryIO], object]) -> T:
     """`load(path)`. Where the file is absent or damaged, one process of this host writes it first."""
 
     def found() -> T | None:
@@ -231,53 +231,46 @@ def _cached(path: Path, load: Callable[[Path], T], write: Callable[[Path], objec
                 return content
             if path.exists():
                 logger.warning("%s is damaged; building it again", path)
-            temporary = path.with_suffix(".tmp")
-            try:
-                write(temporary)
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with replacing(path) as file:
+                write(file)
             return load(path)
     except OSError as error:
         raise UserError(f"{cannot_write(error)}; another place: --data.cache_dir FOLDER") from None
 
 
-def _write_tokens(path: Path, blocks: Iterable[str], vocabulary: Vocabulary) -> None:
+def _write_tokens(file: BinaryIO, blocks: Iterable[str], vocabulary: Vocabulary) -> None:
     digest = hashlib.sha256()
     counts = np.zeros(len(vocabulary), np.int64)
     lines = words = characters = longest = 0
     own = vocabulary.level != "word" or vocabulary.tokenizer != "whitespace"  # whether its tokens are other than words
     begun = 0  # tokens of the line that the next block goes on with
-    with path.open("wb") as file:
 
-        def put(content: bytes | memoryview) -> None:
-            digest.update(content)
-            file.write(content)
+    def put(content: bytes | memoryview) -> None:
+        digest.update(content)
+        file.write(content)
 
-        for block, ids in vocabulary.encode_blocks(blocks):  # ids (n,)
-            put(ids.data)
-            counts += np.bincount(ids, minlength=len(vocabulary))
-            ends = np.flatnonzero(ids == vocabulary.eos)
-            longest = max(longest, int(np.diff(ends, prepend=-1 - begun).max(initial=0)))
-            begun = len(ids) - 1 - int(ends[-1]) if len(ends) else begun + len(ids)
-            lines += block.count("\n")
-            characters += len(block)
-            words += len(Words().tokenize(block)) if own else len(ids)
-        facts = SplitFacts(
-            lines=lines,
-            words=words,
-            characters=characters,
-            tokens=int(counts.sum()),
-            unknown=int(counts[vocabulary.unk]),
-            once=int((counts == 1).sum()),
-            longest=longest,
-            written_eos=int(counts[vocabulary.eos]) - lines,
-        )
-        content = json.dumps(asdict(facts)).encode()
-        put(content + len(content).to_bytes(4, "little"))
-        file.write(digest.digest())
-        file.flush()
-        os.fsync(file.fileno())
+    for block, ids in vocabulary.encode_blocks(blocks):  # ids (n,)
+        put(ids.data)
+        counts += np.bincount(ids, minlength=len(vocabulary))
+        ends = np.flatnonzero(ids == vocabulary.eos)
+        longest = max(longest, int(np.diff(ends, prepend=-1 - begun).max(initial=0)))
+        begun = len(ids) - 1 - int(ends[-1]) if len(ends) else begun + len(ids)
+        lines += block.count("\n")
+        characters += len(block)
+        words += len(Words().tokenize(block)) if own else len(ids)
+    facts = SplitFacts(
+        lines=lines,
+        words=words,
+        characters=characters,
+        tokens=int(counts.sum()),
+        unknown=int(counts[vocabulary.unk]),
+        once=int((counts == 1).sum()),
+        longest=longest,
+        written_eos=int(counts[vocabulary.eos]) - lines,
+    )
+    content = json.dumps(asdict(facts)).encode()
+    put(content + len(content).to_bytes(4, "little"))
+    file.write(digest.digest())
 
 
 def _map_tokens(path: Path) -> tuple[Tensor, SplitFacts]:

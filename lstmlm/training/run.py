@@ -31,7 +31,6 @@ from lstmlm.files import read_file, replace_file, sweep
 from lstmlm.model.dropout import MASKS
 from lstmlm.model.pretrained import (
     CARD,
-    FILES,
     VOCABULARY,
     WEIGHTS,
     load_pretrained,
@@ -372,8 +371,8 @@ class Run:
 
     def _find_checkpoints(self) -> None:
         """Find the checkpoints to go on from; none where the run starts afresh. The main rank calls it."""
-        self.directory.sweep()
-        sweep(self.directory.model / name for name in FILES)
+        sweep(self.directory.path)
+        sweep(self.directory.model)
         checkpoint.sweep(self.directory.checkpoints)
         found = resume.candidates(self.config, self.directory)
         first = next(found, None)

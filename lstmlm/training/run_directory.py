@@ -24,7 +24,7 @@ from typing_extensions import TypedDict  # which pydantic needs before Python 3.
 from lstmlm.config import RUN_CONFIG, Config
 from lstmlm.console import UserError
 from lstmlm.data.sources import dataset_name
-from lstmlm.files import locked, replace_file, sweep, user_path
+from lstmlm.files import locked, replace_file, user_path
 from lstmlm.records import read_json, read_json_lines, read_yaml, to_json
 
 
@@ -178,10 +178,6 @@ class RunDirectory:
         """The last step that `metrics.jsonl` tells of."""
         steps = [line.get("step") for line in read_json_lines(self.metrics)]
         return max([0, *(step for step in steps if isinstance(step, int))])
-
-    def sweep(self) -> None:
-        """Delete what a killed write has left behind."""
-        sweep([self.config, self.metrics, self.samples, self.summary])
 
     def read_config(self) -> Config:
         """The configuration that was written here.

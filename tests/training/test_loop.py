@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import shutil
 import signal
 import threading
@@ -16,7 +17,7 @@ import safetensors
 import torch
 import yaml
 
-from lstmlm import Config, UserError, evaluate, load_config, train
+from lstmlm import Config, UserError, evaluate, files, load_config, train
 from lstmlm.console import UsageError
 from lstmlm.training import checkpoint, run
 from lstmlm.training.step import TrainStep
@@ -375,8 +376,8 @@ def test_damaged_metrics_are_told_and_end_as_whole_lines(
 def test_what_kills_left_hidden_is_gone_at_the_end(small: Callable[..., list[str]], tmp_path: Path) -> None:
     arguments = unfinished(small)
     run = tmp_path / "run"
-    for name in (".config.yaml.tmp", ".summary.json.tmp", "model/.model.safetensors.tmp"):
-        (run / name).write_text("half")
+    for folder in (run, run / "model"):
+        os.close(files._create(folder)[1])
     for name in (".step_00000007.old", ".step_00000028.tmp"):
         (run / "checkpoints" / name).mkdir()
         (run / "checkpoints" / name / "state.json").write_text("{")

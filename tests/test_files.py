@@ -1,0 +1,232 @@
+"""Files are whole or as they were, whoever else writes or dies; an output destroys nothing; only files are read."""
+
+import errno
+import os
+import signal
+import socket
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lstmlm.console import UsageError, UserError, run_script
+from lstmlm.files import Output, OutputFolder, open_file, read_file, replace_file, replacing, write_file
+
+
+def hidden(folder: Path) -> list[Path]:
+    return list(folder.glob(".*"))
+
+
+def in_child(work: Callable[[], object], *signals: int) -> int:
+    """Fork a process that does `work` and then says so; send it signals; its status as `os.waitpid` gives it."""
+    ready, say = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(ready)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+        def main() -> int:
+            with work():  # type: ignore[attr-defined]
+                os.write(say, b"x")
+                time.sleep(30)
+            return 0
+
+        os._exit(run_script(main))
+    os.close(say)
+    os.read(ready, 1)
+    os.close(ready)
+    for number in signals:
+        os.kill(pid, number)
+    return os.waitpid(pid, 0)[1]
+
+
+def test_two_writers_leave_the_whole_of_one(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with replacing(path) as first, replacing(path) as second:
+        for letter in (b"1", b"2"):
+            first.write(letter * 9999)
+            second.write(b"x")
+    assert path.read_bytes() == b"1" * 9999 + b"2" * 9999
+    assert hidden(tmp_path) == []
+
+
+def test_what_others_have_stays(tmp_path: Path) -> None:
+    """A link or a file under any name that a temporary file might have, too."""
+    secret, path = tmp_path / "secret", tmp_path / "a"
+    secret.write_text("secret")
+    names = [".a.tmp", ".lstmlm-notes.tmp", f".lstmlm-{'0' * 8}-{'f' * 32}.tmp"]
+    (tmp_path / names[0]).symlink_to(secret)
+    (tmp_path / names[1]).write_text("mine")
+    (tmp_path / names[2]).write_text("another host's, of now")
+    replace_file(path, b"new")
+    assert (path.read_bytes(), secret.read_text()) == (b"new", "secret")
+    assert sorted(path.name for path in hidden(tmp_path)) == sorted(names)
+    with pytest.raises(FileExistsError):
+        write_file(tmp_path / names[0], b"through the link")
+    assert secret.read_text() == "secret"
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        (signal.SIGINT, 130 << 8),
+        (signal.SIGTERM, 143 << 8),
+        (signal.SIGHUP, 129 << 8),
+        (signal.SIGKILL, signal.SIGKILL),
+    ],
+)
+def test_a_writer_that_is_stopped_leaves_what_was_there(number: int, status: int, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+    assert in_child(lambda: replacing(path), number) == status
+    assert path.read_text() == "old"
+    if number == signal.SIGKILL:
+        (left,) = hidden(tmp_path)
+        with replacing(tmp_path / "b") as file:  # which sweeps, but not what is being written
+            assert not left.exists()
+            replace_file(tmp_path / "c", b"")
+            file.write(b"b")
+    assert hidden(tmp_path) == []
+
+
+def test_under_nohup_a_hang_up_is_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run_script(lambda: int(signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN)) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_full_disk_is_told_with_the_files_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+    path.chmod(0o640)
+
+    def full(*args: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(UserError, match=rf"^cannot write {path}: No space left on device \([\d,]+ MiB free\)$"):
+            Output(path).write(b"new")
+    assert (path.read_text(), hidden(tmp_path)) == ("old", [])
+    Output(path).write(b"new")
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("new", 0o640)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with an input, a model, a run, and things that are no files; the process stands in it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("config.json", "vocab.json", "model.safetensors", "README.md"):
+        for folder in ("model", "run/model"):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).write_text(name)
+    for name in ("run/config.yaml", "run/metrics.jsonl", "run/notes", "input", "other"):
+        (tmp_path / name).write_text(name)
+    Path("hard").hardlink_to("input")
+    Path("soft").symlink_to("input")
+    Path("loop").symlink_to("loop")
+    os.mkfifo("fifo")
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind("socket")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("input", "is input, which the command reads"),
+        ("soft", "is input, which the command reads"),
+        ("hard", "is input, which the command reads"),
+        ("model/model.safetensors", "is a file of the model or run in .*model"),
+        ("model/README.md", "is a file of the model or run in .*model"),
+        ("run/config.yaml", "is a file of the model or run in .*run"),
+        ("run/summary.json", "is a file of the model or run in .*run"),
+        ("run/checkpoints/step_00000001/state.json", "is a file of the model or run in .*run"),
+        ("run/model/anything", "is a file of the model or run in .*run"),
+        ("fifo", "is a FIFO"),
+        ("socket", "is a socket"),
+        ("/dev/full", "is a device"),
+        ("/dev/null/a", "Not a directory"),
+        ("run", "is a folder"),
+        ("new/a", "there is no folder .*new"),
+        ("input/a", "Not a directory"),
+        ("loop", "Too many levels of symbolic links"),
+        ("a" * 256, "File name too long"),
+    ],
+)
+def test_an_output_that_would_destroy_or_cannot_be_is_refused(name: str, told: str, place: Path) -> None:
+    def state() -> dict[Path, object]:
+        return {path: path.is_file() and path.read_bytes() for path in place.rglob("*")}
+
+    before, device = state(), Path("/dev/full").stat()
+    with pytest.raises(UsageError, match=rf"^--output {name}:? {told}[^\n]*$"):
+        Output(name, ["input"])
+    assert state() == before
+    assert Path("/dev/full").stat().st_rdev == device.st_rdev
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_what_is_write_protected_is_refused(place: Path) -> None:
+    Path("other").chmod(0o400)
+    Path("run").chmod(0o500)
+    for name in ("other", "run/new"):
+        with pytest.raises(UsageError, match=r"write-protected|Permission denied"):
+            Output(name)
+
+
+def test_an_output_may_be_a_file_a_link_a_null_device_or_standard_output(
+    place: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    Path("link").symlink_to("other")
+    Path("dangling").symlink_to("new")
+    for name in ("other", "link", "dangling", "plain", "run/notes"):
+        Output(name, ["input"]).write(name.encode())
+    assert Path("other").read_text() == "link"
+    assert Path("new").read_text() == "dangling"
+    assert Path("plain").read_text() == "plain"
+    assert Path("run/notes").read_text() == "run/notes"
+    assert Path("link").is_symlink()
+    assert Path("dangling").is_symlink()
+    null = Output(os.devnull)
+    null.write(b"nothing")
+    assert stat.S_ISCHR(Path(os.devnull).stat().st_mode)
+    assert not null.standard
+    for name in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
+        out = Output(name)
+        assert out.standard
+        out.write(b"x")
+    assert capfdbinary.readouterr().out == b"xxxx"
+    assert hidden(place) == []
+
+
+def test_a_folder_of_outputs(place: Path) -> None:
+    OutputFolder("made/here", ["a", "b"], "b").write({"a": b"1", "b": b"2"})
+    OutputFolder("made/here", ["a", "b"], "b").write({"a": b"3", "b": b"4"})
+    assert (Path("made/here/a").read_text(), Path("made/here/b").read_text()) == ("3", "4")
+    for name, told in {
+        "input": "input is not a folder",
+        "input/a": "input is not a folder",
+        "model": "holds README.md, which would be lost",
+        "run/model": "would be lost",
+        "a" * 256: "File name too long",
+    }.items():
+        with pytest.raises(UsageError, match=rf"^--output {name}:? .*{told}"):
+            OutputFolder(name, ["a", "README.md"], "a")
+    Path("made/here/a").unlink()
+    Path("made/here/a").symlink_to(place / "input")
+    with pytest.raises(UsageError, match=r"which the command reads"):
+        OutputFolder("made/here", ["a", "b"], "b", ["input"])
+
+
+@pytest.mark.parametrize("name", ["fifo", "socket", "/dev/zero", "run", "loop", "absent", "a" * 256, "nul\0"])
+def test_only_files_are_read(name: str, place: Path) -> None:
+    for read in (open_file, read_file):
+        with pytest.raises(UserError, match=r"^cannot read [^\n]*$"):
+            read(Path(name))
+    with pytest.raises(UserError, match="cannot read input: it has 5 bytes, and such a file has 4 at most"):
+        read_file(Path("input"), 4)
+    assert read_file(Path("soft"), 5) == b"input"

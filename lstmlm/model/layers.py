@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lstmlm.model.loss import refuse_second_derivatives
+from lstmlm.model.loss import has_matrix_units
+from lstmlm.model.lstm import LSTMFunction
 
 
 class LayerState(NamedTuple):
@@ -45,17 +46,24 @@ class LSTMLayer(nn.LSTM):
         h, c = state
         self.check_forward_args(inputs, (h[None], c[None]), None)
         recurrent: Any = self.weight_hh_l0 if weight_hh is None else weight_hh
-        weights: list[Any] = [self.weight_ih_l0, recurrent, self.bias_ih_l0, self.bias_hh_l0]
-        with _lstm_precision(inputs.device.type):
-            raw, h, c = torch.lstm(inputs, (h[None], c[None]), weights, True, 1, 0.0, self.training, False, False)
         carried = torch.promote_types(h.dtype, torch.float32)  # the state has no less precision than float32
-        return raw, raw if mask is None else raw * mask, LayerState(h[0].to(carried), c[0].to(carried))
+        if _own_kernel(inputs.device.type, self.hidden_size):
+            bias: Any = self.bias_ih_l0 + self.bias_hh_l0  # type: ignore[operator]
+            raw, h, c = LSTMFunction.apply(
+                inputs, h.to(carried), c.to(carried), self.weight_ih_l0, recurrent, bias, torch.bfloat16
+            )
+        else:
+            weights: list[Any] = [self.weight_ih_l0, recurrent, self.bias_ih_l0, self.bias_hh_l0]
+            with _lstm_precision(inputs.device.type):
+                raw, h, c = torch.lstm(inputs, (h[None], c[None]), weights, True, 1, 0.0, self.training, False, False)
+            h, c = h[0].to(carried), c[0].to(carried)
+        return raw, raw if mask is None else raw * mask, LayerState(h, c)
 
 
 class TiedEmbedding(torch.autograd.Function):
     """Embeddings of tokens, and the weight itself for the decoder, as one node of the graph.
 
-    The embeddings' gradient has few rows. One node adds them into the decoder's gradient in place; autograd by itself would first
+    The embeddings' gradient has few rows. One node adds them to a copy of the decoder's gradient; autograd by itself would first
     write them into zeros of the whole vocabulary's size.
     """
 
@@ -66,10 +74,21 @@ class TiedEmbedding(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        refuse_second_derivatives()  # the sum is formed in place
         embeddings_grad, weight_grad = grad_outputs
         (tokens,) = ctx.saved_tensors
-        return weight_grad.index_add_(0, tokens.flatten(), embeddings_grad.flatten(0, -2)), None
+        # Not in place: the gradient is another's, who may look at it again, and can be an expanded one.
+        return weight_grad.index_add(0, tokens.flatten(), embeddings_grad.flatten(0, -2)), None
+
+
+def _own_kernel(device: str, size: int) -> bool:
+    """Whether an LSTM of this size is faster by `LSTMFunction` than by oneDNN's kernel: large ones under bfloat16, whose backward is slow.
+
+    Measured at 5 to 80 columns (docs/performance.md). A probe of the time would choose by chance, and a resume would round otherwise.
+    """
+    bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    if device != "cpu" or not bf16 or not torch.cpu._is_avx512_bf16_supported():
+        return False
+    return size >= (600 if has_matrix_units() else 1000)
 
 
 def _lstm_precision(device: str) -> AbstractContextManager[object]:

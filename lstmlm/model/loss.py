@@ -185,6 +185,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
+def has_matrix_units() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in tiles (AMX)."""
+    return torch.cpu._is_amx_tile_supported()
+
+
 def refuse_second_derivatives() -> None:
     """Called by a backward that forms its gradients without a graph of their own.
 

@@ -1,30 +1,115 @@
 """The layers against PyTorch's own."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lstmlm import LSTMLanguageModel
 from lstmlm.config import ModelConfig
-from lstmlm.model.layers import LSTMLayer
+from lstmlm.model import layers
+from lstmlm.model.layers import LayerState, LSTMLayer, TiedEmbedding
+from lstmlm.model.lstm import LSTMFunction
+
+needs_bf16 = pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="needs AVX512-BF16")
 
 
-def test_a_recurrent_weight_that_is_handed_in_takes_the_place_of_the_own() -> None:
+def example(rows: int, columns: int, inputs: int, hidden: int) -> tuple[Tensor, ...]:
+    """Inputs, state and weights in float64."""
     torch.manual_seed(0)
-    layer, reference = LSTMLayer(5, 7).double(), nn.LSTM(5, 7).double()
+    shapes = [(rows, columns, inputs), (columns, hidden), (columns, hidden)]
+    shapes += [(4 * hidden, inputs), (4 * hidden, hidden), (4 * hidden,)]
+    scale = [1.0, 0.5, 0.5, *[hidden**-0.5] * 3]
+    return tuple((s * torch.randn(shape).double()).requires_grad_() for s, shape in zip(scale, shapes, strict=True))
+
+
+def with_own_kernel(x: Tensor, h: Tensor, c: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return LSTMFunction.apply(x, h, c, *weights, torch.bfloat16 if torch.is_autocast_enabled("cpu") else x.dtype)
+
+
+def with_torch(x: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    weights = [w_ih, w_hh, bias, torch.zeros_like(bias)]
+    raw, h, c = torch.lstm(x, (h[None], c[None]), weights, True, 1, 0.0, True, False, False)
+    return raw, h[0], c[0]
+
+
+def test_gradcheck_of_the_own_kernel() -> None:
+    arguments = example(4, 3, 5, 6)
+    assert torch.autograd.gradcheck(with_own_kernel, arguments)
+    with pytest.raises(RuntimeError, match="once differentiable"):
+        torch.autograd.grad(with_own_kernel(*arguments)[0].sum(), arguments, create_graph=True)
+
+
+@pytest.mark.parametrize("autocast", [False, pytest.param(True, marks=needs_bf16)])
+def test_the_own_kernel_is_no_further_from_float64_than_torch(autocast: bool) -> None:
+    exact_arguments = example(35, 20, 200, 300)
+    seeds = [torch.randn(35, 20, 300), *torch.randn(2, 20, 300)]
+
+    def run(function: Callable[..., tuple[Tensor, ...]], dtype: torch.dtype, autocast: bool) -> list[Tensor]:
+        arguments = [argument.detach().to(dtype).requires_grad_() for argument in exact_arguments]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            results = function(*arguments)
+        grads = [seed.to(result.dtype) for seed, result in zip(seeds, results, strict=True)]
+        return [t.double() for t in (*results, *torch.autograd.grad(results, arguments, grads))]
+
+    exact = run(with_torch, torch.float64, False)
+    theirs, ours = (run(function, torch.float32, autocast) for function in (with_torch, with_own_kernel))
+    for own, torchs, e in zip(ours, theirs, exact, strict=True):
+        assert (own - e).norm() < 1.25 * (torchs - e).norm()
+
+
+@pytest.mark.parametrize("own", [False, pytest.param(True, marks=needs_bf16)])
+def test_a_recurrent_weight_that_is_handed_in_takes_the_place_of_the_own(
+    own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "_own_kernel", lambda device, size: own)
+    torch.manual_seed(0)
+    layer, reference = LSTMLayer(5, 64), nn.LSTM(5, 64)
     reference.load_state_dict(layer.state_dict())
-    mask = torch.rand(28, 7, dtype=torch.float64).round_().mul_(2)
+    mask = torch.rand(256, 64).round_().mul_(2)
     reference.weight_hh_l0.data *= mask
-    inputs = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
-    h, c = torch.randn(2, 3, 7, dtype=torch.float64)
-    raw, outputs, state = layer(inputs, (h, c), None, layer.weight_hh_l0 * mask)
+    inputs = torch.randn(4, 3, 5, requires_grad=True)
+    h, c = torch.randn(2, 3, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=own):
+        raw, outputs, state = layer(inputs, LayerState(h, c), None, layer.weight_hh_l0 * mask)
     expected, (h, c) = reference(inputs, (h[None], c[None]))
     assert outputs is raw
-    torch.testing.assert_close((raw, *state), (expected, h[0], c[0]))
-    ours = torch.autograd.grad(raw.square().sum(), [inputs, *layer.parameters()])
+    assert state[0].dtype == state[1].dtype == torch.float32
+    bound = 2e-2 if own else 1e-5
+    torch.testing.assert_close((raw.float(), *state), (expected, h[0], c[0]), rtol=bound, atol=bound)
+    ours = torch.autograd.grad(raw.float().square().sum(), [inputs, *layer.parameters()])
     theirs = torch.autograd.grad(expected.square().sum(), [inputs, *reference.parameters()])
     for i, (a, e) in enumerate(zip(ours, theirs, strict=True)):
-        torch.testing.assert_close(a, e * mask if i == 2 else e)
+        e = e * mask if i == 2 else e
+        assert (a - e).norm() <= bound * e.norm()
+
+
+@pytest.mark.parametrize(
+    ("size", "precision", "avx512_bf16", "amx", "own"),
+    [
+        (600, torch.bfloat16, True, True, True),
+        (599, torch.bfloat16, True, True, False),
+        (1000, torch.bfloat16, True, False, True),
+        (999, torch.bfloat16, True, False, False),
+        (1000, torch.bfloat16, False, False, False),
+        (1000, None, True, True, False),
+    ],
+)
+def test_the_kernel_follows_from_size_precision_and_processor(
+    size: int,
+    precision: torch.dtype | None,
+    avx512_bf16: bool,
+    amx: bool,
+    own: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision is not None):
+        assert layers._own_kernel("cpu", size) == own
+        assert not layers._own_kernel("cuda", size)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -36,3 +121,15 @@ def test_the_state_is_carried_on_in_the_models_precision(dtype: torch.dtype) -> 
     _, state = model.hidden(tokens[2:], state)
     assert state[1][1].dtype == dtype
     torch.testing.assert_close(state, whole)
+
+
+def test_the_tied_embedding_leaves_a_callers_gradient_as_it_is() -> None:
+    weight, tokens = torch.randn(7, 3, dtype=torch.float64, requires_grad=True), torch.tensor([[1, 1, 2]])
+    assert torch.autograd.gradcheck(TiedEmbedding.apply, (weight, tokens))
+    assert torch.autograd.gradgradcheck(TiedEmbedding.apply, (weight, tokens))
+    embeddings, decoder = TiedEmbedding.apply(weight, tokens)
+    seen: list[Tensor] = []
+    decoder.register_hook(seen.append)
+    (grad,) = torch.autograd.grad(embeddings.sum() + decoder.sum(), weight)
+    torch.testing.assert_close(seen[0], torch.ones_like(weight))
+    torch.testing.assert_close(grad, 1 + F.one_hot(tokens.flatten(), 7).sum(0)[:, None].expand(7, 3).double())

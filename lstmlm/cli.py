@@ -1,4 +1,4 @@
-"""The command line: `lstmlm train | evaluate | score | pairs | generate | report | export`, and the mains of the scripts.
+"""The command line: `lstmlm train | evaluate | score | pairs | generate | report | export | import`, and the mains of the scripts.
 
 Each command imports what it needs: torch takes seconds, and a report, a help text or a wrong option needs none.
 """
@@ -325,6 +325,29 @@ def export(argv: Arguments = None) -> int:
     return 0
 
 
+def import_model(argv: Arguments = None) -> int:
+    """A model trained with other code, as one of this project."""
+    parser = argument_parser(
+        "A model that word_language_model (PyTorch's examples), awd-lstm-lm or colorlessgreenRNNs trained, as one of this project "
+        "(docs/import.md). No code in the file is run. Prints where the model is now."
+    )
+    parser.add_argument("file", type=str, help="The saved model, as torch.save wrote it: whole, or its state dict.")
+    parser.add_argument(
+        "--vocab",
+        type=str,
+        required=True,
+        help="Its words: vocab.txt, the folder of its training text, or a saved corpus.",
+    )
+    parser.add_argument("--output", type=str, required=True, help="Folder to write; a new one.")
+    args = parse(parser, argv)
+
+    from lstmlm.model import imported
+
+    imported.import_model(args.file, args.vocab, args.output)
+    print_result(args.output)
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Arguments], int]] = {
     "train": train,
     "evaluate": evaluate,
@@ -333,6 +356,7 @@ COMMANDS: dict[str, Callable[[Arguments], int]] = {
     "generate": generate,
     "report": report,
     "export": export,
+    "import": import_model,
 }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOMS = """
     console files records config
     data.tokenize data.vocabulary data.toy data.reading data.sources data.table data.corpus
-    model.dropout model.loss model.lstm model.layers model.language_model model.pretrained
+    model.dropout model.loss model.lstm model.layers model.language_model model.pretrained model.imported
     runtime.hardware runtime.distributed runtime.launch
     evaluation.perplexity evaluation.adaptation evaluation.surprisal evaluation.surprisal_tables evaluation.protocol
     evaluation.breakdown evaluation.tuning evaluation.pairs

@@ -39,7 +39,7 @@ CARD_TEXT = """\
 ---
 # {name}
 
-An LSTM language model trained with lstmlm on {dataset}: {parameters:,} parameters, {vocab_size:,} types, level {level}.
+An LSTM language model for lstmlm, trained on {dataset}: {parameters:,} parameters, {vocab_size:,} types, level {level}.
 LSTM layers of {shape} units, embeddings of {embedding_size}{tied}.
 {figures}
     lstmlm evaluate --model <this folder> --split test

@@ -1,0 +1,274 @@
+"""Models of others, none of whose code is run: PyTorch's word_language_model, awd-lstm-lm, and Gulordava et al. (2018).
+
+`torch.save` writes a pickle, which can call any function of Python. `torch.load(weights_only=True)` would not, but refuses whole
+models of PyTorch before 1.6, which name their classes in a form of its own. So the pickle is read here: a name in it stands for a class
+that keeps what it is given and does nothing, and a name that these models do not have is refused.
+"""
+
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lstmlm.config import ModelConfig
+from lstmlm.console import UserError, one_line, print_line
+from lstmlm.data.reading import read_blocks
+from lstmlm.data.sources import dataset_name, find_splits
+from lstmlm.data.tokenize import EOS, UNK, Words
+from lstmlm.data.vocabulary import Vocabulary
+from lstmlm.files import user_path
+from lstmlm.model.language_model import LSTMLanguageModel
+from lstmlm.model.pretrained import save_pretrained
+
+MAGIC = 0x1950A86A20F9469CFC6C  # what a file of PyTorch before 1.6 begins with
+THEIRS = {"RNNModel", "WeightDrop", "LockedDropout", "SplitCrossEntropyLoss", "Corpus", "Dictionary"}  # in any module
+KNOWN = re.compile(
+    r"collections\.(OrderedDict|defaultdict|Counter)|builtins\.(getattr|dict|list|set)"  # getattr: a method that WeightDrop swaps
+    r"|torch\.(Size|device|(cuda\.)?\w+(Storage|Tensor)|optim\.\w+\.\w+|nn\.parameter\.Parameter|autograd\.variable\.Variable)"
+    r"|torch\._utils\._rebuild_(tensor|tensor_v2|parameter)|torch\.nn\.modules\.(loss\.CrossEntropyLoss|sparse\.Embedding)"
+    r"|torch\.nn\.modules\.(rnn\.LSTM|linear\.Linear|dropout\.Dropout|container\.ModuleList)"
+    r"|torch\.(nn\.backends\.thnn\._get_thnn_function_backend|backends\.cudnn\.rnn\.Unserializable)"  # before PyTorch 1.2
+)
+LAYER = re.compile(r"rnns?\.(?:(\d+)\.(?:module\.)?)?((?:weight|bias)_(?:ih|hh)_l)(\d+)(?:_raw)?")
+IMPOSSIBLE = -1e4  # a logit whose probability is 0 in every precision; float16 holds it
+
+
+class Standin(dict[Any, Any]):
+    """Stands for an object of a stranger's file: it keeps what the file says of it, and does nothing.
+
+    Attributes:
+        kind: Full name of the class or function that the file means.
+        arguments: What it was to be called with.
+        state: What it was to be filled with.
+    """
+
+    kind = ""
+    arguments: tuple[Any, ...]
+    state: Any = None
+
+    def __new__(cls, *arguments: Any) -> "Standin":
+        self = super().__new__(cls)
+        self.arguments = arguments
+        return self
+
+    def __init__(self, *arguments: Any) -> None:
+        if arguments and self.kind == "collections.OrderedDict":  # as Python 2 wrote it
+            self.update(arguments[0])
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    __hash__ = object.__hash__  # type: ignore[assignment]  # an optimizer has parameters as keys
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads a pickle in which every name is a `Standin`, and numbers are their key in the file and their type."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file, encoding="utf-8", errors="replace")
+        self.storages: dict[str, torch.dtype] = {}
+
+    def find_class(self, module: str, name: str) -> type[Standin]:
+        kind = f"{module}.{name}".replace("__builtin__", "builtins", 1)
+        if not KNOWN.fullmatch(kind) and name not in THEIRS:
+            raise _NotTheirs(
+                f"it holds {one_line(kind, 100)!r}, which none of the models that can be imported has; nothing was run"
+            )
+        return type(name, (Standin,), {"kind": kind})  # a new one: nothing that a file does to it lasts
+
+    def persistent_load(self, saved: Any) -> Any:
+        if saved[0] == "module":  # a class, with its source code
+            return saved[1]
+        _, storage, key, *_ = saved
+        self.storages[key] = getattr(torch, storage.kind.rpartition(".")[2].removesuffix("Storage").lower())
+        return key, self.storages[key]
+
+
+class _NotTheirs(Exception):
+    """A file that is whole but not what it should be."""
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn errors of reading into one line that names the file."""
+    try:
+        yield
+    except _NotTheirs as error:
+        raise UserError(f"{path}: {error} (docs/import.md)") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except Exception as error:  # a forged pickle can raise anything
+        reason = one_line(f"{type(error).__name__}: {error}", 200)
+        raise UserError(f"{path} is damaged, or no file that torch.save wrote ({reason})") from None
+
+
+def _load(path: Path) -> tuple[Any, dict[str, bytes]]:
+    """What a file of `torch.save` holds, and its numbers by their keys."""
+    with path.open("rb") as file:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
+                    raise ValueError("it is compressed")
+                loaded = _Unpickler(archive.open(entries["data.pkl"])).load()
+                return loaded, {name[5:]: archive.read(entries[name]) for name in entries if name.startswith("data/")}
+        file.seek(0)
+        if _Unpickler(file).load() != MAGIC:
+            raise ValueError("it begins like another file")
+        for _ in ("version", "sizes of integers"):
+            _Unpickler(file).load()
+        unpickler = _Unpickler(file)
+        loaded, numbers = unpickler.load(), {}
+        for key in _Unpickler(file).load():
+            count = int.from_bytes(file.read(8), "little")
+            numbers[key] = file.read(count * unpickler.storages[key].itemsize)
+        return loaded, numbers
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Weights of a model of others, float32 on the CPU, by the names that they have in `LSTMLanguageModel`, untied.
+
+    Args:
+        path: Of a whole model or a state dict, as `torch.save` wrote it.
+
+    Raises:
+        UserError: It cannot be read, is damaged, or is no such model.
+    """
+    weights = {}
+    with _reading(path):
+        loaded, numbers = _load(path)
+        parts = loaded if isinstance(loaded, list | tuple) else [loaded]  # of awd-lstm-lm: model, criterion, optimizer
+        for part in parts:
+            if _name(part) == "SplitCrossEntropyLoss" and len(part.state["splits"]) > 2:
+                raise _NotTheirs(
+                    "its softmax is split, as awd-lstm-lm does for more than 75,000 words; no model here is"
+                )
+        if _name(parts[0]) not in ("RNNModel", "OrderedDict", "dict"):
+            raise _NotTheirs(f"it holds no model, but a {_name(parts[0])}")
+        named = dict(_parameters(parts[0]) if _name(parts[0]) == "RNNModel" else parts[0])
+        for name in sorted(named):  # `weight_hh_l0_raw`, which DropConnect takes units from, comes after `weight_hh_l0`
+            ours = {"encoder.weight": "embedding.weight", "decoder.weight": name, "decoder.bias": name}.get(name)
+            if match := LAYER.fullmatch(name):
+                ours = f"layers.{match[1] or match[3]}.{match[2]}0"
+            if ours is None:
+                raise _NotTheirs(f"its {one_line(name, 100)} is no weight of an LSTM language model here")
+            weights[ours] = _tensor(name, named[name], numbers)
+    return weights
+
+
+def _name(value: Any) -> str:
+    """Of the class that a value has, or stands for."""
+    return type(value).__name__
+
+
+def _parameters(module: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Of a module, by their names in a state dict."""
+    if module.state.get("max_norm") is not None:
+        raise _NotTheirs("its embeddings are scaled to a max_norm; none here are")
+    for name, value in module.state["_parameters"].items():
+        yield f"{prefix}{name}", value
+    for name, child in module.state["_modules"].items():
+        yield from _parameters(child, f"{prefix}{name}.")
+
+
+def _tensor(name: str, value: Any, numbers: dict[str, bytes]) -> Tensor:
+    while _name(value) in ("Parameter", "Variable", "_rebuild_parameter"):
+        value = value.arguments[0]
+    (key, dtype), offset, size, stride = (value.arguments or value.state)[:4]
+    if not dtype.is_floating_point:
+        raise _NotTheirs(f"{name} is in {str(dtype).removeprefix('torch.')}, which is no type of weights")
+    flat = torch.frombuffer(bytearray(numbers[key]), dtype=dtype)
+    if torch.Size(size).numel() > len(flat):  # with strides of 0, few numbers would make any size
+        raise ValueError(f"{name} is larger than its numbers")
+    weight = flat.as_strided(size, stride, offset).float().contiguous()
+    if not weight.isfinite().all():
+        raise _NotTheirs(f"{name} holds a NaN, an infinity, or a number that float32 cannot hold")
+    return weight
+
+
+def read_words(place: Path, size: int) -> list[str]:
+    """The words of a model of others, in the order of their ids.
+
+    Args:
+        place: A file with a word a line, or a folder with one named `vocab.txt`; a text or a folder of splits, whose words count in
+            the order in which they appear, `<eos>` at the end of each line; or what `torch.save` wrote of a corpus or a dictionary.
+        size: V of the model. Of a folder's splits, only as many are read as it takes.
+
+    Raises:
+        UserError: There are not so many words, or `place` cannot be read.
+    """
+    if (place / "vocab.txt").is_file():
+        place /= "vocab.txt"
+    words = dict.fromkeys([] if place.is_dir() else _saved_words(place))
+    texts = [path for paths in find_splits(place).values() for path in paths] if place.is_dir() else [place]
+    for path in texts if not words else []:
+        listed = False
+        for number, block in enumerate(read_blocks(path, "text")):
+            if number == 0:
+                listed = path == place and not re.search(r"\S[^\S\n]+\S", block)  # a word a line
+            words |= dict.fromkeys(block.split() if listed else Words().tally(block)[0])
+        if len(words) == size:
+            break
+    if len(words) != size:
+        raise UserError(f"--vocab {place} has {len(words):,} types, but the model has {size:,} (docs/import.md)")
+    return list(words)
+
+
+def _saved_words(path: Path) -> list[str]:
+    """Of a corpus or dictionary that `torch.save` wrote; none where the file is another one."""
+    with _reading(path):
+        with path.open("rb") as file:
+            if file.read(1) != b"\x80" and not zipfile.is_zipfile(file):
+                return []
+        saved, _ = _load(path)
+        dictionary = saved.state["dictionary"] if _name(saved) == "Corpus" else saved
+        if _name(dictionary) != "Dictionary":
+            raise _NotTheirs(f"it holds no words, but a {_name(saved)}")
+        return [str(word) for word in dictionary.state["idx2word"]]
+
+
+def import_model(file: str | Path, vocab: str | Path, folder: str | Path) -> None:
+    """Write a model of others as one of this project.
+
+    Args:
+        file: As for `read_weights`.
+        vocab: As for `read_words`.
+        folder: A new one.
+
+    Raises:
+        UserError: A file cannot be read, the two do not belong together, no model here computes the same, or `folder` is there.
+    """
+    file, vocab, folder = user_path(file), user_path(vocab), user_path(folder)
+    if folder.exists():
+        raise UserError(f"--output {folder} is there already: name a new folder")
+    weights = read_weights(file)
+    with _reading(file):
+        size, embedding_size = weights["embedding.weight"].shape
+        hidden_size = weights["layers.0.weight_hh_l0"].shape[1]
+        tied = torch.equal(weights["embedding.weight"], weights["decoder.weight"])
+    words = read_words(vocab, size)
+    if EOS not in words:
+        raise UserError(f"--vocab {vocab} has no {EOS}: give the word that ends each line this name there")
+    if tied:
+        del weights["decoder.weight"]
+    if UNK not in words:
+        print_line(f"the model has no {UNK}: one of probability 0 is added, for the words that it does not know")
+        words.append(UNK)
+        for name in weights.keys() & {"embedding.weight", "decoder.weight"}:
+            weights[name] = F.pad(weights[name], (0, 0, 0, 1))
+        weights["decoder.bias"] = F.pad(weights["decoder.bias"], (0, 1), value=IMPOSSIBLE)
+    layers = sum(name.endswith("weight_hh_l0") for name in weights)
+    model = LSTMLanguageModel(ModelConfig(embedding_size, hidden_size, layers, tie_weights=tied), len(words))
+    if not model.fits(weights):
+        shapes = ", ".join(f"{name} {'x'.join(map(str, weight.shape))}" for name, weight in weights.items())
+        raise UserError(f"{file}: no model here has weights of these shapes: {shapes}")
+    model.load_weights(weights)
+    data = {"dataset": dataset_name(str(vocab)) if vocab.is_dir() else "unknown", "subset": None, "level": "word"}
+    save_pretrained(folder, model, Vocabulary(words), data, {"imported_from": file.name})

@@ -1,0 +1,369 @@
+"""Models of others: what is read gives the scores that plain PyTorch gives, whatever wrote the file, and none of its code runs."""
+
+import importlib
+import io
+import json
+import math
+import os
+import re
+import sys
+import zipfile
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lstmlm import UserError, cli
+from lstmlm.model.imported import import_model, read_weights, read_words
+from lstmlm.model.pretrained import load_pretrained
+
+MODULES = {
+    "model": """
+from torch import nn
+
+class RNNModel(nn.Module):
+    def __init__(self, words, embedding, hidden, layers, tied=False, rnn=nn.LSTM):
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+        self.encoder = nn.Embedding(words, embedding)
+        self.rnn = rnn(embedding, hidden, layers)
+        self.decoder = nn.Linear(hidden, words)
+        if tied:
+            self.decoder.weight = self.encoder.weight
+
+    def forward(self, tokens):
+        return self.decoder(self.drop(self.rnn(self.drop(self.encoder(tokens)))[0]))
+""",
+    "weight_drop": """
+from torch import nn
+from torch.nn import functional as F
+
+class WeightDrop(nn.Module):  # a comment that is no ASCII: ╯
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+        module.weight_hh_l0_raw = nn.Parameter(module.weight_hh_l0.data)
+        del module.weight_hh_l0
+        module.flatten_parameters = self.nothing
+        self.set_weights()
+
+    def nothing(self):
+        pass
+
+    def set_weights(self):
+        raw = self.module.weight_hh_l0_raw
+        self.module.weight_hh_l0 = nn.Parameter(F.dropout(raw, 0.5, self.training))
+
+    def forward(self, inputs):
+        self.set_weights()
+        return self.module(inputs)
+""",
+    "awd": """
+from torch import nn
+from weight_drop import WeightDrop
+
+class RNNModel(nn.Module):
+    def __init__(self, words, embedding, hidden, layers, wrap=WeightDrop):
+        super().__init__()
+        sizes = [embedding] + [hidden] * (layers - 1) + [embedding]
+        self.encoder = nn.Embedding(words, embedding)
+        self.rnns = nn.ModuleList([wrap(nn.LSTM(a, b)) for a, b in zip(sizes, sizes[1:])])
+        self.decoder = nn.Linear(hidden, words)
+        self.decoder.weight = self.encoder.weight
+
+    def forward(self, tokens):
+        outputs = self.encoder(tokens)
+        for rnn in self.rnns:
+            outputs, _ = rnn(outputs)
+        return self.decoder(outputs)
+
+class SplitCrossEntropyLoss(nn.Module):
+    def __init__(self, splits):
+        super().__init__()
+        self.splits = [0, *splits, 100_000_000]
+""",
+    "data": """
+class Dictionary:
+    pass
+
+class Corpus:
+    pass
+""",
+}
+TRAIN, VALID, TEST = "the cat sat\nthe <unk> ran\n", "a dog sat\n", "a cat slept\n"
+WORDS = ["the", "cat", "sat", "<eos>", "<unk>", "ran", "a", "dog"]  # as they appear in TRAIN and VALID
+
+
+@pytest.fixture
+def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
+    """Modules like those of the projects, there while a file is written."""
+    (tmp_path / "code").mkdir()
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    for name, source in MODULES.items():
+        (tmp_path / "code" / f"{name}.py").write_text(source)
+    torch.manual_seed(1)
+    yield {name: importlib.import_module(name) for name in MODULES}
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+def corpus(folder: Path) -> Path:
+    folder.mkdir()
+    for name, text in {"train": TRAIN, "valid": VALID, "test": TEST}.items():
+        (folder / f"{name}.txt").write_text(text)
+    return folder
+
+
+def their_nll(model: nn.Module, text: str, words: list[str]) -> Tensor:
+    """Nll of each token of a text in nats, from the state after one <eos>, as the model's own code computes it."""
+    ids = [words.index(word) for line in text.splitlines() for word in [*line.split(), "<eos>"]]
+    with torch.no_grad():
+        log_probabilities = model.eval()(torch.tensor([words.index("<eos>"), *ids[:-1]])[:, None]).log_softmax(-1)
+    return -log_probabilities[torch.arange(len(ids)), 0, torch.tensor(ids)]
+
+
+def save(content: Any, path: Path, legacy: bool) -> None:
+    """As `torch.save` does; then nothing of its code is there any more."""
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("kind", ["tied", "untied", "awd", "awd without DropConnect", "one layer"])
+def test_scores_are_those_of_the_models_own_code(
+    theirs: dict[str, ModuleType],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    whole: bool,
+    legacy: bool,
+) -> None:
+    make = theirs["awd"].RNNModel if "awd" in kind else theirs["model"].RNNModel
+    model = {
+        "tied": lambda: make(8, 6, 6, 2, tied=True),
+        "untied": lambda: make(8, 5, 7, 2),
+        "awd": lambda: make(8, 5, 7, 3),
+        "awd without DropConnect": lambda: make(8, 5, 7, 2, lambda rnn: rnn),
+        "one layer": lambda: make(8, 6, 6, 1),
+    }[kind]()
+    content = model if whole else model.state_dict()
+    if whole and kind == "awd":
+        optimizer = torch.optim.ASGD(model.parameters())
+        optimizer.state[model.decoder.bias] = {"ax": model.decoder.bias.data}
+        content = [model, theirs["awd"].SplitCrossEntropyLoss([]), optimizer]
+    expected = their_nll(model, TEST.replace("slept", "<unk>"), WORDS)
+    save(content, tmp_path / "model.pt", legacy)
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    vocab, folder = str(tmp_path / "vocab.txt"), str(tmp_path / "out")
+    assert cli.import_model([str(tmp_path / "model.pt"), "--vocab", vocab, "--output", folder]) == 0
+    assert capsys.readouterr().out == f"{folder}\n"
+    loaded, vocabulary = load_pretrained(folder)
+    assert vocabulary.tokens == WORDS
+    assert loaded.config.tie_weights == (kind not in ("untied", "one layer"))
+
+    (tmp_path / "text.txt").write_text(TEST)  # "slept" is not known
+    cli.score([str(tmp_path / "text.txt"), "--model", folder, "--eos", "true"])
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    column = rows[0].index("surprisal")
+    surprisal = torch.tensor([float(row[column]) for row in rows[1:]])
+    torch.testing.assert_close(surprisal * math.log(2), expected, rtol=1e-5, atol=1e-6)
+    (tmp_path / "text.txt").write_text(f"\n{TEST}")  # the first token of a text is no target
+    cli.evaluate(["--model", folder, "--text", str(tmp_path / "text.txt"), "--json"])
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["ppl"] == pytest.approx(expected.mean().exp().item(), rel=1e-5)
+
+
+def test_files_of_old_versions_are_read(
+    theirs: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of PyTorch 0.3: other functions for tensors and parameters, what cuDNN left in modules, and all weights in one storage."""
+
+    def old(self: Tensor, protocol: int) -> tuple[Any, ...]:
+        if isinstance(self, nn.Parameter):
+            return nn.Parameter, (self.data,), (self.requires_grad, False, OrderedDict())
+        storage = self._typed_storage()
+        return torch._utils._rebuild_tensor, (storage, self.storage_offset(), tuple(self.size()), self.stride())  # type: ignore[attr-defined]
+
+    model = theirs["model"].RNNModel(8, 5, 7, 2)
+    expected = {name: weight.clone() for name, weight in model.state_dict().items()}
+    for name, place in {
+        "torch.nn.backends.thnn": "_get_thnn_function_backend",
+        "torch.backends.cudnn.rnn": "Unserializable",
+    }.items():
+        kind = type(place, (), {"__module__": name, "__qualname__": place})
+        module = ModuleType(name)
+        setattr(module, place, kind)
+        monkeypatch.setitem(sys.modules, name, module)
+        setattr(model.rnn, place, kind())
+    flat = torch.cat([parameter.data.flatten() for parameter in model.rnn.parameters()])
+    pieces = flat.split([parameter.numel() for parameter in model.rnn.parameters()])
+    for parameter, piece in zip(model.rnn.parameters(), pieces, strict=True):
+        parameter.data = piece.view_as(parameter)
+    monkeypatch.setattr(torch.Tensor, "__reduce_ex__", old)
+    monkeypatch.setattr(nn.Parameter, "__reduce_ex__", old)
+    save(model, tmp_path / "model.pt", legacy=True)
+    weights = read_weights(tmp_path / "model.pt")
+    assert b"_rebuild_tensor\n" in (tmp_path / "model.pt").read_bytes()
+    torch.testing.assert_close(weights["layers.1.weight_hh_l0"], expected["rnn.weight_hh_l1"], rtol=0, atol=0)
+    torch.testing.assert_close(weights["decoder.bias"], expected["decoder.bias"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["folder", "vocab.txt in it", "text", "Corpus", "Dictionary"])
+def test_words_in_the_order_of_their_ids(theirs: dict[str, ModuleType], tmp_path: Path, kind: str) -> None:
+    words = WORDS[:6] if kind == "text" else WORDS
+    place = corpus(tmp_path / "corpus")
+    if kind == "text":
+        place /= "train.txt"
+    elif kind == "vocab.txt in it":
+        (place / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
+    elif kind in ("Corpus", "Dictionary"):
+        dictionary, saved = theirs["data"].Dictionary(), theirs["data"].Corpus()
+        dictionary.idx2word, dictionary.counter, saved.train = words, Counter({0: 3}), torch.zeros(9, dtype=torch.int64)
+        saved.dictionary = dictionary
+        place = tmp_path / "words.data"
+        save(saved if kind == "Corpus" else dictionary, place, legacy=kind == "Dictionary")
+    assert read_words(place, len(words)) == words
+    count = 9 if kind == "folder" else len(words)  # with the word of test.txt
+    with pytest.raises(
+        UserError, match=f"^--vocab {re.escape(str(tmp_path))}.* has {count} types, but the model has 1,000 "
+    ):
+        read_words(place, 1000)
+
+
+def test_a_model_without_unk_keeps_its_probabilities(
+    theirs: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word if word != "<unk>" else "an" for word in WORDS]
+    model = theirs["model"].RNNModel(8, 6, 6, 2, tied=True)
+    expected = their_nll(model, VALID, words)
+    save(model, tmp_path / "model.pt", legacy=False)
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    import_model(tmp_path / "model.pt", tmp_path / "vocab.txt", tmp_path / "out")
+    assert "<unk>" in capsys.readouterr().err
+    loaded, vocabulary = load_pretrained(tmp_path / "out")
+    assert vocabulary.tokens == [*words, "<unk>"]
+    ids = torch.tensor(vocabulary.encode(VALID))[:, None]
+    nll, _ = loaded.score(torch.cat([torch.tensor([[vocabulary.eos]]), ids[:-1]]), loaded.initial_state(1), ids)
+    torch.testing.assert_close(nll.flatten(), expected)
+    logits, _ = loaded.logits(ids, loaded.initial_state(1))
+    assert not logits.softmax(-1)[..., vocabulary.unk].any()
+    (tmp_path / "vocab.txt").write_text("\n".join(words).replace("<eos>", "</s>"))
+    with pytest.raises(UserError, match="has no <eos>"):
+        import_model(tmp_path / "model.pt", tmp_path / "vocab.txt", tmp_path / "other")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(UserError, match="out is there already"):
+        import_model(tmp_path / "model.pt", tmp_path / "vocab.txt", tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch pwned",)
+
+
+class QRNNLayer(nn.Module):
+    pass
+
+
+def spoiled(kind: str, model: Any) -> Any:
+    """A model with one thing wrong, or its state dict."""
+    state = model.state_dict()
+    if kind == "code":
+        model.drop.p = Evil()
+    elif kind == "code in a state dict":
+        return state | {"encoder.weight": Evil()}
+    elif kind == "QRNN":
+        model.rnn = QRNNLayer()
+    elif kind == "max_norm":
+        model.encoder.max_norm = 1.0
+    elif kind == "cycle":
+        model._modules["again"] = model
+    elif kind in ("nan", "infinite in float32"):
+        model.encoder.double().weight.data[3, 2] = math.nan if kind == "nan" else 1e300
+    elif kind == "integers":
+        return state | {"decoder.bias": torch.ones(8, dtype=torch.int64)}
+    elif kind == "more":
+        return state | {"rnn.weight_hr_l0": torch.ones(3, 3)}
+    elif kind == "less":
+        return {name: weight for name, weight in state.items() if name != "rnn.bias_hh_l1"}
+    elif kind == "no decoder":
+        return {name: weight for name, weight in state.items() if "decoder" not in name}
+    elif kind == "a tensor":
+        return torch.ones(3)
+    return model
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("code", r"it holds 'posix\.system', which none of the models that can be imported has; nothing was run"),
+        ("code in a state dict", r"it holds 'posix\.system'"),
+        ("QRNN", r"it holds 'tests\.model\.test_imported\.QRNNLayer'"),
+        ("gru", r"it holds 'torch\.nn\.modules\.rnn\.GRU'"),
+        ("gru's state", r"no model here has weights of these shapes: .*layers\.0\.bias_hh_l0 21,"),
+        ("split softmax", "its softmax is split"),
+        ("max_norm", "its embeddings are scaled"),
+        ("cycle", "is damaged.*RecursionError"),
+        ("nan", "encoder.weight holds a NaN"),
+        ("infinite in float32", "encoder.weight holds a NaN, an infinity, or a number that float32 cannot hold"),
+        ("integers", "decoder.bias is in int64"),
+        ("more", r"its rnn\.weight_hr_l0 is no weight"),
+        ("less", r"no model here has weights of these shapes: "),
+        ("no decoder", "is damaged.*decoder.weight"),
+        ("a tensor", "it holds no model.*_rebuild_tensor_v2"),
+    ],
+)
+def test_what_is_no_such_model_is_refused_and_nothing_of_it_is_run(
+    theirs: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, told: str, legacy: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = theirs["model"].RNNModel(8, 5, 7, 2, rnn=nn.GRU if "gru" in kind else nn.LSTM)
+    content = model.state_dict() if kind == "gru's state" else spoiled(kind, model)
+    if kind == "split softmax":
+        content = [model, theirs["awd"].SplitCrossEntropyLoss([2800, 20000, 76000]), None]
+    save(content, tmp_path / "model.pt", legacy)
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    with pytest.raises(UserError, match=rf"^{re.escape(str(tmp_path / 'model.pt'))}.*{told}") as caught:
+        import_model(tmp_path / "model.pt", tmp_path / "vocab.txt", tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "pwned").exists()
+    assert not (tmp_path / "out").exists()
+
+
+BUILT_ON_A_CLASS = b"\x80\x02cmodel\nRNNModel\n}X\x01\x00\x00\x00aK\x01sb."
+
+
+@pytest.mark.parametrize(
+    "kind", ["missing", "folder", "empty", "text", "cut legacy", "cut zip", "deflated", "class", "forged size"]
+)
+def test_what_torch_did_not_write_is_told_in_a_line(theirs: dict[str, ModuleType], tmp_path: Path, kind: str) -> None:
+    path, model = tmp_path / "model.pt", theirs["model"].RNNModel(8, 5, 7, 2)
+    save(model, path, legacy=kind == "cut legacy")
+    content = path.read_bytes()
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind in ("deflated", "class", "forged size"):
+        with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(path, "w") as new:
+            for name in old.namelist():
+                entry = old.read(name)
+                if name.endswith("data.pkl"):
+                    entry = BUILT_ON_A_CLASS if kind == "class" else entry
+                    # the size (8, 5) of the embedding, K 8 and K 5, made (200, 5)
+                    entry = entry.replace(b"K\x08K\x05\x86", b"K\xc8K\x05\x86") if kind == "forged size" else entry
+                new.writestr(name, entry, zipfile.ZIP_DEFLATED if kind == "deflated" else zipfile.ZIP_STORED)
+    elif kind != "missing":
+        path.write_bytes({"empty": b"", "text": b"the cat sat"}.get(kind, content[: -len(content) // 3]))
+    with pytest.raises(
+        UserError, match=rf"^(cannot read )?{re.escape(str(path))}(: | is damaged, or no file that torch.save)"
+    ) as caught:
+        read_weights(path)
+    assert "\n" not in str(caught.value)

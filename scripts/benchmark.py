@@ -37,7 +37,7 @@ from lstmlm.data.corpus import Corpus, load_corpus
 from lstmlm.data.table import Table
 from lstmlm.evaluation.perplexity import evaluate_stream
 from lstmlm.generation import sample
-from lstmlm.model.loss import ALIGN_SIZE, ALIGN_VOCABULARY
+from lstmlm.model.loss import ALIGN_VOCABULARY
 from lstmlm.runtime import hardware, launch
 from lstmlm.training.step import TrainStep
 
@@ -107,7 +107,7 @@ def floor_step(config: Config, corpus: Corpus, device: torch.device) -> Step:
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision, torch.float32)
     m, rows, columns = config.model, config.data.bptt, config.data.batch_size
     n, v, p = rows * columns, len(corpus.vocabulary), m.hidden_size + 1
-    v, p = -(-v // ALIGN_VOCABULARY) * ALIGN_VOCABULARY, -(-p // ALIGN_SIZE) * ALIGN_SIZE
+    v, p = -(-v // ALIGN_VOCABULARY) * ALIGN_VOCABULARY, -(-p // 8) * 8
     decoder, hidden = torch.randn(v, p, dtype=dtype, device=device), torch.randn(n, p, dtype=dtype, device=device)
     logits = torch.empty(n, v, dtype=dtype, device=device)
     hidden_grad, weight_grad = torch.empty_like(hidden), torch.empty_like(decoder)

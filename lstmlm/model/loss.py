@@ -5,6 +5,9 @@ Here the rows are taken in chunks, and a chunk's gradients are computed while it
 Wijmans et al., 2024, and of Liger's kernel), so that nothing of size (T*B, V) outlives a chunk. The bias is one more column of the
 weight, against a column of ones in the input, and its gradient is one more column of the weight's gradient. The weight is filled up
 to a round number of rows, so that each row of the logits begins aligned; the added types have no probability.
+
+The products are the same in any layout of their large operands; their speed is not (`_layout`). An operand that lies transposed in
+memory keeps its shape: its strides alone differ.
 """
 
 import threading
@@ -16,10 +19,13 @@ from torch.nn import functional as F
 
 from lstmlm.data.table import IGNORE
 
-CHUNK_BYTES = 1 << 26  # logits of one chunk: at V = 33,278 about 1,000 rows in bf16, 500 in float32
+# Logits of one chunk: at V = 33,278 about 1,000 rows in bf16, 500 in float32. Each chunk's products prepare the weight anew, so half
+# of all rows are one chunk as long as that takes at most LARGE_CHUNK times as much.
+CHUNK_BYTES, LARGE_CHUNK = 1 << 26, 3
 SCORES_CHUNK_BYTES = 1 << 23  # of one chunk whose logits are read several times: they stay in a processor's cache
 FEW_ROWS = 64  # up to here a chunk's preparation, two copies of the weight, would take longer than it saves
-ALIGN_SIZE, ALIGN_VOCABULARY = 8, 64  # columns and rows of the decoder are filled up to a multiple of these
+ALIGN_VOCABULARY = 64  # rows of the decoder are filled up to a multiple of this
+TRANSPOSED_AT_ONCE = 4096  # rows of the decoder that are transposed at a time, so that they stay in a processor's cache
 # .buffer is the logits' memory on a CPU. It is the largest block by far: allocated anew each time, it would leave holes in the heap.
 _kept = threading.local()
 
@@ -68,7 +74,7 @@ def token_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tens
         bias: (V,) or None.
         targets: int64 (N,).
     """
-    inputs, decoder = _operands(hidden, weight, bias, hidden.dtype)
+    inputs, decoder = _operands(hidden, weight, bias, hidden.dtype, _layout(hidden, hidden.dtype))
     _check_targets(targets, len(weight))
     counted = targets != IGNORE
     scored = targets.where(counted, 0)[:, None]  # (N, 1)
@@ -104,7 +110,7 @@ def token_scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: T
         targets: int64 (N,) in [0, V).
     """
     _check_targets(targets, len(weight))
-    inputs, decoder = _operands(hidden, weight, bias, hidden.dtype)
+    inputs, decoder = _operands(hidden, weight, bias, hidden.dtype, _layout(hidden, hidden.dtype))
     chunks = zip(*(_chunks(part, decoder, SCORES_CHUNK_BYTES) for part in (inputs, targets[:, None])), strict=True)
     nll, entropy, rank = zip(*(_describe(rows, decoder, target) for rows, target in chunks), strict=True)
     return TokenScores(torch.cat(nll), torch.cat(entropy), torch.cat(rank))
@@ -133,7 +139,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         grad_enabled: bool,  # asked by the caller: within a Function gradients are always off
     ) -> tuple[Tensor, Tensor]:
-        inputs, decoder = _operands(hidden, weight, bias, dtype)
+        layout = _layout(hidden, dtype)
+        inputs, decoder = _operands(hidden, weight, bias, dtype, layout)
         counted = (targets != IGNORE)[:, None]  # (N, 1)
         scored = targets[:, None].where(counted, 0)  # (N, 1)
         with_grad = grad_enabled and any(ctx.needs_input_grad)
@@ -151,14 +158,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits_grad = probabilities  # d nll / d logits = softmax - onehot
             logits_grad[torch.arange(len(rows), device=rows.device), target[:, 0]] -= 1
             # Rows that do not count are zeroed in the small factors, not in the large one.
-            hidden_grads.append((logits_grad @ decoder) * count)
+            hidden_grads.append(_mm(logits_grad, decoder, layout.weight) * count)
             counting_rows = rows * count
             if weight_grad is None:
-                weight_grad = logits_grad.T @ counting_rows
+                weight_grad = _mm(logits_grad.T, counting_rows, layout.gradient)
             elif dtype == sums:
                 weight_grad.addmm_(logits_grad.T, counting_rows)
             else:
-                weight_grad = weight_grad.to(sums).add_(logits_grad.T @ counting_rows)
+                weight_grad = weight_grad.to(sums).add_(_mm(logits_grad.T, counting_rows, layout.gradient))
             del probabilities, logits_grad  # the next chunk's take their place
         if with_grad:
             assert weight_grad is not None
@@ -175,14 +182,50 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_grad, weight_grad = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
         vocab_size, size = ctx.shape
+        of_weight = weight_grad[:vocab_size, :size]
+        if of_weight.dtype == weight_dtype:
+            of_weight = of_weight * scale
+        else:  # in place, as a second block of this size costs more than a second pass
+            of_weight = of_weight.new_empty(ctx.shape, dtype=weight_dtype).copy_(of_weight).mul_(scale)
         return (
             hidden_grad[:, :size].to(hidden_dtype) * scale,
-            weight_grad[:vocab_size, :size].to(weight_dtype) * scale,
+            of_weight,
             weight_grad[:vocab_size, size].to(weight_dtype) * scale if ctx.has_bias else None,
             None,
             None,
             None,
         )
+
+
+class _Layout(NamedTuple):
+    """How the large operands of the products lie in memory.
+
+    Attributes:
+        weight: The decoder's operand lies transposed, as (P, U).
+        gradient: So does its gradient.
+        align: Columns of the decoder's operand are filled up to a multiple of this.
+    """
+
+    weight: bool = False
+    gradient: bool = False
+    align: int = 8
+
+
+def _layout(hidden: Tensor, dtype: torch.dtype) -> _Layout:
+    """The layout that the processor's products like, by a rule (docs/performance.md has the measurements).
+
+    A probe of the time would choose by chance, and a resumed run would round otherwise than the one that was stopped.
+    """
+    rows, size = hidden.shape
+    # Elsewhere the layouts are equally fast. With few rows, copies into and out of a layout take longer than it saves.
+    if hidden.device.type != "cpu" or dtype != torch.bfloat16 or rows < 500 or not has_matrix_units():
+        return _Layout()
+    return _Layout(weight=True, gradient=True, align=32) if rows >= 1000 and size <= 512 else _Layout(gradient=True)
+
+
+def _mm(left: Tensor, right: Tensor, transposed: bool) -> Tensor:
+    """left @ right, whose result lies transposed in memory where that is asked for."""
+    return (right.T @ left.T).T if transposed else left @ right
 
 
 def has_matrix_units() -> bool:
@@ -245,14 +288,23 @@ def _target_and_largest(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]
     return logits.gather(-1, target), logits.amax(-1, True)
 
 
-def _operands(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _operands(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, layout: _Layout
+) -> tuple[Tensor, Tensor]:
     """The product's operands with the bias as a column: (N, P) and (U, P), P = H + 1 and U = V rounded up."""
     vocab_size, size = weight.shape
-    width = -(-(size + 1) // ALIGN_SIZE) * ALIGN_SIZE
-    inputs = hidden.new_empty(len(hidden), width, dtype=dtype)
-    decoder = weight.new_empty(-(-vocab_size // ALIGN_VOCABULARY) * ALIGN_VOCABULARY, width, dtype=dtype)
+    shape = -(-vocab_size // ALIGN_VOCABULARY) * ALIGN_VOCABULARY, -(-(size + 1) // layout.align) * layout.align
+    inputs = hidden.new_empty(len(hidden), shape[1], dtype=dtype)
     inputs[:, :size], inputs[:, size], inputs[:, size + 1 :] = hidden, 1, 0
-    decoder[:vocab_size, :size], decoder[vocab_size:, :size], decoder[:, size + 1 :] = weight, 0, 0
+    if layout.weight:
+        decoder = weight.new_empty(shape[::-1], dtype=dtype).T
+        for first in range(0, vocab_size, TRANSPOSED_AT_ONCE):
+            part = weight[first : first + TRANSPOSED_AT_ONCE].to(dtype)
+            decoder[first : first + len(part), :size] = part
+    else:
+        decoder = weight.new_empty(shape, dtype=dtype)
+        decoder[:vocab_size, :size] = weight
+    decoder[vocab_size:, :size], decoder[:, size + 1 :] = 0, 0
     decoder[:vocab_size, size] = 0 if bias is None else bias
     # The added types get no probability. -inf times 0 would be NaN, and TF32 would round `min` to -inf.
     decoder[vocab_size:, size] = torch.finfo(dtype).min / 2
@@ -260,6 +312,7 @@ def _operands(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.
 
 
 def _chunks(rows: Tensor, decoder: Tensor, size: int | None = None) -> tuple[Tensor, ...]:
-    """`rows` in equal pieces, such that a piece's logits take at most `size` bytes (None = CHUNK_BYTES), or are of one row."""
-    pieces = -(-len(rows) * len(decoder) * decoder.itemsize // (size or CHUNK_BYTES))
-    return rows.tensor_split(min(max(1, pieces), max(1, len(rows))))
+    """`rows` in equal pieces, such that a piece's logits take at most `size` bytes (None = by CHUNK_BYTES), or are of one row."""
+    total = len(rows) * len(decoder) * decoder.itemsize
+    size = size or max(CHUNK_BYTES, min(total // 2, LARGE_CHUNK * CHUNK_BYTES))
+    return rows.tensor_split(min(max(1, -(-total // size)), max(1, len(rows))))

@@ -30,11 +30,15 @@ def plain(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) 
     return F.cross_entropy(F.linear(hidden, weight, bias), targets, ignore_index=-100, reduction="sum")
 
 
-@pytest.fixture(params=[1 << 26, 200, 1])
+@pytest.fixture(params=[(1 << 26, False, False, 8), (200, True, True, 32), (1, False, True, 8)])
 def chunk_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(loss, "CHUNK_BYTES", request.param)
-    monkeypatch.setattr(loss, "SCORES_CHUNK_BYTES", request.param)
-    return request.param
+    """Sizes of chunks, each with another layout of the products."""
+    size, *layout = request.param
+    monkeypatch.setattr(loss, "CHUNK_BYTES", size)
+    monkeypatch.setattr(loss, "SCORES_CHUNK_BYTES", size)
+    monkeypatch.setattr(loss, "TRANSPOSED_AT_ONCE", 7)
+    monkeypatch.setattr(loss, "_layout", lambda hidden, dtype: loss._Layout(*layout))
+    return size
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -97,9 +101,16 @@ def test_equal_logits_share_a_rank() -> None:
     assert scores.rank.tolist() == [4, 1]
 
 
-@pytest.mark.parametrize(("precision", "loss_error"), [("fp32", 1e-6), ("bf16", 1e-3)])
-def test_no_further_from_float64_than_plain_pytorch_at_real_size(precision: str, loss_error: float) -> None:
+@pytest.mark.parametrize(
+    ("precision", "loss_error", "layout"),
+    [("fp32", 1e-6, None), ("bf16", 1e-3, None), ("bf16", 1e-3, (True, True, 32)), ("bf16", 1e-3, (False, True, 8))],
+)
+def test_no_further_from_float64_than_plain_pytorch_at_real_size(
+    precision: str, loss_error: float, layout: tuple[bool, bool, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """How far plain PyTorch is depends on the processor's products: float32 gradients 3e-7 to 1.4e-6, bf16 2e-3 to 4e-3."""
+    if layout is not None:
+        monkeypatch.setattr(loss, "_layout", lambda hidden, dtype: loss._Layout(*layout))
     hidden, weight, bias, targets = (t.detach() for t in example(300, 33_278, 100, dtype=torch.float32))
 
     def run(function: Callable[..., Tensor], dtype: torch.dtype, autocast: bool = False) -> list[Tensor]:
@@ -114,6 +125,35 @@ def test_no_further_from_float64_than_plain_pytorch_at_real_size(precision: str,
     assert abs(ours[0] - exact[0]) / exact[0] < loss_error
     for a, b, e in zip(ours[1:], theirs[1:], exact[1:], strict=True):
         assert (a - e).norm() < 1.25 * (b - e).norm()
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "precision", "amx", "expected"),
+    [
+        (5600, 400, torch.bfloat16, True, (True, True, 32)),
+        (1000, 650, torch.bfloat16, True, (False, True, 8)),
+        (600, 100, torch.bfloat16, True, (False, True, 8)),
+        (400, 100, torch.bfloat16, True, (False, False, 8)),
+        (5600, 400, torch.float32, True, (False, False, 8)),
+        (5600, 400, torch.bfloat16, False, (False, False, 8)),
+    ],
+)
+def test_the_layout_follows_from_sizes_precision_and_processor(
+    rows: int,
+    size: int,
+    precision: torch.dtype,
+    amx: bool,
+    expected: tuple[bool, bool, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert loss._layout(torch.empty(rows, size), precision) == expected
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [(600, [300, 300]), (5600, [1400] * 4), (400, [400]), (1200, [600] * 2)])
+def test_pieces_of_the_rows(rows: int, sizes: list[int]) -> None:
+    """In float32; a piece's logits take at most 64 MiB, or half of all and 192 MiB."""
+    assert [len(part) for part in loss._chunks(torch.empty(rows, 1), torch.empty(33_280, 1))] == sizes
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -15,9 +15,10 @@ _PLACES = {
     "LSTMLanguageModel": "model.language_model",
     "UserError": "console",
     "Vocabulary": "data.vocabulary",
-    "evaluate": "evaluation.protocol",
+    "evaluate": "evaluation.evaluate",
     "generate_text": "generation",
     "generate_texts": "generation",
+    "load": "model.pretrained",
     "load_config": "config",
     "score_text": "evaluation.surprisal",
     "stream_text": "generation",
@@ -31,13 +32,14 @@ if TYPE_CHECKING:
     from lstmlm.config import load_config as load_config
     from lstmlm.console import UserError as UserError
     from lstmlm.data.vocabulary import Vocabulary as Vocabulary
-    from lstmlm.evaluation.protocol import evaluate as evaluate
+    from lstmlm.evaluation.evaluate import evaluate as evaluate
     from lstmlm.evaluation.surprisal import score_text as score_text
     from lstmlm.generation import generate_text as generate_text
     from lstmlm.generation import generate_texts as generate_texts
     from lstmlm.generation import stream_text as stream_text
     from lstmlm.generation import stream_texts as stream_texts
     from lstmlm.model.language_model import LSTMLanguageModel as LSTMLanguageModel
+    from lstmlm.model.pretrained import load as load
     from lstmlm.training.loop import train as train
 else:
 

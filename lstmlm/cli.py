@@ -45,10 +45,13 @@ def train(argv: Arguments = None) -> int:
 
 def evaluate(argv: Arguments = None) -> int:
     """Exact perplexity of a saved model, static or adapting to the text."""
-    from lstmlm.evaluation.adaptation import SETTINGS, CacheSettings
+    from lstmlm.evaluation.adaptation import Cache
     from lstmlm.evaluation.breakdown import breakdown, check_output, write_tokens
-    from lstmlm.evaluation.protocol import PROTOCOLS, Measurement, Protocol, Subject, Text, check_split
+    from lstmlm.evaluation.evaluate import PROTOCOLS
+    from lstmlm.evaluation.protocol import Measurement, Static, measure
+    from lstmlm.evaluation.text import Text, check_split, file_text, split_text
     from lstmlm.evaluation.tuning import EVALUATIONS, TOKENS, tune
+    from lstmlm.model.pretrained import load
     from lstmlm.runtime.hardware import use_machine
 
     parser = argument_parser("Exact perplexity of a saved model, static or adapting to the text (docs/evaluation.md).")
@@ -59,30 +62,38 @@ def evaluate(argv: Arguments = None) -> int:
         "--text_column", type=str, default="text", help="Column of the text in CSV, JSON lines or Parquet."
     )
     parser.add_argument("--raw", action="store_true", help=f"With --text: {RAW_HELP}")
-    parser.add_argument("--protocol", choices=PROTOCOLS, default="static", help="Whether and how the model adapts.")
-    parser.add_argument("--reset", type=str, default="never", help="Where the state is reset: never, line or document.")
-    parser.add_argument("--columns", type=int, default=1, help="Columns read side by side; 1 is the reference.")
+    parser.add_argument("--protocol", choices=[*PROTOCOLS], default="static", help="Whether and how the model adapts.")
     parser.add_argument("--dataset", type=str | None, default=None, help="Where the data is now, if it was moved.")
     parser.add_argument("--cache_dir", type=str | None, default=None, help="Where token ids are kept.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     parser.add_argument(
         "--tune",
         action="store_true",
-        help="Search settings on validation, then score test once: the cache's theta and lambda, where there is a cache; "
-        "else lr, decay and bptt.",
+        help="Search settings on validation, then score test once: "
+        + "; ".join(
+            f"with {name} {', '.join(setting.removesuffix('_') for setting in protocol.searched)}"
+            for name, protocol in PROTOCOLS.items()
+            if protocol.searched
+        ),
     )
     parser.add_argument("--evaluations", type=int | None, help=f"Tune: most texts scored. Default {EVALUATIONS}.")
     parser.add_argument("--tune_tokens", type=int | None, help=f"Tune: tokens of each text. Default {TOKENS}.")
     parser.add_argument("--breakdown", action="store_true", help="Show how the nll is shared among kinds of tokens.")
     parser.add_argument("--output", type=Path | None, default=None, help="Parquet file for every token's nll.")
-    for kind in SETTINGS.values():
-        parser.add_class_arguments(kind, skip={"lambda_"})
-    weight = "Cache: weight of its distribution, in [0, 1); the model's has the rest."
-    parser.add_argument("--lambda", type=float, default=CacheSettings.lambda_, help=weight)
+    taken = {"lambda_"}  # which Python cannot call by its name
+    for kind in PROTOCOLS.values():
+        parser.add_class_arguments(kind, skip=taken, as_group=False)
+        taken |= {setting.name for setting in dataclasses.fields(kind)}
+    parser.add_argument(
+        "--lambda", type=float, default=Cache.lambda_, help="Weight of the cache's distribution, in [0, 1)."
+    )
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
     args = parse(parser, argv)
-    settings = _protocol_settings(args.protocol, vars(args), named_options(parser, argv))
-    protocol = Protocol(**settings, columns=args.columns, reset=args.reset)
+    kind = PROTOCOLS[args.protocol]
+    settings = {setting.name: args[setting.name.removesuffix("_")] for setting in dataclasses.fields(kind)}
+    misplaced = named_options(parser, argv) & {name.removesuffix("_") for name in taken - settings.keys()}
+    check(not misplaced, f"protocol {kind.name} has no setting {', '.join(f'--{name}' for name in sorted(misplaced))}")
+    protocol = kind(**settings)
     check(not (args.text and args.split), "--text and --split: the text is in place of the split, so name one of them")
     check(bool(args.text) or not args.raw, "--raw is for --text: a split is read as training read it")
     split = args.split or "test"
@@ -95,28 +106,28 @@ def evaluate(argv: Arguments = None) -> int:
         )
         split = "test"
     for option, value in {"--evaluations": args.evaluations, "--tune_tokens": args.tune_tokens}.items():
-        check(value is None or args.tune, f"{option} is of a search: say --tune too")
+        check(value is None or args.tune, f"{option} needs --tune")
         check(value is None or value >= 2, f"{option} must be at least 2, not {value}")
     if args.output:
         check_output(args.output)
     use_machine(args.threads)
-    subject = Subject(args.model, args.dataset, args.cache_dir)
-    text = subject.file(args.text, args.text_column, args.raw) if args.text else subject.split(split)
+    saved = load(args.model, args.raw, args.dataset, args.cache_dir)
+    text = file_text(saved, args.text, args.text_column) if args.text else split_text(saved, split)
 
-    def measure(text: Text, protocol: Protocol) -> Measurement:
+    def score(text: Text, protocol: Static) -> Measurement:
         with scoring_bar(text.name, len(text.stream), on_terminal()) as scored:
-            return subject.measure(text, protocol, scored)
+            return measure(saved, text, protocol, scored)
 
     tuned: dict[str, Any] = {}
     if args.tune:
-        tuning = tune(subject, protocol, args.evaluations or EVALUATIONS, args.tune_tokens or TOKENS, print_line)
+        tuning = tune(saved, protocol, args.evaluations or EVALUATIONS, args.tune_tokens or TOKENS, print_line)
         protocol = tuning.protocol
-        validation = measure(subject.split("validation"), protocol)
+        validation = score(split_text(saved, "validation"), protocol)
         tuned = {"tuning": tuning.figures(), "validation": {"split": "validation", **validation.figures()}}
-    result = measure(text, protocol)
-    groups = breakdown(result, subject.vocabulary, subject.split("train").stream) if args.breakdown else []
+    result = score(text, protocol)
+    groups = breakdown(result, saved.vocabulary, split_text(saved, "train").stream) if args.breakdown else []
     if args.output:
-        write_tokens(args.output, result, subject.vocabulary)
+        write_tokens(args.output, result, saved.vocabulary)
     if args.json:
         figures = {"text": args.text, **result.figures()} if args.text else {"split": split, **result.figures()}
         figures |= tuned
@@ -133,31 +144,10 @@ def evaluate(argv: Arguments = None) -> int:
     return 0
 
 
-def _protocol_settings(protocol: str, values: dict[str, Any], named: set[str]) -> dict[str, Any]:
-    """Settings of the cache and of dynamic evaluation, as far as the protocol has them; an option of the other is refused.
-
-    Args:
-        protocol: Its name.
-        values: Of all options.
-        named: Options that the command line has.
-    """
-    from lstmlm.evaluation.adaptation import SETTINGS
-
-    settings: dict[str, Any] = {}
-    for name, kind in SETTINGS.items():
-        options = {field.name: field.name.removesuffix("_") for field in dataclasses.fields(kind)}
-        if name in protocol:
-            settings[name] = kind(**{key: values[option] for key, option in options.items()})
-        else:
-            misplaced = ", ".join(f"--{option}" for option in options.values() if option in named)
-            check(not misplaced, f"{misplaced}: the protocol is {protocol}, but only one with {name} has that")
-    return settings
-
-
 def score(argv: Arguments = None) -> int:
     """Surprisal, entropy and rank of every token of a text, as a table."""
-    from lstmlm.evaluation.surprisal import Reset
     from lstmlm.evaluation.surprisal_tables import Format, score_files
+    from lstmlm.evaluation.text import Reset
     from lstmlm.runtime.hardware import use_machine
 
     parser = argument_parser("Surprisal (in bits), entropy and rank of every token of a text, as a table.")

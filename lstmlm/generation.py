@@ -19,7 +19,7 @@ from lstmlm.console import UsageError, UserError, check
 from lstmlm.data.tokenize import UNK
 from lstmlm.data.vocabulary import Vocabulary
 from lstmlm.model.language_model import LSTMLanguageModel, State
-from lstmlm.model.pretrained import default_device, find_model, load_pretrained
+from lstmlm.model.pretrained import SavedModel, load
 
 logger = logging.getLogger(__name__)
 MOST = 1_000_000  # tokens, continuations or lines that may be asked for
@@ -62,7 +62,7 @@ def generate_text(
     prompt: str,
     max_len: int = 30,
     temperature: float = 1.0,
-    model: str | Path | None = None,
+    model: str | Path | SavedModel | None = None,
     top_k: int | None = None,
     top_p: float = 1.0,
     seed: int | None = None,
@@ -76,7 +76,7 @@ def generate_text(
         prompt: Its unknown words become `<unk>`, with a warning, and its line ends `<eos>`. An empty one starts at the beginning of a line.
         max_len: Largest number of new tokens, >= 0.
         temperature: Divides the logits, >= 0; 0 takes the most likely token every time.
-        model: A model's folder or a run's; None = the newest `runs/*/model`, else the one that comes with this package.
+        model: As for `load`.
         top_k: Sample among the k most likely tokens only, >= 1.
         top_p: Sample among the fewest tokens whose probabilities add up to p, in (0, 1].
         seed: The same seed gives the same text; None = a new one every time.
@@ -98,7 +98,7 @@ def generate_texts(
     count: int,
     max_len: int = 30,
     temperature: float = 1.0,
-    model: str | Path | None = None,
+    model: str | Path | SavedModel | None = None,
     top_k: int | None = None,
     top_p: float = 1.0,
     seed: int | None = None,
@@ -114,7 +114,7 @@ def generate_texts(
 def stream_texts(
     prompt: str | Sequence[str],
     count: int = 1,
-    model: str | Path | None = None,
+    model: str | Path | SavedModel | None = None,
     seed: int | None = None,
     raw: bool = False,
     **options: Any,
@@ -130,9 +130,8 @@ def stream_texts(
     prompts = [prompt] if isinstance(prompt, str) else prompt
     total = count * len(prompts)
     check(total <= MOST, f"{len(prompts):,} prompts times count {count:,} are {total:,} texts, the most is {MOST:,}")
-    language_model, vocabulary = load_pretrained(find_model(model), default_device())
-    if raw:
-        vocabulary = vocabulary.for_raw_text()
+    saved = load(model, raw)
+    language_model, vocabulary = saved.model, saved.text_vocabulary
     ids = [new for new in _encode(prompts, vocabulary) for _ in range(count)]
     numbers = list(range(count)) * len(prompts)
     texts = (text for text in prompts for _ in range(count))
@@ -140,7 +139,9 @@ def stream_texts(
         yield vocabulary.go_on(text, new)
 
 
-def stream_text(prompt: str, model: str | Path | None = None, seed: int | None = None, **options: Any) -> Iterator[str]:
+def stream_text(
+    prompt: str, model: str | Path | SavedModel | None = None, seed: int | None = None, **options: Any
+) -> Iterator[str]:
     """The text of `generate_text` in pieces, as they come: the prompt, then a token at a time; where Moses cut the words, in one piece.
 
     Args:
@@ -148,7 +149,8 @@ def stream_text(prompt: str, model: str | Path | None = None, seed: int | None =
         options: The other arguments of `generate_text`.
     """
     sampling = Sampling(**options)
-    language_model, vocabulary = load_pretrained(find_model(model), default_device())
+    saved = load(model)
+    language_model, vocabulary = saved.model, saved.text_vocabulary
     (ids,) = _encode([prompt], vocabulary)
     if vocabulary.tokenizer == "moses":  # a word that follows may move the marks before it
         (continuation,) = _sample(language_model, vocabulary, [ids], [0], sampling, seed)

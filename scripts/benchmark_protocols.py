@@ -18,29 +18,31 @@ import torch
 from lstmlm.config import Config, TrainConfig, argument_parser, parse
 from lstmlm.console import check, print_line, print_result, run_script
 from lstmlm.data.table import Table
-from lstmlm.evaluation.adaptation import CacheSettings, DynamicSettings
-from lstmlm.evaluation.protocol import Protocol, Subject, Text
+from lstmlm.evaluation.adaptation import Cache, CacheDynamic, Dynamic, training_rms
+from lstmlm.evaluation.protocol import Static, measure
 from lstmlm.evaluation.surprisal import score_lines
+from lstmlm.evaluation.text import Reset, Text, split_text
+from lstmlm.model.pretrained import SavedModel, load
 from lstmlm.runtime import hardware, launch
 from lstmlm.training.step import TrainStep
 
 PLAIN_TOKENS = 2_000  # that the plain loop reads in a turn
 TRAIN_COLUMNS, TRAIN_ROWS = 20, 30  # as the reference model is trained
 PROTOCOLS = {
-    "static": Protocol(),
-    "static, 10 columns": Protocol(columns=10),
-    "cache": Protocol(CacheSettings()),
-    "cache, 10 columns": Protocol(CacheSettings(), columns=10),
-    "dynamic": Protocol(dynamic=DynamicSettings()),
-    "dynamic, 10 columns": Protocol(dynamic=DynamicSettings(), columns=10),
-    "dynamic, 20 columns of 30 rows": Protocol(dynamic=DynamicSettings(bptt=30), columns=20),
-    "cache+dynamic": Protocol(CacheSettings(), DynamicSettings()),
+    "static": Static(),
+    "static, 10 columns": Static(columns=10),
+    "cache": Cache(),
+    "cache, 10 columns": Cache(columns=10),
+    "dynamic": Dynamic(),
+    "dynamic, 10 columns": Dynamic(columns=10),
+    "dynamic, 20 columns of 30 rows": Dynamic(bptt=30, columns=20),
+    "cache+dynamic": CacheDynamic(),
 }
 
 
-def plain_loop(subject: Subject, text: Text) -> int:
+def plain_loop(saved: SavedModel, text: Text) -> int:
     """Surprisals as everybody computes them: one token, one softmax, one number at a time."""
-    model, ids = subject.model, text.stream[: PLAIN_TOKENS + 1].tolist()
+    model, ids = saved.model, text.stream[: PLAIN_TOKENS + 1].tolist()
     state, surprisals = model.initial_state(1), []
     with torch.no_grad():
         for token, target in pairwise(ids):
@@ -49,19 +51,18 @@ def plain_loop(subject: Subject, text: Text) -> int:
     return len(surprisals)
 
 
-def score_table(subject: Subject, text: Text, reset: str) -> int:
+def score_table(saved: SavedModel, text: Text, reset: Reset) -> int:
     """The rows of `lstmlm score`."""
-    lines = text.lines()
-    return sum(map(len, score_lines([lines], subject.model, subject.vocabulary, reset, eos=True)))  # type: ignore[arg-type]
+    return sum(map(len, score_lines([text.lines], saved, reset, eos=True)))
 
 
-def training(subject: Subject, text: Text, precision: str, threads: int | None) -> Callable[[], int]:
+def training(saved: SavedModel, text: Text, precision: str, threads: int | None) -> Callable[[], int]:
     """An epoch over the same tokens, in the step of scripts/train.py."""
-    config = Config(model=subject.model.config, train=TrainConfig(precision=precision, threads=threads))  # type: ignore[arg-type]
+    config = Config(model=saved.model.config, train=TrainConfig(precision=precision, threads=threads))  # type: ignore[arg-type]
     accelerator = launch.start(config)
     table = Table(text.stream, TRAIN_COLUMNS, device=accelerator.device)
     windows = list(table.windows(TRAIN_ROWS))
-    train_step = TrainStep(config, accelerator, subject.model, table, total_steps=len(windows))
+    train_step = TrainStep(config, accelerator, saved.model, table, total_steps=len(windows))
 
     def epoch() -> int:
         for i, window in enumerate(windows):
@@ -92,20 +93,20 @@ def main() -> int:
     args = parse(parser)
     check(args.turns >= 1, f"--turns must be at least 1, not {args.turns}")
     hardware.use_machine(args.threads)
-    subject = Subject(args.model, args.dataset, args.cache_dir)
-    text = beginning(subject.split("test"), args.tokens, subject.vocabulary.eos)
+    saved = load(args.model, dataset=args.dataset, cache_dir=args.cache_dir)
+    text = beginning(split_text(saved, "test"), args.tokens, saved.vocabulary.eos)
     least = TRAIN_COLUMNS * TRAIN_ROWS
     check(
         len(text.stream) > least,
         f"a step of training takes {least} tokens, and there are {len(text.stream)} to measure",
     )
-    _ = subject.gradient_rms  # in no time below
+    training_rms(saved)  # in no time below
     works: dict[str, Callable[[], int]] = {
-        "plain loop": lambda: plain_loop(subject, text),
-        "score, reset line": lambda: score_table(subject, text, "line"),
-        "score, reset never": lambda: score_table(subject, text, "never"),
+        "plain loop": lambda: plain_loop(saved, text),
+        "score, reset line": lambda: score_table(saved, text, "line"),
+        "score, reset never": lambda: score_table(saved, text, "never"),
         **{
-            name: lambda protocol=protocol: subject.measure(text, protocol).targets  # type: ignore[misc]
+            name: lambda protocol=protocol: measure(saved, text, protocol).targets  # type: ignore[misc]
             for name, protocol in PROTOCOLS.items()
         },
     }
@@ -121,7 +122,7 @@ def main() -> int:
     for _ in range(args.turns):
         for name, work in works.items():
             take_turn(name, work)
-    epoch = training(subject, text, args.precision, args.threads)
+    epoch = training(saved, text, args.precision, args.threads)
     epoch()  # a warm-up
     for _ in range(args.turns):
         take_turn(f"training, {args.precision}", epoch)

@@ -24,9 +24,10 @@ from lstmlm.config import PLACES, Config, flatten
 from lstmlm.console import UserError, print_line
 from lstmlm.data.corpus import fingerprint
 from lstmlm.data.sources import SPLITS, dataset_name
-from lstmlm.evaluation.protocol import Subject, evaluate
+from lstmlm.evaluation.evaluate import PROTOCOLS, evaluate
+from lstmlm.evaluation.text import split_text
 from lstmlm.files import replace_file
-from lstmlm.model.pretrained import WEIGHTS, model_card, model_folder, model_name, save_pretrained, trained_on
+from lstmlm.model.pretrained import WEIGHTS, load, model_card, model_folder, model_name, save_pretrained, trained_on
 from lstmlm.records import read_json_lines
 from lstmlm.runtime.hardware import default_threads, processor
 from lstmlm.training import checkpoint
@@ -35,7 +36,6 @@ from lstmlm.training.run_directory import RunDirectory
 
 RECORD, EVALUATIONS = "run.json", "evaluations"
 BEGIN, END = "<!-- results: made by scripts/results_table.py -->", "<!-- end of results -->"
-PROTOCOLS = ("static", "cache", "dynamic", "cache+dynamic")  # columns of the table
 TOLERANCE = 0.01  # perplexity that rounded weights may cost
 
 
@@ -181,14 +181,14 @@ def publish_model(
         UserError: The model or the data cannot be had.
     """
     source = model_folder(run)
-    subject = Subject(source, place)
-    model, vocabulary, place = subject.model, subject.vocabulary, subject.data.dataset
-    data = trained_on(dataclasses.replace(subject.data, dataset=dataset))
-    fingerprints = {split: fingerprint(subject.split(split).stream) for split in SPLITS}
+    saved = load(source, dataset=place)
+    model, vocabulary, place = saved.model, saved.vocabulary, saved.data.dataset
+    data = trained_on(dataclasses.replace(saved.data, dataset=dataset))
+    fingerprints = {split: fingerprint(split_text(saved, split).stream) for split in SPLITS}
     with safetensors.safe_open(source / WEIGHTS, "pt") as file:
         metadata = file.metadata()
     with tempfile.TemporaryDirectory() as candidate:
-        exact = evaluate(source, "test", dataset=place)
+        exact = evaluate(saved, "test", dataset=place)
         for dtype in (torch.float16, torch.bfloat16, torch.float32):
             save_pretrained(candidate, model, vocabulary, data, metadata, dtype, fingerprints=fingerprints)
             test = evaluate(candidate, "test", dataset=place)

@@ -23,7 +23,7 @@ from lstmlm.cli import generate
 from lstmlm.config import ModelConfig
 from lstmlm.generation import Sampling, choose, sample
 from lstmlm.model import pretrained
-from lstmlm.model.pretrained import load_pretrained, save_pretrained
+from lstmlm.model.pretrained import load, save_pretrained
 from tests.helpers import ROOT
 
 WORDS = ["<unk>", "<eos>", *(f"w{i}" for i in range(29))]
@@ -242,7 +242,7 @@ def test_any_seed(folder: Path, seed: int) -> None:
 def test_a_line_end_in_a_prompt_is_eos(folder: Path, vocabulary: Vocabulary, caplog: pytest.LogCaptureFixture) -> None:
     text = generate_text("w1 w2\n", 1, 0, folder)
     assert text.startswith("w1 w2\n")
-    loaded, _ = load_pretrained(folder)
+    loaded = load(folder).model
     (new,) = sample(loaded, vocabulary, [1, 3, 4, 1], 1, 1, temperature=0)
     assert text == f"w1 w2\n{WORDS[new[0]]}"
     assert caplog.messages == []

@@ -8,8 +8,8 @@ ROOMS = """
     data.tokenize data.vocabulary data.toy data.reading data.sources data.table data.corpus
     model.dropout model.loss model.lstm model.layers model.language_model model.pretrained model.imported
     runtime.hardware runtime.distributed runtime.launch
-    evaluation.perplexity evaluation.adaptation evaluation.surprisal evaluation.surprisal_tables evaluation.protocol
-    evaluation.breakdown evaluation.tuning evaluation.pairs
+    evaluation.perplexity evaluation.text evaluation.protocol evaluation.adaptation evaluation.evaluate
+    evaluation.surprisal evaluation.surprisal_tables evaluation.breakdown evaluation.tuning evaluation.pairs
     generation
     training.optimizer training.step training.build training.cursor training.checkpoint training.run_directory training.resume
     training.wandb_tracker training.tracking

@@ -11,7 +11,7 @@ from lstmlm import UserError, cli, generate_text, score_text
 from lstmlm.config import DataConfig
 from lstmlm.data.corpus import load_split
 from lstmlm.evaluation.perplexity import evaluate_stream
-from lstmlm.model.pretrained import BUNDLED, load_pretrained
+from lstmlm.model.pretrained import BUNDLED, load
 
 pytestmark = pytest.mark.skipif(not BUNDLED.exists(), reason="no model is published yet")
 
@@ -28,7 +28,8 @@ def test_it_continues_a_prompt(
 
 
 def test_words_in_their_order_are_likelier_than_shuffled() -> None:
-    model, vocabulary = load_pretrained(BUNDLED)
+    saved = load(BUNDLED)
+    model, vocabulary = saved.model, saved.vocabulary
     ids = vocabulary.encode("The film was released in the United States on the first of May .")
     assert vocabulary.unk not in ids
     shuffled = [ids[int(i)] for i in torch.randperm(len(ids) - 1, generator=torch.Generator().manual_seed(0))] + ids[
@@ -71,7 +72,8 @@ def test_it_stays_small() -> None:
 
 @pytest.mark.slow
 def test_it_has_the_perplexity_of_its_card(wikitext: str, tmp_path: Path) -> None:
-    model, vocabulary = load_pretrained(BUNDLED)
+    saved = load(BUNDLED)
+    model, vocabulary = saved.model, saved.vocabulary
     stream, _ = load_split(DataConfig(dataset=wikitext, cache_dir=str(tmp_path)), "test", vocabulary)
     told = {r.dataset_split: r.metric_value for r in ModelCard.load(BUNDLED / "README.md").data.eval_results}
     # The card's figure is that of one column; ten begin with a zero state ten times in 245,568 targets.

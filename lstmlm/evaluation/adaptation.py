@@ -1,22 +1,27 @@
-"""Scorers that adapt to the text they score: the neural cache, dynamic evaluation, and both together.
+"""Protocols that adapt to the text they score: the neural cache, dynamic evaluation, and both together.
 
 Shapes: T time, B columns, H hidden, V vocabulary, M places in the cache's memory.
 """
 
 import copy
+import functools
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
 
 from lstmlm.console import check
 from lstmlm.data.table import IGNORE, Table
+from lstmlm.evaluation.perplexity import Scorer, StaticScorer
+from lstmlm.evaluation.protocol import Static
+from lstmlm.evaluation.text import split_text
 from lstmlm.model.language_model import LSTMLanguageModel
 from lstmlm.model.layers import LSTMLayer
-from lstmlm.model.loss import token_nll
+from lstmlm.model.pretrained import SavedModel
 from lstmlm.runtime.hardware import ieee_products
 
 QUERIES = 256  # positions looked up in the cache at a time, over all columns; the result does not depend on it
@@ -26,26 +31,60 @@ QUERIES = 256  # positions looked up in the cache at a time, over all columns; t
 STATISTICS_COLUMNS, STATISTICS_ROWS, STATISTICS_SEGMENTS = 100, 5, 200
 
 
-@dataclass(frozen=True)
-class CacheSettings:
+def _times(value: float, factor: float) -> float:
+    return float(f"{value * factor:.3g}")
+
+
+def _at_most_1(value: float, factor: float) -> float:
+    return min(1.0, _times(value, factor))
+
+
+def _odds_times(weight: float, factor: float) -> float:
+    """The odds are multiplied, so the weight stays below 1; where it would be rounded to 1, it stays as it is."""
+    changed = float(f"{factor * weight / (1 + (factor - 1) * weight):.3g}")
+    return weight if changed == 1 else changed
+
+
+def _rows_times(rows: int, factor: float) -> int:
+    return max(1, round(rows * factor))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache(Static):
     """The neural cache (Grave et al., 2017, "Improving neural language models with a continuous cache", equations 2 to 5)."""
+
+    name: ClassVar[str] = "cache"
+    searched: ClassVar[dict[str, Callable[[Any, float], Any]]] = {"theta": _times, "lambda_": _odds_times}
 
     window: int = 2000
     """Positions before a target, in its column, that the cache remembers."""
     theta: float = 0.662
     """Sharpness: how much more a similar state counts. 0 = all of the window counts alike."""
     lambda_: float = 0.1279
-    """Weight of the cache's distribution; the model's has the rest."""
+    """Weight of the cache's distribution, in [0, 1); the model's has the rest."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(self.window >= 1, f"window must be at least 1, not {self.window}")
         check(0 <= self.theta < math.inf, f"theta must be a number that is not negative, not {self.theta}")
         check(0 <= self.lambda_ < 1, f"lambda must be in [0, 1), not {self.lambda_}: the model keeps some weight")
 
+    def scorer(self, saved: SavedModel, columns: int) -> Scorer:
+        """As `Static`."""
+        return CacheScorer(StaticScorer(saved.model, columns), self)
 
-@dataclass(frozen=True)
-class DynamicSettings:
+
+@dataclass(frozen=True, kw_only=True)
+class Dynamic(Static):
     """Dynamic evaluation (Krause et al., 2018, "Dynamic evaluation of neural sequence models", equations 3 and 6 to 8)."""
+
+    name: ClassVar[str] = "dynamic"
+    searched: ClassVar[dict[str, Callable[[Any, float], Any]]] = {
+        "lr": _times,
+        "decay": _at_most_1,
+        "bptt": _rows_times,
+    }
+    advice: ClassVar[str] = "dynamic evaluation diverged, choose a smaller --lr"
 
     rule: Literal["sgd", "rms"] = "rms"
     """The update: plain gradient, or each weight's gradient divided by its root mean square over the training split."""
@@ -59,14 +98,40 @@ class DynamicSettings:
     """Rows of a segment: scored first, then learned from by one update."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self.reset == "never",
+            f"dynamic evaluation carries what it learned across a reset: leave out --reset {self.reset}",
+        )
         check(self.rule in ("sgd", "rms"), f"there is no rule {self.rule!r}: name sgd or rms")
         check(0 <= self.lr < math.inf, f"lr must be a number that is not negative, not {self.lr}")
         check(0 <= self.decay <= 1, f"decay must be in [0, 1], not {self.decay}")
         check(0 < self.epsilon < math.inf, f"epsilon must be a positive number, not {self.epsilon}")
         check(self.bptt >= 1, f"bptt must be at least 1, not {self.bptt}")
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As `Static`."""
+        return {name: value for name, value in super().settings.items() if name != "epsilon" or self.rule == "rms"}
 
-SETTINGS: dict[str, type[CacheSettings] | type[DynamicSettings]] = {"cache": CacheSettings, "dynamic": DynamicSettings}
+    def scorer(self, saved: SavedModel, columns: int) -> Scorer:
+        """As `Static`."""
+        return self.adapting(saved, columns)
+
+    def adapting(self, saved: SavedModel, columns: int) -> "DynamicScorer":
+        """The scorer, whose outputs a cache can remember."""
+        return DynamicScorer(saved.model, columns, self, training_rms(saved) if self.rule == "rms" else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheDynamic(Cache, Dynamic):
+    """The cache over a model that adapts. The updates go by the model's own nll, so the best ones do not depend on the cache."""
+
+    name: ClassVar[str] = "cache+dynamic"
+
+    def scorer(self, saved: SavedModel, columns: int) -> Scorer:
+        """As `Static`."""
+        return CacheScorer(self.adapting(saved, columns), self)
 
 
 class NeuralCache:
@@ -78,7 +143,7 @@ class NeuralCache:
         settings: Window, theta, lambda.
     """
 
-    def __init__(self, settings: CacheSettings) -> None:
+    def __init__(self, settings: Cache) -> None:
         self._settings = settings
         self._outputs: Tensor | None = None  # (B, M, H), M up to the window
         self._tokens: Tensor | None = None  # (B, M), IGNORE where a column had ended
@@ -97,13 +162,15 @@ class NeuralCache:
         """The cache's probability of each target, (T, B), -1 where it has none: nothing is remembered yet, or there is no target.
         Then these positions are remembered too."""
         queries, tokens = outputs.transpose(0, 1), targets.T  # (B, T, H), (B, T)
-        before = 0
+        before, columns = 0, len(tokens)
         if self._outputs is None or self._tokens is None:
             self._outputs, self._tokens = queries, tokens
         else:
             before = self._tokens.shape[1]
-            self._outputs, self._tokens = torch.cat([self._outputs, queries], 1), torch.cat([self._tokens, tokens], 1)
-        columns, rows = tokens.shape
+            # Of the columns that go on.
+            self._outputs = torch.cat([self._outputs[:columns], queries], 1)
+            self._tokens = torch.cat([self._tokens[:columns], tokens], 1)
+        rows = tokens.shape[1]
         at_once = max(1, QUERIES // columns)
         parts = [self._look_up(before + row, before + min(row + at_once, rows)) for row in range(0, rows, at_once)]
         self._outputs = self._outputs[:, -self._settings.window :]
@@ -134,30 +201,26 @@ def mixed_nll(nll: Tensor, probability: Tensor, lambda_: float) -> Tensor:
         probability: The cache's, the same shape; -1 where it has none.
         lambda_: Weight of the cache's, in [0, 1).
     """
-    weight = torch.tensor(lambda_, device=nll.device)
-    mixed = -torch.logaddexp(torch.log1p(-weight) - nll, weight.log() + probability.clamp(min=0).log())
+    # In float64: 1 - lambda would be rounded to 0 where lambda is close to 1.
+    own, cached = math.log1p(-lambda_), math.log(lambda_) if lambda_ else -math.inf
+    mixed = -torch.logaddexp(own - nll, cached + probability.clamp(min=0).log())
     return torch.where(probability < 0, nll, mixed)
 
 
 class CacheScorer:
-    """The model with the neural cache; neither the state nor the cache of a column sees another column.
+    """The neural cache over another scorer; neither the state nor the cache of a column sees another column.
 
     Args:
-        model: The bare model, not wrapped.
-        columns: B.
+        scorer: Fresh; its outputs are remembered.
         settings: Of the cache.
     """
 
-    def __init__(self, model: LSTMLanguageModel, columns: int, settings: CacheSettings) -> None:
-        self._model = model
-        self._state = model.initial_state(columns)
-        self._cache = NeuralCache(settings)
+    def __init__(self, scorer: "StaticScorer | DynamicScorer", settings: Cache) -> None:
+        self._scorer, self._cache = scorer, NeuralCache(settings)
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """As `Scorer`."""
-        outputs, self._state = self._model.hidden(inputs, self._state)
-        decoder = self._model.decoder
-        nll = token_nll(outputs.flatten(0, 1), decoder.weight, decoder.bias, targets.flatten()).view_as(targets)
+        nll, outputs = self._scorer.read(inputs, targets)
         return self._cache.mix(nll, outputs, targets)
 
 
@@ -171,21 +234,18 @@ class DynamicScorer:
         columns: B.
         settings: Of the updates.
         rms: Of each parameter's gradient, as `gradient_rms` gives them; rule `rms` needs them.
-        cache: Mixed into the scores. The updates go by the model's own nll.
     """
 
     def __init__(
         self,
         model: LSTMLanguageModel,
         columns: int,
-        settings: DynamicSettings,
+        settings: Dynamic,
         rms: dict[str, Tensor] | None = None,
-        cache: NeuralCache | None = None,
     ) -> None:
         self._model = _learning_copy(model)
         self._state = self._model.initial_state(columns)
         self._settings = settings
-        self._cache = cache
         self._weights = dict(self._model.named_parameters())
         self._trained = {name: weight.detach().clone() for name, weight in self._weights.items()}
         self._steps: dict[str, Tensor] = {}  # of `rms`: lr / (rms + epsilon)
@@ -199,6 +259,10 @@ class DynamicScorer:
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """As `Scorer`."""
+        return self.read(inputs, targets)[0]
+
+    def read(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Scorer`; and the last layer's outputs, (T, B, H), of the model before this update."""
         with torch.enable_grad():
             nll, token_nll, outputs, state = self._model.summed_and_token_nll(inputs, self._state, targets)
             gradients = torch.autograd.grad(nll / (targets != IGNORE).sum(), list(self._weights.values()))
@@ -211,7 +275,17 @@ class DynamicScorer:
                 else:
                     weight.lerp_(self._trained[name], self._settings.decay)
                     weight.sub_(gradient, alpha=self._settings.lr)
-        return token_nll if self._cache is None else self._cache.mix(token_nll, outputs.detach(), targets)
+        return token_nll, outputs.detach()
+
+
+@functools.lru_cache(maxsize=1)
+def training_rms(saved: SavedModel) -> dict[str, Tensor]:
+    """`gradient_rms` of a model's training split.
+
+    Raises:
+        UserError: The split cannot be had.
+    """
+    return gradient_rms(saved.model, split_text(saved, "train").stream)
 
 
 @ieee_products()

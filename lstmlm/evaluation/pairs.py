@@ -4,15 +4,16 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lstmlm.console import UserError, check
-from lstmlm.evaluation.perplexity import score_stretches
-from lstmlm.evaluation.protocol import Protocol, Subject
+from lstmlm.evaluation.perplexity import StaticScorer, Stretches
 from lstmlm.files import cannot_write, replace_file
+from lstmlm.model.pretrained import SavedModel, load
 
 FIELDS = ("UID", "sentence_good", "sentence_bad")
 
@@ -60,28 +61,25 @@ class Summary:
     unknown: float
 
 
-def score_pairs(file: str | Path, model: str | Path | None = None, raw: bool = False) -> list[Pair]:
+def score_pairs(file: str | Path, model: str | Path | SavedModel | None = None, raw: bool = False) -> list[Pair]:
     """Score the pairs of a file, each sentence alone, after `<eos>` and up to its own `<eos>`.
 
     Args:
         file: JSON lines with `sentence_good`, `sentence_bad` and `UID`, in UTF-8.
-        model: A model's folder or a run's; None = the newest `runs/*/model`, else the one that comes with this package.
-        raw: As for `score_text`. BLiMP's sentences are raw English.
+        model, raw: As for `load`. BLiMP's sentences are raw English.
 
     Raises:
         UserError: The file or the model cannot be read, or a line is not a pair.
     """
     read = _read(Path(file))
-    subject = Subject(model)
-    vocabulary = subject.vocabulary.for_raw_text() if raw else subject.vocabulary
+    saved = load(model, raw)
+    vocabulary = saved.text_vocabulary
     sentences = [vocabulary.encode(sentence) for _, good, bad in read for sentence in (good, bad)]
-    starts = [0]
-    for ids in sentences:
-        starts.append(starts[-1] + len(ids))
-    stream = torch.tensor([i for ids in sentences for i in ids], dtype=torch.int32)
-    nll = score_stretches(
-        lambda columns: subject.scorer(Protocol(), columns), stream, starts[:-1], vocabulary.eos, subject.device
-    )
+    starts = [0, *accumulate(map(len, sentences))]
+    stretches = Stretches(lambda columns: StaticScorer(saved.model, columns), vocabulary.eos, saved.device)
+    nll = stretches.all(torch.tensor([i for ids in sentences for i in ids]), starts[:-1])
+    if not nll.isfinite().all():
+        raise UserError("the model's scores are not finite: its weights are far too large")
     sums = [part.double().sum().item() for part in nll.split([len(ids) for ids in sentences])]
     pairs = []
     for number, (uid, good, bad) in enumerate(read):

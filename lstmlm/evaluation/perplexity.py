@@ -1,22 +1,24 @@
 """Exact perplexity of a stream: every target counts once, and the nll of all ranks is summed before exp is taken."""
 
+import bisect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from lstmlm.data.table import IGNORE, Table
 from lstmlm.model.language_model import LSTMLanguageModel
-from lstmlm.runtime.distributed import rounds, sum_over_ranks
 from lstmlm.runtime.hardware import ieee_products
 
-SEGMENT_TOKENS = 1024  # targets that a rank scores at a time; the result does not depend on it
-STRETCHES = 16  # stretches of a text that are scored side by side; the result does not depend on it
+if TYPE_CHECKING:  # scoring by one process does without, and starts sooner
+    from accelerate import Accelerator
+
+SEGMENT_TOKENS = 1 << 12  # targets that a rank scores at a time; no result depends on it, nor on the next
+WINDOW_TOKENS = 1 << 16  # tokens of a text whose stretches run side by side
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def bits_per_character(result: Evaluation, characters: int) -> float:
 
 # A way to score a stream, which owns what it carries from one segment to the next. It is called with inputs, int64 (T, B), the rows that
 # follow those of the call before, and targets, int64 (T, B), -100 where there is none. It gives the nll of every target in nats, float32
-# (T, B), 0 where there is none.
+# (T, B), 0 where there is none. A call may have fewer columns than the one before: the last ones have ended.
 Scorer = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -90,13 +92,23 @@ class StaticScorer:
     """
 
     def __init__(self, model: LSTMLanguageModel, columns: int) -> None:
-        self._model = model
+        self.model = model
         self._state = model.initial_state(columns)
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """As `Scorer`."""
-        nll, self._state = self._model.score(inputs, self._state, targets)
-        return nll
+        return self.read(inputs, targets)[0]
+
+    def read(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Scorer`; and the last layer's outputs, (T, B, H)."""
+        state = self._state.select(slice(inputs.shape[1]))
+        nll, outputs, self._state = self.model.score(inputs, state, targets)
+        return nll, outputs
+
+    def hidden(self, inputs: Tensor) -> Tensor:
+        """The last layer's outputs alone, (T, B, H)."""
+        outputs, self._state = self.model.hidden(inputs, self._state.select(slice(inputs.shape[1])))
+        return outputs
 
 
 @torch.no_grad()  # not inference_mode, within which dynamic evaluation could take no gradient
@@ -105,7 +117,7 @@ def evaluate_stream(
     model: LSTMLanguageModel,
     stream: Tensor,
     columns: int = 1,
-    accelerator: Accelerator | None = None,
+    accelerator: "Accelerator | None" = None,
     bptt: int | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
@@ -122,6 +134,8 @@ def evaluate_stream(
     Raises:
         InterruptedError: `interrupted` said so.
     """
+    from lstmlm.runtime.distributed import rounds, sum_over_ranks
+
     columns = min(columns, len(stream) - 1)
     rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     table = Table(stream, columns, rank, world_size, model.embedding.weight.device)
@@ -141,7 +155,7 @@ def evaluate_stream(
 def evaluate_whole(
     model: LSTMLanguageModel,
     streams: Sequence[Tensor],
-    accelerator: Accelerator,
+    accelerator: "Accelerator",
     scored: Callable[[int], object] = lambda targets: None,
 ) -> list[Evaluation]:
     """Static perplexity of a model on several streams, each at one column by one rank, so each to the bit what a single rank gives.
@@ -152,6 +166,8 @@ def evaluate_whole(
         accelerator: Every rank calls this.
         scored: Called with about the number of targets that all ranks scored since the last call.
     """
+    from lstmlm.runtime.distributed import rounds, sum_over_ranks
+
     own = range(accelerator.process_index, len(streams), accelerator.num_processes)
     device = model.embedding.weight.device
     nll = torch.zeros(len(streams), dtype=torch.float64)
@@ -193,41 +209,79 @@ def score_stream(
     return torch.cat([rows[: end - start, b] for b, (start, end) in enumerate(itertools.pairwise(bounds))])
 
 
-@torch.no_grad()
-@ieee_products()
-def score_stretches(
-    make_scorer: Callable[[int], Scorer],
-    ids: Tensor,
-    starts: list[int],
-    before: int,
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    """Nll of every token of a text that is read in stretches, none of which knows of another, float32 (n,), in the text's order.
+class Stretches:
+    """Scores of a text that is read in stretches, none of which knows of another.
 
-    Stretches of like lengths run side by side, filled up with places that have no target.
+    The text comes piece by piece. Its stretches run side by side, the longest first, and a segment takes as many rows of those that
+    still run as make SEGMENT_TOKENS: so short ones cost no more than long ones, and hardly any padding is computed. The last stretch
+    of a piece has a scorer of its own, with which it goes on in the next.
 
     Args:
         make_scorer: Makes a fresh scorer of so many columns.
-        ids: Of the text, int32 (n,).
-        starts: Where each stretch begins, in rising order; the first begins at 0.
         before: Id of the token that is read before the first token of every stretch.
         device: The scorers'.
     """
-    stretches = sorted(itertools.pairwise([*starts, len(ids)]), key=lambda stretch: stretch[0] - stretch[1])
-    nll = torch.empty(len(ids))
-    for first in range(0, len(stretches), STRETCHES):
-        batch = stretches[first : first + STRETCHES]
-        targets = pad_sequence([ids[start:end] for start, end in batch], padding_value=IGNORE)  # (R, B)
-        inputs = torch.cat([targets.new_full((1, len(batch)), before), targets[:-1].clamp(min=0)])
-        scorer, rows = make_scorer(len(batch)), -(-SEGMENT_TOKENS // len(batch))
-        segments = zip(inputs.split(rows), targets.split(rows), strict=True)
-        scores, row = torch.empty(len(targets), len(batch)), 0  # (R, B)
-        for i, t in segments:
-            scores[row : row + len(i)] = scorer(i.to(device).long(), t.to(device).long())
-            row += len(i)
-        for column, (start, end) in enumerate(batch):
-            nll[start:end] = scores[: end - start, column]
-    return nll
+
+    def __init__(self, make_scorer: Callable[[int], Scorer], before: int, device: torch.device | str = "cpu") -> None:
+        self._make_scorer, self._before, self._device = make_scorer, before, device
+        self._previous, self._open = before, make_scorer(1)
+
+    @torch.no_grad()
+    @ieee_products()
+    def __call__(self, ids: Tensor, starts: list[int]) -> Tensor:
+        """What the scorer gives for every token of a piece, (..., n), on the CPU.
+
+        Args:
+            ids: Of the piece, integers (n,), n >= 1.
+            starts: Where a stretch begins in it, in rising order.
+        """
+        targets = ids.long()
+        inputs = torch.cat([targets.new_tensor([self._previous]), targets[:-1]])
+        inputs[starts] = self._before
+        self._previous = int(targets[-1])
+        *whole, last = itertools.pairwise(sorted({0, *starts, len(ids)}))
+        runs = []
+        if whole and 0 not in starts:
+            runs.append((self._open, [whole.pop(0)]))
+        if whole:
+            runs.append((self._make_scorer(len(whole)), whole))
+        if last[0] in starts:
+            self._open = self._make_scorer(1)
+        runs.append((self._open, [last]))
+        scores = torch.empty(0)
+        for scorer, stretches in runs:
+            for places, values in self._run(scorer, stretches, inputs, targets):
+                if not len(scores):
+                    scores = torch.empty(*values.shape[:-1], len(ids))
+                scores[..., places] = values
+        return scores
+
+    def all(self, ids: Tensor, starts: list[int]) -> Tensor:
+        """The same for a whole text, in pieces of WINDOW_TOKENS."""
+        parts = []
+        for first in range(0, len(ids), WINDOW_TOKENS):
+            begin, end = (bisect.bisect_left(starts, place) for place in (first, first + WINDOW_TOKENS))
+            parts.append(self(ids[first : first + WINDOW_TOKENS], [start - first for start in starts[begin:end]]))
+        return torch.cat(parts, -1)
+
+    def _run(
+        self, scorer: Scorer, stretches: list[tuple[int, int]], inputs: Tensor, targets: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Places (N,) and their scores (..., N) of one segment after the other."""
+        stretches = sorted(stretches, key=lambda stretch: stretch[0] - stretch[1])
+        begins, ends = torch.tensor(stretches).T  # (B,)
+        running, row = len(stretches), 0
+        lengths = [end - begin for begin, end in stretches]
+        while row < lengths[0]:
+            while lengths[running - 1] <= row:
+                running -= 1
+            end = min(row + max(1, SEGMENT_TOKENS // running), lengths[0])
+            places = begins[:running] + torch.arange(row, end)[:, None]  # (T, B)
+            present = places < ends[:running]
+            places.clamp_(max=len(inputs) - 1)
+            segment = inputs[places].to(self._device), targets[places].where(present, IGNORE).to(self._device)
+            yield places[present], scorer(*segment).cpu()[..., present]
+            row = end
 
 
 def _score_table(

@@ -2,33 +2,28 @@
 
     text -> lines -> stretches, each read without a reset -> side by side through the model -> rows in the text's order
 
-A window of the text is held at a time, however long the text is. Its stretches start side by side, the longest first, and a segment
-takes as many rows of those that still run as make SEGMENT_TOKENS. So short lines cost no more than long ones, and hardly any padding
-is computed. A stretch that goes on in the next window takes its state along.
+A window of the text is held at a time, however long the text is.
 """
 
 import math
-import re
-from collections.abc import Iterable, Iterator
-from itertools import islice, pairwise
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from lstmlm.console import check
+from lstmlm.console import UserError, check
+from lstmlm.data.table import IGNORE
 from lstmlm.data.tokenize import EOS, plain
 from lstmlm.data.vocabulary import Vocabulary
-from lstmlm.model.language_model import LSTMLanguageModel, State
-from lstmlm.model.loss import TokenScores, token_scores
-from lstmlm.model.pretrained import default_device, find_model, load_pretrained
-from lstmlm.runtime.hardware import ieee_products
+from lstmlm.evaluation.perplexity import StaticScorer, Stretches
+from lstmlm.evaluation.text import Reset, with_resets
+from lstmlm.model.loss import token_scores
+from lstmlm.model.pretrained import SavedModel, load
 
-Reset = Literal["line", "document", "never"]
-WINDOW_TOKENS = 1 << 16  # tokens of the text held at a time
-SEGMENT_TOKENS = 1 << 12  # tokens in one call of the model; the scores depend on neither
-TITLE = re.compile(r"\s*= [^=]+ =\s*")  # of a document; `= = Heading = =` is one within a document
+WINDOW_TOKENS = 1 << 16  # tokens of the text held at a time; no score depends on it
 
 
 class Row(NamedTuple):
@@ -51,57 +46,54 @@ class Row(NamedTuple):
 
 
 def score_text(
-    text: str, model: str | Path | None = None, reset: Reset = "line", eos: bool = False, raw: bool = False
+    text: str,
+    model: str | Path | SavedModel | None = None,
+    reset: Reset = "line",
+    eos: bool = False,
+    raw: bool = False,
 ) -> list[Row]:
     """The rows of `lstmlm score` for a text at hand.
 
     Args:
         text: One line or several.
-        model: A model's folder or a run's; None = the newest `runs/*/model`, else the one that comes with this package.
+        model, raw: As for `load`; of raw text the rows are those of the words that Moses cuts.
         reset: Where the model forgets what it read, and goes on as after an `<eos>` at the very start: at the end of every `line`; where a
             `document` begins, which is at a `= Title =`, or after an empty line in a text without titles; or `never`.
         eos: Whether the `<eos>` at a line's end has a row too.
-        raw: Whether the text is English as people write it, for a model whose words stand between white space. Moses cuts it into
-            words as WikiText was cut; the rows are of those.
 
     Raises:
         UserError: The model cannot be read, or the text is empty.
     """
-    language_model, vocabulary = load_pretrained(find_model(model), default_device())
-    if raw:
-        vocabulary = vocabulary.for_raw_text()
     lines = plain(text).removesuffix("\n").split("\n")
-    rows = [row for window in score_lines([lines], language_model, vocabulary, reset, eos) for row in window]
+    rows = [row for window in score_lines([lambda: iter(lines)], load(model, raw), reset, eos) for row in window]
     check(bool(rows), "there is no text to score")
     return rows
 
 
 def score_lines(
-    texts: Iterable[Iterable[str]],
-    model: LSTMLanguageModel,
-    vocabulary: Vocabulary,
-    reset: Reset = "line",
-    eos: bool = False,
+    texts: Iterable[Callable[[], Iterator[str]]], saved: SavedModel, reset: Reset = "line", eos: bool = False
 ) -> Iterator[list[Row]]:
     """Rows of texts of any length, in memory that does not grow with them.
 
     Args:
-        texts: Lines of each; a document ends with its text at the latest.
-        model: On any device.
-        vocabulary: Of the model.
+        texts: Each gives its lines; a document ends with its text at the latest.
+        saved: The model.
         reset, eos: As for `score_text`.
+
+    Raises:
+        UserError: The scores are not finite.
     """
     check(reset in get_args(Reset), f"reset must be one of {', '.join(get_args(Reset))}, not {reset!r}")
+    vocabulary = saved.text_vocabulary
     tokens = _tokens(texts, vocabulary, reset)
-    previous, state = vocabulary.eos, model.initial_state(1)
+    stretches = Stretches(lambda columns: SurprisalScorer(saved.model, columns), vocabulary.eos, saved.device)
     while window := list(islice(tokens, WINDOW_TOKENS)):
         ids = torch.tensor([token.id for token in window])
-        fresh = [i for i, token in enumerate(window) if token.fresh]
-        inputs = torch.cat([ids.new_tensor([previous]), ids[:-1]])
-        inputs[fresh] = vocabulary.eos
-        scores, state = _score_window(model, inputs, ids, fresh, state)
-        previous = window[-1].id
-        columns = (scores.nll / math.log(2)).tolist(), (scores.entropy / math.log(2)).tolist(), scores.rank.tolist()
+        scores = stretches(ids, [i for i, token in enumerate(window) if token.fresh])
+        if not scores.isfinite().all():
+            raise UserError("the model's scores are not finite: its weights are far too large")
+        surprisals, entropies = (scores[:2] / math.log(2)).tolist()
+        ranks = scores[2].long().tolist()
         yield [
             Row(
                 token.line,
@@ -112,9 +104,21 @@ def score_lines(
                 _digits(entropy),
                 rank,
             )
-            for token, surprisal, entropy, rank in zip(window, *columns, strict=True)
+            for token, surprisal, entropy, rank in zip(window, surprisals, entropies, ranks, strict=True)
             if eos or token.place <= token.words
         ]
+
+
+class SurprisalScorer(StaticScorer):
+    """The model as it is. For every target it gives nll and entropy in nats, and rank: float32 (3, T, B)."""
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """As `Scorer`, with the three scores before T."""
+        outputs, counted, decoder = self.hidden(inputs), targets != IGNORE, self.model.decoder
+        scores = outputs.new_zeros(3, *targets.shape)  # a float32 holds ranks up to 2^24
+        of_targets = token_scores(outputs[counted], decoder.weight, decoder.bias, targets[counted])
+        scores[:, counted] = torch.stack([score.float() for score in of_targets])
+        return scores
 
 
 class _Token(NamedTuple):
@@ -126,7 +130,7 @@ class _Token(NamedTuple):
     fresh: bool  # whether the model reads it without what stood before
 
 
-def _tokens(texts: Iterable[Iterable[str]], vocabulary: Vocabulary, reset: Reset) -> Iterator[_Token]:
+def _tokens(texts: Iterable[Callable[[], Iterator[str]]], vocabulary: Vocabulary, reset: Reset) -> Iterator[_Token]:
     number = 0
     for lines in texts:
         for line, first in with_resets(lines, reset):
@@ -135,69 +139,6 @@ def _tokens(texts: Iterable[Iterable[str]], vocabulary: Vocabulary, reset: Reset
             words, ids = vocabulary.tokenize(line), vocabulary.encode(line, eos=False)
             for place, (text, i) in enumerate(zip([*words, EOS], [*ids, vocabulary.eos], strict=True), 1):
                 yield _Token(number, place, len(words), text, i, fresh and place == 1)
-
-
-def with_resets(lines: Iterable[str], reset: Reset) -> Iterator[tuple[str, bool]]:
-    """Each line of a text, and whether the model reads it without what stood before.
-
-    Args:
-        lines: From the first, which is read so.
-        reset: As for `score_text`.
-    """
-    fresh, titled = True, False
-    for line in lines:
-        if reset == "document" and TITLE.fullmatch(line):
-            fresh = titled = True
-        yield line, fresh
-        fresh = reset == "line" or (reset == "document" and not titled and not line.strip())
-
-
-@torch.inference_mode()
-@ieee_products()
-def _score_window(
-    model: LSTMLanguageModel, inputs: Tensor, targets: Tensor, fresh: list[int], state: State
-) -> tuple[TokenScores, State]:
-    """Scores of a window's targets, on the CPU, and the state that its last stretch leaves.
-
-    Args:
-        model: On any device.
-        inputs: int64 (n,), the token before each target.
-        targets: int64 (n,).
-        fresh: Where a stretch begins with the zero state.
-        state: Of the first stretch where that does not.
-    """
-    device = model.embedding.weight.device
-    inputs, targets = inputs.to(device), targets.to(device)
-    stretches = sorted(pairwise(sorted({0, *fresh, len(inputs)})), key=lambda stretch: stretch[0] - stretch[1])
-    begins = torch.tensor([begin for begin, _ in stretches], device=device)  # (B,), the longest stretch first
-    ends = torch.tensor([end for _, end in stretches], device=device)
-    lengths = [end - begin for begin, end in stretches]
-    last = next(b for b, (_, end) in enumerate(stretches) if end == len(inputs))
-    columns = model.initial_state(len(stretches))
-    if 0 not in fresh:
-        first = next(b for b, (begin, _) in enumerate(stretches) if begin == 0)
-        columns.copy_(state, slice(first, first + 1))
-    nll, entropy = torch.empty(2, len(inputs), device=device)
-    rank = torch.empty_like(targets)
-    running, row = len(stretches), 0
-    while row < lengths[0]:
-        while lengths[running - 1] <= row:
-            running -= 1
-        end = min(row + max(1, SEGMENT_TOKENS // running), lengths[0])
-        if row < lengths[last]:
-            end = min(end, lengths[last])  # a segment ends where the last stretch does, and so has its state
-        places = begins[:running] + torch.arange(row, end, device=device)[:, None]  # (T, B)
-        present = places < ends[:running]
-        tokens = inputs[places.clamp(max=len(inputs) - 1)]
-        outputs, columns = model.hidden(tokens, columns.select(slice(running)))
-        places = places[present]  # (N,)
-        nll[places], entropy[places], rank[places] = token_scores(
-            outputs[present], model.decoder.weight, model.decoder.bias, targets[places]
-        )
-        if end == lengths[last]:
-            state = columns.select(slice(last, last + 1))
-        row = end
-    return TokenScores(nll.cpu(), entropy.cpu(), rank.cpu()), state
 
 
 def _digits(number: float) -> float:

@@ -16,9 +16,10 @@ from typing import BinaryIO, Literal
 from lstmlm.console import UsageError, UserError, check, standard_output
 from lstmlm.data.reading import lines_of, read_blocks
 from lstmlm.data.tokenize import EOS
-from lstmlm.evaluation.surprisal import Reset, Row, score_lines
+from lstmlm.evaluation.surprisal import Row, score_lines
+from lstmlm.evaluation.text import Reset
 from lstmlm.files import cannot_write, replacing
-from lstmlm.model.pretrained import default_device, find_model, load_pretrained
+from lstmlm.model.pretrained import SavedModel, load
 
 Format = Literal["tsv", "jsonl", "parquet", "neural-complexity"]
 Write = Callable[[Sequence[Row]], object]
@@ -27,7 +28,7 @@ SHADES, SHADE_BITS = 10, 2  # of the page: 0 to 2 bits, 2 to 4, ..., 18 and more
 
 def score_files(
     files: Sequence[str],
-    model: str | Path | None = None,
+    model: str | Path | SavedModel | None = None,
     reset: Reset = "line",
     eos: bool = False,
     form: Format = "tsv",
@@ -65,17 +66,13 @@ def score_files(
     check(files.count("-") <= 1, "standard input can be read once only: name - once")
     for name in files:
         check(name == "-" or Path(name).exists(), f"cannot read {name}: there is no such file")
-    language_model, vocabulary = load_pretrained(find_model(model), default_device())
-    if raw:
-        vocabulary = vocabulary.for_raw_text()
-    by_character = vocabulary.level == "char"
+    saved = load(model, raw)
+    by_character = saved.vocabulary.level == "char"
     check(
         form != "neural-complexity" or not by_character,
         "neural-complexity's table is of words, but this model's tokens are characters",
     )
-    windows = filter(
-        None, score_lines([read_lines(name, column) for name in files], language_model, vocabulary, reset, eos)
-    )
+    windows = filter(None, score_lines([_lines(name, column, reset) for name in files], saved, reset, eos))
     first = next(windows, None)
     if first is None:
         raise UsageError(f"there is no text to score in {', '.join(files)}")
@@ -94,6 +91,14 @@ def score_files(
             if error.filename is None:  # standard output's, which tells its errors itself
                 raise
             raise UserError(cannot_write(error)) from None
+
+
+def _lines(name: str, column: str, reset: Reset) -> Callable[[], Iterator[str]]:
+    """The lines of a text, to be read more than once where documents must be told apart."""
+    if name == "-" and reset == "document":
+        held = list(read_lines(name, column))
+        return lambda: iter(held)
+    return lambda: read_lines(name, column)
 
 
 def read_lines(name: str, column: str = "text") -> Iterator[str]:

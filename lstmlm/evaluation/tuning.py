@@ -1,21 +1,16 @@
 """A search for the settings of a protocol, on the validation split alone."""
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lstmlm.console import UserError, check
-from lstmlm.evaluation.protocol import Protocol, Subject
+from lstmlm.evaluation.protocol import Static, measure
+from lstmlm.evaluation.text import split_text
+from lstmlm.model.pretrained import SavedModel
 
-SEARCHED = {  # by protocol: (part of it, setting)
-    "cache": (("cache", "theta"), ("cache", "lambda_")),
-    "dynamic": (("dynamic", "lr"), ("dynamic", "decay"), ("dynamic", "bptt")),
-    # The steps go by the model's own nll, so what is best for dynamic evaluation does not depend on the cache.
-    "cache+dynamic": (("cache", "theta"), ("cache", "lambda_")),
-}
 EVALUATIONS, TOKENS = 30, 30_000  # the budget of a search, where the caller names none
 FIRST_FACTOR, LAST_FACTOR = 2.0, 1.15  # by which a setting is changed
 
@@ -33,7 +28,7 @@ class Tuning:
         seconds: What the search took.
     """
 
-    protocol: Protocol
+    protocol: Static
     ppl: float
     split: str
     tokens: int
@@ -51,21 +46,20 @@ class _BudgetSpentError(Exception):
 
 
 def tune(
-    subject: Subject,
-    protocol: Protocol,
+    saved: SavedModel,
+    protocol: Static,
     evaluations: int = EVALUATIONS,
     tokens: int = TOKENS,
     told: Callable[[str], None] = lambda line: None,
 ) -> Tuning:
-    """Search theta and lambda of the cache, or lr, decay and bptt of dynamic evaluation, for the least perplexity on validation.
+    """Search the settings that a protocol names for the least perplexity on validation.
 
-    Of both together the cache's are searched, while dynamic evaluation has the settings that it was given: search those by themselves.
     One setting after the other is multiplied or divided by a factor for as long as the perplexity falls. When no setting gains by it
     any more, the square root of the factor takes its place, until that is below LAST_FACTOR. Nothing is random: the same call gives the
     same result. The test split is never looked at.
 
     Args:
-        subject: The model and its data.
+        saved: The model.
         protocol: Where the search begins; all other settings stay as they are.
         evaluations: Largest number of times that a text is scored.
         tokens: Length of that text: the beginning of the validation split.
@@ -74,23 +68,21 @@ def tune(
     Raises:
         UserError: There is nothing to search, or every evaluation diverged.
     """
-    check(
-        protocol.name != "static", "there is nothing to tune in protocol static: name cache, dynamic or cache+dynamic"
-    )
-    check(protocol.reset == "never", f"a search needs reset never, not {protocol.reset}")
+    check(bool(protocol.searched), f"--tune: protocol {protocol.name} has no settings to search")
+    check(protocol.reset == "never", f"--tune needs --reset never, not {protocol.reset}")
     check(evaluations >= 1, f"a search needs at least 1 evaluation, not {evaluations}")
     check(tokens >= 2, f"a search needs a text of at least 2 tokens, not {tokens}")
-    text = subject.split("validation")
-    text = dataclasses.replace(text, stream=text.stream[:tokens])
-    seen: dict[Protocol, float] = {}
+    text = split_text(saved, "validation")
+    text = replace(text, stream=text.stream[:tokens])
+    seen: dict[Static, float] = {}
     begun = time.perf_counter()
 
-    def ppl(candidate: Protocol) -> float:
+    def ppl(candidate: Static) -> float:
         if candidate not in seen:
             if len(seen) == evaluations:
                 raise _BudgetSpentError
             try:
-                seen[candidate] = subject.measure(text, candidate).ppl
+                seen[candidate] = measure(saved, text, candidate).ppl
             except UserError:  # it diverged
                 seen[candidate] = math.inf
             settings = ", ".join(f"{name} {value}" for name, value in candidate.settings.items())
@@ -102,10 +94,10 @@ def tune(
         ppl(best)
         while factor >= LAST_FACTOR:
             before = best
-            for part, name in SEARCHED[protocol.name]:
+            for name, move in protocol.searched.items():
                 for direction in (factor, 1 / factor):
                     moved = False
-                    while ppl(candidate := _changed(best, part, name, direction)) < ppl(best):
+                    while ppl(candidate := replace(best, **{name: move(getattr(best, name), direction)})) < ppl(best):
                         best, moved = candidate, True
                     if moved:
                         break
@@ -116,19 +108,3 @@ def tune(
     if seen[best] == math.inf:
         raise UserError("every setting that the search tried diverged: begin with a smaller lr")
     return Tuning(best, seen[best], "validation", len(text.stream), len(seen), time.perf_counter() - begun)
-
-
-def _changed(protocol: Protocol, part: str, name: str, factor: float) -> Protocol:
-    """The protocol with one of its settings multiplied, to three digits."""
-    settings: Any = getattr(protocol, part)
-    value = getattr(settings, name)
-    if name == "bptt":
-        changed: float = max(1, round(value * factor))
-    elif name == "lambda_":  # the odds are multiplied, which keeps it below 1
-        changed = factor * value / (1 + (factor - 1) * value)
-    else:
-        changed = min(1.0, value * factor) if name == "decay" else value * factor
-    changed = changed if name == "bptt" else float(f"{changed:.3g}")
-    if changed == 1 and name == "lambda_":  # it was rounded up
-        return protocol
-    return dataclasses.replace(protocol, **{part: dataclasses.replace(settings, **{name: changed})})

@@ -18,7 +18,7 @@ from torch import Tensor
 from lstmlm.console import UserError
 from lstmlm.files import replace_file
 from lstmlm.model.language_model import LSTMLanguageModel
-from lstmlm.model.pretrained import VOCABULARY, load_pretrained
+from lstmlm.model.pretrained import VOCABULARY, load
 
 GRAPH = "model.onnx"
 OPSET, IR_VERSION = 17, 8  # of 2022, so that older runtimes read it
@@ -36,7 +36,8 @@ def export_onnx(model: str | Path, folder: str | Path) -> None:
     """
     if find_spec("onnx") is None:
         raise UserError("onnx is not installed: pip install onnx")
-    language_model, vocabulary = load_pretrained(model)
+    saved = load(model, device="cpu")
+    language_model, vocabulary = saved.model, saved.vocabulary
     content = build_graph(language_model).SerializeToString()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ import safetensors.torch
 from lstmlm.console import UserError
 from lstmlm.data.vocabulary import EOS, UNK, Vocabulary
 from lstmlm.files import replace_file
-from lstmlm.model.pretrained import CARD, CONFIG, VOCABULARY, WEIGHTS, load_pretrained, model_folder, read_config
+from lstmlm.model.pretrained import CARD, CONFIG, VOCABULARY, WEIGHTS, load, model_folder, read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -51,7 +51,7 @@ def export_transformers(model: str | Path, folder: str | Path) -> None:
     if find_spec("transformers") is None:
         raise UserError("transformers is not installed: pip install transformers")
     source, folder = model_folder(model), Path(folder)
-    _, vocabulary = load_pretrained(source)
+    vocabulary = load(source, device="cpu").vocabulary
     content = read_config(source).to_dict()
     if Path(content["data"]["dataset"]).is_absolute():  # earlier versions wrote the place on the training machine
         content["data"]["dataset"] = Path(content["data"]["dataset"]).name

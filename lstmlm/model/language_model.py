@@ -101,11 +101,13 @@ class LSTMLanguageModel(nn.Module):
         return nll, self._penalties(raw, outputs, targets != IGNORE), state
 
     @torch.no_grad()
-    def score(self, tokens: Tensor, state: State, targets: Tensor) -> tuple[Tensor, State]:
-        """Nll of every target in nats, (T, B), 0 where the target is -100, and the new state."""
+    def score(self, tokens: Tensor, state: State, targets: Tensor) -> tuple[Tensor, Tensor, State]:
+        """Nll of every target in nats, (T, B), 0 where the target is -100; outputs of the last layer, (T, B, H); and the new state."""
         outputs, state = self.hidden(tokens, state)
-        nll = token_nll(outputs.flatten(0, 1), self.decoder.weight, self.decoder.bias, targets.flatten())
-        return nll.view_as(targets), state
+        counted = targets != IGNORE
+        nll = outputs.new_zeros(targets.shape)
+        nll[counted] = token_nll(outputs[counted], self.decoder.weight, self.decoder.bias, targets[counted])
+        return nll, outputs, state
 
     def summed_and_token_nll(
         self, tokens: Tensor, state: State, targets: Tensor

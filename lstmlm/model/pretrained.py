@@ -6,23 +6,24 @@ model.safetensors    its weights; the header says at which step they were export
 README.md            the card
 """
 
+import functools
 import json
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
-from huggingface_hub import EvalResult, ModelCardData, snapshot_download
 
-from lstmlm.config import DataConfig, ModelConfig
+from lstmlm.config import RUN_CONFIG, Config, DataConfig, ModelConfig
 from lstmlm.console import UserError, one_line, print_line
-from lstmlm.data.sources import subset_of
+from lstmlm.data.sources import is_local, subset_of
 from lstmlm.data.vocabulary import Vocabulary
-from lstmlm.files import replace_file
+from lstmlm.files import replace_file, user_path
 from lstmlm.model.language_model import LSTMLanguageModel
-from lstmlm.records import as_kind, read_json
+from lstmlm.records import as_kind, read_json, read_yaml
 
 CONFIG, VOCABULARY, WEIGHTS, CARD = "config.json", "vocab.json", "model.safetensors", "README.md"
 FILES = (CONFIG, VOCABULARY, WEIGHTS, CARD)
@@ -100,6 +101,8 @@ def model_card(
         license: As the Hub abbreviates it, `cc-by-sa-3.0`; None = nothing is said.
         notes: More of the card, in Markdown.
     """
+    from huggingface_hub import EvalResult, ModelCardData
+
     results = [
         EvalResult("text-generation", data["dataset"], data["dataset"], "perplexity", score["ppl"], dataset_split=split)
         for split, score in (figures or {}).items()
@@ -176,17 +179,89 @@ def save_pretrained(
     replace_file(folder / WEIGHTS, safetensors.torch.save(weights, metadata))
 
 
-def load_pretrained(folder: str | Path, device: torch.device | str = "cpu") -> tuple[LSTMLanguageModel, Vocabulary]:
-    """Read back what `save_pretrained` wrote.
+@dataclass(frozen=True, eq=False)
+class SavedModel:
+    """A model that was read from disk, to be used as often as one likes.
+
+    Attributes:
+        folder: Of its files.
+        description: What it was trained on.
+        vocabulary: Its tokens, and how training cut text into them.
+        model: With its weights.
+        raw: Whether texts are English as people write it; Moses cuts them for a model of words between white space.
+        dataset: Where its data is now; None = where training found it, as far as the model or its run says.
+        cache_dir: Where token ids are kept; None = as training kept them.
+    """
+
+    folder: Path
+    description: Description
+    vocabulary: Vocabulary
+    model: LSTMLanguageModel
+    raw: bool = False
+    dataset: str | None = None
+    cache_dir: str | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.decoder.weight.device
+
+    @functools.cached_property
+    def text_vocabulary(self) -> Vocabulary:
+        """The vocabulary as it cuts texts at hand, which may be raw."""
+        return self.vocabulary.for_raw_text() if self.raw else self.vocabulary
+
+    @functools.cached_property
+    def data(self) -> DataConfig:
+        """The data, where it is: a model has its name, and a run the place.
+
+        Raises:
+            UserError: Nobody says where it is.
+        """
+        data, run = self.description.data, self.folder.parent / RUN_CONFIG
+        dataset = self.dataset or data.dataset
+        if self.dataset is None and self.folder.name == "model" and run.exists():
+            with suppress(UserError):  # it is not a run's, or of a version that had other keys
+                dataset = read_yaml(run, Config).data.dataset
+        is_here = dataset == "toy" or user_path(dataset).exists()
+        # A model has the name alone, and only what is on the Hub is found by it.
+        is_place = dataset != data.dataset or is_local(dataset) or "/" not in dataset
+        if self.dataset is None and not is_here and is_place:
+            raise UserError(
+                f"the model was trained on {dataset}, and there is no such file or folder here: name it with --dataset"
+            )
+        return replace(data, dataset=dataset, cache_dir=self.cache_dir or data.cache_dir)
+
+
+def load(
+    model: str | Path | SavedModel | None = None,
+    raw: bool = False,
+    dataset: str | None = None,
+    cache_dir: str | None = None,
+    device: torch.device | str | None = None,
+) -> SavedModel:
+    """Read a saved model, once for all calls that follow: they take it in place of its path.
 
     Args:
-        folder: As for `model_folder`.
-        device: Where the model goes.
+        model: A model's folder or a run's; None = the newest `runs/*/model`, else the one that comes with this package. One that was
+            read already is given back, with what the other arguments add.
+        raw: Whether texts are English as people write it. Moses then cuts them for a model whose words stand between white space, as
+            WikiText was cut.
+        dataset: Where its data is (as `data.dataset`); None = where training found it, as far as the model or its run says.
+        cache_dir: As `data.cache_dir`; None = its default.
+        device: Where the model goes; None = the accelerator where there is one, else the CPU.
 
     Raises:
         UserError: A file is missing or damaged, or two of them do not belong together.
     """
-    folder = model_folder(folder)
+    saved = model if isinstance(model, SavedModel) else _read(find_model(model), device or default_device())
+    new = saved.raw or raw, dataset or saved.dataset, cache_dir or saved.cache_dir
+    if new == (saved.raw, saved.dataset, saved.cache_dir):
+        return saved
+    return replace(saved, raw=new[0], dataset=new[1], cache_dir=new[2])
+
+
+def _read(folder: Path, device: torch.device | str) -> SavedModel:
     description, vocabulary = read_config(folder), Vocabulary.load(folder / VOCABULARY)
     if len(vocabulary) != description.vocab_size:
         raise UserError(
@@ -213,7 +288,7 @@ def load_pretrained(folder: str | Path, device: torch.device | str = "cpu") -> t
     if model.config.tie_weights:
         model.decoder.weight = model.embedding.weight
     model.load_weights(weights)
-    return model, vocabulary
+    return SavedModel(folder, description, vocabulary, model)
 
 
 def model_folder(folder: str | Path) -> Path:
@@ -243,6 +318,8 @@ def model_name(folder: str | Path) -> str:
 
 
 def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
     try:
         return Path(snapshot_download(name, allow_patterns=[CONFIG, VOCABULARY, WEIGHTS, CARD], library_name="lstmlm"))
     except Exception as error:  # the Hub's client raises its transport's kinds too

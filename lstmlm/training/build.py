@@ -14,7 +14,7 @@ from lstmlm.data.table import Table
 from lstmlm.data.vocabulary import Vocabulary
 from lstmlm.files import user_path
 from lstmlm.model.language_model import LSTMLanguageModel
-from lstmlm.model.pretrained import VOCABULARY, load_pretrained
+from lstmlm.model.pretrained import VOCABULARY, load
 from lstmlm.runtime.distributed import check_alike, fail_together, main_tensors, main_value
 from lstmlm.training.step import TrainStep, check_memory
 
@@ -25,7 +25,7 @@ def build(config: Config, accelerator: Accelerator, origin: str | Path | None = 
     Args:
         config: With the precision resolved.
         accelerator: Of the run.
-        origin: As for `load_pretrained`: a model whose vocabulary and weights the run begins with; or the file of a vocabulary, of a run
+        origin: As for `load`: a model whose vocabulary and weights the run begins with; or the file of a vocabulary, of a run
             that goes on, whose weights are in its checkpoint. Only the main rank reads it. None = the vocabulary of the training split,
             and random weights.
 
@@ -66,7 +66,8 @@ def _load_origin(
             if path.name == VOCABULARY:
                 vocabulary, weights = Vocabulary.load(path), {}
             else:
-                model, vocabulary = load_pretrained(path)
+                saved = load(path, device="cpu")
+                model, vocabulary = saved.model, saved.vocabulary
                 _check_settings(config, model, vocabulary)
                 weights = model.weights()
     return main_value(accelerator, vocabulary), main_tensors(accelerator, weights)

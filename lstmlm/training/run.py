@@ -33,7 +33,7 @@ from lstmlm.model.pretrained import (
     CARD,
     VOCABULARY,
     WEIGHTS,
-    load_pretrained,
+    load,
     model_card,
     model_name,
     save_pretrained,
@@ -333,7 +333,7 @@ class Run:
         if self.cursor.best is None:
             self._export()
         with fail_together(self.accelerator):
-            best = load_pretrained(self.directory.model)[0].weights() if self._is_main else None
+            best = load(self.directory.model, device="cpu").model.weights() if self._is_main else None
         self.train_step.model.load_weights(main_tensors(self.accelerator, best))
         self.progress.line("scoring the validation and the test split at one column")
         valid, test = self._evaluate_whole("validation", "test")

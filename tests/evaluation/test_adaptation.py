@@ -12,18 +12,12 @@ from torch.nn import functional as F
 
 from lstmlm import LSTMLanguageModel, UserError
 from lstmlm.config import ModelConfig
-from lstmlm.evaluation.adaptation import (
-    CacheScorer,
-    CacheSettings,
-    DynamicScorer,
-    DynamicSettings,
-    NeuralCache,
-    gradient_rms,
-)
+from lstmlm.evaluation.adaptation import Cache, CacheScorer, Dynamic, DynamicScorer, NeuralCache, gradient_rms
 from lstmlm.evaluation.perplexity import Scorer, StaticScorer, score_stream
 
 V = 13
-CACHE = CacheSettings(window=7, theta=1.5, lambda_=0.3)
+CACHE = Cache(window=7, theta=1.5, lambda_=0.3)
+DYNAMIC = Dynamic(lr=0.004, decay=0.02, epsilon=0.01)
 Maker = Callable[[LSTMLanguageModel, int], Scorer]
 
 
@@ -52,7 +46,7 @@ def columns_of(stream: Tensor, columns: int) -> list[Tensor]:
     return [stream[b * pairs // columns : (b + 1) * pairs // columns + 1].long() for b in range(columns)]
 
 
-def cache_by_hand(model: LSTMLanguageModel, stream: Tensor, columns: int, settings: CacheSettings) -> list[float]:
+def cache_by_hand(model: LSTMLanguageModel, stream: Tensor, columns: int, settings: Cache) -> list[float]:
     result = []
     for column in columns_of(stream, columns):
         state, seen = model.initial_state(1), []
@@ -73,14 +67,22 @@ def cache_by_hand(model: LSTMLanguageModel, stream: Tensor, columns: int, settin
     return result
 
 
-@pytest.mark.parametrize("settings", [CACHE, CacheSettings(1000, 0.5, 0.9), CacheSettings(1, 0, 0), CacheSettings(1)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        CACHE,
+        Cache(window=1000, theta=0.5, lambda_=0.9),
+        Cache(window=1, theta=0, lambda_=0),
+        Cache(window=9, lambda_=1 - 1e-9),
+    ],
+)
 @pytest.mark.parametrize(("columns", "bptt"), [(1, 1), (1, 5), (1, 400), (3, 4), (10, 7)])
 def test_cache_by_its_definition(
-    model: LSTMLanguageModel, settings: CacheSettings, columns: int, bptt: int, monkeypatch: pytest.MonkeyPatch
+    model: LSTMLanguageModel, settings: Cache, columns: int, bptt: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lstmlm.evaluation.adaptation.QUERIES", 16)
     stream = text(78)
-    nll = score_stream(CacheScorer(model, columns, settings), stream, columns, bptt=bptt)
+    nll = score_stream(CacheScorer(StaticScorer(model, columns), settings), stream, columns, bptt=bptt)
     with torch.no_grad():
         by_hand = cache_by_hand(model, stream, columns, settings)
     assert nll.tolist() == pytest.approx(by_hand, rel=1e-5)
@@ -90,14 +92,14 @@ def test_the_cache_does_not_depend_on_its_chunks(model: LSTMLanguageModel, monke
     stream, scores = text(600), []
     for queries in (1, 50, 1000):
         monkeypatch.setattr("lstmlm.evaluation.adaptation.QUERIES", queries)
-        scores.append(score_stream(CacheScorer(model, 2, CACHE), stream, 2, bptt=100))
+        scores.append(score_stream(CacheScorer(StaticScorer(model, 2), CACHE), stream, 2, bptt=100))
     torch.testing.assert_close(scores[1], scores[0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(scores[2], scores[0], rtol=1e-5, atol=1e-6)
 
 
 def test_a_word_the_model_finds_impossible_costs_what_the_cache_gives_it(model: LSTMLanguageModel) -> None:
     """exp(-nll) is below the smallest float there."""
-    cache = NeuralCache(CacheSettings(5, 0, 0.25))
+    cache = NeuralCache(Cache(window=5, theta=0, lambda_=0.25))
     outputs, targets = torch.zeros(2, 1, 6), torch.tensor([[3], [3]])
     nll = cache.mix(torch.tensor([[500.0], [500.0]]), outputs, targets)
     assert nll[:, 0].tolist() == pytest.approx([500, -math.log(0.25)])
@@ -161,7 +163,7 @@ def test_dynamic_evaluation_by_its_definition(
 ) -> None:
     monkeypatch.setattr("lstmlm.model.loss.FEW_ROWS", few)
     model, stream = make_model(tied), text(60)
-    settings = DynamicSettings(rule, lr=0.5 if rule == "sgd" else 0.02, decay=0.02, epsilon=0.01, bptt=bptt)
+    settings = Dynamic(rule=rule, lr=0.5 if rule == "sgd" else 0.02, decay=0.02, epsilon=0.01, bptt=bptt)
     rms = rms_by_hand(model, text(103), 4, 5)
     nll = score_stream(DynamicScorer(model, columns, settings, rms), stream, columns, bptt=bptt)
 
@@ -185,17 +187,16 @@ def test_dynamic_evaluation_by_its_definition(
 
 
 def dynamic(model: LSTMLanguageModel, columns: int) -> Scorer:
-    return DynamicScorer(model, columns, DynamicSettings("rms", 0.004, 0.02, 0.01), gradient_rms(model, text(103)))
+    return DynamicScorer(model, columns, DYNAMIC, gradient_rms(model, text(103)))
 
 
 def both(model: LSTMLanguageModel, columns: int) -> Scorer:
-    settings, rms = DynamicSettings("rms", 0.004, 0.02, 0.01), gradient_rms(model, text(103))
-    return DynamicScorer(model, columns, settings, rms, NeuralCache(CACHE))
+    return CacheScorer(DynamicScorer(model, columns, DYNAMIC, gradient_rms(model, text(103))), CACHE)
 
 
 PROTOCOLS = {
     "static": StaticScorer,
-    "cache": lambda model, columns: CacheScorer(model, columns, CACHE),
+    "cache": lambda model, columns: CacheScorer(StaticScorer(model, columns), CACHE),
     "dynamic": dynamic,
     "cache+dynamic": both,
 }
@@ -233,12 +234,11 @@ def test_a_later_token_moves_no_earlier_score(model: LSTMLanguageModel, protocol
 def test_both_is_the_cache_over_an_adapted_model(model: LSTMLanguageModel) -> None:
     """Without a step the weights stay as they are; without a share of the cache nothing is mixed in."""
     stream, rms = text(90), gradient_rms(model, text(103))
-    still = DynamicScorer(model, 3, DynamicSettings("rms", lr=0), rms, NeuralCache(CACHE))
-    cache = CacheScorer(model, 3, CACHE)
+    still = CacheScorer(DynamicScorer(model, 3, Dynamic(lr=0), rms), CACHE)
+    cache = CacheScorer(StaticScorer(model, 3), CACHE)
     torch.testing.assert_close(score_stream(still, stream, 3, bptt=5), score_stream(cache, stream, 3, bptt=5))
-    settings = DynamicSettings("rms", 0.004, 0.02, 0.01)
-    no_cache = DynamicScorer(model, 3, settings, rms, NeuralCache(CacheSettings(7, 1, 0)))
-    alone = DynamicScorer(model, 3, settings, rms)
+    no_cache = CacheScorer(DynamicScorer(model, 3, DYNAMIC, rms), Cache(window=7, theta=1, lambda_=0))
+    alone = DynamicScorer(model, 3, DYNAMIC, rms)
     torch.testing.assert_close(score_stream(no_cache, stream, 3, bptt=5), score_stream(alone, stream, 3, bptt=5))
 
 
@@ -255,15 +255,15 @@ def test_the_callers_model_is_left_as_it_was(model: LSTMLanguageModel, protocol:
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: CacheSettings(window=0), "window must be at least 1, not 0"),
-        (lambda: CacheSettings(theta=-0.1), "theta must be a number that is not negative, not -0.1"),
-        (lambda: CacheSettings(theta=math.nan), "theta"),
-        (lambda: CacheSettings(lambda_=1.5), r"lambda must be in \[0, 1\), not 1.5"),
-        (lambda: DynamicSettings(lr=-1), "lr must be"),
-        (lambda: DynamicSettings(lr=math.inf), "lr must be"),
-        (lambda: DynamicSettings(decay=1.1), r"decay must be in \[0, 1\], not 1.1"),
-        (lambda: DynamicSettings(epsilon=0), "epsilon must be a positive number, not 0"),
-        (lambda: DynamicSettings(bptt=0), "bptt must be at least 1, not 0"),
+        (lambda: Cache(window=0), "window must be at least 1, not 0"),
+        (lambda: Cache(theta=-0.1), "theta must be a number that is not negative, not -0.1"),
+        (lambda: Cache(theta=math.nan), "theta"),
+        (lambda: Cache(lambda_=1.5), r"lambda must be in \[0, 1\), not 1.5"),
+        (lambda: Dynamic(lr=-1), "lr must be"),
+        (lambda: Dynamic(lr=math.inf), "lr must be"),
+        (lambda: Dynamic(decay=1.1), r"decay must be in \[0, 1\], not 1.1"),
+        (lambda: Dynamic(epsilon=0), "epsilon must be a positive number, not 0"),
+        (lambda: Dynamic(bptt=0), "bptt must be at least 1, not 0"),
     ],
 )
 def test_settings_without_a_meaning(make: Callable[[], object], named: str) -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from lstmlm import LSTMLanguageModel, UserError, Vocabulary
 from lstmlm import cli as commands
 from lstmlm.config import ModelConfig
-from lstmlm.model.pretrained import load_pretrained, save_pretrained
+from lstmlm.model.pretrained import load, save_pretrained
 
 PAIRS = [
     ("agreement", "w1 w2 w3", "w1 w2 w4"),
@@ -43,7 +43,8 @@ def file(tmp_path: Path) -> Path:
 
 def bits(folder: Path, sentence: str) -> float:
     """The sentence alone, token by token."""
-    model, vocabulary = load_pretrained(folder)
+    saved = load(folder)
+    model, vocabulary = saved.model, saved.vocabulary
     state, token, total = model.initial_state(1), vocabulary.eos, 0.0
     for target in vocabulary.encode(sentence):
         logits, state = model.logits(torch.tensor([[token]]), state)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from lstmlm import LSTMLanguageModel
 from lstmlm.config import ModelConfig
-from lstmlm.evaluation.perplexity import evaluate_stream, evaluate_whole, score_stream, score_stretches
+from lstmlm.evaluation.perplexity import Stretches, evaluate_stream, evaluate_whole, score_stream
 from lstmlm.runtime.hardware import set_float32_products
 
 
@@ -109,7 +109,7 @@ def test_more_columns_than_targets(model: LSTMLanguageModel) -> None:
 
 
 def test_whole_streams_are_scored_as_by_themselves(model: LSTMLanguageModel) -> None:
-    streams = [torch.randint(31, (size,), dtype=torch.int32) for size in (2500, 40)]
+    streams = [torch.randint(31, (size,), dtype=torch.int32) for size in (9000, 40)]
     scored: list[int] = []
     results = evaluate_whole(model, streams, Accelerator(cpu=True), scored.append)
     assert results == [evaluate_stream(model, stream) for stream in streams]
@@ -130,6 +130,6 @@ def test_what_a_scorer_returns_is_not_kept() -> None:
     assert score_stream(scorer, stream, columns=2, bptt=3).tolist() == list(range(1, 41))
     assert len(returned) == 7
     returned.clear()
-    many = torch.arange(5000, dtype=torch.int32)
-    assert score_stretches(lambda columns: scorer, many, [0, 3000], before=0).tolist() == list(range(5000))
+    many = torch.arange(20_000, dtype=torch.int32)
+    assert Stretches(lambda columns: scorer, before=0).all(many, [0, 12_000]).tolist() == list(range(20_000))
     assert len(returned) > 3

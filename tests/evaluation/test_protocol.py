@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from lstmlm import Config, UserError, Vocabulary, cli, evaluate, load_config, train
 from lstmlm.evaluation import perplexity
-from lstmlm.evaluation.adaptation import CacheSettings, DynamicSettings
+from lstmlm.evaluation.adaptation import Dynamic
 from lstmlm.evaluation.breakdown import breakdown
-from lstmlm.evaluation.protocol import Measurement, Protocol, Subject
-from lstmlm.model.pretrained import load_pretrained
+from lstmlm.evaluation.protocol import Measurement, Static, measure
+from lstmlm.evaluation.text import split_text
+from lstmlm.model.pretrained import load
 from tests.helpers import ROOT, fresh_train
 
 Run = Callable[..., dict[str, object]]
@@ -89,14 +90,14 @@ def test_each_protocol_with_its_settings(run: Run) -> None:
     assert results["cache+dynamic"]["settings"] == cache | dynamic
     assert [results[protocol]["protocol"] for protocol in results] == list(results)
     sgd = run("--protocol", "dynamic", "--rule", "sgd", "--lr", "0.1", "--decay", "0")
-    assert sgd["settings"] == {"rule": "sgd", "lr": 0.1, "decay": 0, "bptt": DynamicSettings().bptt}
+    assert sgd["settings"] == {"rule": "sgd", "lr": 0.1, "decay": 0, "bptt": Dynamic().settings["bptt"]}
     nll = [run()["nll"], sgd["nll"], *(results[protocol]["nll"] for protocol in results)]
     assert len(set(nll)) == 5
 
 
 def test_from_python(folder: Path, tmp_path: Path, run: Run) -> None:
     common = {"model": folder, "cache_dir": str(tmp_path / "cache")}
-    result = evaluate(**common, cache=CacheSettings(50, 0.5, 0.2))
+    result = evaluate(**common, protocol="cache", window=50, theta=0.5, lambda_=0.2)
     options = ["--protocol", "cache", "--window", "50", "--theta", "0.5", "--lambda", "0.2"]
     assert result.nll == run(*options)["nll"]
     assert result.token_nll.double().sum().item() == result.nll
@@ -106,15 +107,21 @@ def test_from_python(folder: Path, tmp_path: Path, run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--theta", "1"], "--theta: the protocol is static, but only one with cache has that"),
-        (["--protocol", "cache", "--lr", "1", "--bptt", "3"], "--lr, --bptt: the protocol is cache"),
+        (["--theta", "1"], "protocol static has no setting --theta"),
+        (["--protocol", "cache", "--lr", "1", "--bptt", "3"], "protocol cache has no setting --bptt, --lr"),
         (["--protocol", "cache", "--theta", "-1"], "theta must be a number that is not negative, not -1.0"),
         (["--protocol", "cache", "--lambda", "1.5"], "lambda must be in"),
         (["--protocol", "dynamic", "--rule", "adam"], "rule must be one of sgd, rms, not adam"),
         (["--protocol", "neural"], "neural"),
-        (["--reset", "line", "--columns", "2"], "reset is line, so stretches run side by side by themselves"),
-        (["--reset", "line", "--protocol", "dynamic"], "takes what it learned across a reset"),
-        (["--reset", "sentence"], "there is no reset 'sentence': name one of line, document, never"),
+        (
+            ["--reset", "line", "--columns", "2"],
+            "--reset line scores stretches in parallel already: leave out --columns",
+        ),
+        (
+            ["--reset", "line", "--protocol", "dynamic"],
+            "carries what it learned across a reset: leave out --reset line",
+        ),
+        (["--reset", "sentence"], "reset must be one of line, document, never, not sentence"),
         (["--text", "a.txt", "--split", "test"], "--text and --split: the text is in place of the split"),
         (["--columns", "0"], "columns must be at least 1, not 0"),
         (["--split", "dev"], "there is no split 'dev'"),
@@ -127,13 +134,14 @@ def test_wrong_use_is_told(run: Run, arguments: list[str], named: str) -> None:
 
 
 def test_a_step_that_is_too_large_is_told(run: Run) -> None:
-    with pytest.raises(UserError, match="diverged, choose a smaller lr"):
+    with pytest.raises(UserError, match="diverged, choose a smaller --lr"):
         run("--protocol", "dynamic", "--rule", "sgd", "--lr", "1e30")
 
 
 def by_hand(folder: Path, stretches: list[list[str]]) -> list[float]:
     """Nll of every token: each stretch of lines alone, token by token, from the zero state and after `<eos>`."""
-    model, vocabulary = load_pretrained(folder)
+    saved = load(folder)
+    model, vocabulary = saved.model, saved.vocabulary
     result = []
     for lines in stretches:
         state, token = model.initial_state(1), vocabulary.eos
@@ -153,12 +161,13 @@ DOCUMENTS = ["w0 w1 w2", "w3", " = w5 w6 = ", "w1 w2", "", " = = w1 = = ", "w3 w
         ("line", DOCUMENTS, [1] * 9),
         ("document", DOCUMENTS, [2, 5, 2]),
         ("document", ["w0", "w1 w2", "", "w3", "", "", "w4 w5", "w6"], [3, 2, 1, 2]),
+        ("document", ["w0", "", "w1 w2", " = w5 = ", "w3"], [3, 2]),
     ],
 )
 def test_stretches_are_scored_as_if_alone(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reset: str, lines: list[str], sizes: list[int]
 ) -> None:
-    monkeypatch.setattr(perplexity, "STRETCHES", 2)
+    monkeypatch.setattr(perplexity, "WINDOW_TOKENS", 11)
     monkeypatch.setattr(perplexity, "SEGMENT_TOKENS", 6)
     (tmp_path / "data").mkdir()
     for name in ("train", "valid", "test"):
@@ -178,14 +187,17 @@ def test_stretches_are_scored_as_if_alone(
 
 def test_a_cache_is_emptied_at_a_reset(folder: Path, tmp_path: Path) -> None:
     """Each line scored in a file of its own gives the same."""
-    cache, lines = CacheSettings(window=4, theta=0.5, lambda_=0.3), ["w0 w1 w0 w1 w0", "w0 w0", "w1 w1 w1"]
+    cache, lines = (
+        {"protocol": "cache", "window": 4, "theta": 0.5, "lambda_": 0.3},
+        ["w0 w1 w0 w1 w0", "w0 w0", "w1 w1 w1"],
+    )
     scores = []
     for name, text in {"all": lines, **{line: [line] for line in lines}}.items():
         (tmp_path / name).mkdir()
         for split in ("train", "valid", "test"):
             (tmp_path / name / f"{split}.txt").write_text("\n".join(text) + "\n")
         arguments = folder, "test", 1, str(tmp_path / name), str(tmp_path / "cache")
-        scores.append(evaluate(*arguments, reset="line", cache=cache).token_nll)
+        scores.append(evaluate(*arguments, reset="line", **cache).token_nll)
         static = evaluate(*arguments, reset="line").token_nll
         assert not torch.allclose(scores[-1], static)
     torch.testing.assert_close(scores[0], torch.cat(scores[1:]))
@@ -213,7 +225,7 @@ def test_numbers_and_unknown_words_have_rows() -> None:
     vocabulary = Vocabulary(["<unk>", "<eos>", "1,024", "7", "3.5", "1990s", ",", "word"])
     ids = torch.tensor([2, 3, 4, 5, 6, 7, 0, 1], dtype=torch.int32)
     nll = torch.tensor([1.0, 2, 4, 8, 16, 32, 64, 128])
-    result = Measurement(9, 8, 255, 1, "static", {}, 30, 9, "never", 0, ids, nll, torch.zeros(8, dtype=torch.bool))
+    result = Measurement(9, 8, 255, 1, "static", {}, 30, 9, "never", 0, 1, ids, nll, torch.zeros(8, dtype=torch.bool))
     groups = {group.name: (group.targets, group.nll) for group in breakdown(result, vocabulary, ids.repeat(10))}
     assert groups == {"<eos>": (1, 128), "<unk>": (1, 64), "10 to 99 in training": (6, 63), "numbers": (3, 7)}
 
@@ -224,7 +236,7 @@ def test_every_tokens_nll_as_a_file(run: Run, folder: Path, tmp_path: Path) -> N
     result = run("--reset", "line", "--output", str(tmp_path / "tokens.parquet"))
     table = pyarrow.parquet.read_table(tmp_path / "tokens.parquet")
     assert sum(table["nll"].to_pylist()) == pytest.approx(result["nll"])
-    vocabulary = load_pretrained(folder)[1]
+    vocabulary = load(folder).vocabulary
     assert [vocabulary.tokens[i] for i in table["token_id"].to_pylist()] == table["token"].to_pylist()
     assert table["token"].to_pylist().count("<eos>") == sum(table["fresh"].to_pylist()) == 30
     told = json.loads(table.schema.metadata[b"lstmlm"])
@@ -233,7 +245,7 @@ def test_every_tokens_nll_as_a_file(run: Run, folder: Path, tmp_path: Path) -> N
 
 
 def test_a_file_that_cannot_be_written_is_told_first(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lstmlm.evaluation.protocol.Subject", None)  # nothing is loaded
+    monkeypatch.setattr("lstmlm.model.pretrained.load", None)  # nothing is loaded
     (tmp_path / "folder.parquet").mkdir()
     for name, named in {
         "a.csv": "must end with .parquet",
@@ -297,12 +309,10 @@ def test_the_example_of_the_docs(
     assert capsys.readouterr().out.startswith(str(result["ppl"]))
 
 
-@pytest.mark.parametrize(
-    "protocol", [Protocol(columns=3), Protocol(reset="line"), Protocol(dynamic=DynamicSettings("sgd"))]
-)
-def test_every_target_is_told_as_it_is_scored(folder: Path, tmp_path: Path, protocol: Protocol) -> None:
-    subject, told = Subject(folder, cache_dir=str(tmp_path / "cache")), []
-    result = subject.measure(subject.split("validation"), protocol, told.append)
+@pytest.mark.parametrize("protocol", [Static(columns=3), Static(reset="line"), Dynamic(rule="sgd")])
+def test_every_target_is_told_as_it_is_scored(folder: Path, tmp_path: Path, protocol: Static) -> None:
+    saved, told = load(folder, cache_dir=str(tmp_path / "cache")), []
+    result = measure(saved, split_text(saved, "validation"), protocol, told.append)
     assert sum(told) == result.targets
 
 

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 
 from lstmlm import LSTMLanguageModel, UserError, Vocabulary, score_text
 from lstmlm.config import ModelConfig
-from lstmlm.evaluation import surprisal
-from lstmlm.evaluation.perplexity import evaluate_stream
+from lstmlm.evaluation import perplexity, surprisal
+from lstmlm.evaluation.evaluate import evaluate
 from lstmlm.evaluation.surprisal import Row, score_lines
-from lstmlm.model.pretrained import save_pretrained
+from lstmlm.evaluation.text import Reset
+from lstmlm.model.pretrained import SavedModel, load, save_pretrained
 
 VOCABULARY = Vocabulary(["<unk>", "<eos>", "=", *(f"w{i}" for i in range(28))])
 
@@ -31,6 +33,16 @@ def model() -> LSTMLanguageModel:
 def folder(model: LSTMLanguageModel, tmp_path: Path) -> Path:
     save_pretrained(tmp_path / "model", model, VOCABULARY, {"dataset": "toy"})
     return tmp_path / "model"
+
+
+@pytest.fixture
+def saved(folder: Path) -> SavedModel:
+    return load(folder)
+
+
+def rows_of(texts: list[list[str]], saved: SavedModel, reset: Reset = "line", eos: bool = False) -> list[Row]:
+    windows = score_lines([lambda lines=lines: iter(lines) for lines in texts], saved, reset, eos)
+    return [row for window in windows for row in window]
 
 
 @torch.no_grad()
@@ -71,69 +83,73 @@ def text(lines: int, longest: int, seed: int = 0) -> list[str]:
 def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines beyond a window, stretches beyond a segment."""
     monkeypatch.setattr(surprisal, "WINDOW_TOKENS", request.param[0])
-    monkeypatch.setattr(surprisal, "SEGMENT_TOKENS", request.param[1])
+    monkeypatch.setattr(perplexity, "SEGMENT_TOKENS", request.param[1])
 
 
 @pytest.mark.usefixtures("sizes")
 @pytest.mark.parametrize(("reset", "resets"), [("line", set(range(30))), ("document", {0, 8, 9, 18}), ("never", {0})])
 def test_every_score_is_what_the_model_says_of_the_token_alone(
-    model: LSTMLanguageModel, reset: surprisal.Reset, resets: set[int]
+    saved: SavedModel, reset: Reset, resets: set[int]
 ) -> None:
     lines = text(30, 25)
     lines = [line or "w9" for line in lines]
     lines[7] = lines[8] = lines[17] = ""
-    rows = [row for window in score_lines([lines], model, VOCABULARY, reset, eos=True) for row in window]
-    expected = alone(model, lines, resets)
+    rows = rows_of([lines], saved, reset, eos=True)
+    expected = alone(saved.model, lines, resets)
     assert_same(rows, expected)
-    without = [row for window in score_lines([lines], model, VOCABULARY, reset) for row in window]
+    without = rows_of([lines], saved, reset)
     assert without == [row for row in rows if row.token != "<eos>"]
 
 
 @pytest.mark.usefixtures("sizes")
-def test_a_title_begins_a_document_and_then_an_empty_line_does_not(model: LSTMLanguageModel) -> None:
-    lines = ["", " = w1 w2 = ", "", "w3 w4 w5", "= = w6 = =", "", "w7", " = w8 =", "w9"]
-    rows = [row for window in score_lines([lines], model, VOCABULARY, "document", eos=True) for row in window]
-    assert_same(rows, alone(model, lines, {0, 1, 7}))
+def test_a_title_begins_a_document_and_then_an_empty_line_does_not(saved: SavedModel) -> None:
+    lines = ["w5", "", "w4", " = w1 w2 = ", "", "w3 w4 w5", "= = w6 = =", "", "w7", " = w8 =", "w9"]
+    rows = rows_of([lines], saved, "document", eos=True)
+    assert_same(rows, alone(saved.model, lines, {0, 3, 9}))
 
 
 @pytest.mark.parametrize(("reset", "resets"), [("document", {0, 2, 4}), ("never", {0})])
-def test_a_text_begins_a_document(model: LSTMLanguageModel, reset: surprisal.Reset, resets: set[int]) -> None:
+def test_a_text_begins_a_document(saved: SavedModel, reset: Reset, resets: set[int]) -> None:
     texts = [["= w1 =", "w2 w3"], ["w4", "", "w5"]]
-    rows = [row for window in score_lines(texts, model, VOCABULARY, reset, eos=True) for row in window]
-    assert_same(rows, alone(model, [line for lines in texts for line in lines], resets))
+    rows = rows_of(texts, saved, reset, eos=True)
+    assert_same(rows, alone(saved.model, [line for lines in texts for line in lines], resets))
 
 
-def test_a_line_scores_what_it_scores_alone(model: LSTMLanguageModel) -> None:
+def test_a_line_scores_what_it_scores_alone(saved: SavedModel) -> None:
     lines = text(60, 40, seed=1)
-    together = [row for window in score_lines([lines], model, VOCABULARY) for row in window]
+    together = rows_of([lines], saved)
     apart = [
-        row._replace(sentence_id=number)
-        for number, line in enumerate(lines, 1)
-        for window in score_lines([[line]], model, VOCABULARY)
-        for row in window
+        row._replace(sentence_id=number) for number, line in enumerate(lines, 1) for row in rows_of([[line]], saved)
     ]
     assert_same(together, apart)
 
 
-def test_never_reset_is_the_perplexity_of_one_column(model: LSTMLanguageModel) -> None:
-    lines = text(40, 20, seed=2)
-    rows = [row for window in score_lines([lines], model, VOCABULARY, "never", eos=True) for row in window]
-    stream = torch.tensor([VOCABULARY.eos, *(i for line in lines for i in VOCABULARY.encode(line))], dtype=torch.int32)
-    nll = sum(row.surprisal for row in rows) * math.log(2)
-    assert nll == pytest.approx(evaluate_stream(model, stream).nll, rel=1e-6)
+@pytest.mark.parametrize("reset", ["line", "document"])
+def test_the_sum_is_what_evaluation_gives(saved: SavedModel, reset: Reset, tmp_path: Path) -> None:
+    lines = [*text(20, 20, seed=2), "", *text(20, 20, seed=3)]
+    (tmp_path / "a.txt").write_text("".join(f"{line}\n" for line in lines))
+    nll = sum(row.surprisal for row in rows_of([lines], saved, reset, eos=True)) * math.log(2)
+    assert nll == pytest.approx(evaluate(saved, text=tmp_path / "a.txt", reset=reset).nll, rel=1e-6)
 
 
-def test_a_window_is_all_that_is_held(model: LSTMLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_enormous_weights_are_told(saved: SavedModel) -> None:
+    with torch.no_grad():
+        saved.model.decoder.bias[3] = math.inf
+    with pytest.raises(UserError, match="scores are not finite: its weights are far too large"):
+        score_text("w1", saved)
+
+
+def test_a_window_is_all_that_is_held(saved: SavedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(surprisal, "WINDOW_TOKENS", 100)
     taken = 0
 
-    def endless() -> object:
+    def endless() -> Iterator[str]:
         nonlocal taken
         while True:
             taken += 1
             yield "w1 w2 w3 w4"
 
-    windows = score_lines([endless()], model, VOCABULARY)
+    windows = score_lines([endless], saved)
     assert [len(next(windows)) for _ in range(3)] == [80, 80, 80]
     assert taken <= 61
 

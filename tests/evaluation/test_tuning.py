@@ -10,62 +10,62 @@ import pytest
 
 from lstmlm import UserError
 from lstmlm import cli as commands
-from lstmlm.evaluation.adaptation import CacheSettings, DynamicSettings
-from lstmlm.evaluation.protocol import Protocol, Subject
+from lstmlm.evaluation import tuning
+from lstmlm.evaluation.adaptation import Cache, CacheDynamic, Dynamic
+from lstmlm.evaluation.protocol import measure
+from lstmlm.evaluation.text import split_text
 from lstmlm.evaluation.tuning import tune
+from lstmlm.model.pretrained import SavedModel, load
 
 NAMES = ("static-1", "static-10", "cache", "dynamic", "cache+dynamic")
 
 
 @pytest.fixture
-def subject(folder: Path, tmp_path: Path) -> Subject:
-    return Subject(folder, cache_dir=str(tmp_path / "cache"))
+def saved(folder: Path, tmp_path: Path) -> SavedModel:
+    return load(folder, cache_dir=str(tmp_path / "cache"))
 
 
-def test_it_ends_where_no_setting_helps_any_more(subject: Subject) -> None:
-    start = Protocol(cache=CacheSettings(window=100, theta=3, lambda_=0.5))
-    found = tune(subject, start, evaluations=500, tokens=300)
+def test_it_ends_where_no_setting_helps_any_more(saved: SavedModel) -> None:
+    start = Cache(window=100, theta=3, lambda_=0.5)
+    found = tune(saved, start, evaluations=500, tokens=300)
     assert found.evaluations < 500
-    text = subject.split("validation")
+    text = split_text(saved, "validation")
     text = dataclasses.replace(text, stream=text.stream[:300])
-    assert subject.measure(text, found.protocol).ppl == found.ppl < subject.measure(text, start).ppl
-    cache = found.protocol.cache
-    assert cache is not None
-    assert cache.window == 100
+    assert measure(saved, text, found.protocol).ppl == found.ppl < measure(saved, text, start).ppl
+    best = found.protocol
+    assert isinstance(best, Cache)
+    assert best.window == 100
     for theta, lambda_ in ((1.15, 1), (1 / 1.15, 1), (1, 1.15), (1, 1 / 1.15)):
-        near = CacheSettings(100, cache.theta * theta, cache.lambda_ * lambda_)
-        assert subject.measure(text, Protocol(near)).ppl > found.ppl * 0.999
+        near = Cache(window=100, theta=best.theta * theta, lambda_=best.lambda_ * lambda_)
+        assert measure(saved, text, near).ppl > found.ppl * 0.999
 
 
-def test_it_looks_at_validation_only_and_keeps_its_budget(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    scored, splits, measure, split = [], [], subject.measure, subject.split
-    monkeypatch.setattr(subject, "measure", lambda text, protocol: scored.append(text) or measure(text, protocol))
-    monkeypatch.setattr(subject, "split", lambda name: splits.append(name) or split(name))
+def test_it_looks_at_validation_only_and_keeps_its_budget(saved: SavedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored, splits = [], []
+    monkeypatch.setattr(tuning, "measure", lambda *arguments: scored.append(arguments[1]) or measure(*arguments))
+    monkeypatch.setattr(tuning, "split_text", lambda *arguments: splits.append(arguments[1]) or split_text(*arguments))
     told: list[str] = []
-    start = Protocol(CacheSettings(50), DynamicSettings("sgd", lr=1e30, bptt=5), columns=2)
     with pytest.raises(UserError, match="begin with a smaller lr"):
-        tune(subject, start, 4, 200, told.append)
+        tune(saved, CacheDynamic(window=50, rule="sgd", lr=1e30, bptt=5, columns=2), 4, 200, told.append)
     assert len(scored) == len(told) == 4
-    found = tune(subject, Protocol(CacheSettings(50), DynamicSettings("sgd", lr=0.5, bptt=5), 2), 6, 200, told.append)
+    start = CacheDynamic(window=50, rule="sgd", lr=0.5, bptt=5, columns=2)
+    found = tune(saved, start, 6, 200, told.append)
     assert found.evaluations == 6
     assert len(scored) == len(told) == 10
     assert {len(text.stream) for text in scored} == {200}
     assert set(splits) == {"validation"}
     assert found.protocol.columns == 2
-    again = tune(subject, Protocol(CacheSettings(50), DynamicSettings("sgd", lr=0.5, bptt=5), 2), 6, 200)
+    again = tune(saved, start, 6, 200)
     assert (again.protocol, again.ppl) == (found.protocol, found.ppl)
 
 
-def test_of_both_the_caches_settings_are_searched(subject: Subject) -> None:
+def test_of_both_the_caches_settings_are_searched(saved: SavedModel) -> None:
     """Those of dynamic evaluation are searched by themselves."""
-    start = Protocol(CacheSettings(50, 3, 0.5), DynamicSettings("sgd", lr=0.5, bptt=5))
-    found = tune(subject, start, 12, 200)
-    assert found.protocol.dynamic == start.dynamic
-    assert found.protocol.cache is not None
-    assert found.protocol.cache.lambda_ < 0.5
-    dynamic = tune(subject, Protocol(dynamic=DynamicSettings("sgd", lr=0.01, bptt=5)), 12, 200).protocol.dynamic
-    assert dynamic is not None
-    assert dynamic.lr > 0.01
+    start = CacheDynamic(window=50, theta=3, lambda_=0.5, rule="sgd", lr=0.5, bptt=5)
+    found = tune(saved, start, 12, 200).protocol
+    assert dataclasses.replace(found, theta=3, lambda_=0.5) == start
+    assert found.settings["lambda"] < 0.5
+    assert tune(saved, Dynamic(rule="sgd", lr=0.01, bptt=5), 12, 200).protocol.settings["lr"] > 0.01
 
 
 def test_the_command_scores_test_once_with_what_it_found(
@@ -94,9 +94,9 @@ def test_the_command_scores_test_once_with_what_it_found(
         (["--tune", "--split", "test"], "searches on validation and then scores test once"),
         (["--tune", "--split", "train"], "takes no --split train"),
         (["--tune", "--text", "a.txt"], "--tune searches on the validation split"),
-        (["--tune"], "there is nothing to tune in protocol static"),
-        (["--tune", "--protocol", "cache", "--reset", "line"], "a search needs reset never, not line"),
-        (["--evaluations", "3"], "--evaluations is of a search: say --tune too"),
+        (["--tune"], "--tune: protocol static has no settings to search"),
+        (["--tune", "--protocol", "cache", "--reset", "line"], "--tune needs --reset never, not line"),
+        (["--evaluations", "3"], "--evaluations needs --tune"),
         (["--tune", "--tune_tokens", "0"], "--tune_tokens must be at least 2, not 0"),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from lstmlm.model.pretrained import load_pretrained, model_card
+from lstmlm.model.pretrained import load, model_card
 from tests.export.hub_standin import Repositories, standin
 from tests.export.test_transformers import WORDS, make_model
 from tests.helpers import ROOT
@@ -36,7 +36,7 @@ def test_push_and_load_by_name(hub: tuple[str, Repositories, dict[str, bool]], t
     address, repositories, private = hub
     model = make_model(tmp_path / "own")
     figures = {"test": {"ppl": 12.5, "targets": 100, "columns": 1}}
-    vocabulary = load_pretrained(tmp_path / "own")[1]
+    vocabulary = load(tmp_path / "own").vocabulary
     (tmp_path / "own/README.md").write_text(model_card(model, vocabulary, {"dataset": "toy"}, figures))
     export = str(ROOT / "scripts/export.py")
     pushed = run(address, tmp_path, export, "own", "--to", "hub", "--output", "me/small", "--private")

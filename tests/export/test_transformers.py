@@ -11,7 +11,7 @@ import torch
 from lstmlm import LSTMLanguageModel, Vocabulary, generate_text
 from lstmlm.config import ModelConfig
 from lstmlm.export.transformers import export_transformers
-from lstmlm.model.pretrained import load_pretrained, save_pretrained
+from lstmlm.model.pretrained import load, save_pretrained
 
 pytestmark = pytest.mark.system  # whole runs or processes
 
@@ -104,7 +104,7 @@ def test_the_loss_of_labels(model: LSTMLanguageModel, theirs: Any) -> None:
     labels = ids.masked_fill(torch.tensor([[0] * 7, [0] * 5 + [1] * 2]).bool(), -100)
     output = theirs(ids, labels=labels)
     with torch.no_grad():
-        nll, _ = model.score(ids[:, :-1].T, model.initial_state(2), labels[:, 1:].T)
+        nll, _, _ = model.score(ids[:, :-1].T, model.initial_state(2), labels[:, 1:].T)
     torch.testing.assert_close(output.loss, nll.sum() / 10)
     output.loss.backward()
     assert theirs.decoder.weight is theirs.embedding.weight
@@ -177,13 +177,14 @@ def test_weights_in_16_bits_compute_in_float32(tmp_path: Path) -> None:
     export_transformers(tmp_path / "own", tmp_path / "exported")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", trust_remote_code=True)
     assert {parameter.dtype for parameter in theirs.parameters()} == {torch.float32}
-    rounded = dict(load_pretrained(tmp_path / "own")[0].named_parameters())
+    rounded = dict(load(tmp_path / "own").model.named_parameters())
     for name, parameter in theirs.named_parameters():
         torch.testing.assert_close(parameter, rounded[name], rtol=0, atol=0)
 
 
 def test_the_folder_is_a_model_of_ours_too(model: LSTMLanguageModel, folder: Path) -> None:
-    loaded, vocabulary = load_pretrained(folder)
+    saved = load(folder)
+    loaded, vocabulary = saved.model, saved.vocabulary
     torch.testing.assert_close(loaded.weights(), model.weights(), rtol=0, atol=0)
     assert vocabulary.tokens == WORDS
     assert "## With transformers" in (folder / "README.md").read_text()

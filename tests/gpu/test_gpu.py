@@ -13,11 +13,11 @@ from torch.utils._pytree import tree_leaves
 from lstmlm import Config, LSTMLanguageModel, Vocabulary, load_config
 from lstmlm.config import ModelConfig
 from lstmlm.data.vocabulary import EOS, UNK
-from lstmlm.evaluation.adaptation import CacheSettings, DynamicScorer, DynamicSettings, NeuralCache, gradient_rms
+from lstmlm.evaluation.adaptation import Cache, CacheScorer, Dynamic, DynamicScorer, gradient_rms
 from lstmlm.evaluation.perplexity import score_stream
 from lstmlm.model.dropout import make_masks
 from lstmlm.model.loss import linear_cross_entropy
-from lstmlm.model.pretrained import load_pretrained, save_pretrained
+from lstmlm.model.pretrained import load, save_pretrained
 from tests.helpers import assert_same_run, build_step, forget_accelerate, fresh_train, interrupted, run_steps
 
 pytestmark = [
@@ -45,7 +45,7 @@ def test_flat_cudnn_weights_are_exported_whole(tmp_path: Path) -> None:
     assert len(storages) == 1, "cuDNN keeps a layer's weights in one buffer"
     save_pretrained(tmp_path, model, Vocabulary([UNK, EOS, *map(str, range(29))]), {"dataset": "toy"})
     for device in ("cuda", "cpu"):
-        loaded, _ = load_pretrained(tmp_path, device)
+        loaded = load(tmp_path, device=device).model
         logits, _ = loaded.logits(tokens.to(device), loaded.initial_state(3))
         torch.testing.assert_close(logits.cpu(), expected.cpu(), rtol=1e-4, atol=1e-5)
 
@@ -181,8 +181,7 @@ def test_adapting_scores_are_those_of_a_cpu(rule: str) -> None:
     stream, scores = torch.randint(31, (200,), dtype=torch.int32), {}
     for device in ("cpu", "cuda"):
         model.to(device)
-        settings = DynamicSettings(rule, lr=0.5 if rule == "sgd" else 0.005, epsilon=0.01, bptt=5)
-        cache = NeuralCache(CacheSettings(window=20))
-        scorer = DynamicScorer(model, 3, settings, gradient_rms(model, stream), cache)
+        settings = Dynamic(rule=rule, lr=0.5 if rule == "sgd" else 0.005, epsilon=0.01, bptt=5)
+        scorer = CacheScorer(DynamicScorer(model, 3, settings, gradient_rms(model, stream)), Cache(window=20))
         scores[device] = score_stream(scorer, stream, 3, device, 5)
     torch.testing.assert_close(scores["cuda"], scores["cpu"], rtol=1e-3, atol=1e-4)

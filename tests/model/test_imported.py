@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lstmlm import UserError, cli
 from lstmlm.model.imported import import_model, read_weights, read_words
-from lstmlm.model.pretrained import load_pretrained
+from lstmlm.model.pretrained import load
 
 MODULES = {
     "model": """
@@ -164,7 +164,8 @@ def test_scores_are_those_of_the_models_own_code(
     vocab, folder = str(tmp_path / "vocab.txt"), str(tmp_path / "out")
     assert cli.import_model([str(tmp_path / "model.pt"), "--vocab", vocab, "--output", folder]) == 0
     assert capsys.readouterr().out == f"{folder}\n"
-    loaded, vocabulary = load_pretrained(folder)
+    saved = load(folder)
+    loaded, vocabulary = saved.model, saved.vocabulary
     assert vocabulary.tokens == WORDS
     assert loaded.config.tie_weights == (kind not in ("untied", "one layer"))
 
@@ -247,10 +248,11 @@ def test_a_model_without_unk_keeps_its_probabilities(
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     import_model(tmp_path / "model.pt", tmp_path / "vocab.txt", tmp_path / "out")
     assert "<unk>" in capsys.readouterr().err
-    loaded, vocabulary = load_pretrained(tmp_path / "out")
+    saved = load(tmp_path / "out")
+    loaded, vocabulary = saved.model, saved.vocabulary
     assert vocabulary.tokens == [*words, "<unk>"]
     ids = torch.tensor(vocabulary.encode(VALID))[:, None]
-    nll, _ = loaded.score(torch.cat([torch.tensor([[vocabulary.eos]]), ids[:-1]]), loaded.initial_state(1), ids)
+    nll, _, _ = loaded.score(torch.cat([torch.tensor([[vocabulary.eos]]), ids[:-1]]), loaded.initial_state(1), ids)
     torch.testing.assert_close(nll.flatten(), expected)
     logits, _ = loaded.logits(ids, loaded.initial_state(1))
     assert not logits.softmax(-1)[..., vocabulary.unk].any()

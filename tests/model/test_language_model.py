@@ -162,7 +162,7 @@ def test_score_is_the_nll_of_each_target(model: LSTMLanguageModel) -> None:
     targets[2, 1] = -100
     logits, state = model.logits(tokens, model.initial_state(3))
     expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
-    nll, scored_state = model.score(tokens, model.initial_state(3), targets)
+    nll, _, scored_state = model.score(tokens, model.initial_state(3), targets)
     torch.testing.assert_close(nll, expected.detach())
     torch.testing.assert_close(scored_state, state)
 

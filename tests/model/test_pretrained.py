@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from lstmlm import LSTMLanguageModel, UserError, Vocabulary
 from lstmlm.config import DataConfig, ModelConfig
 from lstmlm.model import pretrained
-from lstmlm.model.pretrained import find_model, load_pretrained, model_card, read_config, save_pretrained
+from lstmlm.model.pretrained import find_model, load, model_card, read_config, save_pretrained
 
 SMALL = ModelConfig(embedding_size=12, hidden_size=12)
 DATA: dict[str, Any] = {"dataset": "toy", "subset": None, "level": "word"}
@@ -34,7 +34,7 @@ def test_a_tied_weight_is_written_once_and_tied_again(model: LSTMLanguageModel, 
     with safetensors.safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert [name for name in file.keys() if file.get_tensor(name).shape == (31, 12)] == ["embedding.weight"]  # noqa: SIM118
         assert file.metadata() == {"step": "3"}
-    loaded, _ = load_pretrained(tmp_path)
+    loaded = load(tmp_path).model
     assert loaded.decoder.weight is loaded.embedding.weight
 
 
@@ -42,7 +42,8 @@ def test_a_tied_weight_is_written_once_and_tied_again(model: LSTMLanguageModel, 
 def test_save_and_load(tied: bool, tmp_path: Path) -> None:
     model = LSTMLanguageModel(ModelConfig(embedding_size=8, hidden_size=8, num_layers=3, tie_weights=tied), 17)
     save_pretrained(tmp_path, model, words(17), DATA)
-    loaded, vocabulary = load_pretrained(tmp_path)
+    saved = load(tmp_path)
+    loaded, vocabulary = saved.model, saved.vocabulary
     assert loaded.config == model.config
     assert vocabulary.tokens == words(17).tokens
     torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
@@ -57,17 +58,18 @@ def test_weights_in_one_flat_buffer_are_saved_apart(model: LSTMLanguageModel, tm
         for p, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             p.data = piece.view_as(p)
     save_pretrained(tmp_path, model, words(31), DATA)
-    torch.testing.assert_close(load_pretrained(tmp_path)[0].weights(), expected, rtol=0, atol=0)
+    torch.testing.assert_close(load(tmp_path).model.weights(), expected, rtol=0, atol=0)
 
 
 def test_a_run_directory_stands_for_its_model(model: LSTMLanguageModel, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match=r"there is no model in .*run: cannot read .*run/config\.json"):
-        load_pretrained(tmp_path / "run")
+        load(tmp_path / "run")
     save_pretrained(tmp_path / "run" / "model", model, words(31), DATA)
     (tmp_path / "run" / "config.yaml").write_text("")
     assert read_config(tmp_path / "run").data == DataConfig(**DATA)
-    loaded, vocabulary = load_pretrained(tmp_path / "run")
+    saved = load(tmp_path / "run")
+    loaded, vocabulary = saved.model, saved.vocabulary
     assert vocabulary.tokens == words(31).tokens
     torch.testing.assert_close(loaded.weights(), model.weights(), rtol=0, atol=0)
 
@@ -98,7 +100,7 @@ def test_weights_of_low_precision_are_read_as_float32(
 ) -> None:
     save_pretrained(tmp_path / "half", model, words(31), DATA, dtype=dtype)
     save_pretrained(tmp_path / "full", model, words(31), DATA)
-    loaded = load_pretrained(tmp_path / "half")[0].weights()
+    loaded = load(tmp_path / "half").model.weights()
     assert {weight.dtype for weight in loaded.values()} == {torch.float32}
     expected = {name: weight.to(dtype).float() for name, weight in model.weights().items()}
     torch.testing.assert_close(loaded, expected, rtol=0, atol=0)
@@ -108,15 +110,15 @@ def test_weights_of_low_precision_are_read_as_float32(
 
 def test_broken_model_folders(model: LSTMLanguageModel, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no model in"):
-        load_pretrained(tmp_path)
+        load(tmp_path)
     save_pretrained(tmp_path, model, words(31), DATA)
     (tmp_path / "model.safetensors").write_bytes(b"x" * 40)
     with pytest.raises(UserError, match="cannot read the model"):
-        load_pretrained(tmp_path)
+        load(tmp_path)
     save_pretrained(tmp_path / "other", LSTMLanguageModel(SMALL, 7), words(7), DATA)
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
     with pytest.raises(UserError, match=r"model\.safetensors: the weights are not those of the model in"):
-        load_pretrained(tmp_path)
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["config.json", "vocab.json"])
@@ -141,7 +143,7 @@ def test_what_is_not_the_file_it_should_be_is_told_in_a_line_that_names_it(
     with pytest.raises(
         UserError, match=rf"^(cannot read )?{re.escape(str(path))}(: Is a directory| is damaged)"
     ) as caught:
-        load_pretrained(tmp_path)
+        load(tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -169,7 +171,7 @@ def test_a_forged_config_is_refused(
         content[key] = content[key] | value if isinstance(value, dict) else value
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=re.escape(told)):
-        load_pretrained(tmp_path)
+        load(tmp_path)
 
 
 def test_of_a_strangers_config_only_what_is_needed_is_read(model: LSTMLanguageModel, tmp_path: Path) -> None:
@@ -178,7 +180,7 @@ def test_of_a_strangers_config_only_what_is_needed_is_read(model: LSTMLanguageMo
     content["data"] |= {"cache_dir": "/etc", "batch_size": -1, "min_count": "x"}
     (tmp_path / "config.json").write_text(json.dumps(content | {"model_type": "lstmlm", "train": {"run_dir": "/etc"}}))
     assert read_config(tmp_path).data == DataConfig(**DATA)
-    load_pretrained(tmp_path)
+    load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +209,7 @@ def test_weights_that_are_none_are_refused(model: LSTMLanguageModel, tmp_path: P
     else:
         safetensors.torch.save_file(weights, path)
     with pytest.raises(UserError, match=re.escape(told)) as caught:
-        load_pretrained(tmp_path)
+        load(tmp_path)
     assert str(path) in str(caught.value)
 
 

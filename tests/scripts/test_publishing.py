@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 
 from lstmlm import Config, UserError, evaluate, load_config
 from lstmlm.config import flatten
-from lstmlm.model.pretrained import load_pretrained
+from lstmlm.model.pretrained import load
 from scripts.publishing import command, publish_model, publish_results, results_table, training_seconds, with_table
 from tests.helpers import fresh_train
 
@@ -163,5 +163,5 @@ def test_weights_that_16_bits_would_spoil_stay_in_32(
 ) -> None:
     monkeypatch.setattr("scripts.publishing.TOLERANCE", 1e-9)
     publish_model(run, tmp_path / "full", "Owner/name", str(text_folder), "small", "cc-by-sa-3.0", "")
-    expected = load_pretrained(run)[0].weights()
-    torch.testing.assert_close(load_pretrained(tmp_path / "full")[0].weights(), expected, rtol=0, atol=0)
+    expected = load(run).model.weights()
+    torch.testing.assert_close(load(tmp_path / "full").model.weights(), expected, rtol=0, atol=0)

@@ -19,7 +19,7 @@ from lstmlm import load_config
 from lstmlm.console import UsageError
 from lstmlm.data.corpus import load_corpus
 from lstmlm.evaluation.perplexity import evaluate_stream
-from lstmlm.model.pretrained import load_pretrained
+from lstmlm.model.pretrained import load
 from lstmlm.runtime.launch import _check_cuda_graph
 from lstmlm.training import checkpoint
 from tests.helpers import metrics
@@ -220,7 +220,7 @@ def test_scoring_at_the_end_is_shared_and_may_last_longer_than_the_timeout(
     assert result.returncode == 0, result.stderr
     summary = json.loads((tmp_path / "run/summary.json").read_bytes())
     assert summary["seconds"]["evaluation"] > 15
-    model, _ = load_pretrained(tmp_path / "run")
+    model = load(tmp_path / "run").model
     corpus = load_corpus(load_config(arguments).data)
     for split, name in (("validation", "valid"), ("test", "test")):
         assert summary[name]["loss"] == evaluate_stream(model, corpus.splits[split]).loss, "of one rank, to the bit"

@@ -13,7 +13,7 @@ from lstmlm.data.corpus import load_split
 from lstmlm.data.sources import toy_text
 from lstmlm.data.table import Table
 from lstmlm.evaluation.perplexity import evaluate_stream
-from lstmlm.model.pretrained import load_pretrained
+from lstmlm.model.pretrained import load
 from tests.system.launcher import ROOT
 
 BPTT = 30
@@ -41,7 +41,7 @@ def test_carried_state_beats_the_bound_of_a_reset_one(tmp_path: Path) -> None:
     result = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=250)
     assert result.returncode == 0, result.stderr
     vocabulary = Vocabulary.load(tmp_path / "run/model/vocab.json")
-    model, _ = load_pretrained(tmp_path / "run/model")
+    model = load(tmp_path / "run/model").model
     stream, _ = load_split(DataConfig(dataset="toy", cache_dir=str(tmp_path)), "test", vocabulary)
     text = toy_text("test")
     oracle, bound = text.oracle_ppl(), text.reset_ppl(BPTT)

@@ -10,7 +10,7 @@ import torch
 from lstmlm import Config, LSTMLanguageModel, UserError, Vocabulary, evaluate, load_config
 from lstmlm.config import ModelConfig
 from lstmlm.console import UsageError
-from lstmlm.model.pretrained import load_pretrained, save_pretrained
+from lstmlm.model.pretrained import load, save_pretrained
 from lstmlm.runtime import launch
 from lstmlm.training.build import build
 from tests.helpers import (
@@ -76,7 +76,8 @@ def test_a_resume_needs_only_the_vocabulary_of_its_own_model(
 def test_text_becomes_ids_under_the_vocabulary_of_the_source(
     warm: Callable[..., list[str]], other_text: Path, tmp_path: Path
 ) -> None:
-    model, vocabulary = load_pretrained(tmp_path / "source")
+    saved = load(tmp_path / "source")
+    model, vocabulary = saved.model, saved.vocabulary
     config = launch.resolve_precision(load_config(warm()))
     with launch.started(config) as accelerator:
         own, other = build(config, accelerator)
@@ -95,7 +96,7 @@ def test_text_becomes_ids_under_the_vocabulary_of_the_source(
 def test_a_model_that_no_step_makes_better_stays_the_best(warm: Callable[..., list[str]], tmp_path: Path) -> None:
     summary = fresh_train(load_config(warm("--optim.lr=30", "--train.max_steps=3")))
     assert summary["best_step"] == 0
-    source, own = (load_pretrained(tmp_path / run)[0].weights() for run in ("source", "run"))
+    source, own = (load(tmp_path / run).model.weights() for run in ("source", "run"))
     torch.testing.assert_close(own, source, rtol=0, atol=0)
 
 

@@ -1,0 +1,135 @@
+"""What is scored: a split of the data or a file, as token ids and as lines; and where a model forgets what it read of it."""
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lstmlm.console import UserError, check
+from lstmlm.data.corpus import fingerprint, load_split
+from lstmlm.data.reading import form_of, lines_of, read_blocks
+from lstmlm.data.sources import ENDINGS, SPLITS, open_source
+from lstmlm.data.tokenize import EOS, Words
+from lstmlm.model.pretrained import SavedModel
+
+logger = logging.getLogger(__name__)
+
+Reset = Literal["line", "document", "never"]
+TITLE = re.compile(r"\s*= [^=]+ =\s*")  # of a document; `= = Heading = =` is one within a document
+
+
+def with_resets(lines: Callable[[], Iterator[str]], reset: Reset) -> Iterator[tuple[str, bool]]:
+    """Each line of a text, and whether the model reads it without what stood before.
+
+    Args:
+        lines: Gives them, from the first, which is read so; asked twice where documents must be told apart.
+        reset: `line`: each is. `document`: each title is, or in a text without titles each line after an empty one. `never`: no other is.
+    """
+    titled = reset == "document" and any(TITLE.fullmatch(line) for line in lines())
+    fresh = True
+    for line in lines():
+        yield line, fresh or (titled and TITLE.fullmatch(line) is not None)
+        fresh = reset == "line" or (reset == "document" and not titled and not line.strip())
+
+
+@dataclass(frozen=True)
+class Text:
+    """What is scored.
+
+    Attributes:
+        name: What messages call it.
+        stream: Its token ids, int32 (n,).
+        characters: Of the text, spaces and line ends counted.
+        words: Of the text: what stands between white space, and the line ends.
+        blocks: Gives the text itself, piece by piece.
+    """
+
+    name: str
+    stream: Tensor
+    characters: int
+    words: int
+    blocks: Callable[[], Iterator[str]]
+
+    def lines(self) -> Iterator[str]:
+        """Its lines, without their line ends."""
+        return lines_of(self.blocks())
+
+    def starts(self, reset: Reset, eos: int) -> list[int]:
+        """Where the stretches that are read without a reset begin.
+
+        Args:
+            reset: As for `with_resets`.
+            eos: Id of `<eos>`.
+
+        Raises:
+            UserError: Its lines cannot be told apart.
+        """
+        ends = (self.stream == eos).nonzero()[:, 0].tolist()
+        starts = [0, *(end + 1 for end in ends[:-1])]
+        lines = list(with_resets(self.lines, reset))
+        if len(lines) != len(starts):
+            raise UserError(f"{self.name} has {EOS} in its text, so its lines cannot be told apart: use --reset never")
+        return [start for start, (_, fresh) in zip(starts, lines, strict=True) if fresh]
+
+
+def check_split(name: str) -> None:
+    """Refuse a split that there is not.
+
+    Raises:
+        UsageError: Naming those that there are.
+    """
+    check(name in SPLITS, f"there is no split {name!r}: name one of {', '.join(SPLITS)}")
+
+
+def split_text(saved: SavedModel, name: str) -> Text:
+    """A split of the data that a model was trained on.
+
+    Raises:
+        UserError: There is no such split, or the data cannot be had.
+    """
+    check_split(name)
+    stream, facts = load_split(saved.data, name, saved.vocabulary)
+    if fingerprint(stream) != saved.description.fingerprints.get(name, fingerprint(stream)):
+        other = f"split {name} of {saved.data.dataset} is not the text that the model was trained with"
+        if saved.dataset is None:
+            raise UserError(f"{other}, only its name is the same: say which you mean with --dataset")
+        logger.warning(other)
+    return Text(f"split {name}", stream, facts.characters, facts.words, lambda: open_source(saved.data).blocks(name))
+
+
+def file_text(saved: SavedModel, path: str | Path, column: str = "text") -> Text:
+    """A file of any form that training takes.
+
+    Args:
+        saved: The model whose tokens the text is cut into.
+        path: Of the file.
+        column: Where the text stands in a file that has rows.
+
+    Raises:
+        UserError: It cannot be read, or has nothing to score.
+    """
+    path = Path(path)
+    check(path.is_file(), f"{path} is not a file" if path.exists() else f"there is no file {path}")
+    check(form_of(path) is not None, f"{path}: its name must end with one of {ENDINGS}")
+
+    def blocks() -> Iterator[str]:
+        return read_blocks(path, column)
+
+    ids, characters, words = [np.empty(0, np.int32)], 0, 0
+    try:
+        for block, tokens in saved.text_vocabulary.encode_blocks(blocks()):
+            ids.append(tokens)
+            characters += len(block)
+            words += len(Words().tokenize(block))
+    except UserError as error:
+        raise type(error)(str(error).replace("--data.text_column", "--text_column")) from None
+    stream = torch.from_numpy(np.concatenate(ids))
+    if len(stream) < 2:
+        raise UserError(f"{path} has nothing to score: {len(stream)} tokens, the least is 2")
+    return Text(str(path), stream, characters, words, blocks)

@@ -109,6 +109,9 @@ class DataConfig(_Section):
     """Number of columns of the table, over ALL ranks together."""
     bptt: int = bounded(30, COUNT)
     """Rows of one segment: how far back-propagation reaches, in tokens."""
+    bptt_jitter: float = bounded(0.0, NOT_NEGATIVE)
+    """Standard deviation of a segment's rows around bptt, drawn anew in each epoch; one segment in twenty is half as long, and the
+    learning rate is in proportion to the rows (Merity et al., 2017). At most bptt / 4. 0 = every segment has bptt rows."""
     cache_dir: str = "~/.cache/lstmlm"
     """Folder that keeps token ids between runs."""
 
@@ -125,6 +128,11 @@ class DataConfig(_Section):
             f"data.tokenizer {self.tokenizer} cuts words, but data.level is {self.level}: leave one of them out",
         )
         check(bool(self.cache_dir), "data.cache_dir is empty: name a folder")
+        check(
+            not self.bptt_jitter or self.bptt_jitter <= self.bptt / 4 >= 2.5,
+            f"data.bptt_jitter is at most data.bptt / 4, and needs a data.bptt of at least 10, but they are {self.bptt_jitter} "
+            f"and {self.bptt}",
+        )
 
 
 @dataclass(frozen=True)
@@ -183,27 +191,55 @@ class ModelConfig(_Section):
 class OptimConfig(_Section):
     """One optimizer update."""
 
-    name: Literal["adam"] = "adam"
-    """The optimizer (Kingma and Ba, 2015)."""
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    """The optimizer: adam (Kingma and Ba, 2015), adamw (Loshchilov and Hutter, 2019), or sgd, the plain gradient."""
     lr: float = bounded(1e-3, POSITIVE)
     """Learning rate at the end of the warm-up."""
     betas: tuple[float, float] = bounded((0.9, 0.999), FRACTION)
-    """Decay rates of Adam's two moments."""
+    """adam, adamw: decay rates of the two moments."""
     eps: float = bounded(1e-8, POSITIVE)
-    """Term that keeps the denominator of Adam's update from being zero."""
+    """adam, adamw: term that keeps the update's denominator from being zero."""
     weight_decay: float = bounded(0.0, NOT_NEGATIVE)
-    """L2 penalty, added to the gradient."""
+    """adam, sgd: L2 penalty, added to the gradient. adamw: share of each weight, times the learning rate, that an update takes off."""
     grad_clip: float = bounded(0.25, POSITIVE)
     """Largest global gradient norm; larger gradients are scaled down to it."""
-    schedule: Literal["constant", "cosine", "plateau"] = "constant"
-    """Learning rate after the warm-up: constant; a half cosine down to 0 at the run's last step; or plateau, constant until
-    validation gets no better and then multiplied by plateau_factor."""
+    schedule: Literal["constant", "cosine", "plateau", "one_cycle"] = "constant"
+    """Learning rate after the warm-up: constant; a half cosine down to 0 at the run's last step; plateau, constant until
+    validation gets no better and then multiplied by plateau_factor; or one_cycle, which has a warm-up of its own: half a cosine up to
+    lr, and half a cosine down (Smith, 2018)."""
     plateau_factor: float = bounded(0.25, Bounds(0, 1, above=True, below=True))
     """plateau: what the learning rate is multiplied by."""
     plateau_patience: int = bounded(1, COUNT)
     """plateau: validations in a row without a new best perplexity before that."""
     warmup_steps: int = bounded(0, Bounds(0, MOST))
-    """Steps over which the learning rate rises linearly from 0."""
+    """Steps over which the learning rate rises linearly from 0; not with one_cycle."""
+    cycle_warmup: float = bounded(0.25, Bounds(0, 1, above=True, below=True))
+    """one_cycle: share of the run's steps on the way up."""
+    cycle_div: float = bounded(10.0, COUNT)
+    """one_cycle: the first step's learning rate is lr / cycle_div."""
+    cycle_final_div: float = bounded(1e5, COUNT)
+    """one_cycle: the last step's learning rate is lr / cycle_final_div."""
+    cycle_beta: float | None = bounded(None, FRACTION)
+    """one_cycle with adam or adamw: the first of betas at the peak, to which it moves and from which it comes back. null = it stays."""
+    average: Literal["ema", "asgd"] | None = None
+    """Validate and export an average of the weights: ema, an exponential one; or asgd, their mean from where validation is worse
+    than the best of all but the last average_interval validations (Merity et al., 2017). null = the weights themselves."""
+    average_decay: float = bounded(0.999, FRACTION)
+    """ema: share of the average that stays at each step."""
+    average_interval: int = bounded(5, Bounds(1, MOST_LOGGED))
+    """asgd: number of validations that may be worse than an earlier one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        cycle = self.schedule == "one_cycle"
+        check(
+            not (cycle and self.warmup_steps),
+            f"optim.schedule one_cycle has a warm-up of its own, but optim.warmup_steps is {self.warmup_steps}: leave it 0",
+        )
+        check(
+            self.cycle_beta is None or (cycle and self.name != "sgd"),
+            "optim.cycle_beta needs optim.schedule one_cycle and optim.name adam or adamw: set it to null",
+        )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ ROOMS = """
     evaluation.perplexity evaluation.text evaluation.protocol evaluation.adaptation evaluation.evaluate
     evaluation.surprisal evaluation.surprisal_tables evaluation.breakdown evaluation.tuning evaluation.pairs
     generation
-    training.optimizer training.step training.build training.cursor training.checkpoint training.run_directory training.resume
+    training.optimizer training.memory training.segments training.step training.build training.cursor training.checkpoint
+    training.run_directory training.resume
     training.wandb_tracker training.tracking
     training.banner training.profiling training.run training.dry_run training.loop
     report.runs report.plots report.page report.wandb_report

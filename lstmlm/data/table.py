@@ -15,6 +15,7 @@ n tokens make N = n - 1 pairs of an input and its target. Column b owns the pair
 differ by at most one, and every target counts exactly once. A column without a pair in the last row has IGNORE there.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -109,8 +110,14 @@ class Table:
             accumulate: Segments of a window.
             start: First row, where a window of this pass begins.
         """
-        for first in range(start, self.rows, bptt * accumulate):
-            last = min(first + bptt * accumulate, self.rows)
-            segments = [(row, min(row + bptt, last)) for row in range(first, last, bptt)]
-            differences = sum(self.targets_in(row + 1, end) for row, end in segments if end > row + 1)
-            yield Window(segments, self.targets_in(first, last), differences)
+        return self.cut([*range(bptt, self.rows, bptt), self.rows], accumulate, start)
+
+    def cut(self, ends: list[int], accumulate: int, start: int = 0) -> Iterator[Window]:
+        """The same of segments that end before these rows, the last of which is the table's number of rows."""
+        segments = list(itertools.pairwise([0, *ends]))
+        for i in range(0, len(segments), accumulate):
+            own = segments[i : i + accumulate]
+            first, last = own[0][0], own[-1][1]
+            if first >= start:
+                differences = sum(self.targets_in(row + 1, end) for row, end in own if end > row + 1)
+                yield Window(own, self.targets_in(first, last), differences)

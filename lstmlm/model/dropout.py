@@ -17,8 +17,8 @@ from lstmlm.config import ModelConfig
 
 MASKS = "hash 1"  # this function by name; a checkpoint says with which one its run was made
 PLACE_BITS = 24  # a place of the model has fewer than 2^24 units, and there are fewer than 2^7 places
-# Places of masks that all columns share: the layers' recurrent weights, and the types. Embedding and layers have 0 ... L.
-WEIGHTS, TYPES = 126, 127
+# Places of what all columns share: lengths of segments, masks of recurrent weights and of types. Embedding and layers have 0 ... L.
+SEGMENTS, WEIGHTS, TYPES = 125, 126, 127
 
 
 class Masks(NamedTuple):

@@ -238,11 +238,13 @@ def _check_cuda_graph(config: Config, accelerator: Accelerator) -> None:
         (several, f"there is a group of {accelerator.num_processes} rank(s)"),
         (config.train.precision == "fp16", "fp16 waits for the device at every step"),
         (config.train.accumulate > 1, "train.accumulate is not 1"),
+        (config.data.bptt_jitter > 0, "data.bptt_jitter gives every segment another length"),
+        (config.optim.cycle_beta is not None, "optim.cycle_beta changes a number that the graph holds"),
     ]
     for stands, reason in obstacles:
         if stands:
             raise UsageError(
-                f"train.cuda_graph is for one GPU without torchrun, train.accumulate 1 and not fp16, but {reason}: leave it false"
+                f"train.cuda_graph is for one GPU without torchrun and for steps that are all alike, but {reason}: leave it false"
             )
 
 

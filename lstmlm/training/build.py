@@ -16,7 +16,9 @@ from lstmlm.files import user_path
 from lstmlm.model.language_model import LSTMLanguageModel
 from lstmlm.model.pretrained import VOCABULARY, load
 from lstmlm.runtime.distributed import check_alike, fail_together, main_tensors, main_value
-from lstmlm.training.step import TrainStep, check_memory
+from lstmlm.training.memory import check_memory
+from lstmlm.training.segments import steps_per_epoch
+from lstmlm.training.step import TrainStep
 
 
 def build(config: Config, accelerator: Accelerator, origin: str | Path | None = None) -> tuple[Corpus, TrainStep]:
@@ -50,7 +52,7 @@ def build(config: Config, accelerator: Accelerator, origin: str | Path | None = 
     model = LSTMLanguageModel(config.model, len(corpus.vocabulary))
     if weights:
         model.load_weights(weights)
-    total_steps = config.train.epochs * table.num_windows(config.data.bptt, config.train.accumulate)
+    total_steps = config.train.epochs * steps_per_epoch(config, table.rows)
     total_steps = min(total_steps, config.train.max_steps or total_steps)
     return corpus, TrainStep(config, accelerator, model, table, total_steps)
 

@@ -56,7 +56,7 @@ def dry_run(config: Config) -> Outcome:
         corpus, train_step = build(scratch_config, accelerator, origin)
         if saved is not None:
             resume.check_data(saved.data_fingerprint, corpus.fingerprint)
-        window = next(train_step.table.windows(config.data.bptt, train.accumulate))
+        window = next(train_step.windows(epoch=0))
         train_step(window, 0, 0)
         (step,) = train_step.read()
         segment = corpus.splits["validation"][: SEGMENT_TOKENS * accelerator.num_processes + 1]

@@ -32,7 +32,7 @@ def train(config: Config) -> Outcome:
                     return run.stopped(stop_signal)  # nothing has changed since the checkpoint, which owes it too
                 run.restart_clock()
             while not run.ended():
-                for window in train_step.table.windows(config.data.bptt, config.train.accumulate, start=cursor.row):
+                for window in train_step.windows(cursor.epoch, start=cursor.row):
                     train_step(window, cursor.step, cursor.segment)
                     cursor.advance(window)
                     # Events happen between steps, always in this order: a checkpoint's cursor says just what comes next.

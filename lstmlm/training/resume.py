@@ -11,6 +11,7 @@ from lstmlm.data.table import Table
 from lstmlm.model.dropout import MASKS
 from lstmlm.training.checkpoint import TENSORS, Saved, checkpoints, load_tensors, whole
 from lstmlm.training.run_directory import RunDirectory
+from lstmlm.training.segments import segment_ends
 
 # Configuration keys that a resumed run may change: they do not touch what is computed, other than its rounding.
 FREE_KEYS = {
@@ -35,8 +36,9 @@ FREE_KEYS = {
 GROWING_KEYS = {
     "train.epochs",
     "train.max_steps",
-}  # may grow, except under the schedule `cosine`, which ends with the run
-PLATEAU_KEYS = {"train.eval_every"}  # the schedule plateau counts validations
+}  # may grow, except under a schedule that ends with the run
+ENDING = ("cosine", "one_cycle")
+VALIDATION_KEYS = {"train.eval_every"}  # the schedule plateau and the average asgd count validations
 
 
 def candidates(config: Config, directory: RunDirectory) -> Iterator[tuple[Path, Saved]]:
@@ -118,12 +120,12 @@ def check_fit(saved: Saved, tensors: dict[str, Tensor], expected: dict[str, Tens
             raise UserError(
                 f"{name} is {tensor.dtype} {list(tensor.shape)} instead of {expected[name].dtype} {list(expected[name].shape)}"
             )
-    cursor, data = saved.cursor, saved.config.data
-    rows = data.bptt * saved.config.train.accumulate
-    windows = table.num_windows(data.bptt, saved.config.train.accumulate)
-    if not 0 <= cursor.row < table.rows or cursor.row % rows:
+    cursor, train = saved.cursor, saved.config.train
+    ends = segment_ends(saved.config.data, train.seed, table.rows, cursor.epoch)
+    begins = [window.segments[0][0] for window in table.cut(ends, train.accumulate)]
+    if cursor.row not in begins:
         raise UserError(f"no step begins at row {cursor.row} of {table.rows}")
-    if cursor.step != cursor.epoch * windows + cursor.row // rows:
+    if cursor.step != cursor.epoch * len(begins) + begins.index(cursor.row):
         raise UserError(f"step {cursor.step} is not the one at row {cursor.row} of epoch {cursor.epoch}")
 
 
@@ -140,10 +142,11 @@ def check_config(saved: Config, config: Config) -> None:
     old, new = saved.to_flat_dict(), config.to_flat_dict()
     for key in sorted(new):
         before, now = old[key], new[key]
-        free = FREE_KEYS - PLATEAU_KEYS if new["optim.schedule"] == "plateau" else FREE_KEYS
+        counts = new["optim.schedule"] == "plateau" or new["optim.average"] == "asgd"
+        free = FREE_KEYS - VALIDATION_KEYS if counts else FREE_KEYS
         if before == now or key in free or key.startswith("tracking."):
             continue
-        if key in GROWING_KEYS and new["optim.schedule"] != "cosine":
+        if key in GROWING_KEYS and new["optim.schedule"] not in ENDING:
             if now is None or (before is not None and now > before):
                 continue
             raise UserError(f"cannot resume: {key} was {before} and is {now} now; it may only grow")

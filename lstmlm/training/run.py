@@ -253,32 +253,36 @@ class Run:
         self.progress.show(self.cursor.step, loss, exponential(loss), tokens_per_second)
 
     def validate(self, interrupted: Callable[[], bool] = lambda: False) -> None:
-        """Measure validation perplexity, and export the model where it is the best so far.
+        """Measure validation perplexity, and export the model where it is the best so far; with an average of the weights, of that.
 
         A validation that a stop cuts short is repeated first when the run is resumed.
 
         Raises:
             UserError: The loss is not finite.
         """
-        try:
-            result = self._evaluate("validation", self.config.train.eval_columns, interrupted)
-        except InterruptedError:
-            self.cursor.owes_validation = True
-            return
-        self._log({"valid/loss": result.loss, "valid/ppl": result.ppl})
-        best = self.cursor.take(result.ppl, self.config.optim)
-        self.train_step.rate_cuts = self.cursor.rate_cuts
-        mark = ", the best so far" if best else ""
-        self.progress.line(
-            f"epoch {self._epoch}, step {self.cursor.step}: validation ppl {perplexity(result.ppl)} ({result.columns} columns){mark}"
-        )
-        if best:
-            self._export()
-            with self._timed("tracking"):
-                self.tracking.model(self.directory.model, self.cursor.step, result.ppl)
-        with fail_together(self.accelerator), self._timed("tracking"):
-            if self._is_main:
-                self.tracking.samples(self._position, self._samples())
+        with self.train_step.averaged():
+            try:
+                result = self._evaluate("validation", self.config.train.eval_columns, interrupted)
+            except InterruptedError:
+                self.cursor.owes_validation = True
+                return
+            self._log({"valid/loss": result.loss, "valid/ppl": result.ppl})
+            best = self.cursor.take(result.ppl, self.config.optim)
+            self.train_step.rate_cuts = self.cursor.rate_cuts
+            averages = self.train_step.validated(result.loss)
+            mark = ", the best so far" if best else ""
+            self.progress.line(
+                f"epoch {self._epoch}, step {self.cursor.step}: validation ppl {perplexity(result.ppl)} ({result.columns} columns){mark}"
+            )
+            if averages:
+                self.progress.line("validation was better before: the average of the weights begins here")
+            if best:
+                self._export()
+                with self._timed("tracking"):
+                    self.tracking.model(self.directory.model, self.cursor.step, result.ppl)
+            with fail_together(self.accelerator), self._timed("tracking"):
+                if self._is_main:
+                    self.tracking.samples(self._position, self._samples())
 
     def save(self) -> None:
         """Publish a checkpoint of this moment."""
@@ -302,7 +306,8 @@ class Run:
     def stopped(self, signal: int) -> Outcome:
         """Leave after a signal; the checkpoint is written."""
         if self.cursor.best is None:
-            self._export()
+            with self.train_step.averaged():
+                self._export()
         self.progress.close()
         self.tracking.finish(128 + signal)
         self.progress.line(
@@ -331,7 +336,8 @@ class Run:
                     replace_file(self.directory.due_model, read_file(self.directory.model / WEIGHTS))
             self.validate()
         if self.cursor.best is None:
-            self._export()
+            with self.train_step.averaged():
+                self._export()
         with fail_together(self.accelerator):
             best = load(self.directory.model, device="cpu").model.weights() if self._is_main else None
         self.train_step.model.load_weights(main_tensors(self.accelerator, best))

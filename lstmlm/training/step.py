@@ -1,10 +1,9 @@
-"""One optimizer update: masks, forward, backward, clip, Adam. Owns the hidden state and the buffer of losses."""
+"""One optimizer update: masks, forward, backward, clip, optimizer. Owns the hidden state, the average and the buffer of losses."""
 
 import math
-import os
 import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -18,47 +17,19 @@ from lstmlm.data.table import Table, Window
 from lstmlm.model.dropout import Masks, make_masks
 from lstmlm.model.language_model import LSTMLanguageModel, State
 from lstmlm.runtime.distributed import sum_over_ranks
-from lstmlm.runtime.hardware import free_memory
-from lstmlm.training.optimizer import fill_moments, gradient_norm, learning_rate, make_optimizer, set_learning_rate
+from lstmlm.training.optimizer import (
+    WeightAverage,
+    first_beta,
+    gradient_norm,
+    learning_rate,
+    make_optimizer,
+    set_rates,
+    set_up,
+)
+from lstmlm.training.segments import segment_ends, steps_per_epoch
 
 WARM_UP = 3  # updates before one is recorded, so that libraries have chosen their kernels and work space
 MAX_SKIPPED = 30  # fp16 halves its scale at each skipped update: after this many in a row, the scale is not the cause
-
-
-def check_memory(config: Config, vocab_size: int, tokens: int, accelerator: Accelerator) -> None:
-    """Refuse a run that certainly does not fit the memory, before any of it is taken. What is counted is less than what is used.
-
-    Args:
-        config: Of the run.
-        vocab_size: V.
-        tokens: n, length of the training stream.
-        accelerator: Of the run; its ranks on this host share the memory.
-
-    Raises:
-        UserError: What is needed, and what is free.
-    """
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in LSTMLanguageModel(config.model, vocab_size).parameters())
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    rows, columns = -(-tokens // config.data.batch_size), -(-config.data.batch_size // accelerator.num_processes)
-    # Of each place of a segment, backward needs the embedding and, for every layer, four gates and the cell.
-    places, units = min(config.data.bptt, rows) * columns, config.model.embedding_size
-    units += 5 * sum(config.model.layer_sizes)
-    segment = places * units * (2 if config.train.precision in ("bf16", "fp16") else 4)
-    trained = 16 * parameters  # weight, gradient and Adam's two moments, in float32
-    saved = 24 * parameters  # a checkpoint, gathered on the host and then made a file's content
-    each = trained + segment + 8 * rows
-    needs = {accelerator.device: each * ranks + saved}
-    if accelerator.device.type == "cuda":
-        needs = {accelerator.device: each + 4 * rows * columns, torch.device("cpu"): saved}
-    for device, need in needs.items():
-        free = free_memory(device)
-        if need > free:
-            sizes = f"{parameters:,} parameters, {columns} columns of {min(config.data.bptt, rows):,} rows at a time"
-            raise UserError(
-                f"this run needs at least {need / 1e9:,.1f} GB of memory ({device.type}), and {free / 1e9:,.1f} GB are free: {sizes} "
-                f"on each of {ranks} rank(s) here; lower model.hidden_size, model.num_layers, data.bptt or data.batch_size"
-            )
 
 
 class StepResult(NamedTuple):
@@ -89,7 +60,7 @@ class TrainStep:
         accelerator: Of the run.
         model: On the CPU; moved and wrapped here, by `accelerator.prepare`.
         table: This rank's columns of the training stream.
-        total_steps: Steps of the whole run, for the cosine schedule.
+        total_steps: Steps of the whole run, for the schedules that end with it.
     """
 
     def __init__(
@@ -100,12 +71,13 @@ class TrainStep:
         self.table = table
         self.total_steps = total_steps
         self.rate_cuts = 0  # the cursor's, which the schedule `plateau` needs
-        self.steps_per_epoch = table.num_windows(config.data.bptt, config.train.accumulate)
+        self.steps_per_epoch = steps_per_epoch(config, table.rows)
         model.to(accelerator.device)
         graph = config.train.cuda_graph
         self.model: LSTMLanguageModel = model
         self.wrapped_model, self._optimizer = accelerator.prepare(model, make_optimizer(model, config.optim, graph))
-        fill_moments(self._optimizer, model)
+        set_up(self._optimizer, model, config.optim)
+        self._average = WeightAverage(model, config.optim) if config.optim.average else None
         self._segment = torch.zeros((), dtype=torch.int32, device=accelerator.device)  # number of the masks' segment
         self._losses = torch.zeros(
             config.train.log_every, 2, device=accelerator.device
@@ -126,7 +98,11 @@ class TrainStep:
             step: Number of this step in the run, from 0.
             segment: Number of the window's first segment in the run, from 0.
         """
-        set_learning_rate(self._optimizer, self.learning_rate(step))
+        optim, data = self.config.optim, self.config.data
+        rate = self.learning_rate(step)
+        if data.bptt_jitter:  # in proportion to the rows of its segments
+            rate *= (window.end - window.segments[0][0]) / (len(window.segments) * data.bptt)
+        set_rates(self._optimizer, rate, first_beta(optim, step, self.total_steps))
         row = self._losses[len(self._pending)].zero_()
         if self._recording is not None and window.num_targets == self._full_targets:
             first, end = window.segments[0]
@@ -146,10 +122,17 @@ class TrainStep:
                     )
                     row[0] += segment_nll
             row[1] = self._apply_gradient()
+        if self._average is not None:
+            self._average.update()
         self._pending.append((step, window.num_targets))
 
+    def windows(self, epoch: int, start: int = 0) -> Iterator[Window]:
+        """The windows of one pass, from row `start` on, where one begins."""
+        data, train = self.config.data, self.config.train
+        return self.table.cut(segment_ends(data, train.seed, self.table.rows, epoch), train.accumulate, start)
+
     def learning_rate(self, step: int) -> float:
-        """Learning rate of step number `step`, from 0."""
+        """Learning rate of step number `step`, from 0, of segments of `data.bptt` rows."""
         return learning_rate(self.config.optim, step, self.total_steps, self.rate_cuts)
 
     def read(self) -> list[StepResult]:
@@ -173,6 +156,23 @@ class TrainStep:
             results.append(StepResult(step, total, num_targets, norm if math.isfinite(norm) else None))
         self._pending.clear()
         return results
+
+    def validated(self, loss: float) -> bool:
+        """Take note of a validation, and tell whether the average of the weights begins with it."""
+        return self._average is not None and self._average.take(loss)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model has the average of its weights within the block, where there is one, and after it to the bit what it had before."""
+        if not self._average:
+            yield
+            return
+        before = {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
+        self.model.load_weights(self._average.weights)
+        try:
+            yield
+        finally:
+            self.model.load_weights(before)
 
     def reset_state(self) -> None:
         """Zero the hidden state, as at an epoch's start."""
@@ -210,11 +210,13 @@ class TrainStep:
         del self.wrapped_model
 
     def _trained(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter, a tied one once, and what the optimizer keeps of it, by their names in a checkpoint."""
+        """Every parameter, a tied one once, what the optimizer keeps of it, and the average, by their names in a checkpoint."""
         for name, parameter in self.model.named_parameters():
             yield f"model.{name}", parameter.detach()
             for key, value in self._optimizer.state[parameter].items():
                 yield f"optimizer.{key}.{name}", value.detach()
+        if self._average is not None:
+            yield from self._average.named()
 
     @property
     def _own_columns(self) -> slice:
@@ -243,7 +245,7 @@ class TrainStep:
         return nll.detach()
 
     def _apply_gradient(self) -> Tensor:
-        """Clip, let Adam update, and return the gradient's norm before clipping."""
+        """Clip, let the optimizer update, and return the gradient's norm before clipping."""
         self.accelerator.unscale_gradients(self._optimizer)
         norm = gradient_norm([parameter.grad for parameter in self.model.parameters() if parameter.grad is not None])
         torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.optim.grad_clip, norm)

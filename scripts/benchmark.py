@@ -5,10 +5,11 @@
 Takes the training configuration's arguments too (`--config FILE` first, `--data.*`, `--model.*`). Three processes take turns, repeat by
 repeat, so that each keeps its own memory and a change in the machine's speed meets all of them:
 
-  plain   what everybody writes: stacked nn.LSTM, all logits, log_softmax and nll, unfused Adam, .item() each step, float32 (an NVIDIA
+  plain   what everybody writes: nn.LSTM, all logits, log_softmax and nll, unfused Adam, .item() each step, float32 (an NVIDIA
           GPU's LSTM may use TF32 there, which is torch's default)
   ours    the `TrainStep` of scripts/train.py
-  floor   the matrix products and LSTM kernels of a step alone, on warm buffers, in the precision of `ours`
+  floor   the matrix products and LSTM layers of a step alone, on warm buffers, in the precision of `ours`, each in the layout and in
+          the pieces that are fastest on this machine; it says which
 """
 
 import argparse
@@ -20,10 +21,12 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.floor import floor_step, ways_of
 from benchmarks.heads import measure_heads
 from benchmarks.ranks import measure_ranks
 from benchmarks.turns import REPEATS, Step, receive, take_turns, workers
@@ -37,7 +40,6 @@ from lstmlm.data.corpus import Corpus, load_corpus
 from lstmlm.data.table import Table
 from lstmlm.evaluation.perplexity import evaluate_stream
 from lstmlm.generation import sample
-from lstmlm.model.loss import ALIGN_VOCABULARY
 from lstmlm.runtime import hardware, launch
 from lstmlm.training.step import TrainStep
 
@@ -48,17 +50,22 @@ class PlainModel(nn.Module):
     def __init__(self, config: Config, vocab_size: int) -> None:
         super().__init__()
         m = config.model
+        sizes = [m.embedding_size, *m.layer_sizes]
         self.embedding = nn.Embedding(vocab_size, m.embedding_size)
         self.dropout = nn.Dropout(m.dropout)
-        self.lstm = nn.LSTM(m.embedding_size, m.hidden_size, m.num_layers, dropout=m.dropout)
-        self.decoder = nn.Linear(m.hidden_size, vocab_size)
+        self.layers = nn.ModuleList(nn.LSTM(*pair) for pair in pairwise(sizes))
+        self.decoder = nn.Linear(sizes[-1], vocab_size)
         if m.tie_weights:
             self.decoder.weight = self.embedding.weight
         nn.init.uniform_(self.embedding.weight, -m.init_range, m.init_range)
 
     def forward(self, x: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
-        y, state = self.lstm(self.dropout(self.embedding(x)), state)
-        return F.log_softmax(self.decoder(self.dropout(y)).flatten(0, 1), -1), state
+        y, new_state = self.dropout(self.embedding(x)), []
+        for layer, layer_state in zip(self.layers, state or [None] * len(self.layers), strict=True):
+            y, layer_state = layer(y, layer_state)
+            y = self.dropout(y)
+            new_state.append(layer_state)
+        return F.log_softmax(self.decoder(y).flatten(0, 1), -1), new_state
 
 
 def plain_step(config: Config, corpus: Corpus, device: torch.device) -> Step:
@@ -73,7 +80,7 @@ def plain_step(config: Config, corpus: Corpus, device: torch.device) -> Step:
         nonlocal state
         inputs, targets = table.segment(*windows[i].segments[0])
         log_probs, state = model(inputs, state)
-        state = tuple(s.detach() for s in state)
+        state = [(h.detach(), c.detach()) for h, c in state]
         loss = F.nll_loss(log_probs, targets.flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -100,56 +107,14 @@ def our_step(config: Config, corpus: Corpus, device: torch.device) -> Step:
     return step
 
 
-def floor_step(config: Config, corpus: Corpus, device: torch.device) -> Step:
-    """The products of the decoder and the LSTM kernels, forward and backward, and nothing else."""
-    hardware.keep_memory()
-    hardware.set_float32_products(config.train.precision)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision, torch.float32)
-    m, rows, columns = config.model, config.data.bptt, config.data.batch_size
-    n, v, p = rows * columns, len(corpus.vocabulary), m.hidden_size + 1
-    v, p = -(-v // ALIGN_VOCABULARY) * ALIGN_VOCABULARY, -(-p // 8) * 8
-    decoder, hidden = torch.randn(v, p, dtype=dtype, device=device), torch.randn(n, p, dtype=dtype, device=device)
-    logits = torch.empty(n, v, dtype=dtype, device=device)
-    hidden_grad, weight_grad = torch.empty_like(hidden), torch.empty_like(decoder)
-    sizes = [m.embedding_size] + [m.hidden_size] * m.num_layers
-    # As the model's: no bf16 LSTM on a GPU.
-    lstm_dtype = torch.float32 if config.train.precision == "bf16" and device.type == "cuda" else dtype
-    layers = nn.ModuleList(nn.LSTM(size, m.hidden_size).to(device, lstm_dtype) for size in sizes[:-1])
-    inputs = torch.randn(rows, columns, m.embedding_size, dtype=lstm_dtype, device=device, requires_grad=True)
-    grad = torch.randn(rows, columns, m.hidden_size, dtype=lstm_dtype, device=device)
-
-    def step(i: int) -> None:
-        torch.mm(hidden, decoder.T, out=logits)
-        torch.mm(logits, decoder, out=hidden_grad)
-        torch.mm(logits.T, hidden, out=weight_grad)
-        outputs = inputs
-        for layer in layers:
-            outputs, _ = layer(outputs)
-        torch.autograd.grad(outputs, [inputs, *layers.parameters()], grad)
-
-    return step if device.type == "cpu" else _recorded(step)
-
-
-def _recorded(step: Step) -> Step:
-    """The same on a GPU without the host's share: one CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for i in range(3):
-            step(i)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step(0)
-    return lambda i, kept=step: graph.replay()  # type: ignore[misc]  # kept: the memory it reads and writes
-
-
 STEPS = {"plain": plain_step, "ours": our_step, "floor": floor_step}
 
 
 PARTS = {
     "head": ("_LinearCrossEntropy", "_LinearCrossEntropyBackward"),
     "lstm": (
+        "LSTMFunction",
+        "LSTMFunctionBackward",
         "aten::lstm",
         "aten::mkldnn_rnn_layer_backward",
         "aten::_thnn_fused_lstm_cell",
@@ -186,6 +151,8 @@ def measure(config: Config, device: torch.device, steps: int) -> dict[str, Any]:
         times, memory = take_turns(pipes, steps)
         pipes["ours"].send((REPEATS * steps, steps, shares_of_parts))
         shares = receive(pipes["ours"])
+        pipes["floor"].send((0, 0, ways_of))
+        ways = receive(pipes["floor"])
     tokens = config.data.batch_size * config.data.bptt
     medians = {name: statistics.median(values) for name, values in times.items()}
     return {
@@ -198,6 +165,7 @@ def measure(config: Config, device: torch.device, steps: int) -> dict[str, Any]:
         "peak_memory_mb": memory["ours"],
         "plain_peak_memory_mb": memory["plain"],
         "shares": shares,
+        "floor_ways": ways,
     }
 
 
@@ -247,6 +215,8 @@ def show(result: dict[str, Any]) -> None:
         low, high = result[f"{name}_ms_min_max"]
         print(f"{name:6} {result[f'{name}_ms']:9.2f} ms/step   ({low:.2f} to {high:.2f})")
     print(f"ours is {result['ratio_plain']:.2f} x as fast as plain and takes {result['ratio_floor']:.2f} x the floor")
+    for part, way in result["floor_ways"].items():
+        print(f"floor, {part}: {way}")
     print(
         f"{result['tokens_per_second']:,.0f} tokens/s (plain {result['plain_tokens_per_second']:,.0f}), "
         f"{result['epoch_s']:.1f} s an epoch"

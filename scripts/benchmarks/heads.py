@@ -39,7 +39,7 @@ if hasattr(F, "linear_cross_entropy"):  # since torch 2.13
 def _head_values(config: Config, corpus: Corpus, device: torch.device) -> list[torch.Tensor]:
     """Hidden states, weight and bias of about a trained model's size, and targets."""
     generator = torch.Generator(device).manual_seed(0)
-    n, v, h = config.data.bptt * config.data.batch_size, len(corpus.vocabulary), config.model.hidden_size
+    n, v, h = config.data.bptt * config.data.batch_size, len(corpus.vocabulary), config.model.layer_sizes[-1]
     hidden, weight, bias = (torch.randn(shape, generator=generator, device=device) for shape in ((n, h), (v, h), (v,)))
     return [0.3 * hidden, 0.1 * weight, 0.1 * bias, torch.randint(v, (n,), generator=generator, device=device)]
 

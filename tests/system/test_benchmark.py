@@ -16,7 +16,7 @@ from tests.system.launcher import ROOT
 
 SMALL = ["--model.embedding_size=12", "--model.hidden_size=12", "--data.bptt=5", "--data.batch_size=4", "--steps=2"]
 PROMISED = (
-    "plain_ms ours_ms floor_ms ratio_plain ratio_floor tokens_per_second peak_memory_mb device precision threads"
+    "plain_ms ours_ms floor_ms ratio_plain ratio_floor tokens_per_second floor_ways peak_memory_mb device precision threads"
 ).split()
 
 

@@ -110,7 +110,7 @@ def _layers(rows: int, columns: int, size: int, hidden: int, dtype: torch.dtype,
     yield "nn.LSTM", lambda: torch.autograd.grad(layer(inputs)[0], [inputs, *layer.parameters()], grad)
     if dtype == torch.bfloat16 and device.type == "cpu":
         state = torch.zeros(2, columns, hidden)
-        weights = [weight.detach().requires_grad_() for weight in (layer.weight_ih_l0, layer.weight_hh_l0)]
+        weights = list(layer.parameters())[:2]
         bias = torch.zeros(4 * hidden, requires_grad=True)
 
         def work() -> None:

@@ -22,7 +22,7 @@ from lstmlm.console import (
     scoring_bar,
     standard_output,
 )
-from lstmlm.files import replace_file
+from lstmlm.files import Output
 
 Arguments = Sequence[str] | None  # without the program's name; None takes the process's own
 
@@ -45,8 +45,9 @@ def train(argv: Arguments = None) -> int:
 
 def evaluate(argv: Arguments = None) -> int:
     """Exact perplexity of a saved model, static or adapting to the text."""
+    from lstmlm.data.sources import local_files
     from lstmlm.evaluation.adaptation import Cache
-    from lstmlm.evaluation.breakdown import breakdown, check_output, write_tokens
+    from lstmlm.evaluation.breakdown import breakdown, write_tokens
     from lstmlm.evaluation.evaluate import PROTOCOLS
     from lstmlm.evaluation.protocol import Measurement, Static, measure
     from lstmlm.evaluation.text import Text, check_split, file_text, split_text
@@ -79,7 +80,7 @@ def evaluate(argv: Arguments = None) -> int:
     parser.add_argument("--evaluations", type=int | None, help=f"Tune: most texts scored. Default {EVALUATIONS}.")
     parser.add_argument("--tune_tokens", type=int | None, help=f"Tune: tokens of each text. Default {TOKENS}.")
     parser.add_argument("--breakdown", action="store_true", help="Show how the nll is shared among kinds of tokens.")
-    parser.add_argument("--output", type=Path | None, default=None, help="Parquet file for every token's nll.")
+    parser.add_argument("--output", type=str | None, default=None, help="Parquet file for every token's nll.")
     taken = {"lambda_"}  # which Python cannot call by its name
     for kind in PROTOCOLS.values():
         parser.add_class_arguments(kind, skip=taken, as_group=False)
@@ -108,10 +109,15 @@ def evaluate(argv: Arguments = None) -> int:
     for option, value in {"--evaluations": args.evaluations, "--tune_tokens": args.tune_tokens}.items():
         check(value is None or args.tune, f"{option} needs --tune")
         check(value is None or value >= 2, f"{option} must be at least 2, not {value}")
-    if args.output:
-        check_output(args.output)
+    output = Output(args.output, filter(None, [args.text, args.model])) if args.output else None
+    if output:
+        parquet = output.path.suffix == ".parquet" or not output.plain
+        check(parquet, f"--output {args.output}: the file is Parquet, so its name must end with .parquet")
+        check(not output.standard, "--output: Parquet is not for standard output: name a file")
     use_machine(args.threads)
     saved = load(args.model, args.raw, args.dataset, args.cache_dir)
+    if output and not args.text:
+        output.keep(local_files(saved.data.dataset))
     text = file_text(saved, args.text, args.text_column) if args.text else split_text(saved, split)
 
     def score(text: Text, protocol: Static) -> Measurement:
@@ -126,8 +132,8 @@ def evaluate(argv: Arguments = None) -> int:
         tuned = {"tuning": tuning.figures(), "validation": {"split": "validation", **validation.figures()}}
     result = score(text, protocol)
     groups = breakdown(result, saved.vocabulary, split_text(saved, "train").stream) if args.breakdown else []
-    if args.output:
-        write_tokens(args.output, result, saved.vocabulary)
+    if output:
+        write_tokens(output, result, saved.vocabulary)
     if args.json:
         figures = {"text": args.text, **result.figures()} if args.text else {"split": split, **result.figures()}
         figures |= tuned
@@ -191,25 +197,27 @@ def pairs(argv: Arguments = None) -> int:
     parser.add_argument("--model", type=str | None, default=None, help=MODEL_HELP)
     parser.add_argument("--raw", action="store_true", help=RAW_HELP)
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
-    parser.add_argument("--output", type=Path | None, default=None, help="File for the pairs, JSON lines.")
+    parser.add_argument(
+        "--output", type=str | None, default=None, help="File for the pairs, JSON lines; - is standard output."
+    )
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
     args = parse(parser, argv)
-    if args.output:
-        check(args.output.parent.is_dir(), f"--output {args.output}: there is no folder {args.output.parent}")
-        check(not args.output.is_dir(), f"--output {args.output} is a folder: name a file")
+    output = Output(args.output, [args.file, *filter(None, [args.model])]) if args.output else None
+    tell = print_line if output and output.standard else print_result  # standard output has one result
     use_machine(args.threads)
     scored = score_pairs(args.file, args.model, args.raw)
-    if args.output:
-        write_pairs(args.output, scored)
+    if output:
+        write_pairs(output, scored)
     summaries = summarize(scored)
     if args.json:
-        print_result(json.dumps({name: dataclasses.asdict(summary) for name, summary in summaries.items()}))
+        tell(json.dumps({name: dataclasses.asdict(summary) for name, summary in summaries.items()}))
     else:
         rows = [
             f"{name}\t{summary.pairs}\t{summary.accuracy:.4f}\t{summary.ties}\t{summary.unknown:.4f}"
             for name, summary in summaries.items()
         ]
-        print_result("\n".join(["UID\tpairs\taccuracy\tties\tunknown", *rows]))
+        for line in ["UID\tpairs\taccuracy\tties\tunknown", *rows]:
+            tell(line)
     return 0
 
 
@@ -262,7 +270,7 @@ def report(argv: Arguments = None) -> int:
         "in W&B. Prints where they are."
     )
     parser.add_argument("runs", nargs="*", type=str, help="Run directories, such as runs/*.")
-    parser.add_argument("--out", type=str, default="report.html", help="The page: one file that needs no network.")
+    parser.add_argument("--output", type=str, default="report.html", help="The page: one file that needs no network.")
     parser.add_argument("--png", type=str | None, default=None, help="Folder to write the plots to as PNG too.")
     parser.add_argument("--wandb", type=str | None, default=None, help="ENTITY/PROJECT: report there, on its runs.")
     parser.add_argument("--group", type=str | None, default=None, help="With --wandb: only the runs of this group.")
@@ -276,12 +284,15 @@ def report(argv: Arguments = None) -> int:
     )
     check(bool(args.runs) or not args.png, "--png belongs to a page about run directories")
     if args.runs:
-        page.write_report(args.runs, args.out, args.png)
-        print_result(args.out)
+        output = Output(args.output, args.runs)
+        page.write_report(args.runs, output, args.png)
+        if not output.standard:
+            print_result(args.output)
         return 0
+    preview = Output(args.dry_run, option="--dry_run") if args.dry_run else None
     built = wandb_report.build(args.wandb, args.group)
-    if args.dry_run:
-        replace_file(Path(args.dry_run), wandb_report.to_json(*built))
+    if preview:
+        preview.write(wandb_report.to_json(*built))
         print_result(args.dry_run)
     else:
         print_result("\n".join(wandb_report.save(*built)))

@@ -211,12 +211,13 @@ class Output:
 
     Args:
         name: As the user wrote it. `-` and /dev/stdout are standard output; /dev/null takes all and keeps nothing.
-        kept: What the work reads: files, and folders with all in them.
+        kept: What the work reads: files, and the folders of models and runs.
         option: That the name was given with, for messages.
         again: Of a model's files, those beside a file of this name may be replaced.
 
     Attributes:
         standard: Whether it is standard output.
+        plain: Whether it is a file, there or not.
 
     Raises:
         UsageError: It cannot be written, is no file, is one of `kept`, or is a file of a model or a run.
@@ -229,7 +230,8 @@ class Output:
         option: str = "--output",
         again: str | None = None,
     ) -> None:
-        told, path = f"{option} {name}", user_path(name)
+        self._told = told = f"{option} {name}"
+        path = user_path(name)
         try:
             facts = path.stat()
         except FileNotFoundError:
@@ -237,17 +239,16 @@ class Output:
         except OSError as error:
             raise UsageError(f"{told}: {error.strerror}") from None
         self.standard = str(name) in STANDARD_OUTPUT or (facts is not None and os.path.samestat(facts, os.fstat(1)))
-        self._null = facts is not None and stat.S_ISCHR(facts.st_mode) and path.samefile(os.devnull)
+        null = facts is not None and stat.S_ISCHR(facts.st_mode) and path.samefile(os.devnull)
+        self.plain = not self.standard and not null
         self.path = Path(os.path.realpath(path))
-        if self.standard or self._null:
+        if not self.plain:
             check(not self.standard or sys.stdout is not None, f"{told}: standard output is closed")
             return
         if facts is not None:
             check(stat.S_ISREG(facts.st_mode), f"{told} is {_kind(facts.st_mode)}: name a file")
             check(os.access(path, os.W_OK), f"{told} is write-protected: name another file")
-        for file in chain.from_iterable([each, *each.rglob("*")] for each in map(Path, kept)):
-            same = path.samefile(file) if facts and file.exists() else self.path == file.absolute()
-            check(not same, f"{told} is {file}, which the command reads: name another file")
+        self.keep(kept)
         if owner := _owner(self.path, again):
             raise UsageError(f"{told} is a file of the model or run in {owner}: name another file")
         check(self.path.parent.is_dir(), f"{told}: there is no folder {self.path.parent}")
@@ -257,6 +258,22 @@ class Output:
             temporary.unlink()
         except OSError as error:
             raise UsageError(f"{told}: cannot write to {self.path.parent}: {error.strerror}") from None
+
+    def keep(self, kept: Iterable[str | Path]) -> None:
+        """Refuse to be one of these files, by whatever name.
+
+        Args:
+            kept: As above.
+
+        Raises:
+            UsageError: Naming the file.
+        """
+        for file in chain.from_iterable(map(_files, kept)) if self.plain else ():
+            same = self.path.exists() and file.exists() and self.path.samefile(file)
+            if same or self.path == file.absolute():
+                raise UsageError(
+                    f"{self._told} is {file}, which this command reads or writes already: name another file"
+                )
 
     @contextmanager
     def opened(self) -> Iterator[BinaryIO]:
@@ -270,7 +287,7 @@ class Output:
                 yield out
             return
         try:
-            with self.path.open("wb") if self._null else replacing(self.path) as file:
+            with replacing(self.path) if self.plain else self.path.open("wb") as file:
                 yield file
         except OSError as error:
             if error.filename != str(self.path):
@@ -333,6 +350,12 @@ class OutputFolder:
             raise UserError(cannot_write(error)) from None
         for name in sorted(contents, key=lambda name: name != self._again):
             Output(self.path / name, again=self._again).write(contents[name])
+
+
+def _files(path: str | Path) -> list[Path]:
+    """A file itself; of a folder, the files of the model or the run in it."""
+    names = (*MODEL_FILES, *RUN_FILES) if Path(path).is_dir() else ("",)
+    return [file for name in names for file in (Path(path, name), *Path(path, name).rglob("*"))]
 
 
 def _owner(path: Path, again: str | None) -> Path | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lstmlm.config import argument_parser, parse
 from lstmlm.console import UserError, run_script
-from lstmlm.files import replace_file
+from lstmlm.files import OutputFolder
 
 EVALUATE = Path(__file__).parent / "evaluate.py"
 
@@ -23,7 +23,7 @@ def main() -> int:
         "Measure a model under every protocol, on validation and test: a JSON file for each result."
     )
     parser.add_argument("--model", type=str, required=True, help="A model's folder or a run's.")
-    parser.add_argument("--output", type=Path, required=True, help="Folder for the files.")
+    parser.add_argument("--output", type=str, required=True, help="Folder for the files.")
     parser.add_argument("--dataset", type=str | None, default=None, help="Where the data is now, if it was moved.")
     parser.add_argument("--cache_dir", type=str | None, default=None, help="Where token ids are kept.")
     parser.add_argument("--evaluations", type=int, default=30, help="The most evaluations of each search.")
@@ -31,7 +31,7 @@ def main() -> int:
     common = [sys.executable, str(EVALUATE), "--model", args.model, "--json"]
     for name in ("dataset", "cache_dir"):
         common += [f"--{name}", getattr(args, name)] if getattr(args, name) else []
-    args.output.mkdir(parents=True, exist_ok=True)
+    output = OutputFolder(args.output)
 
     def evaluate(*options: str) -> dict[str, Any]:
         process = subprocess.run([*common, *options], stdout=subprocess.PIPE, text=True)
@@ -41,9 +41,11 @@ def main() -> int:
         return result
 
     def keep(name: str, result: dict[str, Any]) -> None:
-        path = args.output / f"{name}-{result['split']}.json"
-        replace_file(path, f"{json.dumps(result)}\n".encode())
-        print(f"{path}: ppl {result['ppl']:.2f}, bpc {result['bpc']:.4f}, {result['seconds']} s, {result['settings']}")
+        file = f"{name}-{result['split']}.json"
+        output.write({file: f"{json.dumps(result)}\n".encode()})
+        print(
+            f"{output.path / file}: ppl {result['ppl']:.2f}, bpc {result['bpc']:.4f}, {result['seconds']} s, {result['settings']}"
+        )
 
     for columns in ("1", "10"):
         for split in ("validation", "test"):

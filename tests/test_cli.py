@@ -86,7 +86,7 @@ sys.exit(status)
         (["train", "--optim.lr", "fast"], 2),
         (["report", "--help"], 0),
         (["export", "--help"], 0),
-        (["report", "RUN", "--out", "OUT"], 0),
+        (["report", "RUN", "--output", "OUT"], 0),
     ],
 )
 def test_no_torch_is_loaded_where_none_is_needed(arguments: list[str], status: int, tmp_path: Path) -> None:

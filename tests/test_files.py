@@ -138,9 +138,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("input", "is input, which the command reads"),
-        ("soft", "is input, which the command reads"),
-        ("hard", "is input, which the command reads"),
+        ("input", "is input, which this command reads"),
+        ("soft", "is input, which this command reads"),
+        ("hard", "is input, which this command reads"),
         ("model/model.safetensors", "is a file of the model or run in .*model"),
         ("model/README.md", "is a file of the model or run in .*model"),
         ("run/config.yaml", "is a file of the model or run in .*run"),
@@ -218,7 +218,7 @@ def test_a_folder_of_outputs(place: Path) -> None:
             OutputFolder(name, ["a", "README.md"], "a")
     Path("made/here/a").unlink()
     Path("made/here/a").symlink_to(place / "input")
-    with pytest.raises(UsageError, match=r"which the command reads"):
+    with pytest.raises(UsageError, match=r"which this command reads"):
         OutputFolder("made/here", ["a", "b"], "b", ["input"])
 
 

@@ -268,6 +268,13 @@ def dataset_name(dataset: str) -> str:
     return Path(os.path.normpath(user_path(dataset).absolute())).name or "data"
 
 
+def local_files(dataset: str) -> list[Path]:
+    """The files that make up a `data.dataset` which lies here, by their names; none where it is on the Hub."""
+    place = user_path(dataset)
+    below = (file for file in place.rglob("*") if file.parent.name in NAMES or _SPLIT_NAME.match(file.name))
+    return [place, *below] if place.exists() else []
+
+
 def subset_of(data: DataConfig) -> str | None:
     """`data.subset`, where null means WikiText-2 for the default data set."""
     return data.subset or (DEFAULT_SUBSET if data.dataset == DEFAULT_DATASET else None)

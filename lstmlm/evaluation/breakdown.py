@@ -4,15 +4,13 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lstmlm.console import UserError, check
 from lstmlm.data.vocabulary import EOS, UNK, Vocabulary
 from lstmlm.evaluation.protocol import Measurement
-from lstmlm.files import cannot_write, replace_file
+from lstmlm.files import Output
 
 BANDS = (0, 10, 100, 1_000, 10_000)  # each begins at so many occurrences in the training split
 NUMBER = re.compile(r"[\d.,:]*\d[\d.,:]*")  # 7, 1,024, 3.5
@@ -63,25 +61,14 @@ def breakdown(result: Measurement, vocabulary: Vocabulary, train: Tensor) -> lis
     return [group for group in groups if group.targets]
 
 
-def check_output(path: Path) -> None:
-    """Refuse, before anything is computed, a file that could not be written.
-
-    Raises:
-        UserError: The name does not end with `.parquet`, or there is no such folder.
-    """
-    check(path.suffix == ".parquet", f"--output {path}: the file is Parquet, so its name must end with .parquet")
-    check(path.parent.is_dir(), f"--output {path}: there is no folder {path.parent}")
-    check(not path.is_dir(), f"--output {path} is a folder: name a file")
-
-
-def write_tokens(path: Path, result: Measurement, vocabulary: Vocabulary) -> None:
+def write_tokens(output: Output, result: Measurement, vocabulary: Vocabulary) -> None:
     """Every target's nll as a Parquet file, a row each in the order of the text.
 
     Columns: `token`, `token_id`, `nll` (nats, float32) and `fresh` (scored without context). The schema's metadata has the figures of the
     whole and how they were obtained, as JSON under `lstmlm`.
 
     Args:
-        path: Replaced in one step.
+        output: Gets the file.
         result: Of a measurement.
         vocabulary: Of its model.
 
@@ -101,7 +88,4 @@ def write_tokens(path: Path, result: Measurement, vocabulary: Vocabulary) -> Non
     table = pyarrow.table(columns).replace_schema_metadata({"lstmlm": json.dumps(result.figures())})
     buffer = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(table, buffer)
-    try:
-        replace_file(path, buffer.getvalue().to_pybytes())
-    except OSError as error:
-        raise UserError(cannot_write(error)) from None
+    output.write(buffer.getvalue().to_pybytes())

@@ -12,7 +12,7 @@ import torch
 
 from lstmlm.console import UserError, check
 from lstmlm.evaluation.perplexity import StaticScorer, Stretches
-from lstmlm.files import cannot_write, replace_file
+from lstmlm.files import Output
 from lstmlm.model.pretrained import SavedModel, load
 
 FIELDS = ("UID", "sentence_good", "sentence_bad")
@@ -110,17 +110,14 @@ def summarize(pairs: Sequence[Pair]) -> dict[str, Summary]:
     return {name: _summary(group) for name, group in [*groups.items(), ("all", list(pairs))]}
 
 
-def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
-    """Write a line of JSON for each pair; the file is replaced in one step.
+def write_pairs(output: Output, pairs: Sequence[Pair]) -> None:
+    """Write a line of JSON for each pair.
 
     Raises:
         UserError: It cannot be written.
     """
     lines = [json.dumps(asdict(pair), ensure_ascii=False) for pair in pairs]
-    try:
-        replace_file(path, "".join(f"{line}\n" for line in lines).encode())
-    except OSError as error:
-        raise UserError(cannot_write(error)) from None
+    output.write("".join(f"{line}\n" for line in lines).encode())
 
 
 def _summary(pairs: Sequence[Pair]) -> Summary:

@@ -13,12 +13,12 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from lstmlm.console import UsageError, UserError, check, standard_output
+from lstmlm.console import UsageError, UserError, check
 from lstmlm.data.reading import lines_of, read_blocks
 from lstmlm.data.tokenize import EOS
 from lstmlm.evaluation.surprisal import Row, score_lines
 from lstmlm.evaluation.text import Reset
-from lstmlm.files import cannot_write, replacing
+from lstmlm.files import Output
 from lstmlm.model.pretrained import SavedModel, load
 
 Format = Literal["tsv", "jsonl", "parquet", "neural-complexity"]
@@ -53,16 +53,14 @@ def score_files(
         UsageError: A text cannot be read or has no token, or the arguments do not go together. What was there before stays.
     """
     check(form in FORMS, f"format must be one of {', '.join(FORMS)}, not {form!r}")
-    check(form != "parquet" or output is not None, "parquet is not for standard output: name a file with --output")
     check(form != "neural-complexity" or not eos, "neural-complexity's table has no rows for <eos>: leave --eos out")
-    written = [Path(name) for name in (output, page) if name is not None]
-    for path in written:
-        check(not path.exists() or path.is_file(), f"{path} is there and is no file: name another")
-        taken = [
-            name for name in files if name != "-" and Path(name).exists() and path.exists() and path.samefile(name)
-        ]
-        check(not taken, f"{path} is a text to be scored, and would be overwritten: name another file")
-    check(len({path.absolute() for path in written}) == len(written), f"{output} cannot be both the table and the page")
+    kept: list[str | Path] = [name for name in files if name != "-"]
+    if model is not None:
+        kept.append(model.folder if isinstance(model, SavedModel) else model)
+    table = Output("-" if output is None else output, kept)
+    shaded = None if page is None else Output(page, [*kept, *([table.path] if table.plain else [])], "--html")
+    check(form != "parquet" or not table.standard, "parquet is not for standard output: name a file with --output")
+    check(not (shaded and shaded.standard and table.standard), "--html: standard output has the table: name a file")
     check(files.count("-") <= 1, "standard input can be read once only: name - once")
     for name in files:
         check(name == "-" or Path(name).exists(), f"cannot read {name}: there is no such file")
@@ -77,20 +75,13 @@ def score_files(
     if first is None:
         raise UsageError(f"there is no text to score in {', '.join(files)}")
     with ExitStack() as stack:
-        try:
-            out = stack.enter_context(standard_output() if output is None else replacing(Path(output)))
-            writers = [stack.enter_context(FORMS[form](out))]
-            if page is not None:
-                file = stack.enter_context(replacing(Path(page)))
-                writers.append(stack.enter_context(shaded_page(file, ", ".join(files), "" if by_character else " ")))
-            for rows in chain([first], windows):
-                for write in writers:
-                    write(rows)
-            stack.close()
-        except OSError as error:
-            if error.filename is None:  # standard output's, which tells its errors itself
-                raise
-            raise UserError(cannot_write(error)) from None
+        writers = [stack.enter_context(FORMS[form](stack.enter_context(table.opened())))]
+        if shaded:
+            file = stack.enter_context(shaded.opened())
+            writers.append(stack.enter_context(shaded_page(file, ", ".join(files), "" if by_character else " ")))
+        for rows in chain([first], windows):
+            for write in writers:
+                write(rows)
 
 
 def _lines(name: str, column: str, reset: Reset) -> Callable[[], Iterator[str]]:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lstmlm.console import UserError
-from lstmlm.files import replace_file
+from lstmlm.files import OutputFolder
 from lstmlm.model.language_model import LSTMLanguageModel
-from lstmlm.model.pretrained import VOCABULARY, load
+from lstmlm.model.pretrained import VOCABULARY, load, model_folder
 
 GRAPH = "model.onnx"
 OPSET, IR_VERSION = 17, 8  # of 2022, so that older runtimes read it
@@ -36,13 +36,12 @@ def export_onnx(model: str | Path, folder: str | Path) -> None:
     """
     if find_spec("onnx") is None:
         raise UserError("onnx is not installed: pip install onnx")
-    saved = load(model, device="cpu")
+    source = model_folder(model)
+    output = OutputFolder(folder, (GRAPH, VOCABULARY), again=GRAPH, kept=[source])
+    saved = load(source, device="cpu")
     language_model, vocabulary = saved.model, saved.vocabulary
     content = build_graph(language_model).SerializeToString()
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / VOCABULARY, vocabulary.to_bytes())
-    replace_file(folder / GRAPH, content)
+    output.write({GRAPH: content, VOCABULARY: vocabulary.to_bytes()})
 
 
 def build_graph(model: LSTMLanguageModel) -> Any:

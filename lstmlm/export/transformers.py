@@ -1,6 +1,7 @@
 """A folder that transformers loads without this package, and this package too: the same files, with code and a tokenizer beside them."""
 
 import json
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,13 +11,13 @@ import safetensors.torch
 
 from lstmlm.console import UserError
 from lstmlm.data.vocabulary import EOS, UNK, Vocabulary
-from lstmlm.files import replace_file
-from lstmlm.model.pretrained import CARD, CONFIG, VOCABULARY, WEIGHTS, load, model_folder, read_config
+from lstmlm.model.pretrained import CARD, CONFIG, VOCABULARY, WEIGHTS, load, model_folder, read_card, read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 CODE = Path(__file__).with_name("modeling_lstmlm.py")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 PAD = "<pad>"  # beyond the vocabulary: no row of the embedding, and never scored
 # Of the capital sigmas those that str.lower() makes a final one: after a letter that has a case and before none.
 _CASED, _SKIPPED = r"[\p{Cased}&&[^\p{Case_Ignorable}]]", r"\p{Case_Ignorable}*"
@@ -50,7 +51,9 @@ def export_transformers(model: str | Path, folder: str | Path) -> None:
     """
     if find_spec("transformers") is None:
         raise UserError("transformers is not installed: pip install transformers")
-    source, folder = model_folder(model), Path(folder)
+    source = model_folder(model)
+    output = OutputFolder(folder, (*MODEL_FILES, CODE.name, *TOKENIZER), again=CODE.name, kept=[source])
+    card = read_card(source)
     vocabulary = load(source, device="cpu").vocabulary
     content = read_config(source).to_dict()
     if Path(content["data"]["dataset"]).is_absolute():  # earlier versions wrote the place on the training machine
@@ -70,14 +73,17 @@ def export_transformers(model: str | Path, folder: str | Path) -> None:
     with safetensors.safe_open(source / WEIGHTS, "pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
         metadata = {**(file.metadata() or {}), "format": "pt"}
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder)
-    card = (source / CARD).read_text() if (source / CARD).exists() else ""
-    replace_file(folder / CODE.name, CODE.read_bytes())
-    replace_file(folder / VOCABULARY, vocabulary.to_bytes())
-    replace_file(folder / CARD, (card + USAGE).encode())
-    replace_file(folder / WEIGHTS, safetensors.torch.save(weights, metadata))
-    replace_file(folder / CONFIG, json.dumps(config, indent=2).encode())
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer.save_pretrained(scratch)
+        contents = {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
+    contents |= {
+        CODE.name: CODE.read_bytes(),
+        VOCABULARY: vocabulary.to_bytes(),
+        CARD: (card + USAGE).encode(),
+        WEIGHTS: safetensors.torch.save(weights, metadata),
+        CONFIG: json.dumps(config, indent=2).encode(),
+    }
+    output.write(contents)
 
 
 def build_tokenizer(vocabulary: Vocabulary) -> "PreTrainedTokenizerFast":

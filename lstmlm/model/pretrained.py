@@ -8,6 +8,7 @@ README.md            the card
 
 import functools
 import json
+import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,12 +22,11 @@ from lstmlm.config import RUN_CONFIG, Config, DataConfig, ModelConfig
 from lstmlm.console import UserError, one_line, print_line
 from lstmlm.data.sources import is_local, subset_of
 from lstmlm.data.vocabulary import Vocabulary
-from lstmlm.files import replace_file, user_path
+from lstmlm.files import MODEL_FILES, read_file, replace_file, user_path
 from lstmlm.model.language_model import LSTMLanguageModel
 from lstmlm.records import as_kind, read_json, read_yaml
 
-CONFIG, VOCABULARY, WEIGHTS, CARD = "config.json", "vocab.json", "model.safetensors", "README.md"
-FILES = (CONFIG, VOCABULARY, WEIGHTS, CARD)
+CONFIG, VOCABULARY, WEIGHTS, CARD = MODEL_FILES
 
 BUNDLED = Path(__file__).parents[1] / "models" / "wikitext2-reference"  # in a checkout `models` is a link
 
@@ -348,6 +348,26 @@ def read_config(folder: str | Path) -> Description:
     if isinstance(data := known.get("data"), dict):
         known["data"] = {key: value for key, value in data.items() if key in TRAINED_ON}
     return as_kind(path, known, Description)
+
+
+def read_card(folder: Path) -> str:
+    """The card of a model; "" where it has none.
+
+    Args:
+        folder: Of its files.
+
+    Raises:
+        UserError: It cannot be read, or is a link to elsewhere: whoever made the model must not have files of this machine copied.
+    """
+    path = folder / CARD
+    if not os.path.lexists(path):
+        return ""
+    own = folder.parents[1] if folder.parent.name == "snapshots" else folder  # as the Hub's cache keeps its files
+    if not path.resolve().is_relative_to(own.resolve()):
+        raise UserError(
+            f"{path} is a link that leaves the model's folder: put the card itself there, or remove the link"
+        )
+    return read_file(path).decode(errors="replace")
 
 
 def find_model(model: str | Path | None = None, runs: str | Path = "runs") -> Path:

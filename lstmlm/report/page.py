@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from lstmlm.console import UserError
-from lstmlm.files import replace_file
+from lstmlm.files import Output, OutputFolder
 from lstmlm.report import plots
 from lstmlm.report.runs import ELSEWHERE, MOST, Figures, Row, differences, read_rows
 
@@ -21,28 +21,26 @@ TOKENS = [
 ]
 
 
-def write_report(run_dirs: Sequence[str | Path], out: str | Path, png: str | Path | None = None) -> None:
+def write_report(run_dirs: Sequence[str | Path], output: Output, png: str | Path | None = None) -> None:
     """Write the page about some runs.
 
     Args:
         run_dirs: Run directories, finished or not; a broken or foreign one is named in a warning and left out.
-        out: The HTML file.
+        output: Gets the page.
         png: Folder for the plots as PNG too; made where it does not exist.
 
     Raises:
-        UserError: No run among them, or what draws is not installed.
-        OSError: A file cannot be written.
+        UserError: No run among them, what draws is not installed, or a file cannot be written.
     """
     for package in ("matplotlib", "jinja2"):
         if find_spec(package) is None:
             raise UserError(f"{package} is not installed: pip install 'lstmlm[report]'")
+    folder = None if png is None else OutputFolder(png, option="--png")
     rows = read_rows(run_dirs)
     drawn = [(plot, figure) for plot in plots.PLOTS if (figure := plots.draw(plot, rows)) is not None]
-    replace_file(Path(out), render(rows, [(plot, plots.svg(figure, plot.name)) for plot, figure in drawn]).encode())
-    if png is not None:
-        Path(png).mkdir(parents=True, exist_ok=True)
-        for plot, figure in drawn:
-            replace_file(Path(png) / f"{plot.name}.png", plots.png(figure))
+    output.write(render(rows, [(plot, plots.svg(figure, plot.name)) for plot, figure in drawn]).encode())
+    if folder is not None:
+        folder.write({f"{plot.name}.png": plots.png(figure) for plot, figure in drawn})
 
 
 def render(rows: Sequence[Row], figures: Sequence[tuple[plots.Plot, str]]) -> str:

@@ -1,6 +1,7 @@
 """The command's tables: what is in them, what is refused, and what stays as it was."""
 
 import csv
+import errno
 import gzip
 import json
 import os
@@ -178,10 +179,10 @@ def test_characters_are_no_words(tmp_path: Path) -> None:
         (["a.txt", "--threads", "0"], "threads must be from 1 to 1024, not 0"),
         (["a.txt", "--threads", "100000"], "threads must be"),
         (["a.txt", "--eos", "true", "--format", "neural-complexity"], "no rows for <eos>"),
-        (["a.txt", "--output", "a.txt"], "a.txt is a text to be scored"),
-        (["a.txt", "--html", "./a.txt"], "a.txt is a text to be scored"),
-        (["a.txt", "--html", "table"], "cannot be both"),
-        (["a.txt", "--output", "run"], "run is there and is no file"),
+        (["a.txt", "--output", "a.txt"], "--output a.txt is a.txt, which this command reads"),
+        (["a.txt", "--html", "./a.txt"], "--html ./a.txt is a.txt, which this command reads"),
+        (["a.txt", "--html", "table"], "table, which this command reads"),
+        (["a.txt", "--output", "run"], "--output run is a folder"),
         (["-", "-"], "once only"),
         ([], "files"),
     ],
@@ -218,13 +219,20 @@ def test_parquet_needs_a_file_and_pyarrow(
 
 
 def test_a_folder_that_is_not_there(folder: Path, text: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot write .*/absent/table: No such file"):
+    with pytest.raises(UserError, match=r"there is no folder .*/absent"):
         score_files([str(text)], folder, output=tmp_path / "absent" / "table")
 
 
 def test_a_full_disk(folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "page.html").write_text("earlier")
-    (tmp_path / ".page.html.tmp").symlink_to("/dev/full")
+    write = os.write
+
+    def full(file: int, content: bytes) -> int:
+        if bytes(content[:9]) == b"<!DOCTYPE":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, content)
+
+    monkeypatch.setattr(os, "write", full)
     with pytest.raises(UserError, match=r"cannot write .*/page\.html: No space left"):
         score_files([str(text)], folder, output=tmp_path / "table", page=tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text() == "earlier"

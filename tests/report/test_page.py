@@ -14,6 +14,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
 from lstmlm import load_config
+from lstmlm.files import Output
 from lstmlm.report.page import duration, plain, write_report
 from tests.helpers import fresh_train
 from tests.report.conftest import SUMMARY, WriteRun, metric_lines
@@ -78,7 +79,7 @@ def test_what_the_page_says(write_run: WriteRun, tmp_path: Path) -> None:
         },
     )
     going = write_run("going", metric_lines(10, 95.0, speed=100.0), "--optim.lr=0.001")
-    write_report([finished, going], tmp_path / "page.html", tmp_path / "plots")
+    write_report([finished, going], Output(tmp_path / "page.html"), tmp_path / "plots")
     page = Page(tmp_path / "page.html")
     assert page.fetched == [], "one file: no network, no script"
     assert len(set(page.ids)) == len(page.ids)
@@ -118,7 +119,7 @@ def test_what_the_page_says(write_run: WriteRun, tmp_path: Path) -> None:
 
 
 def test_one_run_shows_its_configuration_and_compares_nothing(write_run: WriteRun, tmp_path: Path) -> None:
-    write_report([write_run("only", metric_lines(10))], tmp_path / "page.html")
+    write_report([write_run("only", metric_lines(10))], Output(tmp_path / "page.html"))
     page = Page(tmp_path / "page.html")
     assert "Run only" in page.words
     assert "optim.lr" in page.words
@@ -130,7 +131,7 @@ def test_one_run_shows_its_configuration_and_compares_nothing(write_run: WriteRu
 def test_many_differences_stand_in_rows(write_run: WriteRun, tmp_path: Path) -> None:
     a = write_run("a", metric_lines(10))
     b = write_run("b", metric_lines(10), "--optim.lr=0.5", "--train.epochs=3", "--model.dropout=0.1")
-    write_report([a, b], tmp_path / "page.html")
+    write_report([a, b], Output(tmp_path / "page.html"))
     rows = Page(tmp_path / "page.html").rows
     assert rows[3:] == [
         ["key", "a", "b"],
@@ -149,7 +150,7 @@ def test_seeds_are_one_row_and_the_lowest_is_among_the_same_tokens(write_run: Wr
     better, worse = run("better", 79.5, "--model.dropout=0.25"), run("worse", 85.0, "--model.dropout=0.75")
     characters = run("characters", 3.0, "--data.level=char")
     diverged = run("diverged", math.inf, "--optim.lr=9")
-    write_report([*runs, worse, better, characters, diverged], tmp_path / "page.html")
+    write_report([*runs, worse, better, characters, diverged], Output(tmp_path / "page.html"))
     rows = Page(tmp_path / "page.html").rows[1:6]
     assert [row[3].split(" static")[0] for row in rows] == ["82.00 ± 1.00", "85.00", "79.50", "3.00", "inf"]
     assert rows[0][0].startswith("seed-1 (3 seeds) 3 finished of seed-1, seed-2, seed-3, ")
@@ -163,7 +164,7 @@ def test_a_real_run_from_the_command_line(
     fresh_train(load_config(small()))
     summary = json.loads((tmp_path / "run/summary.json").read_bytes())
     (tmp_path / "foreign").mkdir()
-    result = cli("report", "run", "foreign", "--out", "page.html", cwd=tmp_path)
+    result = cli("report", "run", "foreign", "--output", "page.html", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "page.html\n"
     assert result.stderr == "warning: foreign holds no run (no config.yaml): left out\n"

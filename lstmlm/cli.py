@@ -339,7 +339,7 @@ def import_model(argv: Arguments = None) -> int:
         required=True,
         help="Its words: vocab.txt, the folder of its training text, or a saved corpus.",
     )
-    parser.add_argument("--output", type=str, required=True, help="Folder to write; a new one.")
+    parser.add_argument("--output", type=str, required=True, help="Folder to write.")
     args = parse(parser, argv)
 
     from lstmlm.model import imported

@@ -70,7 +70,7 @@ def print_line(message: str) -> None:
     """
     if sys.stderr is not None:  # print would take standard output
         with suppress(OSError, ValueError):
-            print(f"{printable(message, chr(9))}\n", end="", file=sys.stderr, flush=True)
+            print(printable(message, "\t") + "\n", end="", file=sys.stderr, flush=True)
 
 
 def on_terminal() -> bool:

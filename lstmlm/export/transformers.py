@@ -11,6 +11,7 @@ import safetensors.torch
 
 from lstmlm.console import UserError
 from lstmlm.data.vocabulary import EOS, UNK, Vocabulary
+from lstmlm.files import MODEL_FILES, OutputFolder
 from lstmlm.model.pretrained import CARD, CONFIG, VOCABULARY, WEIGHTS, load, model_folder, read_card, read_config
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from lstmlm.data.reading import read_blocks
 from lstmlm.data.sources import dataset_name, find_splits
 from lstmlm.data.tokenize import EOS, UNK, Words
 from lstmlm.data.vocabulary import Vocabulary
-from lstmlm.files import user_path
+from lstmlm.files import MODEL_FILES, OutputFolder, user_path
 from lstmlm.model.language_model import LSTMLanguageModel
 from lstmlm.model.pretrained import save_pretrained
 
@@ -240,14 +240,13 @@ def import_model(file: str | Path, vocab: str | Path, folder: str | Path) -> Non
     Args:
         file: As for `read_weights`.
         vocab: As for `read_words`.
-        folder: A new one.
+        folder: Made where it does not exist.
 
     Raises:
-        UserError: A file cannot be read, the two do not belong together, no model here computes the same, or `folder` is there.
+        UserError: A file cannot be read, the two do not belong together, no model here computes the same, or `folder` holds one already.
     """
     file, vocab, folder = user_path(file), user_path(vocab), user_path(folder)
-    if folder.exists():
-        raise UserError(f"--output {folder} is there already: name a new folder")
+    OutputFolder(folder, MODEL_FILES)
     weights = read_weights(file)
     with _reading(file):
         size, embedding_size = weights["embedding.weight"].shape

@@ -260,7 +260,7 @@ def test_a_model_without_unk_keeps_its_probabilities(
     with pytest.raises(UserError, match="has no <eos>"):
         import_model(tmp_path / "model.pt", tmp_path / "vocab.txt", tmp_path / "other")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    with pytest.raises(UserError, match="out holds config.json, .*would be lost"):
+    with pytest.raises(UserError, match=r"out holds config.json, .*would be lost"):
         import_model(tmp_path / "model.pt", tmp_path / "vocab.txt", tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 

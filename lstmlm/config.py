@@ -101,6 +101,9 @@ class DataConfig(_Section):
     """What a word is: what stands between white space, or a word or punctuation mark by the English rules of Moses (sacremoses)."""
     lowercase: bool = False
     """Whether upper case becomes lower case."""
+    normalize: bool = False
+    """Whether the text is normalized first: letters with accents are composed (Unicode NFC), and invisible characters within words go:
+    soft hyphen, zero-width space, word joiner, byte-order mark."""
     min_count: int = bounded(1, COUNT)
     """Tokens seen less often than this in the training split become `<unk>`."""
     max_size: int | None = bounded(None, Bounds(3, MOST))

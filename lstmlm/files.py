@@ -165,7 +165,7 @@ def user_path(path: str | Path) -> Path:
         raise UserError(f"{path}: this user has no home folder; name a folder without ~, or set HOME") from None
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> io.BufferedReader:
     """A file to be read.
 
     Raises:

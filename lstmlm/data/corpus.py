@@ -19,6 +19,7 @@ from typing import BinaryIO, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lstmlm.config import DataConfig
@@ -31,7 +32,7 @@ from lstmlm.files import cannot_write, locked, replacing
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _DIGEST = hashlib.sha256().digest_size
-FORMAT = 2  # of the cache
+FORMAT = 3  # of the cache
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class SplitFacts:
         once: Types that occur only once in the split.
         longest: Tokens of the longest line, its `<eos>` counted.
         written_eos: `<eos>` that stand in the text itself.
+        part: Which part of the data set the split is, where the data set does not say it itself.
     """
 
     lines: int
@@ -57,6 +59,7 @@ class SplitFacts:
     once: int
     longest: int
     written_eos: int
+    part: str
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class Corpus:
             if split == "train":
                 types = f"{len(self.vocabulary):,} types, {facts.once:,} of them seen once"
                 line += f", {types}, longest line {facts.longest:,} tokens"
+            line += f" ({facts.part})" if facts.part else ""
             told.append(line)
         return told
 
@@ -109,9 +113,16 @@ class _Watched:
         """As `Source`."""
         return self._watch(f"reading split {split}", self._source.blocks(split))
 
+    def part(self, split: str) -> str:
+        """As `Source`."""
+        return self._source.part(split)
+
 
 def load_corpus(
-    data: DataConfig, vocabulary: Vocabulary | None = None, watch: Watch = lambda name, blocks: blocks
+    data: DataConfig,
+    vocabulary: Vocabulary | None = None,
+    watch: Watch = lambda name, blocks: blocks,
+    processes: int = 1,
 ) -> Corpus:
     """Vocabulary and token ids of all three splits, from the cache where it has them.
 
@@ -119,13 +130,20 @@ def load_corpus(
         data: Which text, and how it is cut.
         vocabulary: Takes the place of the training split's own. It says how the text is cut, whatever `data` says.
         watch: Is called with a line to be shown and the blocks of a split, and gives the blocks on: a progress bar, for example.
+        processes: That share a slow tokenizer's work on a long text.
 
     Raises:
-        UserError: The data cannot be read, a split is missing or empty, a file is not UTF-8, or the cache has no room.
+        UserError: The data cannot be read, a split is missing or empty, a file is not UTF-8, the vocabulary has no token of the text, or
+            the cache has no room.
     """
     source = _Watched(open_source(data), watch)
-    vocabulary = vocabulary or _own_vocabulary(source, data)
-    loaded = {split: _load_split(source, data, split, vocabulary) for split in SPLITS}
+    vocabulary = vocabulary or _own_vocabulary(source, data, processes)
+    loaded = {split: _load_split(source, data, split, vocabulary, processes) for split in SPLITS}
+    if len(vocabulary) <= 2:
+        raise UserError(
+            f"the vocabulary has only {UNK} and {EOS}, so there is nothing to learn: no token of the training split of {data.dataset} "
+            f"occurs {data.min_count} times (data.min_count)"
+        )
     digest = hashlib.sha256(vocabulary.fingerprint.encode())
     for stream, _ in loaded.values():
         digest.update(stream.numpy().data)
@@ -139,13 +157,13 @@ def load_corpus(
     return corpus
 
 
-def _own_vocabulary(source: Source, data: DataConfig) -> Vocabulary:
+def _own_vocabulary(source: Source, data: DataConfig, processes: int) -> Vocabulary:
     """The vocabulary of the training split."""
-    rules = (data.level, data.min_count, data.max_size, data.tokenizer, data.lowercase)
+    rules = (data.level, data.min_count, data.max_size, data.tokenizer, data.lowercase, data.normalize)
     path = _cache(data) / f"{_key('vocabulary', FORMAT, source.fingerprint('train'), *rules)}.vocab.json"
 
     def write(file: BinaryIO) -> None:
-        file.write(Vocabulary.build(source.blocks("train"), *rules).to_bytes())
+        file.write(Vocabulary.build(source.blocks("train"), *rules, processes).to_bytes())
 
     return _cached(path, Vocabulary.load, write)
 
@@ -155,20 +173,24 @@ def fingerprint(stream: Tensor) -> str:
     return hashlib.sha256(stream.numpy().data).hexdigest()
 
 
-def load_split(data: DataConfig, split: str, vocabulary: Vocabulary) -> tuple[Tensor, SplitFacts]:
+def load_split(data: DataConfig, split: str, vocabulary: Vocabulary, processes: int = 1) -> tuple[Tensor, SplitFacts]:
     """Token ids of one split under a given vocabulary, int32 (n,), memory-mapped; and its numbers.
 
     Raises:
         UserError: As `load_corpus`.
     """
-    return _load_split(open_source(data), data, split, vocabulary)
+    return _load_split(open_source(data), data, split, vocabulary, processes)
 
 
-def _load_split(source: Source, data: DataConfig, split: str, vocabulary: Vocabulary) -> tuple[Tensor, SplitFacts]:
-    key = _key("tokens", FORMAT, source.fingerprint(split), split, vocabulary.fingerprint)
+def _load_split(
+    source: Source, data: DataConfig, split: str, vocabulary: Vocabulary, processes: int
+) -> tuple[Tensor, SplitFacts]:
+    path = _cache(data) / f"{_key('tokens', FORMAT, source.fingerprint(split), split, vocabulary.fingerprint)}.tokens"
 
-    path = _cache(data) / f"{key}.tokens"
-    stream, facts = _cached(path, _map_tokens, lambda file: _write_tokens(file, source.blocks(split), vocabulary))
+    def write(file: BinaryIO) -> None:
+        _write_tokens(file, vocabulary, vocabulary.encode_blocks(source.blocks(split), processes), source.part(split))
+
+    stream, facts = _cached(path, _map_tokens, write)
     if len(stream) < 2:
         raise UserError(f"split {split!r} of {data.dataset} is empty: it has {len(stream)} tokens, the least is 2")
     return stream, facts
@@ -181,7 +203,7 @@ def _warn(facts: dict[str, SplitFacts], data: DataConfig) -> None:
     if unknown and not train.unknown:
         logger.warning(
             "%s never occurs in the training split, so the model cannot learn when to expect it, but is %s; "
-            "--data.min_count 2 turns what training has only once into %s",
+            "data.min_count 2 turns what training has only once into %s",
             UNK,
             " and ".join(f"{share:.2%} of split {split}" for split, share in unknown.items()),
             UNK,
@@ -209,7 +231,9 @@ def _cache(data: DataConfig) -> Path:
     try:
         return Path(data.cache_dir).expanduser()
     except RuntimeError:
-        raise UsageError(f"--data.cache_dir {data.cache_dir}: there is no home folder, name another place") from None
+        raise UsageError(
+            f"there is no home folder for {data.cache_dir}: name another folder with the option cache_dir"
+        ) from None
 
 
 def _cached(path: Path, load: Callable[[Path], T], write: Callable[[BinaryIO], object]) -> T:
@@ -235,10 +259,12 @@ def _cached(path: Path, load: Callable[[Path], T], write: Callable[[BinaryIO], o
                 write(file)
             return load(path)
     except OSError as error:
-        raise UserError(f"{cannot_write(error)}; another place: --data.cache_dir FOLDER") from None
+        raise UserError(f"{cannot_write(error)}; name another folder with the option cache_dir") from None
 
 
-def _write_tokens(file: BinaryIO, blocks: Iterable[str], vocabulary: Vocabulary) -> None:
+def _write_tokens(
+    file: BinaryIO, vocabulary: Vocabulary, blocks: Iterable[tuple[str, NDArray[np.int32]]], part: str
+) -> None:
     digest = hashlib.sha256()
     counts = np.zeros(len(vocabulary), np.int64)
     lines = words = characters = longest = 0
@@ -249,7 +275,7 @@ def _write_tokens(file: BinaryIO, blocks: Iterable[str], vocabulary: Vocabulary)
         digest.update(content)
         file.write(content)
 
-    for block, ids in vocabulary.encode_blocks(blocks):  # ids (n,)
+    for block, ids in blocks:  # ids (n,)
         put(ids.data)
         counts += np.bincount(ids, minlength=len(vocabulary))
         ends = np.flatnonzero(ids == vocabulary.eos)
@@ -267,6 +293,7 @@ def _write_tokens(file: BinaryIO, blocks: Iterable[str], vocabulary: Vocabulary)
         once=int((counts == 1).sum()),
         longest=longest,
         written_eos=int(counts[vocabulary.eos]) - lines,
+        part=part,
     )
     content = json.dumps(asdict(facts)).encode()
     put(content + len(content).to_bytes(4, "little"))

@@ -1,7 +1,7 @@
 """Files to text: whatever the form of a file, the same stream of plain text, in blocks of bounded size.
 
-A text file is one text. In CSV, JSON lines and Parquet each row is a text of its own, in one column. A text that does not end with a
-line end gets one, so an empty row is an empty line, and an empty file has no line at all.
+A text file is one text. In the other forms each row is a text of its own, in one column. A text that does not end with a line end gets
+one, so an empty row is an empty line, and an empty file has no line at all.
 """
 
 import codecs
@@ -17,16 +17,32 @@ from pathlib import Path
 from typing import IO
 
 from lstmlm.console import UsageError, UserError, one_line
-from lstmlm.data.tokenize import plain
+from lstmlm.data.tokenize import CUT, plain
+from lstmlm.files import open_file
 
 BLOCK = 1 << 20  # characters of a block, about
-FORMS = {".txt": "text", ".tokens": "text", ".raw": "text", ".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
+FORMS = dict.fromkeys((".txt", ".tokens", ".raw"), "text")
+FORMS |= {f".{form}": form for form in ("csv", "tsv", "json", "jsonl", "parquet")}
+ENDINGS = ".txt, .csv, .tsv, .json, .jsonl (also with .gz), .parquet"
 
 
 def form_of(path: Path) -> str | None:
-    """`text`, `csv`, `jsonl` or `parquet`, by the ending of a file's name; None where it is another."""
-    form = FORMS.get(Path(path.name.removesuffix(".gz")).suffix)
-    return None if form == "parquet" and path.suffix == ".gz" else form
+    """`text`, `csv`, `tsv`, `json`, `jsonl` or `parquet`, by the ending of a file's name in any case; None where it is another."""
+    name = path.name.lower()
+    form = FORMS.get(Path(name.removesuffix(".gz")).suffix)
+    return None if form == "parquet" and name.endswith(".gz") else form
+
+
+def check_form(path: Path) -> None:
+    """Refuse a file whose name does not say what is in it.
+
+    Raises:
+        UsageError: Naming the endings that are read.
+    """
+    if form_of(path) is None:
+        raise UsageError(
+            f"{path}: its name must end with one of {ENDINGS}, in which a text is plain text, a sentence or a paragraph a line"
+        )
 
 
 def units(path: Path, column: str) -> int:
@@ -37,16 +53,18 @@ def units(path: Path, column: str) -> int:
 
 
 def read_blocks(path: Path, column: str, first: int = 0, end: int | None = None) -> Iterator[str]:
-    """Plain text of a file in blocks of about a million characters, none of which ends within a word.
+    """Plain text of a file in blocks of about a million characters, each of which ends where every tokenizer may cut.
 
     Args:
-        path: A file; a text file where `form_of` does not know its form. `-` is standard input.
+        path: A file; a text file where `form_of` does not know its form. `-` is standard input. A treebank's `.conllu` is refused.
         column: Where the text of a row stands.
         first, end: Only lines (of a text file) or rows `first` to `end` - 1.
 
     Raises:
         UserError: The file cannot be read, is damaged, or is not text in UTF-8, with the place.
     """
+    if path.suffix.lower() == ".conllu":
+        check_form(path)
     if form_of(path) in ("text", None):
         return blocks_of(_text(path) if end is None else _lines_between(_text(path), first, end))
     rows = _rows(path, column)
@@ -72,7 +90,7 @@ def row_text(value: object, row: int, place: str, column: str) -> str:
         except UnicodeEncodeError:
             problem = "is not UTF-8"
     raise UserError(
-        f"{place}, row {row}: column {column!r} {problem}: mend the row, or name another --data.text_column"
+        f"{place}, row {row}: column {column!r} {problem}: mend the row, or name another with the option text_column"
     )
 
 
@@ -86,16 +104,20 @@ def check_column(column: str, columns: Iterable[str], place: str) -> None:
     if not names:
         raise UsageError(f"{place} is empty: it has no names of columns")
     if column not in names:
-        raise UsageError(f"{place} has no column {column!r}, only {', '.join(names)}: name it with --data.text_column")
+        raise UsageError(
+            f"{place} has no column {column!r}, only {', '.join(names)}: name one with the option text_column"
+        )
 
 
 def blocks_of(pieces: Iterable[str]) -> Iterator[str]:
-    """Cut and join pieces of text of any size into blocks that end after a line end or a space."""
-    kept: list[str] = []  # without a space or line end in them
+    """Cut and join pieces of text of any size into blocks that end after a line end, or within a line as `CUT` allows."""
+    kept: list[str] = []  # without a line end in them
     for piece in pieces:
         for start in range(0, len(piece), BLOCK):
             part = piece[start : start + BLOCK]
-            end = part.rfind("\n") + 1 or part.rfind(" ") + 1
+            end = part.rfind("\n") + 1
+            if not end and (cut := CUT.search(part, len(part) // 2) or CUT.search(part)):
+                end = cut.start()
             if end:
                 yield "".join([*kept, part[:end]])
                 kept = []
@@ -175,50 +197,86 @@ def _rows(path: Path, column: str) -> Iterator[str]:
     """Text of each row of a file."""
     row = 0
     with _reading(path, lambda: f"row {row + 1}"):
-        for value in {"csv": _csv, "jsonl": _jsonl, "parquet": _parquet}[str(form_of(path))](path, column):
+        for value in READERS[str(form_of(path))](path, column):
             row += 1
             yield row_text(value, row, str(path), column)
 
 
-def _csv(path: Path, column: str) -> Iterator[object]:
+def _csv(path: Path, column: str, dialect: str = "excel") -> Iterator[object]:
     csv.field_size_limit(sys.maxsize)  # a row may hold a book
     # Bytes that are not UTF-8 become surrogates, which `row_text` refuses with the row's number.
     with _open(path) as binary, io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="") as file:
-        rows = csv.reader(file, strict=True)
+        rows = csv.reader(file, dialect, strict=True)
         names = next(rows, [])
         check_column(column, names, str(path))
         place = names.index(column)
         for row in rows:
             if row and len(row) != len(names):  # an empty line is no row
-                raise csv.Error(f"it has {len(row)} fields, not {len(names)}: a text with a comma in it needs quotes")
+                within = "comma" if dialect == "excel" else "tab"
+                raise csv.Error(
+                    f"it has {len(row)} fields, not {len(names)}: a text with a {within} in it needs quotes"
+                )
             if row:
                 yield row[place]
 
 
+def _tsv(path: Path, column: str) -> Iterator[object]:
+    return _csv(path, column, "excel-tab")
+
+
 def _jsonl(path: Path, column: str) -> Iterator[object]:
     with _open(path) as file:
-        for line in file:
-            if line.strip():
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("it is no JSON object")
-                check_column(column, row, str(path))
-                yield row[column]
+        yield from _objects((json.loads(line) for line in file if line.strip()), path, column)
+
+
+def _json(path: Path, column: str) -> Iterator[object]:
+    """One array of objects; or JSON lines, as which some data sets come under this name."""
+    with _open(path) as file:
+        content = file.read()
+    if content.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        return _objects(json.loads(content), path, column)
+    return _jsonl(path, column)
+
+
+def _objects(rows: Iterable[object], path: Path, column: str) -> Iterator[object]:
+    for row in rows:
+        if not isinstance(row, dict):
+            raise ValueError("it is no JSON object")
+        check_column(column, row, str(path))
+        yield row[column]
 
 
 def _parquet(path: Path, column: str) -> Iterator[object]:
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(str(path), buffer_size=BLOCK) as file:
+    with _open(path) as content, pyarrow.parquet.ParquetFile(content, buffer_size=BLOCK) as file:
         check_column(column, file.schema_arrow.names, str(path))
         for batch in file.iter_batches(256, columns=[column], use_threads=False):
             yield from batch.column(0).to_pylist()
 
 
-def _open(path: Path) -> IO[bytes]:
+READERS: dict[str, Callable[[Path, str], Iterator[object]]] = {
+    "csv": _csv,
+    "tsv": _tsv,
+    "json": _json,
+    "jsonl": _jsonl,
+    "parquet": _parquet,
+}
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
     if str(path) == "-":
-        return sys.stdin.buffer
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+        if sys.stdin is None:
+            raise UserError("standard input is closed")
+        yield sys.stdin.buffer
+        return
+    with open_file(path) as file:
+        if path.suffix.lower() == ".gz":
+            with gzip.open(file) as content:
+                yield content  # type: ignore[misc]
+        else:
+            yield file
 
 
 @contextmanager

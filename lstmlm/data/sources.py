@@ -1,23 +1,35 @@
 """Which text makes which split: files of several forms, a data set in the Hub's layout or on the Hub, or the toy language."""
 
+import errno
 import hashlib
 import logging
 import os
 import re
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 from lstmlm.config import DataConfig
 from lstmlm.console import UsageError, UserError, one_line
 from lstmlm.data import toy
-from lstmlm.data.reading import check_column, form_of, read_blocks, row_text, rows_to_blocks, units
-from lstmlm.files import user_path
+from lstmlm.data.reading import (
+    ENDINGS,
+    check_column,
+    check_form,
+    form_of,
+    read_blocks,
+    row_text,
+    rows_to_blocks,
+    units,
+)
+from lstmlm.files import open_file, user_path
 
 SPLITS = ("train", "validation", "test")
+TOY = "toy"
 DEFAULT_DATASET, DEFAULT_SUBSET = DataConfig.dataset, "wikitext-2-v1"
 TOY_TOKENS = {"train": 400_000, "validation": 20_000, "test": 20_000}
 NAMES = {  # of files, and the split that each means
@@ -28,7 +40,6 @@ NAMES = {  # of files, and the split that each means
     "dev": "validation",
     "test": "test",
 }
-ENDINGS = ".txt, .csv, .jsonl (also with .gz), .parquet"
 _SPLIT_NAME = re.compile(rf"(?:wiki\.)?(?P<name>{'|'.join(NAMES)})(?P<number>[-_.]\d+(?:-of-(?P<of>\d+))?)?")
 FAULTS = (
     OSError,
@@ -38,7 +49,7 @@ FAULTS = (
     RuntimeError,
     StopIteration,
 )  # that the library `datasets` lets through
-LEAST_UNITS = 20  # of a single file: its validation and its test split are a twentieth of it each
+LEAST_UNITS = 20  # lines or rows of what is cut into splits, some of which are a twentieth of it
 
 
 class Source(Protocol):
@@ -48,7 +59,10 @@ class Source(Protocol):
         """A hash of the split's content, cheap next to encoding it, and the same wherever the data lies."""
 
     def blocks(self, split: str) -> Iterator[str]:
-        """The split's plain text, in blocks of bounded size that end after a line end or a space."""
+        """The split's plain text, in blocks as `reading` makes them."""
+
+    def part(self, split: str) -> str:
+        """Which part of the data set the split is, where the data set does not say it itself; else empty."""
 
 
 class FileSource:
@@ -80,6 +94,10 @@ class FileSource:
         for path in self._files(split):
             yield from read_blocks(path, self.column)
 
+    def part(self, split: str) -> str:
+        """As `Source`."""
+        return ""
+
 
 class PieceSource:
     """One file of n lines (a text) or rows (other forms): the first 9n // 10 train, up to 19n // 20 validate, the rest test.
@@ -91,6 +109,7 @@ class PieceSource:
 
     def __init__(self, path: Path, column: str) -> None:
         self.path, self.column = path, column
+        self._kind = "lines" if form_of(path) == "text" else "rows"
         self._units = 0
         self._hash = ""
 
@@ -101,16 +120,30 @@ class PieceSource:
 
     def blocks(self, split: str) -> Iterator[str]:
         """As `Source`."""
-        n = self._units = self._units or units(self.path, self.column)
-        if n < LEAST_UNITS:
-            kind = "lines" if form_of(self.path) == "text" else "rows"
+        return read_blocks(self.path, self.column, *self._ends(split))
+
+    def part(self, split: str) -> str:
+        """As `Source`."""
+        return f"{self._kind} {_span(*self._ends(split), self._units)}"
+
+    def _ends(self, split: str) -> tuple[int, int]:
+        self._units = self._units or units(self.path, self.column)
+        if self._units < LEAST_UNITS:
             raise UserError(
-                f"{self.path} has {n} {kind}, and to be cut into splits it needs {LEAST_UNITS}: give a folder with train.txt, "
-                "validation.txt and test.txt instead"
+                f"{self.path} has {self._units} {self._kind}, and to be cut into splits it needs {LEAST_UNITS}: give a folder with "
+                "train.txt, validation.txt and test.txt instead"
             )
-        ends = [0, 9 * n // 10, 19 * n // 20, n]
-        piece = SPLITS.index(split)
-        return read_blocks(self.path, self.column, ends[piece], ends[piece + 1])
+        return _cut(self._units, SPLITS)[split]
+
+
+def _cut(n: int, splits: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """First and end of each split, where n lines or rows are cut into train and one or two others, a twentieth each."""
+    starts = [0, *(n * (20 - left) // 20 for left in range(len(splits) - 1, 0, -1)), n]
+    return dict(zip(splits, pairwise(starts), strict=True))
+
+
+def _span(first: int, end: int, n: int) -> str:
+    return f"{first + 1:,} to {end:,} of {n:,}"
 
 
 class HubSource:
@@ -125,15 +158,28 @@ class HubSource:
     def __init__(self, dataset: str, subset: str | None, column: str) -> None:
         self.dataset, self.subset, self.column = dataset, subset, column
         self._rows: Any = None
+        self._units = 0  # rows of its train
         self._fingerprints: dict[str, str] = {}
 
-    def _split(self, split: str) -> Any:
-        if self._rows is None:
-            self._rows = _load_dataset(self.dataset, self.subset)
-        if split not in self._rows:
-            remedy = "; name files or folders in it train, validation and test" if is_local(self.dataset) else ""
-            raise UsageError(f"data set {self.dataset} has no split {split!r}, only {', '.join(self._rows)}{remedy}")
-        return self._rows[split]
+    def _place(self, split: str) -> tuple[str, int, int | None]:
+        """Where the split stands: the data set's own split, and the first and the end row of it; None = all.
+
+        Another name for the split will do. Of what the data set lacks, each is a twentieth of its train, at the end.
+        """
+        self._rows = self._rows or _load_dataset(self.dataset, self.subset)
+        own = {NAMES[name]: name for name in reversed(NAMES) if name in self._rows}
+        absent = [name for name in SPLITS if name not in own]
+        if split in own and not (split == "train" and absent):
+            return own[split], 0, None
+        if "train" not in own:
+            raise UsageError(f"data set {self.dataset} has no split {split!r}, only {', '.join(self._rows)}")
+        self._units = self._units or sum(len(batch[self.column]) for batch in self._batches("train"))
+        if self._units < LEAST_UNITS:
+            raise UserError(
+                f"data set {self.dataset} has no split {' and no split '.join(map(repr, absent))}, and {self._units} rows of train: to be "
+                f"cut it needs {LEAST_UNITS}"
+            )
+        return "train", *_cut(self._units, ["train", *absent])[split]
 
     def fingerprint(self, split: str) -> str:
         """As `Source`."""
@@ -141,7 +187,7 @@ class HubSource:
             digest = hashlib.sha256()
             folder = Path(self.dataset).expanduser()
             if folder.is_dir():  # the files themselves: no need to import datasets when the tokens are cached
-                for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+                for path in _files_below(folder):
                     digest.update(f"{path.relative_to(folder)} {_file_hash(path)} ".encode())
             else:
                 for block in self.blocks(split):
@@ -153,15 +199,29 @@ class HubSource:
         """As `Source`."""
         return rows_to_blocks(self._texts(split))
 
+    def part(self, split: str) -> str:
+        """As `Source`."""
+        name, first, end = self._place(split)
+        if end is not None:
+            return f"rows {_span(first, end, self._units)} of the data set's split {name}"
+        return f"the data set's split {name}" if name != split else ""
+
     def _texts(self, split: str) -> Iterator[str]:
-        rows, number = self._split(split), 0
-        place = f"split {split!r} of {self.dataset}"
+        name, first, end = self._place(split)
+        number = 0
+        for batch in self._batches(name):
+            for value in batch[self.column]:
+                number += 1
+                if first < number and (end is None or number <= end):
+                    yield row_text(value, number, f"split {name!r} of {self.dataset}", self.column)
+
+    def _batches(self, name: str) -> Iterator[dict[str, list[object]]]:
+        number, place = 0, f"split {name!r} of {self.dataset}"
         with _by_the_library(lambda: f"cannot read {place} after row {number}"):
-            for batch in rows.iter(batch_size=1000):
+            for batch in self._rows[name].iter(batch_size=1000):
                 check_column(self.column, batch, place)
-                for value in batch[self.column]:
-                    number += 1
-                    yield row_text(value, number, place, self.column)
+                yield batch
+                number += len(batch[self.column])
 
 
 def _load_dataset(dataset: str, subset: str | None) -> Any:
@@ -175,12 +235,23 @@ def _load_dataset(dataset: str, subset: str | None) -> Any:
         with _by_the_library(lambda: f"cannot load {name}"), tempfile.TemporaryDirectory() as empty:
             # Absolute: a folder named `csv` or `parquet` is not one of the library's own builders.
             return datasets.load_dataset(str(folder.absolute()), subset, streaming=True, cache_dir=empty)
-    remedy = "; name a file or folder with --data.dataset, or try the built-in language: --config configs/smoke.yaml"
+    remedy = f"; name a file or folder, or {TOY}, the built-in language"
     with _by_the_library(lambda: f"cannot load {name}, which is no file or folder here", remedy):
         try:
             return datasets.load_dataset(dataset, subset)
         except datasets.exceptions.DatasetNotFoundError:
-            raise UsageError(f"--data.dataset {dataset}: no such file or folder, and not on the Hub") from None
+            raise UsageError(f"{dataset}: no such file or folder, and not on the Hub") from None
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+        # The library locks its cache even to read it. Where that cannot be written, it reads through links from another place.
+        with tempfile.TemporaryDirectory() as place:
+            cache = Path(datasets.config.HF_DATASETS_CACHE)
+            for info in cache.glob("*/*/*/*/dataset_info.json"):
+                link = place / info.parent.relative_to(cache)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(info.parent)
+            return datasets.load_dataset(dataset, subset, cache_dir=place)
 
 
 @contextmanager
@@ -217,6 +288,10 @@ class ToySource:
         """As `Source`."""
         return rows_to_blocks(toy_text(split).lines)
 
+    def part(self, split: str) -> str:
+        """As `Source`."""
+        return ""
+
 
 def toy_text(split: str) -> toy.ToyText:
     """A split of the data set `toy` with its probabilities."""
@@ -229,28 +304,24 @@ def open_source(data: DataConfig) -> Source:
     Raises:
         UsageError: There is no such file or folder, or which file makes which split is not clear.
     """
-    if data.dataset == "toy":
+    if data.dataset == TOY:
         return ToySource()
-    try:
-        path = Path(data.dataset).expanduser()
-    except RuntimeError:
-        raise UsageError(f"--data.dataset {data.dataset}: there is no such user or no home folder") from None
+    path = user_path(data.dataset)
     try:
         path.lstat()
-    except PermissionError as error:
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except OSError:
-        pass  # there is none
     if path.is_dir():
         return _open_folder(path, data)
     if path.is_file():
-        if form_of(path) is None:
-            raise UsageError(f"--data.dataset {data.dataset}: its name must end with one of {ENDINGS}")
+        check_form(path)
         return PieceSource(path, data.text_column)
     if path.exists():
-        raise UsageError(f"--data.dataset {data.dataset} is neither a file nor a folder")
+        raise UsageError(f"{path} is neither a file nor a folder")
     if is_local(data.dataset):
-        raise UsageError(f"--data.dataset {data.dataset}: no such file or folder (looked in {Path.cwd()})")
+        raise UsageError(f"{path}: no such file or folder (looked in {Path.cwd()})")
     return HubSource(data.dataset, subset_of(data), data.text_column)
 
 
@@ -258,7 +329,9 @@ def is_local(dataset: str) -> bool:
     """Whether a `data.dataset` means a file or folder, there or not; else it is `toy` or a Hub id."""
     path = user_path(dataset)
     looks_local = path.is_absolute() or dataset.startswith((".", "~")) or dataset.count("/") > 1
-    return dataset != "toy" and (path.exists() or looks_local or form_of(path) is not None or path.suffix == ".gz")
+    return dataset != TOY and (
+        os.path.lexists(path) or looks_local or form_of(path) is not None or path.suffix.lower() == ".gz"
+    )
 
 
 def dataset_name(dataset: str) -> str:
@@ -288,16 +361,26 @@ def _open_folder(folder: Path, data: DataConfig) -> Source:
     files = find_splits(folder)
     # Earlier versions wrote the default's subset into the configuration of every data set.
     if files and subset not in (None, DEFAULT_SUBSET, folder.name):
-        raise UsageError(f"{folder} has no subset {subset!r}: leave --data.subset out")
+        raise UsageError(f"{folder} has files of its own and no subset {subset!r}: name no subset")
     if not files and not subset:
-        below = {path: found for path in sorted(folder.iterdir()) if path.is_dir() and (found := find_splits(path))}
+        below = {path: found for path in _visible(folder) if path.is_dir() and (found := find_splits(path))}
         if len(below) > 1:
             names = ", ".join(path.name for path in below)
-            raise UsageError(f"{folder} holds several subsets: choose with --data.subset, one of {names}")
+            raise UsageError(f"{folder} holds several subsets, {names}: name the folder of one of them")
         if below:
             ((folder, files),) = below.items()
     if files:
         return FileSource(files, data.text_column, str(folder))
+    there = [str(path.relative_to(folder)) for path in _files_below(folder)]
+    card = folder / "README.md"
+    # What the library makes of other folders is a guess: all their files are train.
+    if not any("train" in name.lower() and form_of(Path(name)) for name in there) and not (
+        card.is_file() and b"configs:" in card.read_bytes()
+    ):
+        raise UsageError(
+            f"{folder}: no name says which file is which split: call them train.txt, validation.txt and test.txt, or give them folders of "
+            f"these names (endings that are read: {ENDINGS}); there is {', '.join(there[:3]) or 'nothing'}{', ...' * (len(there) > 3)}"
+        )
     return HubSource(data.dataset, subset, data.text_column)
 
 
@@ -311,13 +394,13 @@ def find_splits(folder: Path) -> dict[str, list[Path]]:
         UsageError: Two things claim to be one split, forms are mixed, or a numbered file is missing.
     """
     found: dict[str, dict[str, list[Path]]] = {}  # split -> what claims to be it -> files
-    for path in sorted(folder.iterdir(), key=_by_numbers):
-        if path.is_dir() and path.name in NAMES:
-            inside = [file for file in sorted(path.iterdir(), key=_by_numbers) if file.is_file() and form_of(file)]
-            if inside:
-                found.setdefault(NAMES[path.name], {})[f"{path.name}/"] = inside
+    for path in _visible(folder):
+        name = path.name.lower()
+        if path.is_dir() and name in NAMES:
+            if inside := [file for file in _visible(path) if file.is_file() and form_of(file)]:
+                found.setdefault(NAMES[name], {})[f"{path.name}/"] = inside
         elif path.is_file() and form_of(path):
-            stem, _, ending = path.name.removesuffix(".gz").rpartition(".")
+            stem, _, ending = name.removesuffix(".gz").rpartition(".")
             if match := _SPLIT_NAME.fullmatch(stem):
                 claim = path.name if match["number"] is None else f"{match['name']}-*.{ending}"
                 found.setdefault(NAMES[match["name"]], {}).setdefault(claim, []).append(path)
@@ -330,20 +413,31 @@ def find_splits(folder: Path) -> dict[str, list[Path]]:
         names = " and ".join(str(path.relative_to(folder)) for path in forms.values())
         raise UsageError(f"{folder} mixes forms, {names}: keep the files of one form")
     for files in splits.values():
-        stem = files[0].name.removesuffix(".gz").rpartition(".")[0]
+        stem = files[0].name.lower().removesuffix(".gz").rpartition(".")[0]
         of = (_SPLIT_NAME.fullmatch(stem) or {"of": None})["of"]
         if of and len(files) != int(of):
             raise UsageError(f"{folder}: {files[0].name} is one of {int(of)} files, but {len(files)} are there")
     return splits
 
 
-def _by_numbers(path: Path) -> list[Any]:
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
+def _visible(folder: Path) -> list[Path]:
+    """What is in a folder, numbers in names by value. A name that begins with a dot is no text's: `._a.txt` is made by macOS."""
+
+    def by_numbers(path: Path) -> list[Any]:
+        return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
+
+    return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=by_numbers)
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """Files in a folder and in those below it, hidden ones left out."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def _file_hash(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None

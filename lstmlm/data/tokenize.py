@@ -1,8 +1,8 @@
 """Text to tokens and back: words between white space, words and marks by the rules of Moses, characters, or subwords.
 
-Text is one thing everywhere (`plain`): `\\r\\n`, `\\r` and `\\n` end a line, and a byte-order mark at its start is dropped. Every line
-end is the token `<eos>`. Nothing else ends a line. At word level all Unicode white space (form feed, U+0085, U+2028 and the no-break
-space too) stands between words, and a NUL is part of a word (Moses drops it); elsewhere each is a character like any other.
+Text is one thing everywhere (`plain`): `\\r\\n`, `\\r` and `\\n` end a line. Every line end is the token `<eos>`. Nothing else ends a line.
+At word level all Unicode white space (form feed, U+0085, U+2028 and the no-break space too) stands between words, and a NUL is part of
+a word (Moses drops it); elsewhere each is a character like any other.
 """
 
 import json
@@ -10,6 +10,7 @@ import os
 import re
 import threading
 import time
+import unicodedata
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any, Protocol
@@ -28,8 +29,13 @@ MARKS = (
 
 
 def plain(text: str) -> str:
-    """A text without a byte-order mark at its start, every line end as `\\n`."""
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    """A text with every line end as `\\n`."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+# Where a line may be cut: no rule of any tokenizer here, nor of Unicode's lower case or NFC, looks across a space between two letters or
+# digits. A line's tokens are those of its pieces, each cut before the space.
+CUT = re.compile(r"(?<=[^\W_]) (?=[^\W_])")
 
 
 class Tokenizer(Protocol):
@@ -103,7 +109,8 @@ class Moses:
 
     def tokenize(self, text: str) -> Sequence[str]:
         """As `Tokenizer`."""
-        return _by_lines([self._line(line) for line in text.split("\n")])
+        lines = ([token for piece in _pieces(line) for token in self._piece(piece)] for line in text.split("\n"))
+        return _by_lines(lines)
 
     def tally(self, text: str) -> tuple[list[str], NDArray[np.int32]]:
         """As `Tokenizer`."""
@@ -114,11 +121,27 @@ class Moses:
         text = re.sub(r"(?:^| )@([-,.])@(?: |$)", r"\1", " ".join(tokens))
         return self._detokenizer.detokenize(text.split(), unescape=False)
 
-    def _line(self, line: str) -> list[str]:
-        line = self._within_numbers.sub(lambda mark: f" @{mark[0]}@ ", line)
-        return self._tokenizer.tokenize(
-            line, aggressive_dash_splits=self._hyphens, escape=False, protected_patterns=self._whole
-        )
+    def _piece(self, text: str) -> list[str]:
+        text = self._within_numbers.sub(lambda mark: f" @{mark[0]}@ ", text)
+        try:
+            return self._tokenizer.tokenize(
+                text, aggressive_dash_splits=self._hyphens, escape=False, protected_patterns=self._whole
+            )
+        except (ValueError, AssertionError):  # of several releases of sacremoses
+            kinds = ", ".join((UNK, EOS, *MARKS))
+            raise UserError(
+                f"a line has more than 1000 of {kinds} without two plain words in a row between them, which Moses cannot cut: "
+                f"it begins with {text[:40]!r}"
+            ) from None
+
+
+def _pieces(line: str) -> Iterator[str]:
+    """A line in pieces whose tokens are those of the line: Moses takes 1000 words of MARKS and their like at a time."""
+    start = 0
+    while cut := CUT.search(line, start + 1000):
+        yield line[start : cut.start()]
+        start = cut.start()
+    yield line[start:]
 
 
 class Subwords:
@@ -176,50 +199,67 @@ class Subwords:
         return self._decoder.decode(list(tokens))
 
 
-class Lowercase:
-    """A tokenizer that drops the case of a text before another one cuts it."""
+INVISIBLE = dict.fromkeys(
+    map(ord, "\u00ad\u200b\u2060\ufeff")
+)  # soft hyphen, zero-width space, word joiner, byte-order mark
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+
+class Prepared:
+    """A tokenizer of a text that is changed first.
+
+    Args:
+        tokenizer: Cuts the changed text.
+        lowercase, normalize: As in `DataConfig`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, lowercase: bool, normalize: bool) -> None:
+        self.tokenizer, self._lowercase, self._normalize = tokenizer, lowercase, normalize
         self.join = tokenizer.join
 
     def tokenize(self, text: str) -> Sequence[str]:
         """As `Tokenizer`."""
-        return self._tokenizer.tokenize(text.lower())
+        return self.tokenizer.tokenize(prepared(text, self._lowercase, self._normalize))
 
     def tally(self, text: str) -> tuple[list[str], NDArray[np.int32]]:
         """As `Tokenizer`."""
-        return self._tokenizer.tally(text.lower())
+        return self.tokenizer.tally(prepared(text, self._lowercase, self._normalize))
+
+
+def prepared(text: str, lowercase: bool, normalize: bool) -> str:
+    """A text as `data.normalize` and `data.lowercase` change it, in this order."""
+    if normalize and not text.isascii():
+        text = unicodedata.normalize("NFC", text.translate(INVISIBLE))
+    return text.lower() if lowercase else text
 
 
 ALONE = 8  # blocks of a million characters, below which other processes are not worth their start
 
 
 def tallies(
-    tokenizer: Tokenizer, texts: Iterable[str], slow: bool
+    tokenizer: Tokenizer, texts: Iterable[str], processes: int
 ) -> Iterator[tuple[str, list[str], NDArray[np.int32]]]:
     """Each text with its tally, in order.
 
     Args:
         tokenizer: To cut them with.
         texts: Blocks of a text.
-        slow: Whether several processes share the work where there are many texts. They are started afresh, so this process may have
-            threads and use a GPU.
+        processes: That share the work where there are many texts. They are started afresh, so this process may have threads and use a
+            GPU.
     """
     rest = iter(texts)
-    first = list(islice(rest, ALONE)) if slow else []
+    first = list(islice(rest, ALONE)) if processes > 1 else []
     if len(first) < ALONE:
         for text in chain(first, rest):
             yield text, *tokenizer.tally(text)
         return
     import joblib
 
-    number, all_texts = joblib.cpu_count(), chain(first, rest)
+    all_texts = chain(first, rest)
     # Windows of few texts bound the memory. The processes end some seconds after the last, or when this one ends.
     alive = {"idle_worker_timeout": 5, "initializer": _end_with, "initargs": (os.getpid(),)}
-    with joblib.Parallel(number, backend="loky", batch_size=1, **alive) as processes:
-        while window := list(islice(all_texts, 4 * number)):
-            found = processes(joblib.delayed(tokenizer.tally)(text) for text in window)
+    with joblib.Parallel(processes, backend="loky", batch_size=1, **alive) as parallel:
+        while window := list(islice(all_texts, 4 * processes)):
+            found = parallel(joblib.delayed(tokenizer.tally)(text) for text in window)
             yield from ((text, *tally) for text, tally in zip(window, found, strict=True))
 
 

@@ -13,8 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstmlm.console import UserError
-from lstmlm.data.tokenize import EOS, UNK, Characters, Lowercase, Moses, Subwords, Tokenizer, Words, plain, tallies
+from lstmlm.data.tokenize import (
+    EOS,
+    UNK,
+    Characters,
+    Moses,
+    Prepared,
+    Subwords,
+    Tokenizer,
+    Words,
+    plain,
+    prepared,
+    tallies,
+)
 from lstmlm.records import read_json
+
+DEFAULT_RULES = {"tokenizer": "whitespace", "lowercase": False, "merges": [], "normalize": False}
 
 
 class Vocabulary:
@@ -22,7 +36,7 @@ class Vocabulary:
 
     Args:
         tokens: Distinct tokens, `<unk>` and `<eos>` among them.
-        level, tokenizer, lowercase: As in `DataConfig`: what a token is.
+        level, tokenizer, lowercase, normalize: As in `DataConfig`: what a token is.
         merges: Of level `bpe`: pairs of tokens that become one, `left right`, in the order in which they do.
 
     Raises:
@@ -36,9 +50,11 @@ class Vocabulary:
         tokenizer: str = "whitespace",
         lowercase: bool = False,
         merges: Sequence[str] = (),
+        normalize: bool = False,
     ) -> None:
         self.tokens = list(tokens)
-        self.level, self.tokenizer, self.lowercase, self.merges = level, tokenizer, lowercase, list(merges)
+        self.level, self.tokenizer, self.lowercase, self.normalize = level, tokenizer, lowercase, normalize
+        self.merges = list(merges)
         self._ids = {token: i for i, token in enumerate(self.tokens)}
         if len(self._ids) < len(self.tokens) or not all(isinstance(token, str) for token in self.tokens):
             raise ValueError("the tokens of a vocabulary are distinct strings")
@@ -46,9 +62,8 @@ class Vocabulary:
             raise ValueError(f"a vocabulary has {UNK} and {EOS}")
         self.unk = self._ids[UNK]
         self.eos = self._ids[EOS]
-        self._cut = Subwords(self.tokens, self.merges) if level == "bpe" else _cutter(level, tokenizer)
-        if lowercase:
-            self._cut = Lowercase(self._cut)
+        cut = Subwords(self.tokens, self.merges) if level == "bpe" else _cutter(level, tokenizer)
+        self._cut = Prepared(cut, lowercase, normalize)
 
     @classmethod
     def build(
@@ -59,28 +74,30 @@ class Vocabulary:
         max_size: int | None = None,
         tokenizer: str = "whitespace",
         lowercase: bool = False,
+        normalize: bool = False,
+        processes: int = 1,
     ) -> "Vocabulary":
         """Count the tokens of the training split: `<unk>`, `<eos>`, then by falling count, ties by first appearance.
 
         Args:
             texts: The training split in pieces, of one line or of many; no word is in two of them.
-            level, tokenizer, lowercase: As in `DataConfig`: what a token is.
+            level, tokenizer, lowercase, normalize: As in `DataConfig`: what a token is.
             min_count: Tokens (at level `bpe`, pairs) seen less often are left out.
             max_size: Largest size, `<unk>` and `<eos>` included; `bpe` needs one.
+            processes: That share a slow tokenizer's work.
         """
         if level == "bpe":
             if max_size is None:
                 raise ValueError("level bpe needs a max_size")
-            tokens, merges = Subwords.train(
-                (text.lower() if lowercase else text for text in texts), max_size, min_count
-            )
-            return cls(tokens, level, tokenizer, lowercase, merges)
-        cut, counts = _cutter(level, tokenizer), Counter[str]()
-        for _, types, places in tallies(Lowercase(cut) if lowercase else cut, texts, slow=tokenizer == "moses"):
+            changed = (prepared(text, lowercase, normalize) for text in texts)
+            tokens, merges = Subwords.train(changed, max_size, min_count)
+            return cls(tokens, level, tokenizer, lowercase, merges, normalize)
+        cut, counts = Prepared(_cutter(level, tokenizer), lowercase, normalize), Counter[str]()
+        for _, types, places in tallies(cut, texts, processes if tokenizer == "moses" else 1):
             counts.update(dict(zip(types, np.bincount(places).tolist(), strict=True)))
         del counts[UNK], counts[EOS]  # a Counter lets go of absent keys too
         kept = [token for token, count in counts.most_common() if count >= min_count]
-        return cls([UNK, EOS, *kept][:max_size], level, tokenizer, lowercase)
+        return cls([UNK, EOS, *kept][:max_size], level, tokenizer, lowercase, normalize=normalize)
 
     def for_raw_text(self) -> "Vocabulary":
         """The same vocabulary for English as people write it: where white space parts its tokens, Moses puts the white space."""
@@ -88,8 +105,14 @@ class Vocabulary:
             return self
         raw = copy.copy(self)
         raw.tokenizer = "moses"
-        raw._cut = Lowercase(Moses(self)) if self.lowercase else Moses(self)
+        raw._cut = Prepared(Moses(self), self.lowercase, self.normalize)
         return raw
+
+    def normalized(self) -> "Vocabulary":
+        """The same vocabulary for a text that `data.normalize` changes first."""
+        own = copy.copy(self)
+        own.normalize, own._cut = True, Prepared(self._cut.tokenizer, self.lowercase, normalize=True)
+        return own
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -113,9 +136,14 @@ class Vocabulary:
             text += "\n"
         return [self._ids.get(token, self.unk) for token in self._cut.tokenize(text)]
 
-    def encode_blocks(self, texts: Iterable[str]) -> Iterator[tuple[str, NDArray[np.int32]]]:
-        """Each block of a plain text, with its token ids (n,): `encode` without `eos`, several times as fast."""
-        for text, types, places in tallies(self._cut, texts, slow=self.tokenizer == "moses"):
+    def encode_blocks(self, texts: Iterable[str], processes: int = 1) -> Iterator[tuple[str, NDArray[np.int32]]]:
+        """Each block of a plain text, with its token ids (n,): `encode` without `eos`, several times as fast.
+
+        Args:
+            texts: Blocks as `reading` makes them.
+            processes: That share a slow tokenizer's work.
+        """
+        for text, types, places in tallies(self._cut, texts, processes if self.tokenizer == "moses" else 1):
             yield text, np.array([self._ids.get(token, self.unk) for token in types], np.int32)[places]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -144,9 +172,8 @@ class Vocabulary:
     @property
     def rules(self) -> dict[str, Any]:
         """What a token is, as far as the level does not say it."""
-        rules = {"tokenizer": self.tokenizer, "lowercase": self.lowercase, "merges": self.merges}
-        defaults = {"tokenizer": "whitespace", "lowercase": False, "merges": []}
-        return {name: value for name, value in rules.items() if value != defaults[name]}
+        rules = {name: getattr(self, name) for name in DEFAULT_RULES}
+        return {name: value for name, value in rules.items() if value != DEFAULT_RULES[name]}
 
     @property
     def fingerprint(self) -> str:
@@ -189,6 +216,7 @@ class _Content:
     tokenizer: Literal["whitespace", "moses"] = "whitespace"
     lowercase: bool = False
     merges: list[str] = field(default_factory=list)
+    normalize: bool = False
 
 
 def _cutter(level: str, tokenizer: str) -> Tokenizer:

@@ -105,7 +105,7 @@ def read_lines(name: str, column: str = "text") -> Iterator[str]:
     try:
         yield from lines_of(read_blocks(Path(name), column))
     except UserError as error:
-        raise UsageError(str(error).replace("--data.text_column", "--text_column")) from None
+        raise UsageError(str(error)) from None
 
 
 @contextmanager

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from lstmlm.console import UserError, check
 from lstmlm.data.corpus import fingerprint, load_split
-from lstmlm.data.reading import form_of, lines_of, read_blocks
-from lstmlm.data.sources import ENDINGS, SPLITS, open_source
+from lstmlm.data.reading import check_form, lines_of, read_blocks
+from lstmlm.data.sources import SPLITS, open_source
 from lstmlm.data.tokenize import EOS, Words
 from lstmlm.model.pretrained import SavedModel
+from lstmlm.runtime.hardware import cores
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def split_text(saved: SavedModel, name: str) -> Text:
         UserError: There is no such split, or the data cannot be had.
     """
     check_split(name)
-    stream, facts = load_split(saved.data, name, saved.vocabulary)
+    stream, facts = load_split(saved.data, name, saved.vocabulary, cores())
     if fingerprint(stream) != saved.description.fingerprints.get(name, fingerprint(stream)):
         other = f"split {name} of {saved.data.dataset} is not the text that the model was trained with"
         if saved.dataset is None:
@@ -116,19 +117,16 @@ def file_text(saved: SavedModel, path: str | Path, column: str = "text") -> Text
     """
     path = Path(path)
     check(path.is_file(), f"{path} is not a file" if path.exists() else f"there is no file {path}")
-    check(form_of(path) is not None, f"{path}: its name must end with one of {ENDINGS}")
+    check_form(path)
 
     def blocks() -> Iterator[str]:
         return read_blocks(path, column)
 
     ids, characters, words = [np.empty(0, np.int32)], 0, 0
-    try:
-        for block, tokens in saved.text_vocabulary.encode_blocks(blocks()):
-            ids.append(tokens)
-            characters += len(block)
-            words += len(Words().tokenize(block))
-    except UserError as error:
-        raise type(error)(str(error).replace("--data.text_column", "--text_column")) from None
+    for block, tokens in saved.text_vocabulary.encode_blocks(blocks(), cores()):
+        ids.append(tokens)
+        characters += len(block)
+        words += len(Words().tokenize(block))
     stream = torch.from_numpy(np.concatenate(ids))
     if len(stream) < 2:
         raise UserError(f"{path} has nothing to score: {len(stream)} tokens, the least is 2")

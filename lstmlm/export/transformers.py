@@ -10,6 +10,7 @@ import safetensors
 import safetensors.torch
 
 from lstmlm.console import UserError
+from lstmlm.data.tokenize import INVISIBLE
 from lstmlm.data.vocabulary import EOS, UNK, Vocabulary
 from lstmlm.files import MODEL_FILES, OutputFolder
 from lstmlm.model.pretrained import CARD, CONFIG, VOCABULARY, WEIGHTS, load, model_folder, read_card, read_config
@@ -117,10 +118,10 @@ def build_tokenizer(vocabulary: Vocabulary) -> "PreTrainedTokenizerFast":
         line_end = f" {EOS} "
         tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNK))
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\x1c-\x1f]+"), "removed")  # as str.split
-    steps: list[Any] = [  # as `tokenize.plain`
-        normalizers.Replace(Regex(r"\A\x{FEFF}"), ""),
-        normalizers.Replace(Regex(r"\r\n|\r|\n"), line_end),
-    ]
+    steps: list[Any] = [normalizers.Replace(Regex(r"\r\n|\r|\n"), line_end)]  # as `tokenize.plain`
+    if vocabulary.normalize:
+        invisible = "".join(f"\\x{{{code:04X}}}" for code in INVISIBLE)
+        steps += [normalizers.Replace(Regex(f"[{invisible}]"), ""), normalizers.NFC()]
     if vocabulary.lowercase:
         steps += [normalizers.Replace(Regex(FINAL_SIGMA), "ς"), normalizers.Lowercase()]
     tokenizer.normalizer = normalizers.Sequence(steps)

@@ -31,7 +31,7 @@ CONFIG, VOCABULARY, WEIGHTS, CARD = MODEL_FILES
 BUNDLED = Path(__file__).parents[1] / "models" / "wikitext2-reference"  # in a checkout `models` is a link
 
 # Of `DataConfig`: what reading the same text in the same way needs. A stranger's model says no more, so not where this machine writes.
-TRAINED_ON = ("dataset", "subset", "text_column", "level", "tokenizer", "lowercase", "max_size")
+TRAINED_ON = ("dataset", "subset", "text_column", "level", "tokenizer", "lowercase", "normalize", "max_size")
 READABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 CARD_TEXT = """\

@@ -22,11 +22,15 @@ _RNN: Any = torch.backends.cudnn.rnn  # its attribute is unknown to mypy
 _CONV: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
 
 
-def default_threads() -> int:
-    """Physical cores that this process may use, by affinity and by quota, divided among the ranks on this host."""
+def cores() -> int:
+    """Physical cores that this process may use, by affinity and by quota."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = min(psutil.cpu_count(logical=False) or usable, usable, cpu_quota())
-    return max(1, int(cores) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, int(min(psutil.cpu_count(logical=False) or usable, usable, cpu_quota())))
+
+
+def default_threads() -> int:
+    """Those cores, divided among the ranks on this host."""
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 GROUPS, OWN_GROUP = (

@@ -16,6 +16,7 @@ from lstmlm.files import user_path
 from lstmlm.model.language_model import LSTMLanguageModel
 from lstmlm.model.pretrained import VOCABULARY, load
 from lstmlm.runtime.distributed import check_alike, fail_together, main_tensors, main_value
+from lstmlm.runtime.hardware import cores
 from lstmlm.training.memory import check_memory
 from lstmlm.training.segments import steps_per_epoch
 from lstmlm.training.step import TrainStep
@@ -36,7 +37,7 @@ def build(config: Config, accelerator: Accelerator, origin: str | Path | None = 
     """
     vocabulary, weights = _load_origin(config, accelerator, origin) if origin is not None else (None, None)
     with fail_together(accelerator):
-        corpus = load_corpus(config.data, vocabulary, reading_bar)
+        corpus = load_corpus(config.data, vocabulary, reading_bar, cores())
     check_alike(accelerator, "data", {"fingerprint of the tokens": corpus.fingerprint[:12]})
     stream = corpus.splits["train"]
     if config.data.batch_size >= len(stream):
@@ -78,7 +79,7 @@ def _load_origin(
 def _check_settings(config: Config, model: LSTMLanguageModel, vocabulary: Vocabulary) -> None:
     """Refuse a configuration that describes another model or vocabulary than the one that the run is to begin with."""
     sizes = ("embedding_size", "hidden_size", "num_layers", "tie_weights")
-    rules = ("level", "tokenizer", "lowercase")
+    rules = ("level", "tokenizer", "lowercase", "normalize")
     has = {f"model.{name}": getattr(model.config, name) for name in sizes}
     has |= {f"data.{name}": getattr(vocabulary, name) for name in rules}
     has["data.min_count"] = 1  # no vocabulary is built

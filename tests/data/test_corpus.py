@@ -181,10 +181,10 @@ def test_one_process_of_a_host_builds(data: DataConfig, tmp_path: Path) -> None:
     counter = tmp_path / "builds"
     original = corpus._write_tokens
 
-    def counting(path: Path, lines: Iterator[str], vocabulary: object) -> None:
+    def counting(*arguments: object) -> None:
         with counter.open("a") as file:
             file.write("x")
-        original(path, lines, vocabulary)  # type: ignore[arg-type]
+        original(*arguments)  # type: ignore[arg-type]
 
     corpus._write_tokens = counting
     try:
@@ -223,7 +223,7 @@ def test_missing_split(data: DataConfig) -> None:
 @pytest.mark.parametrize(
     ("layout", "subset", "message"),
     [
-        ({"splits": ("train", "test")}, "some-subset", "split 'validation' is missing"),
+        ({"splits": ("validation", "test")}, "some-subset", "split 'train' is missing"),
         ({"column": "sentence"}, "some-subset", "no column 'text'"),
         ({}, "other", "other"),
     ],
@@ -242,7 +242,7 @@ def test_folder_that_is_not_there(tmp_path: Path) -> None:
 
 def test_cache_that_cannot_be_written(data: DataConfig, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write .*--data\.cache_dir"):
+    with pytest.raises(UserError, match=r"cannot write .*name another folder with the option cache_dir"):
         load_corpus(dataclasses.replace(data, cache_dir=str(tmp_path / "file" / "cache")))
 
 
@@ -271,7 +271,7 @@ def test_a_file_system_without_locks_is_told(data: DataConfig, monkeypatch: pyte
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    with pytest.raises(UserError, match=r"cache/lock: No locks available.*another place: --data\.cache_dir FOLDER"):
+    with pytest.raises(UserError, match=r"cache/lock: No locks available.*another folder with the option cache_dir"):
         load_corpus(data)
 
 
@@ -342,11 +342,13 @@ def test_an_unknown_word_that_is_never_trained_is_told(data: DataConfig, caplog:
     for _ in range(2):  # from the cache too
         (line,) = warnings(data, caplog)
         assert "<unk> never occurs in the training split" in line
-        assert "25.00% of split validation; --data.min_count 2 turns" in line
+        assert "25.00% of split validation; data.min_count 2 turns" in line
     with (folder / "train.txt").open("a") as file:
         file.write("once\n")
     assert len(warnings(data, caplog)) == 1
     assert warnings(dataclasses.replace(data, min_count=2), caplog) == []
+    with pytest.raises(UserError, match=r"only <unk> and <eos>, so .*: no token .* occurs 10000 times"):
+        load_corpus(dataclasses.replace(data, min_count=10_000))
 
 
 def test_eos_in_the_text_and_a_short_text_are_told(data: DataConfig, caplog: pytest.LogCaptureFixture) -> None:

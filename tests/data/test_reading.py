@@ -2,8 +2,8 @@
 
 import csv
 import gzip
+import io
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,30 +15,31 @@ from hypothesis import strategies as st
 
 from lstmlm import UserError
 from lstmlm.data import reading
-from lstmlm.data.reading import blocks_of, read_blocks, units
+from lstmlm.data.reading import blocks_of, form_of, read_blocks, units
 from lstmlm.data.tokenize import Characters, Words
 
 ODD = "a\tb\x00c d\x0ce\x85f\u2028g\xa0h\u3000i \ufeff j<unk>"  # nothing in it ends a line
 
 
 def write_text(path: Path, content: bytes) -> Path:
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    path.write_bytes(gzip.compress(content) if path.suffix.lower() == ".gz" else content)
     return path
 
 
 def write_rows(path: Path, rows: list[str | None], column: str = "text") -> Path:
-    if path.suffix == ".parquet":
+    form, table = form_of(path), io.StringIO()
+    if form == "parquet":
         pq.write_table(pa.table({"number": range(len(rows)), column: rows}), path, row_group_size=3)
-    elif ".jsonl" in path.name:
-        write_text(path, "".join(json.dumps({"x": 1, column: row}) + "\n" for row in rows).encode())
+        return path
+    if form == "jsonl":
+        table.writelines(json.dumps({"x": 1, column: row}) + "\n" for row in rows)
+    elif form == "json":
+        json.dump([{"x": 1, column: row} for row in rows], table, indent=1)
     else:
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["x", column])
-            writer.writerows([1, row] for row in rows)
-        if path.suffix == ".gz":
-            write_text(path, path.read_bytes())
-    return path
+        writer = csv.writer(table, "excel-tab" if form == "tsv" else "excel")
+        writer.writerow(["x", column])
+        writer.writerows([1, row] for row in rows)
+    return write_text(path, table.getvalue().encode())
 
 
 def read(path: Path, first: int = 0, end: int | None = None, column: str = "text") -> str:
@@ -52,7 +53,7 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
     return request.param
 
 
-@pytest.mark.parametrize("name", ["t.txt", "t.txt.gz", "wiki.train.tokens"])
+@pytest.mark.parametrize("name", ["t.txt", "T.TXT.GZ", "wiki.train.tokens"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_line_ends_of_a_text(tmp_path: Path, name: str, mark: str, block: int) -> None:
     text = f"{ODD}\r\n\r\r\nhälf\rone\n\n日本 \n last"
@@ -60,16 +61,19 @@ def test_line_ends_of_a_text(tmp_path: Path, name: str, mark: str, block: int) -
     assert read(path) == f"{ODD}\n\n\nhälf\none\n\n日本 \n last\n"
     assert units(path, "text") == 8
     assert read(path, 3, 6) == "hälf\none\n\n"
+    assert read(write_text(tmp_path / "m.txt", "a\n\ufeffb\n".encode())) == "a\n\ufeffb\n", "a mark begins a file alone"
 
 
-@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.jsonl", "t.jsonl.gz", "t.parquet"])
+@pytest.mark.parametrize(
+    "name", ["t.csv", "T.CSV.gz", "t.tsv", "t.jsonl", "t.jsonl.GZ", "t.json", "T.Json.gz", "t.PARQUET"]
+)
 def test_rows(tmp_path: Path, name: str, block: int) -> None:
     rows = ["", "one", "\ufeffmarked", "a\r\nb\rc\n\nd\n", ODD, "x,\"y\" 'z'", "日本"]
     path = write_rows(tmp_path / name, rows)
-    lines = ["", "one", "marked", "a", "b", "c", "", "d", ODD, "x,\"y\" 'z'", "日本"]
+    lines = ["", "one", "\ufeffmarked", "a", "b", "c", "", "d", ODD, "x,\"y\" 'z'", "日本"]
     assert read(path) == "".join(f"{line}\n" for line in lines)
     assert units(path, "text") == 7
-    assert read(path, 1, 4) == "one\nmarked\na\nb\nc\n\nd\n"
+    assert read(path, 1, 4) == "one\n\ufeffmarked\na\nb\nc\n\nd\n"
 
 
 @pytest.mark.parametrize("name", ["e.txt", "e.txt.gz", "e.csv", "e.jsonl"])
@@ -83,15 +87,10 @@ def test_every_tokenizer_reads_the_odd_characters_as_documented() -> None:
     assert Characters().tokenize(f"{ODD}\n") == [*ODD, "<eos>"]
 
 
-@given(st.lists(st.text("ab \n\x85", max_size=30), max_size=6), st.integers(1, 9))
-def test_blocks_end_where_no_word_does(pieces: list[str], size: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "BLOCK", size)
-        blocks = list(blocks_of(pieces))
-    assert "".join(blocks) == "".join(pieces)
-    assert all(block[-1] in " \n" for block in blocks[:-1])
-    # As short as that allows: between a block's first and last piece there is nowhere to cut.
-    assert not any(re.search(r"[ \n]", block[size:-size]) for block in blocks)
+@pytest.mark.parametrize("line", ["ab " * 50, "." * 60 + "ab " * 50, "ab " * 20 + "." * 95 + "ab " * 50])
+def test_blocks_of_a_long_line_are_short_where_it_may_be_cut(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "BLOCK", 20)
+    assert max(map(len, blocks_of([line]))) <= 40 + line.count(".")
 
 
 @given(st.lists(st.text("ab\n", max_size=8), max_size=6), st.integers(0, 12), st.integers(0, 12))
@@ -156,7 +155,15 @@ def test_a_damaged_file_is_told_with_the_place(
         ("n.jsonl", b'{"text": "\\ud800"}\n', "row 1: column 'text' is not UTF-8"),
         ("n.jsonl", b'{"text": "a"}\n"b"\n', "at row 2: it is no JSON object"),
         ("n.jsonl", b"[" * 100_000, "at row 1"),
-        ("n.jsonl", b'{"sentence": "a"}\n', "has no column 'text', only sentence: name it with --data.text_column"),
+        (
+            "n.jsonl",
+            b'{"sentence": "a"}\n',
+            "has no column 'text', only sentence: name one with the option text_column",
+        ),
+        ("n.tsv", b"x\ttext\n1\ta\tb\n", "at row 1: it has 3 fields, not 2: a text with a tab in it needs quotes"),
+        ("n.json", b'{"text": "a"}\n{"text": 1}\n', "row 2: column 'text' holds int"),
+        ("n.json", b'[{"text": "a"}, 1]', "at row 2: it is no JSON object"),
+        ("N.CONLLU", b"1\ta\n", "its name must end with one of .txt, "),
         ("n.txt", b"good line\nbad \xff line\n", r"n\.txt is not UTF-8 at byte 14"),
         ("n.txt", b"\xef\xbb\xbfgood \xe2\x82", r"n\.txt is not UTF-8 at byte 8"),
     ],

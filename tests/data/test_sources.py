@@ -1,7 +1,9 @@
 """Which file makes which split, and what is said where that is not clear."""
 
+import errno
 import gzip
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,7 @@ def text_of(dataset: Path | str, split: str, **keys: str) -> str:
         (["train-10.txt", "train-9.txt", "train-00001.txt"], ["train-00001.txt", "train-9.txt", "train-10.txt"]),
         (["train/b10.txt.gz", "train/b9.txt.gz", "train/notes.md", "dev/a.txt"], ["train/b9.txt.gz", "train/b10.txt.gz", "dev/a.txt"]),
         (["train-0-of-2.txt", "train-1-of-2.txt"], ["train-0-of-2.txt", "train-1-of-2.txt"]),
+        (["TRAIN.TXT", "._TRAIN.TXT", "Dev/10.Txt", "Dev/2.TXT", "Dev/._1.txt"], ["TRAIN.TXT", "Dev/2.TXT", "Dev/10.Txt"]),
         (["book.txt", "trainer.txt", "train.md", "train_old.txt", ".train.txt"], []),
     ],
 )  # fmt: skip
@@ -71,10 +74,10 @@ def test_subsets(tmp_path: Path) -> None:
     assert text_of(tmp_path, "train") == "one/train.txt\n", "the only one"
     touch(tmp_path, "two/train.txt")
     assert text_of(tmp_path, "train", subset="two") == "two/train.txt\n"
-    with pytest.raises(UsageError, match=r"--data\.subset, one of one, two"):
+    with pytest.raises(UsageError, match=r"several subsets, one, two: name the folder of one"):
         text_of(tmp_path, "train")
     touch(tmp_path, "train.txt")
-    with pytest.raises(UsageError, match="has no subset 'three'"):
+    with pytest.raises(UsageError, match="has files of its own and no subset 'three'"):
         text_of(tmp_path, "train", subset="three")
     # What earlier versions wrote into every configuration.
     assert text_of(tmp_path, "train", subset="wikitext-2-v1") == "train.txt\n"
@@ -121,7 +124,8 @@ def test_a_short_file_is_refused(tmp_path: Path) -> None:
         ("./absent", "no such file or folder"),
         ("/absent", "no such file or folder"),
         ("a/b/c", "no such file or folder"),
-        ("~nobody-of-this-name/x", "no such user"),
+        ("~nobody-of-this-name/x", "no home folder"),
+        ("x" * 300, "File name too long"),
         ("book.doc", "must end with one of"),
         ("pipe", "neither a file nor a folder"),
     ],
@@ -130,7 +134,7 @@ def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data
     monkeypatch.chdir(tmp_path)
     (tmp_path / "book.doc").write_text("a\n")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UserError, match=message):
         open_source(DataConfig(dataset=dataset))
 
 
@@ -157,11 +161,81 @@ def test_neither_here_nor_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         text_of("no-such-thing", "train")
 
 
-def test_a_folder_of_many_files_says_how_they_become_splits(tmp_path: Path) -> None:
-    for number in range(3):
-        (tmp_path / f"chapter{number}.txt").write_text("a b\n")
-    with pytest.raises(UsageError, match="no split 'validation', only train; name files or folders in it train, val"):
+@pytest.mark.parametrize(
+    ("names", "there"),
+    [
+        (["chapter1.txt", "chapter2.txt"], "chapter1.txt, chapter2.txt"),
+        (["CONTENTS", "ca01", "ca02", "cats.txt"], "CONTENTS, ca01, ca02, ..."),
+        (["de-ud-train.conllu", ".hidden"], "de-ud-train.conllu"),
+        ([], "nothing"),
+    ],
+)
+def test_a_folder_that_says_of_no_file_which_split_it_is(tmp_path: Path, names: list[str], there: str) -> None:
+    touch(tmp_path, *names)
+    with pytest.raises(UsageError, match=r"call them train\.txt, .*\.tsv, .*; there is " + re.escape(there) + "$"):
         text_of(tmp_path, "validation")
+
+
+ROWS = [f"row {i}" for i in range(40)]
+
+
+def library_folder(folder: Path, rows: dict[str, int]) -> Path:
+    """A data set in the Hub's layout, whose card alone says which file is which split."""
+    lines = []
+    for name, number in rows.items():
+        (folder / f"{name}_.jsonl").write_text("".join(f'{{"text": "{row}"}}\n' for row in ROWS[:number]))
+        lines.append(f"  - split: {name}\n    path: {name}_.jsonl\n")
+    head = "configs:\n- config_name: default\n  data_files:\n"
+    (folder / "README.md").write_text(f"---\n{head}{''.join(lines)}---\n")
+    return folder
+
+
+PART = "of the data set's split train"
+
+
+@pytest.mark.parametrize(
+    ("has", "wanted", "part"),
+    [
+        ({"train": 40}, {"train": (0, 36), "validation": (36, 38), "test": (38, 40)}, f"rows 37 to 38 of 40 {PART}"),
+        ({"train": 40, "dev": 5}, {"train": (0, 38), "validation": (0, 5), "test": (38, 40)}, "the data set's split dev"),
+        ({"train": 39, "test": 3, "x": 9}, {"train": (0, 37), "validation": (37, 39), "test": (0, 3)}, f"rows 38 to 39 of 39 {PART}"),
+        ({"train": 3, "validation": 2, "val": 9, "test": 1}, {"train": (0, 3), "validation": (0, 2), "test": (0, 1)}, ""),
+    ],
+)  # fmt: skip
+def test_splits_that_a_data_set_lacks_are_cut_from_its_train(
+    tmp_path: Path, has: dict[str, int], wanted: dict[str, tuple[int, int]], part: str
+) -> None:
+    source = open_source(DataConfig(dataset=str(library_folder(tmp_path, has))))
+    for split, (first, end) in wanted.items():
+        assert "".join(source.blocks(split)).splitlines() == ROWS[first:end], split
+    assert source.part("validation") == part
+
+
+def test_a_data_set_too_short_to_be_cut(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"no split 'validation' and no split 'test', and 19 rows of train: .* needs 20"
+    ):
+        text_of(library_folder(tmp_path, {"train": 19}), "test")
+
+
+def test_a_cache_of_the_hub_that_cannot_be_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    complete = tmp_path / "owner___name" / "default" / "0.0.0" / "abc"
+    complete.mkdir(parents=True)
+    (complete / "dataset_info.json").write_text("{}")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+
+    def load(dataset: str, subset: str | None, cache_dir: str | None = None) -> datasets.DatasetDict:
+        if cache_dir is None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path / "lock"))
+        (Path(cache_dir) / "owner___name" / "default" / "0.0.0" / "lock").touch()
+        assert (Path(cache_dir) / complete.relative_to(tmp_path)).samefile(complete)
+        return datasets.DatasetDict(test=datasets.Dataset.from_dict({"text": ["a", "b"]}))
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert text_of("owner/name", "test") == "a\nb\n"
+    assert [path.name for path in complete.parent.iterdir()] == ["abc"]
 
 
 def test_a_name_that_is_neither_here_nor_to_be_had_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lstmlm import LSTMLanguageModel, UserError, Vocabulary, generate_text
 from lstmlm.config import DataConfig, ModelConfig
 from lstmlm.console import UsageError
+from lstmlm.data import reading
 from lstmlm.data.corpus import load_corpus, load_split
 from lstmlm.data.tokenize import MARKS, Moses, plain
 from lstmlm.model.pretrained import save_pretrained
@@ -49,15 +50,13 @@ def test_moses_there_and_back(moses: Moses) -> None:
 
 
 @pytest.mark.parametrize("lowercase", [False, True])
-def test_several_processes_give_the_ids_of_one(lowercase: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_give_the_ids_of_one(lowercase: bool) -> None:
     """More blocks than the processes take at once, each with words of its own; a fault while they are read is raised here."""
-    joblib = pytest.importorskip("joblib")
-    monkeypatch.setattr(joblib, "cpu_count", lambda: 2)
     blocks = [f"{RAW}Only here: W{number}, x-{number}.\n" for number in range(21)]
     alone = Vocabulary.build(["".join(blocks)], "word", 1, None, "moses", lowercase)
-    together = Vocabulary.build(blocks, "word", 1, None, "moses", lowercase)
+    together = Vocabulary.build(blocks, "word", 1, None, "moses", lowercase, processes=2)
     assert together.tokens == alone.tokens
-    encoded = list(together.encode_blocks(blocks))
+    encoded = list(together.encode_blocks(blocks, processes=2))
     assert [block for block, _ in encoded] == blocks
     assert [i for _, ids in encoded for i in ids] == alone.encode("".join(blocks))
 
@@ -66,7 +65,7 @@ def test_several_processes_give_the_ids_of_one(lowercase: bool, monkeypatch: pyt
         raise UserError("row 22")
 
     with pytest.raises(UserError, match="row 22"):
-        list(together.encode_blocks(broken()))
+        list(together.encode_blocks(broken(), processes=2))
 
 
 def test_marks_that_a_vocabulary_has_not_leave_words_whole() -> None:
@@ -107,6 +106,74 @@ def test_raw_text_for_a_model_of_words_between_white_space() -> None:
 @pytest.fixture(scope="module")
 def subwords() -> Vocabulary:
     return Vocabulary.build([RAW * 3], "bpe", min_count=2, max_size=300)
+
+
+ODD = "the, Mr., etc., 's, ', \", ., ..., 3, 3.5, 1,000, -, -known, U.S., No., <unk>, <eos>, @-@, n't, e\u0301, é, ΟΣ, İ, ½, _".split(
+    ", "
+)
+ODD += [
+    "日本",
+    "한",
+    "\u1112\u1161",
+    *"²\u200b\u00ad\ufeff\xa0\x1c\x00\x85\u2028",
+    *[" "] * 20,
+    "  ",
+    "\t",
+    "\n",
+    "\n",
+    " \n",
+]
+
+
+@pytest.fixture(scope="module")
+def vocabularies(subwords: Vocabulary) -> list[Vocabulary]:
+    rules = [("word", "whitespace"), ("word", "moses"), ("char", "whitespace")]
+    plain_ones = [subwords, *(Vocabulary.build([RAW], level, tokenizer=tokenizer) for level, tokenizer in rules)]
+    changing = [Vocabulary(v.tokens, v.level, v.tokenizer, True, v.merges, normalize=True) for v in plain_ones]
+    return plain_ones + changing
+
+
+@given(st.lists(st.sampled_from(ODD), max_size=60), st.integers(1, 9), st.integers(1, 30))
+@settings(max_examples=200, deadline=None)
+def test_tokens_are_those_of_the_whole_line_however_it_comes_in_blocks(
+    vocabularies: list[Vocabulary], parts: list[str], block: int, piece: int
+) -> None:
+    text = "".join(parts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "BLOCK", block)
+        blocks = list(reading.blocks_of(text[i : i + piece] for i in range(0, len(text), piece)))
+    assert "".join(blocks) == text
+    for vocabulary in vocabularies:
+        tokens = [token for block in blocks for token in vocabulary.tokenize(block)]
+        assert tokens == list(vocabulary.tokenize(text)), (vocabulary.level, vocabulary.tokenizer, blocks)
+
+
+@given(st.lists(st.sampled_from(ODD), min_size=900, max_size=1200))
+@settings(max_examples=20, deadline=None)
+def test_moses_cuts_a_long_line_as_a_short_one(moses: Moses, parts: list[str]) -> None:
+    line = "".join(parts).replace("\n", "").replace("<unk>", "x")  # at most 1000 of these in one piece
+    assert moses.tokenize(line) == moses._piece(line)
+
+
+def test_a_line_of_many_unknown_words(moses: Moses) -> None:
+    assert moses.tokenize("a fox <unk> " * 1500) == ["a", "fox", "<unk>"] * 1500
+    with pytest.raises(UserError, match=r"more than 1000 of <unk>, <eos>, .* it begins with '<unk> <unk>"):
+        moses.tokenize("<unk> " * 1500)
+
+
+@pytest.mark.parametrize("level", ["word", "moses", "char", "bpe"])
+def test_normalized_text(tmp_path: Path, level: str) -> None:
+    odd = "cafe\u0301 zero\u200bwidth so\u00adft jo\u2060in in\ufeffner it\u2019s\n"
+    clean = "caf\u00e9 zerowidth soft join inner it\u2019s\n"
+    rules = {"moses": ("word", 1, None, "moses"), "bpe": ("bpe", 1, 270)}.get(level, (level,))
+    built, of_clean = Vocabulary.build([odd], *rules, normalize=True), Vocabulary.build([clean], *rules)  # type: ignore[arg-type]
+    assert built.tokens == of_clean.tokens
+    assert built.fingerprint != of_clean.fingerprint
+    (tmp_path / "vocab.json").write_bytes(built.to_bytes())
+    for vocabulary in (Vocabulary.load(tmp_path / "vocab.json"), of_clean.normalized()):
+        ((_, ids),) = vocabulary.encode_blocks([odd])
+        assert ids.tolist() == vocabulary.encode(odd) == of_clean.encode(clean)
+    assert of_clean.encode(odd) != of_clean.encode(clean), "which is as it was"
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))

@@ -37,7 +37,7 @@ def test_characters() -> None:
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1), st.sampled_from(["word", "char"]))
 def test_what_was_built_from_a_text_decodes_it(lines: list[str], level: str) -> None:
-    lines = [line.replace("\r", "").replace("\n", "").removeprefix("\ufeff") for line in lines]
+    lines = [line.replace("\r", "").replace("\n", "") for line in lines]
     vocabulary = Vocabulary.build(lines, level)
     text = vocabulary.decode(i for line in lines for i in vocabulary.encode(line))
     wanted = [" ".join(line.split()) if level == "word" else line for line in lines]
@@ -64,7 +64,8 @@ def test_file_round_trip_and_damage(tmp_path: Path) -> None:
 def test_a_text_of_several_lines(level: str) -> None:
     vocabulary = Vocabulary.build(["a b\n"], level)
     a, b, eos = (vocabulary.encode(token, eos=False)[0] for token in ("a", "b", "\n"))
-    assert vocabulary.encode("\ufeffa\r\nb\r\n") == [a, eos, b, eos]
+    assert vocabulary.encode("a\r\nb\r\n") == [a, eos, b, eos]
+    assert vocabulary.encode("\ufeffa")[0] == vocabulary.unk, "only a file's start has a byte-order mark"
     assert vocabulary.encode("a\rb") == [a, eos, b, eos]
     assert vocabulary.encode("a\n\nb", eos=False) == [a, eos, eos, b]
     assert list(vocabulary.tokenize("a\nb")) == ["a", "<eos>", "b"]

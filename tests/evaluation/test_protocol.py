@@ -334,9 +334,9 @@ def test_a_run_keeps_the_place_of_its_data_and_its_model_only_the_name(
     assert evaluate(copied, dataset=str(text_folder), **place).ppl == pytest.approx(summary["test"]["ppl"], rel=1e-9)
 
 
-def test_a_column_is_named_by_this_commands_option(folder: Path, tmp_path: Path) -> None:
+def test_a_column_that_is_not_there(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("line\nw1 w2\n")
-    with pytest.raises(UserError, match=r"no column 'text', only line: name it with --text_column") as caught:
+    with pytest.raises(UserError, match=r"no column 'text', only line: name one with the option text_column") as caught:
         evaluate(folder, text=tmp_path / "t.csv")
     assert caught.value.status == 2
     assert evaluate(folder, text=tmp_path / "t.csv", text_column="line").targets == 2

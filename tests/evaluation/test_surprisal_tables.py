@@ -145,7 +145,7 @@ def test_files_as_training_reads_them(folder: Path, rows: list[Row], tmp_path: P
         score_files([str(tmp_path / name)], folder, output=tmp_path / "table", column=column)
         table = pandas.read_csv(tmp_path / "table", sep="\t", keep_default_na=False)
         assert [Row(*values) for values in table.itertuples(index=False)] == rows
-    with pytest.raises(UsageError, match="no column 'text', only id, sentence: name it with --text_column"):
+    with pytest.raises(UsageError, match="no column 'text', only id, sentence: name one with the option text_column"):
         score_files([str(tmp_path / "a.csv")], folder)
 
 
@@ -172,7 +172,7 @@ def test_characters_are_no_words(tmp_path: Path) -> None:
         (["a.txt", "latin.txt"], "latin.txt is not UTF-8 at byte 9"),
         (["empty.txt"], "no text to score in empty.txt"),
         (["blank.txt"], "no text to score in blank.txt"),
-        (["run"], "cannot read run: Is a directory"),
+        (["run"], "cannot read run: it is a folder"),
         (["absent.txt"], "cannot read absent.txt: there is no such file"),
         (["a.txt", "--format", "csv"], "format"),
         (["a.txt", "--reset", "sentence"], "reset"),

@@ -13,7 +13,7 @@ from lstmlm.export.transformers import build_tokenizer
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 LEVELS = pytest.mark.parametrize("level", ["word", "char", "bpe"])
-CASES = pytest.mark.parametrize("lowercase", [False, True], ids=["as-it-is", "lowercase"])
+CASES = pytest.mark.parametrize("lowercase", [False, True], ids=["as-it-is", "lowercase-normalized"])
 TEXT = """The naïve <unk> of ΟΔΥΣΣΕΥΣ wasn't 1,234 m away : he said " no " .
  = Title =
 
@@ -29,13 +29,15 @@ ODD = [
     "<unk> (<unk>) he<unk>go <UNK> <un",
     "<eos> he<eos>go <EOS> <eos>\n<eos>",
     "</s> [UNK] ",
-    "naïve naïve 語 \U0001f600",
+    "na\u200bi\u0308ve naïve 語 \U0001f600",
 ]
 
 
 def build(text: str, level: str, lowercase: bool, tmp_path: Path) -> tuple[Vocabulary, Any]:
     """A vocabulary, and its tokenizer written and read again."""
-    vocabulary = Vocabulary.build([text], level, max_size=400 if level == "bpe" else 3000, lowercase=lowercase)
+    vocabulary = Vocabulary.build(
+        [text], level, max_size=400 if level == "bpe" else 3000, lowercase=lowercase, normalize=lowercase
+    )
     build_tokenizer(vocabulary).save_pretrained(tmp_path)
     return vocabulary, transformers.AutoTokenizer.from_pretrained(tmp_path)
 

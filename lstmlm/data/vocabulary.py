@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -195,7 +195,7 @@ class Vocabulary:
         """
         path = Path(path)
         content = read_json(path, _Content)
-        values = asdict(content)
+        values = dict(vars(content))
         fingerprint = values.pop("fingerprint")
         try:
             vocabulary = cls(**values)

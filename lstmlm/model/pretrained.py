@@ -17,6 +17,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from torch.overrides import TorchFunctionMode
 
 from lstmlm.config import RUN_CONFIG, Config, DataConfig, ModelConfig
 from lstmlm.console import UserError, one_line, print_line
@@ -261,6 +262,15 @@ def load(
     return replace(saved, raw=new[0], dataset=new[1], cache_dir=new[2])
 
 
+class _Uninitialised(TorchFunctionMode):
+    """Weights stay memory that nobody has touched. (The meta device would load torch's compiler, which takes longer than torch itself.)"""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return (kwargs or {}).get("tensor", args[0] if args else None)
+        return func(*args, **(kwargs or {}))
+
+
 def _read(folder: Path, device: torch.device | str) -> SavedModel:
     description, vocabulary = read_config(folder), Vocabulary.load(folder / VOCABULARY)
     if len(vocabulary) != description.vocab_size:
@@ -273,22 +283,25 @@ def _read(folder: Path, device: torch.device | str) -> SavedModel:
         weights = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"cannot read the model in {path}: {error}") from None
-    with torch.device("meta"):
-        model = LSTMLanguageModel(description.model, len(vocabulary))
-    if not model.fits(weights):  # before anything of the sizes in config.json is allocated
-        raise UserError(f"{path}: the weights are not those of the model in {folder / CONFIG}")
+    others = UserError(f"{path}: the weights are not those of the model in {folder / CONFIG}")
+    if description.model.num_layers > len(weights):
+        raise others
+    try:
+        with _Uninitialised():
+            model = LSTMLanguageModel(description.model, len(vocabulary))
+    except RuntimeError:  # there is no memory of such a size
+        raise others from None
+    if not model.fits(weights):
+        raise others
     for name, weight in weights.items():
         if weight.dtype not in READABLE:
             raise UserError(
                 f"{path}: {name} is in {str(weight.dtype).removeprefix('torch.')}, which is no type of weights"
             )
-        if not weight.float().isfinite().all():  # as they will be in memory
+        if not all(bound.isfinite() for bound in weight.float().aminmax()):  # as they will be in memory
             raise UserError(f"{path}: {name} holds a NaN, an infinity, or a number that float32 cannot hold")
-    model.to_empty(device=device)
-    if model.config.tie_weights:
-        model.decoder.weight = model.embedding.weight
     model.load_weights(weights)
-    return SavedModel(folder, description, vocabulary, model)
+    return SavedModel(folder, description, vocabulary, model.to(device))
 
 
 def model_folder(folder: str | Path) -> Path:

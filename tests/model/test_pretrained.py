@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,11 @@ import safetensors.torch
 import torch
 from huggingface_hub import ModelCard
 
-from lstmlm import LSTMLanguageModel, UserError, Vocabulary
+from lstmlm import LSTMLanguageModel, UserError, Vocabulary, evaluate, generate_text, score_text
 from lstmlm.config import DataConfig, ModelConfig
+from lstmlm.evaluation.pairs import score_pairs
 from lstmlm.model import pretrained
-from lstmlm.model.pretrained import find_model, load, model_card, read_config, save_pretrained
+from lstmlm.model.pretrained import SavedModel, find_model, load, model_card, read_config, save_pretrained
 
 SMALL = ModelConfig(embedding_size=12, hidden_size=12)
 DATA: dict[str, Any] = {"dataset": "toy", "subset": None, "level": "word"}
@@ -141,7 +145,7 @@ def test_what_is_not_the_file_it_should_be_is_told_in_a_line_that_names_it(
     else:
         path.write_bytes(content.encode("latin-1"))
     with pytest.raises(
-        UserError, match=rf"^(cannot read )?{re.escape(str(path))}(: Is a directory| is damaged)"
+        UserError, match=rf"^(cannot read )?{re.escape(str(path))}(: it is a folder| is damaged)"
     ) as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
@@ -160,6 +164,7 @@ def test_what_is_not_the_file_it_should_be_is_told_in_a_line_that_names_it(
         ({"fingerprints": {"test": 3}}, "fingerprints.test"),
         # Nothing of this size is allocated.
         ({"model": {"hidden_size": 65536, "embedding_size": 65536, "num_layers": 1024}}, "the weights are not those"),
+        ({"model": {"hidden_size": 1 << 40, "embedding_size": 1 << 40}}, "the weights are not those"),
     ],
 )
 def test_a_forged_config_is_refused(
@@ -211,6 +216,38 @@ def test_weights_that_are_none_are_refused(model: LSTMLanguageModel, tmp_path: P
     with pytest.raises(UserError, match=re.escape(told)) as caught:
         load(tmp_path)
     assert str(path) in str(caught.value)
+
+
+def test_a_model_that_was_read_stands_for_its_folder(model: LSTMLanguageModel, tmp_path: Path) -> None:
+    save_pretrained(tmp_path / "model", model, words(31), DATA)
+    (tmp_path / "a.txt").write_text("w1 w2 w3\n")
+    pair = {"UID": "a", "sentence_good": "w1 w2", "sentence_bad": "w2 w1"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair))
+
+    def results(model: Path | SavedModel) -> list[Any]:
+        generated = generate_text("w1", model=model, seed=1)
+        pairs = score_pairs(tmp_path / "pairs.jsonl", model)
+        return [score_text("w1 w2", model), evaluate(model, text=tmp_path / "a.txt").nll, generated, pairs]
+
+    expected, saved = results(tmp_path / "model"), load(tmp_path / "model")
+    shutil.rmtree(tmp_path / "model")
+    assert results(saved) == expected
+    assert load(saved) is saved
+    assert load(saved, raw=True).text_vocabulary.tokenizer == "moses"
+
+
+def test_scoring_and_generation_start_without_what_they_do_not_need(model: LSTMLanguageModel, tmp_path: Path) -> None:
+    save_pretrained(tmp_path / "model", model, words(31), DATA)
+    (tmp_path / "a.txt").write_text("w1 w2\n")
+    code = f"""
+import sys
+from lstmlm import cli
+cli.score(["{tmp_path}/a.txt", "--model", "{tmp_path}/model"])
+cli.generate(["--model", "{tmp_path}/model"])
+print({{"torch._dynamo", "sympy", "accelerate", "pyarrow", "huggingface_hub", "datasets"}} & sys.modules.keys(), file=sys.stderr)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert (result.returncode, result.stderr) == (0, "set()\n")
 
 
 def test_the_newest_run_is_taken_where_none_is_named(

@@ -329,15 +329,12 @@ def export(argv: Arguments = None) -> int:
 def import_model(argv: Arguments = None) -> int:
     """A model trained with other code, as one of this project."""
     parser = argument_parser(
-        "A model that word_language_model (PyTorch's examples), awd-lstm-lm or colorlessgreenRNNs trained, as one of this project "
-        "(docs/import.md). No code in the file is run. Prints where the model is now."
+        "A model of word_language_model, awd-lstm-lm or colorlessgreenRNNs as one of this project, without running any of its code "
+        "(docs/import.md). Prints where it is now."
     )
-    parser.add_argument("file", type=str, help="The saved model, as torch.save wrote it: whole, or its state dict.")
+    parser.add_argument("file", type=str, help="The model or its state dict, as torch.save wrote it.")
     parser.add_argument(
-        "--vocab",
-        type=str,
-        required=True,
-        help="Its words: vocab.txt, the folder of its training text, or a saved corpus.",
+        "--vocab", type=str, required=True, help="Its words: vocab.txt, or the folder of its training text."
     )
     parser.add_argument("--output", type=str, required=True, help="Folder to write.")
     args = parse(parser, argv)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lstmlm.config import ModelConfig
-from lstmlm.console import UserError, one_line, print_line
+from lstmlm.console import UsageError, UserError, one_line, print_line
 from lstmlm.data.reading import read_blocks
 from lstmlm.data.sources import dataset_name, find_splits
 from lstmlm.data.tokenize import EOS, UNK, Words
@@ -37,21 +37,14 @@ KNOWN = re.compile(
     r"|torch\.(nn\.backends\.thnn\._get_thnn_function_backend|backends\.cudnn\.rnn\.Unserializable)"  # before PyTorch 1.2
 )
 LAYER = re.compile(r"rnns?\.(?:(\d+)\.(?:module\.)?)?((?:weight|bias)_(?:ih|hh)_l)(\d+)(?:_raw)?")
-IMPOSSIBLE = -1e4  # a logit whose probability is 0 in every precision; float16 holds it
 
 
 class Standin(dict[Any, Any]):
-    """Stands for an object of a stranger's file: it keeps what the file says of it, and does nothing.
+    """Stands for an object of a stranger's file: it keeps what the file says of it, and does nothing."""
 
-    Attributes:
-        kind: Full name of the class or function that the file means.
-        arguments: What it was to be called with.
-        state: What it was to be filled with.
-    """
-
-    kind = ""
-    arguments: tuple[Any, ...]
-    state: Any = None
+    kind = ""  # full name of the class or function that the file means
+    arguments: tuple[Any, ...]  # what it was to be called with
+    state: Any = None  # what it was to be filled with
 
     def __new__(cls, *arguments: Any) -> "Standin":
         self = super().__new__(cls)
@@ -73,26 +66,20 @@ class _Unpickler(pickle.Unpickler):
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file, encoding="utf-8", errors="replace")
-        self.storages: dict[str, torch.dtype] = {}
+        self.types: dict[str, torch.dtype] = {}
 
     def find_class(self, module: str, name: str) -> type[Standin]:
         kind = f"{module}.{name}".replace("__builtin__", "builtins", 1)
         if not KNOWN.fullmatch(kind) and name not in THEIRS:
-            raise _NotTheirs(
-                f"it holds {one_line(kind, 100)!r}, which none of the models that can be imported has; nothing was run"
-            )
+            raise ValueError(f"it holds {kind[:100]!r}, which no model of these kinds has; nothing of it was run")
         return type(name, (Standin,), {"kind": kind})  # a new one: nothing that a file does to it lasts
 
     def persistent_load(self, saved: Any) -> Any:
         if saved[0] == "module":  # a class, with its source code
             return saved[1]
         _, storage, key, *_ = saved
-        self.storages[key] = getattr(torch, storage.kind.rpartition(".")[2].removesuffix("Storage").lower())
-        return key, self.storages[key]
-
-
-class _NotTheirs(Exception):
-    """A file that is whole but not what it should be."""
+        self.types[key] = getattr(torch, storage.kind.rpartition(".")[2].removesuffix("Storage").lower())
+        return key, self.types[key]
 
 
 @contextmanager
@@ -100,13 +87,12 @@ def _reading(path: Path) -> Iterator[None]:
     """Turn errors of reading into one line that names the file."""
     try:
         yield
-    except _NotTheirs as error:
-        raise UserError(f"{path}: {error} (docs/import.md)") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except Exception as error:  # a forged pickle can raise anything
-        reason = one_line(f"{type(error).__name__}: {error}", 200)
-        raise UserError(f"{path} is damaged, or no file that torch.save wrote ({reason})") from None
+        damaged = type(error) not in (ValueError, UsageError)
+        reason = f"it is damaged, or torch.save did not write it ({error!r})" if damaged else error
+        raise UserError(f"cannot import {path} (docs/import.md): {one_line(reason)}") from None
 
 
 def _load(path: Path) -> tuple[Any, dict[str, bytes]]:
@@ -116,51 +102,20 @@ def _load(path: Path) -> tuple[Any, dict[str, bytes]]:
             with zipfile.ZipFile(file) as archive:
                 entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
-                    raise ValueError("it is compressed")
+                    raise ValueError("it is compressed, which torch.save does not do")
                 loaded = _Unpickler(archive.open(entries["data.pkl"])).load()
                 return loaded, {name[5:]: archive.read(entries[name]) for name in entries if name.startswith("data/")}
         file.seek(0)
         if _Unpickler(file).load() != MAGIC:
-            raise ValueError("it begins like another file")
+            raise ValueError("torch.save did not write it")
         for _ in ("version", "sizes of integers"):
             _Unpickler(file).load()
         unpickler = _Unpickler(file)
         loaded, numbers = unpickler.load(), {}
         for key in _Unpickler(file).load():
             count = int.from_bytes(file.read(8), "little")
-            numbers[key] = file.read(count * unpickler.storages[key].itemsize)
+            numbers[key] = file.read(count * unpickler.types[key].itemsize)
         return loaded, numbers
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Weights of a model of others, float32 on the CPU, by the names that they have in `LSTMLanguageModel`, untied.
-
-    Args:
-        path: Of a whole model or a state dict, as `torch.save` wrote it.
-
-    Raises:
-        UserError: It cannot be read, is damaged, or is no such model.
-    """
-    weights = {}
-    with _reading(path):
-        loaded, numbers = _load(path)
-        parts = loaded if isinstance(loaded, list | tuple) else [loaded]  # of awd-lstm-lm: model, criterion, optimizer
-        for part in parts:
-            if _name(part) == "SplitCrossEntropyLoss" and len(part.state["splits"]) > 2:
-                raise _NotTheirs(
-                    "its softmax is split, as awd-lstm-lm does for more than 75,000 words; no model here is"
-                )
-        if _name(parts[0]) not in ("RNNModel", "OrderedDict", "dict"):
-            raise _NotTheirs(f"it holds no model, but a {_name(parts[0])}")
-        named = dict(_parameters(parts[0]) if _name(parts[0]) == "RNNModel" else parts[0])
-        for name in sorted(named):  # `weight_hh_l0_raw`, which DropConnect takes units from, comes after `weight_hh_l0`
-            ours = {"encoder.weight": "embedding.weight", "decoder.weight": name, "decoder.bias": name}.get(name)
-            if match := LAYER.fullmatch(name):
-                ours = f"layers.{match[1] or match[3]}.{match[2]}0"
-            if ours is None:
-                raise _NotTheirs(f"its {one_line(name, 100)} is no weight of an LSTM language model here")
-            weights[ours] = _tensor(name, named[name], numbers)
-    return weights
 
 
 def _name(value: Any) -> str:
@@ -168,12 +123,35 @@ def _name(value: Any) -> str:
     return type(value).__name__
 
 
+def _weights(loaded: Any, numbers: dict[str, bytes]) -> dict[str, Tensor]:
+    """Weights of a model or a state dict, float32, by the names that they have in `LSTMLanguageModel`, untied."""
+    parts = loaded if isinstance(loaded, list | tuple) else [loaded]  # of awd-lstm-lm: model, criterion, optimizer
+    for part in parts:
+        if _name(part) == "SplitCrossEntropyLoss" and len(part.state["splits"]) > 2:
+            raise ValueError("its softmax is split, as awd-lstm-lm does for more than 75,000 words; no model here is")
+    if _name(parts[0]) not in ("RNNModel", "OrderedDict", "dict"):
+        raise ValueError(f"it holds no model, but a {_name(parts[0])}")
+    named = dict(_parameters(parts[0]) if _name(parts[0]) == "RNNModel" else parts[0])
+    weights = {}
+    for name in sorted(named):  # `weight_hh_l0_raw`, which DropConnect takes units from, comes after `weight_hh_l0`
+        ours = {"encoder.weight": "embedding.weight", "decoder.weight": name, "decoder.bias": name}.get(name)
+        if match := LAYER.fullmatch(name):
+            ours = f"layers.{match[1] or match[3]}.{match[2]}0"
+        if ours is None:
+            raise ValueError(f"its {name} is no weight of an LSTM language model here")
+        weights[ours] = _tensor(name, named[name], numbers)
+    if missing := {"embedding.weight", "decoder.weight", "layers.0.weight_hh_l0"} - weights.keys():
+        raise ValueError(f"it has no weights for {' and '.join(sorted(missing))}")
+    return weights
+
+
 def _parameters(module: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Of a module, by their names in a state dict."""
     if module.state.get("max_norm") is not None:
-        raise _NotTheirs("its embeddings are scaled to a max_norm; none here are")
+        raise ValueError("its embeddings are scaled to a max_norm; none here are")
     for name, value in module.state["_parameters"].items():
-        yield f"{prefix}{name}", value
+        if value is not None:  # as a bias that is left out
+            yield f"{prefix}{name}", value
     for name, child in module.state["_modules"].items():
         yield from _parameters(child, f"{prefix}{name}.")
 
@@ -183,27 +161,18 @@ def _tensor(name: str, value: Any, numbers: dict[str, bytes]) -> Tensor:
         value = value.arguments[0]
     (key, dtype), offset, size, stride = (value.arguments or value.state)[:4]
     if not dtype.is_floating_point:
-        raise _NotTheirs(f"{name} is in {str(dtype).removeprefix('torch.')}, which is no type of weights")
+        raise ValueError(f"its {name} is in {str(dtype).removeprefix('torch.')}, which is no type of weights")
     flat = torch.frombuffer(bytearray(numbers[key]), dtype=dtype)
     if torch.Size(size).numel() > len(flat):  # with strides of 0, few numbers would make any size
-        raise ValueError(f"{name} is larger than its numbers")
+        raise ValueError(f"its {name} is larger than its numbers")
     weight = flat.as_strided(size, stride, offset).float().contiguous()
     if not weight.isfinite().all():
-        raise _NotTheirs(f"{name} holds a NaN, an infinity, or a number that float32 cannot hold")
+        raise ValueError(f"its {name} holds a NaN, an infinity, or a number that float32 cannot hold")
     return weight
 
 
-def read_words(place: Path, size: int) -> list[str]:
-    """The words of a model of others, in the order of their ids.
-
-    Args:
-        place: A file with a word a line, or a folder with one named `vocab.txt`; a text or a folder of splits, whose words count in
-            the order in which they appear, `<eos>` at the end of each line; or what `torch.save` wrote of a corpus or a dictionary.
-        size: V of the model. Of a folder's splits, only as many are read as it takes.
-
-    Raises:
-        UserError: There are not so many words, or `place` cannot be read.
-    """
+def _words(place: Path, size: int) -> list[str]:
+    """The words in the order of their ids; of a folder's splits, only as many are read as make V = `size`."""
     if (place / "vocab.txt").is_file():
         place /= "vocab.txt"
     words = dict.fromkeys([] if place.is_dir() else _saved_words(place))
@@ -230,7 +199,7 @@ def _saved_words(path: Path) -> list[str]:
         saved, _ = _load(path)
         dictionary = saved.state["dictionary"] if _name(saved) == "Corpus" else saved
         if _name(dictionary) != "Dictionary":
-            raise _NotTheirs(f"it holds no words, but a {_name(saved)}")
+            raise ValueError(f"it holds no words, but a {_name(saved)}")
         return [str(word) for word in dictionary.state["idx2word"]]
 
 
@@ -238,8 +207,9 @@ def import_model(file: str | Path, vocab: str | Path, folder: str | Path) -> Non
     """Write a model of others as one of this project.
 
     Args:
-        file: As for `read_weights`.
-        vocab: As for `read_words`.
+        file: A whole model or its state dict, as `torch.save` wrote it.
+        vocab: Its words: a file with a word a line, or a folder with one named `vocab.txt`; a text or a folder of splits, whose words
+            count in the order in which they appear, `<eos>` after each line; or what `torch.save` wrote of a corpus or a dictionary.
         folder: Made where it does not exist.
 
     Raises:
@@ -247,27 +217,27 @@ def import_model(file: str | Path, vocab: str | Path, folder: str | Path) -> Non
     """
     file, vocab, folder = user_path(file), user_path(vocab), user_path(folder)
     OutputFolder(folder, MODEL_FILES)
-    weights = read_weights(file)
     with _reading(file):
+        weights = _weights(*_load(file))
         size, embedding_size = weights["embedding.weight"].shape
-        hidden_size = weights["layers.0.weight_hh_l0"].shape[1]
-        tied = torch.equal(weights["embedding.weight"], weights["decoder.weight"])
-    words = read_words(vocab, size)
+        hidden_size, layers = weights["layers.0.weight_hh_l0"].shape[1], sum("weight_hh" in name for name in weights)
+        if tied := torch.equal(weights["embedding.weight"], weights["decoder.weight"]):
+            del weights["decoder.weight"]
+        model = LSTMLanguageModel(ModelConfig(embedding_size, hidden_size, layers, tie_weights=tied), size)
+        if not model.fits(weights):
+            shapes = ", ".join(f"{name} {'x'.join(map(str, weight.shape))}" for name, weight in weights.items())
+            raise ValueError(f"no model here has weights of these shapes: {shapes}")
+    words = _words(vocab, size)
     if EOS not in words:
         raise UserError(f"--vocab {vocab} has no {EOS}: give the word that ends each line this name there")
-    if tied:
-        del weights["decoder.weight"]
     if UNK not in words:
         print_line(f"the model has no {UNK}: one of probability 0 is added, for the words that it does not know")
         words.append(UNK)
+        model = LSTMLanguageModel(model.config, len(words))
         for name in weights.keys() & {"embedding.weight", "decoder.weight"}:
             weights[name] = F.pad(weights[name], (0, 0, 0, 1))
-        weights["decoder.bias"] = F.pad(weights["decoder.bias"], (0, 1), value=IMPOSSIBLE)
-    layers = sum(name.endswith("weight_hh_l0") for name in weights)
-    model = LSTMLanguageModel(ModelConfig(embedding_size, hidden_size, layers, tie_weights=tied), len(words))
-    if not model.fits(weights):
-        shapes = ", ".join(f"{name} {'x'.join(map(str, weight.shape))}" for name, weight in weights.items())
-        raise UserError(f"{file}: no model here has weights of these shapes: {shapes}")
+        # A logit whose probability is 0 in every precision; float16 holds it.
+        weights["decoder.bias"] = F.pad(weights["decoder.bias"], (0, 1), value=-1e4)
     model.load_weights(weights)
     data = {"dataset": dataset_name(str(vocab)) if vocab.is_dir() else "unknown", "subset": None, "level": "word"}
     save_pretrained(folder, model, Vocabulary(words), data, {"imported_from": file.name})

@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from lstmlm import Config, LSTMLanguageModel, load_config
+from lstmlm.config import OptimConfig
 from lstmlm.console import UsageError, run_script
 from lstmlm.data.corpus import Corpus, load_corpus
 from lstmlm.data.table import Table
@@ -252,7 +253,8 @@ def main() -> int:
     options, rest = parser.parse_known_args()
     config = load_config(rest)
     precision, threads = options.precision or config.train.precision, options.threads or config.train.threads
-    config = replace(config, train=replace(config.train, precision=precision, threads=threads))
+    # Both loops train with Adam, whatever a preset says.
+    config = replace(config, train=replace(config.train, precision=precision, threads=threads), optim=OptimConfig())
     config = launch.resolve_precision(config)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():

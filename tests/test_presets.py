@@ -1,0 +1,30 @@
+"""Every preset in configs/ loads, and its recipe trains, at small sizes."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lstmlm import Config, load_config
+from tests.helpers import build_step
+
+FOLDER = Path(__file__).parent.parent / "configs"
+PRESETS = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "sweep")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_trains(name: str, small_config: Callable[..., Config]) -> None:
+    path = FOLDER / f"{name}.yaml"
+    assert f"--config configs/{name}.yaml" in path.read_text().split("\n")[0]
+    small, config = small_config("--train.log_every=100"), load_config(["--config", str(path)])
+    model = dataclasses.replace(config.model, embedding_size=8, hidden_size=12)
+    data = dataclasses.replace(small.data, bptt_jitter=2.5 * bool(config.data.bptt_jitter))
+    train_step = build_step(dataclasses.replace(config, model=model, data=data, train=small.train))
+    windows = list(train_step.windows(epoch=0))
+    for number, window in enumerate(windows):
+        train_step(window, number, number)
+    losses = [result.nll / result.num_targets for result in train_step.read()]
+    assert len(losses) == train_step.steps_per_epoch
+    assert all(math.isfinite(loss) and loss < 1.5 * losses[0] for loss in losses)

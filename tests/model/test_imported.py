@@ -1,5 +1,6 @@
 """Models of others: what is read gives the scores that plain PyTorch gives, whatever wrote the file, and none of its code runs."""
 
+import copyreg
 import importlib
 import io
 import json
@@ -184,7 +185,7 @@ def test_scores_are_those_of_the_models_own_code(
 def test_files_of_old_versions_are_read(
     theirs: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of PyTorch 0.3: other functions for tensors and parameters, what cuDNN left in modules, and all weights in one storage."""
+    """PyTorch 0.3 had other functions for tensors and parameters, left cuDNN's things in modules, and all weights in one storage."""
 
     def old(self: Tensor, protocol: int) -> tuple[Any, ...]:
         if isinstance(self, nn.Parameter):
@@ -207,6 +208,9 @@ def test_files_of_old_versions_are_read(
     pieces = flat.split([parameter.numel() for parameter in model.rnn.parameters()])
     for parameter, piece in zip(model.rnn.parameters(), pieces, strict=True):
         parameter.data = piece.view_as(parameter)
+    vars(model.rnn)["_parameters"] = OrderedDict(model.rnn._parameters)
+    python2 = lambda entries: (OrderedDict, ([[name, value] for name, value in entries.items()],))  # noqa: E731
+    monkeypatch.setitem(copyreg.dispatch_table, OrderedDict, python2)
     monkeypatch.setattr(torch.Tensor, "__reduce_ex__", old)
     monkeypatch.setattr(nn.Parameter, "__reduce_ex__", old)
     save(model, tmp_path / "model.pt", legacy=True)

@@ -5,6 +5,7 @@ The defaults are the reference model on WikiText-2. The docstring under each fie
 
 import json
 import math
+import os
 import re
 import sys
 import warnings
@@ -73,6 +74,7 @@ class _Section:
         section = type(self).__name__.removesuffix("Config").lower()
         for key in fields(self):
             value, bounds = getattr(self, key.name), key.metadata.get("bounds")
+            check(value != "", f"{section}.{key.name} is empty: give it a value, or leave it out")
             for number in value if isinstance(value, tuple | list) else [value]:
                 check(
                     bounds is None or number is None or number in bounds,
@@ -120,7 +122,6 @@ class DataConfig(_Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(bool(self.dataset), "data.dataset is empty: name a file, a folder, a Hub id or `toy`")
         check("\0" not in f"{self.dataset}{self.subset}", "data.dataset and data.subset cannot hold a NUL")
         check(
             self.level != "bpe" or (self.max_size is not None and self.max_size >= 258),
@@ -130,7 +131,6 @@ class DataConfig(_Section):
             self.tokenizer == "whitespace" or self.level == "word",
             f"data.tokenizer {self.tokenizer} cuts words, but data.level is {self.level}: leave one of them out",
         )
-        check(bool(self.cache_dir), "data.cache_dir is empty: name a folder")
         check(
             not self.bptt_jitter or self.bptt_jitter <= self.bptt / 4 >= 2.5,
             f"data.bptt_jitter is at most data.bptt / 4, and needs a data.bptt of at least 10, but they are {self.bptt_jitter} "
@@ -301,8 +301,6 @@ class TrainConfig(_Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.init_from != "", "train.init_from is empty: name a saved model, or null for none")
-        check(self.run_dir != "", "train.run_dir is empty: name a folder, or null for a new one")
         check(
             not self.resume or self.run_dir is not None,
             "train.resume needs train.run_dir: name the run that is to go on",
@@ -338,7 +336,7 @@ class TrackingConfig(_Section):
         check(
             name is None
             or (
-                0 < len(name.encode()) <= 200
+                len(os.fsencode(name)) <= 200
                 and name.isprintable()
                 and name not in (".", "..")
                 and not {*"/\\"} & {*name}
@@ -435,8 +433,15 @@ def parse(parser: "ArgumentParser", argv: Sequence[str] | None = None) -> "Names
     """Parse `argv` (the process's own arguments when None) into dataclasses.
 
     Raises:
-        UsageError: With jsonargparse's reason in one line that names the key.
+        UsageError: With jsonargparse's reason in one line that names the key; or an argument is empty where its default is not.
     """
+    option, may_be_empty = "an argument", [key for key, value in parser.get_defaults().items() if value == ""]
+    for word in sys.argv[1:] if argv is None else argv:
+        value = word
+        if word.startswith("--"):
+            option, given, value = word.partition("=")
+            value = value if given else word
+        check(bool(value) or option[2:] in may_be_empty, f"{option} is empty: give it a value, or leave it out")
     with _told_in_one_line():
         return parser.instantiate(parser.parse_args(argv))
 
@@ -454,17 +459,13 @@ def _check_file(argv: list[str]) -> None:
         raise UsageError("--config must come first: what stands before it would be overwritten silently")
     _, given, value = argv[0].partition("=")
     value = value if given else "".join(argv[1:2])
-    if not value:
-        raise UsageError("--config names no file")
+    if not value:  # which `parse` refuses
+        return
     path = user_path(value)
-    if path.is_dir():
-        raise UsageError(f"--config {value} is a folder: name a YAML file")
-    if not path.exists():
-        raise UsageError(f"--config {value}: there is no such file")
     try:
         content = load_yaml(path)
     except UserError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(f"--config: {error}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} holds no keys with values, such as `data:` or `data.batch_size: 20`")
     for key, values in content.items():

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -14,6 +15,7 @@ from lstmlm.console import UserError, one_line
 from lstmlm.files import append_file, read_file, replace_file
 
 T = TypeVar("T")
+MOST_YAML, MOST_JSON = 2**18, 2**30  # bytes of a file; a vocabulary is the largest
 
 
 def to_json(values: Any, indent: int | None = None) -> bytes:
@@ -41,7 +43,7 @@ def read_json(path: Path, kind: type[T], others: Literal["forbid", "allow"] = "f
         UserError: It cannot be read, or is not a `kind`: naming the file and the first thing that is wrong.
     """
     try:
-        values = json.loads(read_file(path))
+        values = json.loads(read_file(path, MOST_JSON))
     except (ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
     return as_kind(path, values, kind, others)
@@ -53,13 +55,17 @@ def read_yaml(path: Path, kind: type[T]) -> T:
 
 
 def load_yaml(path: Path) -> Any:
-    """What a YAML file says, whatever it is. A key that stands twice is refused.
+    """What a YAML file says, whatever it is. A key that stands twice is refused, and so is a file made to be endless.
 
     Raises:
         UserError: It cannot be read, or is no YAML: naming the file and the line.
     """
     try:
-        return yaml.load(read_file(path), _Loader)
+        loader = _Loader(read_file(path, MOST_YAML))
+        node = loader.get_single_node()
+        if node is not None and _size(node, {}) > MOST_YAML:
+            raise ValueError("its aliases stand for too much")
+        return None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise _damaged(path, f"{error.problem}{line}") from None
@@ -106,6 +112,16 @@ def _check_each(path: Path, contents: Sequence[bytes], kind: type[T], others: Li
 
 def _damaged(path: Path, reason: object) -> UserError:
     return UserError(f"{path} is damaged or not of this project: {one_line(reason) or 'it holds no text'}")
+
+
+def _size(node: yaml.Node, known: dict[yaml.Node, float]) -> float:
+    """How many nodes a node has with its aliases written out; infinite where one is of itself."""
+    if node not in known:
+        known[node] = math.inf
+        below = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = chain.from_iterable(below) if isinstance(node, yaml.MappingNode) else below
+        known[node] = 1 + sum(_size(part, known) for part in parts)
+    return known[node]
 
 
 class _Loader(yaml.SafeLoader):

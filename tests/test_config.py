@@ -104,9 +104,9 @@ def test_a_run_goes_on_with_its_own_configuration(tmp_path: Path) -> None:
         (["--data.batch_size", "1.5"], "data.batch_size"),
         (["--data.batch_size", "0"], "data.batch_size"),
         (["--data.cache_dir", ""], "data.cache_dir is empty"),
-        (["--config", "absent.yaml"], "--config absent.yaml: there is no such file"),
+        (["--config", "absent.yaml"], "--config: cannot read absent.yaml: No such file"),
         (["--data=absent.yaml"], "unrecognized arguments: --data=absent.yaml"),
-        (["--config={}"], "--config {}: there is no such file"),
+        (["--config={}"], "--config: cannot read {}: No such file"),
         (["--model.dropout_types", "1"], "model.dropout_types"),
         (["--model.dropout", "1"], "model.dropout"),
         (["--optim.lr", "nan"], "optim.lr"),
@@ -153,9 +153,9 @@ def test_a_file_that_says_a_key_in_two_forms(tmp_path: Path) -> None:
 
 
 def test_no_file_and_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"^--config names no file$"):
+    with pytest.raises(UsageError, match=r"^--config is empty"):
         load_config(["--config", ""])
-    with pytest.raises(UsageError, match=f"^--config {tmp_path} is a folder: name a YAML file$"):
+    with pytest.raises(UsageError, match=f"^--config: cannot read {tmp_path}: it is a folder, not a file$"):
         load_config([f"--config={tmp_path}"])
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from lstmlm.console import UserError, check
+from lstmlm.console import UserError
 from lstmlm.evaluation.perplexity import StaticScorer, Stretches
-from lstmlm.files import Output
+from lstmlm.files import Output, read_file
 from lstmlm.model.pretrained import SavedModel, load
 
 FIELDS = ("UID", "sentence_good", "sentence_bad")
@@ -133,13 +133,10 @@ def _summary(pairs: Sequence[Pair]) -> Summary:
 
 def _read(path: Path) -> list[tuple[str, str, str]]:
     """UID, good and bad sentence of each line."""
-    check(path.is_file(), f"{path} is not a file" if path.exists() else f"there is no file {path}")
     try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+        lines = read_file(path).decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 at byte {error.start}: convert it first") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
     pairs = [_pair(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not pairs:
         raise UserError(f"{path} has no pairs")
@@ -149,7 +146,8 @@ def _read(path: Path) -> list[tuple[str, str, str]]:
 def _pair(line: str, place: str) -> tuple[str, str, str]:
     try:
         row: Any = json.loads(line)
-    except ValueError as error:
+        json.dumps(row, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{place} is not JSON: {error}") from None
     for name in FIELDS:
         if not isinstance(row, dict) or not isinstance(row.get(name), str):

@@ -23,7 +23,7 @@ from lstmlm.data.reading import read_blocks
 from lstmlm.data.sources import dataset_name, find_splits
 from lstmlm.data.tokenize import EOS, UNK, Words
 from lstmlm.data.vocabulary import Vocabulary
-from lstmlm.files import MODEL_FILES, OutputFolder, user_path
+from lstmlm.files import MODEL_FILES, OutputFolder, open_file, user_path
 from lstmlm.model.language_model import LSTMLanguageModel
 from lstmlm.model.pretrained import save_pretrained
 
@@ -97,7 +97,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _load(path: Path) -> tuple[Any, dict[str, bytes]]:
     """What a file of `torch.save` holds, and its numbers by their keys."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
                 entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
@@ -193,7 +193,7 @@ def _words(place: Path, size: int) -> list[str]:
 def _saved_words(path: Path) -> list[str]:
     """Of a corpus or dictionary that `torch.save` wrote; none where the file is another one."""
     with _reading(path):
-        with path.open("rb") as file:
+        with open_file(path) as file:
             if file.read(1) != b"\x80" and not zipfile.is_zipfile(file):
                 return []
         saved, _ = _load(path)

@@ -23,7 +23,7 @@ from lstmlm.config import RUN_CONFIG, Config, DataConfig, ModelConfig
 from lstmlm.console import UserError, one_line, print_line
 from lstmlm.data.sources import is_local, subset_of
 from lstmlm.data.vocabulary import Vocabulary
-from lstmlm.files import MODEL_FILES, read_file, replace_file, user_path
+from lstmlm.files import MODEL_FILES, open_file, read_file, replace_file, user_path
 from lstmlm.model.language_model import LSTMLanguageModel
 from lstmlm.records import as_kind, read_json, read_yaml
 
@@ -279,6 +279,7 @@ def _read(folder: Path, device: torch.device | str) -> SavedModel:
             "they do not belong together"
         )
     path = folder / WEIGHTS
+    open_file(path).close()
     try:
         weights = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:

@@ -16,7 +16,7 @@ ROOMS = """
     training.wandb_tracker training.tracking
     training.banner training.profiling training.run training.dry_run training.loop
     report.runs report.plots report.page report.wandb_report
-    export.modeling_lstmlm export.transformers export.onnx export.hub
+    export.modeling_lstmlm export.tokenization_lstmlm export.transformers export.onnx export.hub
     cli
 """.split()
 PACKAGE = Path(__file__).parent.parent / "lstmlm"

@@ -23,13 +23,18 @@ class LstmLmConfig(PreTrainedConfig):
     Args:
         vocab_size: V.
         model: `embedding_size`, `hidden_size`, `num_layers`, `dropout`, `tie_weights`, as lstmlm's `config.json` has them.
+        padding_id: The id of `<pad>`, which is padding whatever the attention mask says: the one after the last token. It is not
+            called `pad_token_id`, as it has no row of the embedding.
         kwargs: As for every configuration of transformers.
     """
 
     model_type = "lstmlm"
 
-    def __init__(self, vocab_size: int = 0, model: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, vocab_size: int = 0, model: dict[str, Any] | None = None, padding_id: int = -1, **kwargs: Any
+    ) -> None:
         self.vocab_size = vocab_size
+        self.padding_id = padding_id
         self.model = model or {
             "embedding_size": 1,
             "hidden_size": 1,
@@ -79,8 +84,14 @@ class LstmLmForCausalLM(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         return self.embedding
 
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embedding = value
+
     def get_output_embeddings(self) -> nn.Module:
         return self.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.decoder = new_embeddings
 
     def forward(
         self,
@@ -103,7 +114,7 @@ class LstmLmForCausalLM(PreTrainedModel, GenerationMixin):
             return_dict: False = a tuple.
             kwargs: To transformers' loss.
         """
-        mask = input_ids != self.config.pad_token_id
+        mask = input_ids != self.config.padding_id
         if attention_mask is not None:
             mask = mask & attention_mask[:, -input_ids.shape[1] :].bool()
         if state is None:
@@ -135,18 +146,24 @@ class LstmLmForCausalLM(PreTrainedModel, GenerationMixin):
         return outputs, torch.where(empty, state, torch.stack(states, dim=2))
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, state: Tensor | None = None, is_first_iteration: bool = False, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        state: Tensor | None = None,
+        use_cache: bool | None = None,
+        is_first_iteration: bool = False,
+        **kwargs: Any,
     ) -> dict[str, Any]:
-        """The tokens that the state has not read: the last one, or at the first call all, as a state from the caller has read none."""
-        if state is not None and not is_first_iteration:
+        """The tokens that the state has not read: all, as the caller's state has read none; after the first call with a cache the last."""
+        if state is not None and use_cache is not False and not is_first_iteration:
             input_ids = input_ids[:, -1:]
-        inputs = {"input_ids": input_ids, "state": state}
-        return inputs | {name: kwargs.get(name) for name in ("attention_mask", "use_cache")}
+        mask = kwargs.get("attention_mask")
+        return {"input_ids": input_ids, "attention_mask": mask, "state": state, "use_cache": use_cache}
 
     def _update_model_kwargs_for_generation(
         self, outputs: LstmLmOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
-        model_kwargs["state"] = outputs.state
+        if outputs.state is not None:  # else without a cache, where every call goes on from the caller's state
+            model_kwargs["state"] = outputs.state
         return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
 
     def _reorder_cache(self, state: Tensor | None, beams: Tensor) -> Tensor | None:

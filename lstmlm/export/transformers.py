@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 CODE = Path(__file__).with_name("modeling_lstmlm.py")
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenization_lstmlm.py")
+GENERATION = "generation_config.json"
 PAD = "<pad>"  # beyond the vocabulary: no row of the embedding, and never scored
 # Of the capital sigmas those that str.lower() makes a final one: after a letter that has a case and before none.
 _CASED, _SKIPPED = r"[\p{Cased}&&[^\p{Case_Ignorable}]]", r"\p{Case_Ignorable}*"
@@ -49,12 +50,12 @@ def export_transformers(model: str | Path, folder: str | Path) -> None:
         folder: Made where it does not exist.
 
     Raises:
-        UserError: The model cannot be read, or transformers has no tokenizer like its own.
+        UserError: The model cannot be read, or transformers is not installed.
     """
     if find_spec("transformers") is None:
         raise UserError("transformers is not installed: pip install transformers")
     source = model_folder(model)
-    output = OutputFolder(folder, (*MODEL_FILES, CODE.name, *TOKENIZER), again=CODE.name, kept=[source])
+    output = OutputFolder(folder, (*MODEL_FILES, CODE.name, *TOKENIZER, GENERATION), again=CODE.name, kept=[source])
     card = read_card(source)
     vocabulary = load(source, device="cpu").vocabulary
     content = read_config(source).to_dict()
@@ -62,46 +63,49 @@ def export_transformers(model: str | Path, folder: str | Path) -> None:
         content["data"]["dataset"] = Path(content["data"]["dataset"]).name
     tokenizer = build_tokenizer(vocabulary)
     names = {"AutoConfig": "LstmLmConfig", "AutoModelForCausalLM": "LstmLmForCausalLM"}
+    ends = {"bos_token_id": vocabulary.eos, "eos_token_id": vocabulary.eos}
     config = {
         **content,
         "model_type": "lstmlm",
         "architectures": [names["AutoModelForCausalLM"]],
         "auto_map": {auto: f"{CODE.stem}.{name}" for auto, name in names.items()},
         "dtype": "float32",
-        "bos_token_id": vocabulary.eos,
-        "eos_token_id": vocabulary.eos,
-        "pad_token_id": len(vocabulary),
+        "padding_id": tokenizer.pad_token_id,
+        **ends,
     }
     with safetensors.safe_open(source / WEIGHTS, "pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
         metadata = {**(file.metadata() or {}), "format": "pt"}
-    with tempfile.TemporaryDirectory() as scratch:
-        tokenizer.save_pretrained(scratch)
-        contents = {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
-    contents |= {
+    contents = {
         CODE.name: CODE.read_bytes(),
         VOCABULARY: vocabulary.to_bytes(),
         CARD: (card + USAGE).encode(),
-        WEIGHTS: safetensors.torch.save(weights, metadata),
+        WEIGHTS: _with_sorted_metadata(safetensors.torch.save(weights, metadata)),
+        GENERATION: json.dumps(ends | {"pad_token_id": tokenizer.pad_token_id}, indent=2).encode(),
         CONFIG: json.dumps(config, indent=2).encode(),
     }
-    output.write(contents)
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer.save_pretrained(scratch)
+        output.write({path.name: path.read_bytes() for path in Path(scratch).iterdir()} | contents)
+
+
+def _with_sorted_metadata(content: bytes) -> bytes:
+    """The bytes of a safetensors file with its metadata in order, which safetensors writes in a random one."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format's alignment
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def build_tokenizer(vocabulary: Vocabulary) -> "PreTrainedTokenizerFast":
-    """A tokenizer that gives the ids of a vocabulary, with `<eos>` before a text and for each line end.
-
-    Raises:
-        UserError: The words were cut by Moses; no tokenizer of transformers follows its rules.
-    """
+    """A tokenizer that gives the ids of a vocabulary, with `<eos>` before a text and for each line end."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    if vocabulary.tokenizer == "moses":
-        raise UserError(
-            "the model's words were cut by Moses, which a tokenizer of transformers cannot do: export with --to onnx, "
-            "and cut the text with lstmlm's Vocabulary"
-        )
+    from lstmlm.export.tokenization_lstmlm import LstmLmTokenizer
+
     ids, eos, bpe = {token: i for i, token in enumerate(vocabulary.tokens)}, EOS, vocabulary.level == "bpe"
     if bpe:
         pairs = [(left, right) for left, right in (merge.split(" ") for merge in vocabulary.merges)]
@@ -119,15 +123,18 @@ def build_tokenizer(vocabulary: Vocabulary) -> "PreTrainedTokenizerFast":
         tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNK))
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\x1c-\x1f]+"), "removed")  # as str.split
     steps: list[Any] = [normalizers.Replace(Regex(r"\r\n|\r|\n"), line_end)]  # as `tokenize.plain`
-    if vocabulary.normalize:
+    moses = vocabulary.tokenizer == "moses"
+    if vocabulary.normalize and not moses:  # which gets a prepared text
         invisible = "".join(f"\\x{{{code:04X}}}" for code in INVISIBLE)
         steps += [normalizers.Replace(Regex(f"[{invisible}]"), ""), normalizers.NFC()]
-    if vocabulary.lowercase:
+    if vocabulary.lowercase and not moses:
         steps += [normalizers.Replace(Regex(FINAL_SIGMA), "ς"), normalizers.Lowercase()]
     tokenizer.normalizer = normalizers.Sequence(steps)
     tokenizer.post_processor = processors.TemplateProcessing(f"{eos} $A", f"{eos} $A {eos} $B", [(eos, ids[eos])])
     eos_token = AddedToken(eos, normalized=True, special=True)
-    return PreTrainedTokenizerFast(
+    rules = {"moses": moses, "lowercase": vocabulary.lowercase, "normalize": vocabulary.normalize}
+    words = rules if vocabulary.level == "word" else {}
+    return (LstmLmTokenizer if words else PreTrainedTokenizerFast)(
         tokenizer_object=tokenizer,
         bos_token=eos_token,
         eos_token=eos_token,
@@ -136,4 +143,5 @@ def build_tokenizer(vocabulary: Vocabulary) -> "PreTrainedTokenizerFast":
         clean_up_tokenization_spaces=False,
         # A special token's name in a text is one to byte-pair encoding only. Elsewhere it is cut like any other text.
         split_special_tokens=not bpe,
+        **words,
     )

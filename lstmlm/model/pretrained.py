@@ -376,7 +376,8 @@ def read_card(folder: Path) -> str:
     path = folder / CARD
     if not os.path.lexists(path):
         return ""
-    own = folder.parents[1] if folder.parent.name == "snapshots" else folder  # as the Hub's cache keeps its files
+    cache = folder.parent.parent  # of the Hub, which keeps a model's files in its blobs/
+    own = cache if cache.name.startswith("models--") else folder
     if not path.resolve().is_relative_to(own.resolve()):
         raise UserError(
             f"{path} is a link that leaves the model's folder: put the card itself there, or remove the link"

@@ -1,13 +1,14 @@
 """The exported tokenizer gives the ids of our vocabulary, whatever the text."""
 
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pyarrow import parquet
 
-from lstmlm import UserError, Vocabulary
+from lstmlm import Vocabulary
 from lstmlm.export.transformers import build_tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -39,7 +40,7 @@ def build(text: str, level: str, lowercase: bool, tmp_path: Path) -> tuple[Vocab
         [text], level, max_size=400 if level == "bpe" else 3000, lowercase=lowercase, normalize=lowercase
     )
     build_tokenizer(vocabulary).save_pretrained(tmp_path)
-    return vocabulary, transformers.AutoTokenizer.from_pretrained(tmp_path)
+    return vocabulary, transformers.AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=True)
 
 
 @LEVELS
@@ -49,7 +50,7 @@ def test_odd_texts(level: str, lowercase: bool, tmp_path: Path) -> None:
     for text in [TEXT, *ODD]:
         assert tokenizer(text).input_ids == [vocabulary.eos, *vocabulary.encode(text, eos=False)], repr(text)
     line = "naïve of 1,234 m"
-    assert tokenizer.decode(vocabulary.encode(line, eos=False)) == line
+    assert tokenizer.decode(tokenizer(line).input_ids, skip_special_tokens=True) == line
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (vocabulary.eos, vocabulary.eos)
     assert (tokenizer.unk_token_id, tokenizer.pad_token_id) == (vocabulary.unk, len(vocabulary))
 
@@ -74,7 +75,35 @@ def test_the_final_sigma(level: str, tmp_path: Path) -> None:
         assert tokenizer(text).input_ids == [vocabulary.eos, *vocabulary.encode(text, eos=False)], repr(text)
 
 
-def test_moses_is_refused() -> None:
-    vocabulary = Vocabulary(["<unk>", "<eos>", "a"], tokenizer="moses")
-    with pytest.raises(UserError, match=r"cut by Moses, .* export with --to onnx"):
-        build_tokenizer(vocabulary)
+@CASES
+@pytest.mark.parametrize("normalize", [False, True], ids=["", "normalize"])
+def test_moses(lowercase: bool, normalize: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sacremoses")
+    raw = "Mr. O'Neil's well-known plan, in 1,999.5 days (ΣΑΣ), isn't \"cheap\" - he said.\nIt costs $5!"
+    vocabulary = Vocabulary.build([TEXT, raw], tokenizer="moses", lowercase=lowercase, normalize=normalize)
+    folder = tmp_path / "exported"
+    build_tokenizer(vocabulary).save_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    texts = [TEXT, raw, *ODD, "\ufeff\ufeffThe", "he\u00adre nai\u0308ve", "a <unk> 1,5 of go " * 900]
+    for text in texts:
+        assert tokenizer(text).input_ids == [vocabulary.eos, *vocabulary.encode(text, eos=False)], repr(text)
+    batch = tokenizer(texts, padding=True)
+    for text, ids, mask in zip(texts, batch.input_ids, batch.attention_mask, strict=True):
+        assert ids[: sum(mask)] == tokenizer(text).input_ids
+    for line in raw.split("\n"):
+        ids = vocabulary.encode(line, eos=False)
+        assert tokenizer.decode([vocabulary.eos, *ids], skip_special_tokens=True) == vocabulary.decode(ids)
+        for place in range(1, len(ids)):
+            head, rest = tokenizer.decode([vocabulary.eos, *ids[:place]], skip_special_tokens=True), ids[place:]
+            if '"' not in vocabulary.decode(rest) and vocabulary.tokens[ids[place - 1]] not in (
+                "(",
+                "$",
+            ):  # a mark looks ahead
+                assert head + tokenizer.decode(rest) == vocabulary.go_on(head, rest), (head, rest)
+    tokenizer.save_pretrained(tmp_path / "again")
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again", trust_remote_code=True)
+    assert again(raw).input_ids == tokenizer(raw).input_ids
+    monkeypatch.setattr(sys.modules[type(again).__module__], "sacremoses", None)
+    sys.modules[type(again).__module__]._moses.cache_clear()
+    with pytest.raises(ImportError, match="pip install sacremoses"):
+        again("a")

@@ -1,14 +1,16 @@
 """The folder that transformers loads: same logits, state in and out, loss, generation, without this package."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
 
-from lstmlm import LSTMLanguageModel, Vocabulary, generate_text
+from lstmlm import LSTMLanguageModel, UserError, Vocabulary, generate_text
 from lstmlm.config import ModelConfig
 from lstmlm.export.transformers import export_transformers
 from lstmlm.model.pretrained import load, save_pretrained
@@ -131,10 +133,112 @@ def test_beams_and_no_cache_agree(theirs: Any, tokenizer: Any) -> None:
 
 @torch.no_grad()
 def test_generation_goes_on_from_a_state(theirs: Any) -> None:
-    ids = tokens(1, 9)
-    state = theirs(ids[:, :5]).state
-    on = theirs.generate(ids[:, 5:], state=state, max_new_tokens=6, do_sample=False)
-    assert on[:, 4:].tolist() == theirs.generate(ids, max_new_tokens=6, do_sample=False)[:, 9:].tolist()
+    ids, settings = tokens(2, 3), {"min_new_tokens": 6, "max_new_tokens": 6, "do_sample": False}
+    state = 5 * torch.randn(2, 2, 2, 20, generator=torch.Generator().manual_seed(0))
+    expected = ids
+    for _ in range(6):
+        logits = theirs(expected, state=state).logits[:, -1]
+        logits[:, 1] = -torch.inf
+        expected = torch.cat([expected, logits.argmax(-1, keepdim=True)], 1)
+    for use_cache in (True, False):
+        assert theirs.generate(ids, state=state, use_cache=use_cache, **settings).tolist() == expected.tolist()
+    assert theirs.generate(ids, **settings).tolist() != expected.tolist(), "the state matters"
+    beams = [
+        theirs.generate(ids, state=state, use_cache=use, num_beams=3, **settings).tolist() for use in (True, False)
+    ]
+    assert beams[0] == beams[1]
+
+
+@torch.no_grad()
+def test_the_pipeline_writes_words_with_spaces(folder: Path) -> None:
+    from transformers import pipeline
+
+    write = pipeline("text-generation", str(folder), trust_remote_code=True)
+    (written,) = write("w3 w4", max_new_tokens=9, do_sample=False, suppress_tokens=[0])
+    assert written["generated_text"] == generate_text("w3 w4", 9, 0, folder)
+
+
+def test_a_load_warns_of_nothing(folder: Path, tmp_path: Path) -> None:
+    code = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True, padding_side="left")
+ids = tokenizer(["w1", "w1 w2"], padding=True, return_tensors="pt")
+model.generate(**ids, max_new_tokens=3)
+"""
+    environment = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PATH": "", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    command = [sys.executable, "-c", code, str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert not [
+        line for line in result.stderr.splitlines() if "warn" in line.lower() or "pad" in line or "must" in line
+    ]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@torch.no_grad()
+def test_new_tokens_get_rows(tmp_path: Path, tied: bool) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    make_model(tmp_path / "own", tie_weights=tied)
+    export_transformers(tmp_path / "own", tmp_path / "exported")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "exported", trust_remote_code=True)
+    ids = tokens(2, 6)
+    before = model(ids).logits
+    assert tokenizer.add_tokens(["new"]) == 1
+    model.resize_token_embeddings(len(tokenizer))
+    assert (model.decoder.weight is model.embedding.weight) == tied
+    new = tokenizer("w3 new", return_tensors="pt").input_ids
+    assert new[0, -1] == len(tokenizer) - 1
+    for folder in ("resized", "again"):
+        after = model(ids).logits
+        assert after.shape == (2, 6, len(tokenizer))
+        torch.testing.assert_close(after[..., : len(WORDS)], before, rtol=1e-5, atol=1e-5)
+        assert not torch.equal(model(new).logits[0, -1], model(new[:, :-1]).logits[0, -1])
+        model.save_pretrained(tmp_path / folder)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / folder, trust_remote_code=True)
+
+
+def test_an_export_has_the_same_bytes_every_time(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    make_model(own)
+    code = """
+import sys
+from lstmlm.export.onnx import export_onnx
+from lstmlm.export.transformers import export_transformers
+export_transformers(sys.argv[1], sys.argv[2])
+export_onnx(sys.argv[1], sys.argv[2])
+"""
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", code, str(own), str(tmp_path / seed)]
+        subprocess.run(command, check=True, env=environment, timeout=200)
+    first, second = ({path.name: path.read_bytes() for path in (tmp_path / seed).iterdir()} for seed in ("1", "2"))
+    assert first == second
+    assert {"exported", "format"} <= safetensors.safe_open(tmp_path / "1/model.safetensors", "pt").metadata().keys()
+
+
+def test_no_link_leaves_the_models_folder(tmp_path: Path) -> None:
+    own, blobs = tmp_path / "models--a--b/snapshots/own", tmp_path / "models--a--b/blobs"
+    make_model(own)
+    blobs.mkdir()
+    (own / "README.md").rename(blobs / "card")
+    (own / "README.md").symlink_to(blobs / "card")
+    export_transformers(own, tmp_path / "exported")
+    assert "pipeline_tag: text-generation" in (tmp_path / "exported/README.md").read_text()
+    (tmp_path / "models--a--b").rename(tmp_path / "other")
+    for folder, target in (
+        (tmp_path / "other/snapshots/own", tmp_path / "other/blobs/card"),
+        (own, tmp_path / "secret"),
+    ):
+        make_model(folder)
+        (folder / "README.md").unlink()
+        (folder / "README.md").symlink_to(target)
+        with pytest.raises(UserError, match="is a link that leaves the model's folder"):
+            export_transformers(folder, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_tokenizer_cuts_as_the_vocabulary_does(tokenizer: Any) -> None:
@@ -152,7 +256,9 @@ def test_the_tokenizer_cuts_as_the_vocabulary_does(tokenizer: Any) -> None:
         ids = tokenizer(text).input_ids
         assert ids == [vocabulary.eos, *vocabulary.encode(text, eos=False)], repr(text)
     assert tokenizer("w1\nw2\r\n", add_special_tokens=False).input_ids == vocabulary.encode("w1\nw2")
-    assert tokenizer.decode(vocabulary.encode("w1 w2", eos=False)) == "w1 w2"
+    assert tokenizer.decode(tokenizer("w1 w2").input_ids, skip_special_tokens=True) == "w1 w2"
+    assert tokenizer.decode(vocabulary.encode("w1 w2", eos=False)) == " w1 w2", "what continues a text"
+    assert tokenizer.decode([]) == ""
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (1, 1, 0)
     assert tokenizer.pad_token_id == len(WORDS)
 

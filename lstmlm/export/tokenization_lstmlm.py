@@ -38,8 +38,8 @@ class LstmLmTokenizer(PreTrainedTokenizerFast):
 
     A text begins with `<eos>`. Ids that begin with another token continue a text, so their text begins with a space.
 
-    `tokenizer_config.json` says `moses`, `lowercase` and `normalize`. Where Moses cuts the text, offsets are those of the cut text. There is no
-    `__init__`, as transformers would read `tokenizer.json` in another way if there were one.
+    `tokenizer_config.json` says `moses`, `lowercase` and `normalize`. Where Moses cuts the text, offsets are those of the cut text.
+    There is no `__init__`, as transformers would read `tokenizer.json` in another way if there were one.
     """
 
     _auto_class = "AutoTokenizer"  # so that `save_pretrained` copies this file

@@ -209,14 +209,18 @@ import sys
 from lstmlm.export.onnx import export_onnx
 from lstmlm.export.transformers import export_transformers
 export_transformers(sys.argv[1], sys.argv[2])
-export_onnx(sys.argv[1], sys.argv[2])
+export_onnx(sys.argv[1], sys.argv[2] + "/onnx")
 """
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed}
         command = [sys.executable, "-c", code, str(own), str(tmp_path / seed)]
         subprocess.run(command, check=True, env=environment, timeout=200)
-    first, second = ({path.name: path.read_bytes() for path in (tmp_path / seed).iterdir()} for seed in ("1", "2"))
+    first, second = (
+        {path.relative_to(tmp_path / seed): path.read_bytes() for path in (tmp_path / seed).rglob("*.*")}
+        for seed in ("1", "2")
+    )
     assert first == second
+    assert len(first) == 11
     assert {"exported", "format"} <= safetensors.safe_open(tmp_path / "1/model.safetensors", "pt").metadata().keys()
 
 

@@ -146,7 +146,7 @@ class LSTMLanguageModel(nn.Module):
     def _embed(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (T, B, E), and the decoder's weight (V, H): where they are tied, as one node of the graph."""
         if self.config.tie_weights:
-            return TiedEmbedding.apply(self.embedding.weight, tokens)
+            return TiedEmbedding.apply(self.embedding.weight, tokens, True)
         return self.embedding(tokens), self.decoder.weight
 
     def _run_layers(self, embeddings: Tensor, state: State, masks: Masks | None) -> tuple[Tensor, Tensor, State]:

@@ -63,21 +63,28 @@ class LSTMLayer(nn.LSTM):
 class TiedEmbedding(torch.autograd.Function):
     """Embeddings of tokens, and the weight itself for the decoder, as one node of the graph.
 
-    The embeddings' gradient has few rows. One node adds them to a copy of the decoder's gradient; autograd by itself would first
-    write them into zeros of the whole vocabulary's size.
+    The embeddings' gradient has few rows. One node adds them into the decoder's gradient; autograd by itself would first write them
+    into zeros of the whole vocabulary's size.
+
+    Args:
+        weight: (V, E).
+        tokens: int64 of any shape.
+        private: Only the head sees the returned weight. Its gradient is then this node's own, and the rows are added to it in place.
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, weight: Tensor, tokens: Tensor, private: bool = False) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(tokens)
+        ctx.private = private
         return F.embedding(tokens, weight), weight.view_as(weight)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         embeddings_grad, weight_grad = grad_outputs
         (tokens,) = ctx.saved_tensors
-        # Not in place: the gradient is another's, who may look at it again, and can be an expanded one.
-        return weight_grad.index_add(0, tokens.flatten(), embeddings_grad.flatten(0, -2)), None
+        in_place = ctx.private and not torch.is_grad_enabled()
+        add = weight_grad.index_add_ if in_place else weight_grad.index_add
+        return add(0, tokens.flatten(), embeddings_grad.flatten(0, -2)), None, None
 
 
 def _own_kernel(device: str, size: int) -> bool:

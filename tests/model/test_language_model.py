@@ -1,8 +1,12 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lstmlm import LSTMLanguageModel
 from lstmlm.config import ModelConfig
@@ -141,6 +145,31 @@ def test_gradients_are_those_of_plain_functions(tied: bool, through: str) -> Non
     gradients = torch.autograd.grad(ours, parameters), torch.autograd.grad(plain, parameters)
     assert len(parameters) == (10 if tied else 11)
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_backward_makes_one_tensor_as_large_as_the_tied_weight() -> None:
+    model = LSTMLanguageModel(ModelConfig(embedding_size=16, hidden_size=16), vocab_size=640)
+    tokens, targets = torch.randint(640, (5, 3)), torch.randint(640, (5, 3))
+    nll, _, _ = model(tokens, model.initial_state(3), targets)
+    storages = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            storages.update(
+                t.untyped_storage().data_ptr()
+                for t in tree_leaves(result)
+                if isinstance(t, torch.Tensor) and t.numel() >= 640 * 16
+            )
+            return result
+
+    formed = nll.grad_fn.saved_tensors[1]  # type: ignore[union-attr]
+    with Watch():
+        nll.backward()
+    assert model.embedding.weight.grad is not None
+    assert storages - {formed.untyped_storage().data_ptr()} == {
+        model.embedding.weight.grad.untyped_storage().data_ptr()
+    }
 
 
 @pytest.mark.parametrize(("precision", "kept"), [(torch.bfloat16, False), (torch.float16, True)])

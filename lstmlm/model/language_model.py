@@ -182,6 +182,11 @@ class LSTMLanguageModel(nn.Module):
             temporal = self.config.temporal_penalty * squares.sum()
         return torch.stack([activation, temporal])
 
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that training changes, a tied weight counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
     def weights(self) -> dict[str, Tensor]:
         """All parameters by name, a tied one once, as contiguous copies on the CPU."""
         # On a GPU cuDNN keeps an LSTM's weights in one buffer; copies of their own are what safetensors can write.

@@ -129,7 +129,7 @@ def model_card(
         metadata=metadata.to_yaml(),
         name=name,
         dataset=data["dataset"],
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=model.num_parameters,
         vocab_size=model.vocab_size,
         level=vocabulary.level,
         shape=model.config.shape,

@@ -12,8 +12,9 @@ from lstmlm.config import Config
 from lstmlm.console import duration, perplexity
 from lstmlm.data.corpus import Corpus
 from lstmlm.data.sources import toy_text
-from lstmlm.runtime.hardware import device_kind
+from lstmlm.runtime.hardware import device_kind, package_versions
 from lstmlm.training.step import TrainStep
+from lstmlm.training.tracking import git_state
 
 
 def opening(config: Config, corpus: Corpus, train_step: TrainStep, accelerator: Accelerator) -> list[str]:
@@ -57,7 +58,6 @@ def dry_run(
 
 def _described(config: Config, corpus: Corpus, train_step: TrainStep, accelerator: Accelerator) -> dict[str, str]:
     data, model, train = config.data, config.model, config.train
-    parameters = sum(parameter.numel() for parameter in train_step.model.parameters())
     ranks = accelerator.num_processes
     least, most = data.batch_size // ranks, -(-data.batch_size // ranks)
     shares = f"{least}" if least == most else f"{least} or {most}"
@@ -68,11 +68,29 @@ def _described(config: Config, corpus: Corpus, train_step: TrainStep, accelerato
     return {
         "data": data.dataset,
         **dict(line.split(": ", 1) for line in corpus.lines()),
-        "model": f"{model.shape} LSTM, {parameters:,} parameters, dropout {model.dropout:g}"
+        "model": f"{model.shape} LSTM, {train_step.model.num_parameters:,} parameters, dropout {model.dropout:g}"
         + (f", begun with {train.init_from}" if train.init_from else ""),
         "device": f"{device}, {train.precision}, {torch.get_num_threads()} CPU threads a rank",
         "ranks": f"{ranks}, {shares} of {data.batch_size} columns each; segments of {data.bptt} rows",
         "steps": f"{train_step.total_steps:,}, {epochs:,.4g} epochs of {train_step.steps_per_epoch:,}",
+    }
+
+
+def facts(config: Config, corpus: Corpus, train_step: TrainStep, accelerator: Accelerator) -> dict[str, Any]:
+    """What a reader of the run should know, for the trackers: the configuration, and what came of it here.
+
+    Args:
+        config, corpus, train_step, accelerator: As for `opening`.
+    """
+    return {
+        **config.to_dict(),
+        "ranks": accelerator.num_processes,
+        "device": device_kind(accelerator.device),
+        "parameters": train_step.model.num_parameters,
+        "vocab_size": len(corpus.vocabulary),
+        "data_fingerprint": corpus.fingerprint,
+        **git_state(),
+        "versions": package_versions(),
     }
 
 

@@ -1,10 +1,15 @@
 """Where a run stands, and what it has added up on its way: all that a checkpoint keeps besides tensors and names."""
 
 import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lstmlm.config import OptimConfig, TrainConfig
 from lstmlm.data.table import Window
+from lstmlm.evaluation.perplexity import exponential
+from lstmlm.training.step import StepResult
 
 
 @dataclass
@@ -49,6 +54,11 @@ class Cursor:
         self.epoch += 1
         self.row = 0
 
+    @property
+    def position(self) -> dict[str, int]:
+        """What every line of metrics begins with; the epoch is the one that the last step belongs to, from 1."""
+        return {"step": self.step, "epoch": self.epoch + (self.row > 0), "tokens": self.tokens}
+
     def take(self, ppl: float, optim: OptimConfig) -> bool:
         """Take note of a validation at this step.
 
@@ -63,7 +73,7 @@ class Cursor:
         best = math.isfinite(ppl) and (self.best is None or ppl < self.best)
         if best:
             self.best, self.best_step, self.stale = ppl, self.step, 0
-        else:
+        elif self.step >= optim.warmup_steps:  # a rate that is still low is no sign that it is too high
             self.stale += 1
             if optim.schedule == "plateau" and self.stale % optim.plateau_patience == 0:
                 self.rate_cuts += 1
@@ -87,6 +97,29 @@ class Interval:
     grad_norm: float = 0.0
     updates: int = 0
     seconds: float = 0.0
+    learning_rate: float = 0.0  # of the last step; 0 where a version that did not keep it wrote the checkpoint
+
+    def add(self, results: list[StepResult], learning_rate: float, seconds: float) -> None:
+        """Add steps, the learning rate of the last of them, and the time that they took."""
+        for result in results:
+            self.nll += result.nll
+            self.targets += result.num_targets
+            if result.grad_norm is not None:
+                self.grad_norm += result.grad_norm
+                self.updates += 1
+        self.learning_rate = learning_rate
+        self.seconds += seconds
+
+    def metrics(self) -> dict[str, float]:
+        """The line of training metrics, of at least one step."""
+        loss = self.nll / self.targets
+        return {
+            "train/loss": loss,
+            "train/ppl": exponential(loss),
+            "train/grad_norm": self.grad_norm / max(1, self.updates),
+            "train/lr": self.learning_rate,
+            "train/tokens_per_second": self.targets / self.seconds,
+        }
 
 
 @dataclass
@@ -106,3 +139,12 @@ class Seconds:
     evaluation: float = 0.0
     saving: float = 0.0
     tracking: float = 0.0
+
+    @contextmanager
+    def timed(self, activity: str) -> Iterator[None]:
+        """Add the time of a block to that of an activity, one of the fields."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, activity, getattr(self, activity) + time.perf_counter() - begin)

@@ -18,7 +18,6 @@ from lstmlm.config import Config
 from lstmlm.console import UserError, print_line
 from lstmlm.evaluation.perplexity import SEGMENT_TOKENS, evaluate_stream
 from lstmlm.files import user_path
-from lstmlm.model.pretrained import VOCABULARY
 from lstmlm.runtime import launch
 from lstmlm.runtime.distributed import fail_together, main_value
 from lstmlm.runtime.hardware import peak_memory
@@ -51,9 +50,7 @@ def dry_run(config: Config) -> Outcome:
                 saved = _check_directory(config, directory)
         saved = main_value(accelerator, saved)
         scratch_config = replace(config, data=replace(config.data, cache_dir=str(cache)))
-        own = directory.model / VOCABULARY
-        origin = own if train.init_from and saved and own.exists() else train.init_from
-        corpus, train_step = build(scratch_config, accelerator, origin)
+        corpus, train_step = build(scratch_config, accelerator, resume.origin(config, directory, saved))
         if saved is not None:
             resume.check_data(saved.data_fingerprint, corpus.fingerprint)
         window = next(train_step.windows(epoch=0))

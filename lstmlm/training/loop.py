@@ -19,7 +19,7 @@ def train(config: Config) -> Outcome:
         return dry_run(config)
     with launch.started(config) as accelerator, Run(config, accelerator) as run:
         if run.finished:
-            return run.leave_alone(run.finished)
+            return run.finished
         corpus, train_step = build(config, accelerator, run.origin)
         run.begin(corpus, train_step)
         with StopRequest(accelerator, config.train.timeout_minutes) as stop:

@@ -25,7 +25,7 @@ def check_memory(config: Config, vocab_size: int, tokens: int, accelerator: Acce
         UserError: What is needed, and what is free.
     """
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in LSTMLanguageModel(config.model, vocab_size).parameters())
+        parameters = LSTMLanguageModel(config.model, vocab_size).num_parameters
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     rows, columns = -(-tokens // config.data.batch_size), -(-config.data.batch_size // accelerator.num_processes)
     # Of each place of a segment, backward needs the embedding and, for every layer, four gates and the cell.

@@ -1,14 +1,19 @@
 """How a run goes on: which checkpoint it takes, and what may have changed since that was written."""
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from lstmlm.config import Config
 from lstmlm.console import UserError, print_line
 from lstmlm.data.table import Table
+from lstmlm.files import sweep
 from lstmlm.model.dropout import MASKS
+from lstmlm.model.pretrained import VOCABULARY
+from lstmlm.training import checkpoint
 from lstmlm.training.checkpoint import TENSORS, Saved, checkpoints, load_tensors, whole
 from lstmlm.training.run_directory import RunDirectory
 from lstmlm.training.segments import segment_ends
@@ -39,6 +44,55 @@ GROWING_KEYS = {
 }  # may grow, except under a schedule that ends with the run
 ENDING = ("cosine", "one_cycle")
 VALIDATION_KEYS = {"train.eval_every"}  # the schedule plateau and the average asgd count validations
+
+
+class Past(NamedTuple):
+    """What a run's directory holds of it.
+
+    Attributes:
+        saved: Values of the newest checkpoint; None where the run starts afresh.
+        found: The checkpoints to go on from, as `candidates` gives them.
+        summary: The final figures of a run that has nothing left to do; None where it has, or where it has grown since.
+    """
+
+    saved: Saved | None = None
+    found: Iterator[tuple[Path, Saved]] = iter(())
+    summary: dict[str, Any] | None = None
+
+
+def find_past(config: Config, directory: RunDirectory) -> Past:
+    """Find what a run goes on from, and make the directory ready for it: what a killed process has left half done goes.
+
+    Args:
+        config: Of the run that wants to go on.
+        directory: Of the run; this process holds its lock.
+
+    Raises:
+        UserError: As `candidates`.
+    """
+    sweep(directory.path)
+    sweep(directory.model)
+    checkpoint.sweep(directory.checkpoints)
+    found = candidates(config, directory)
+    first = next(found, None)
+    if first is None:
+        directory.metrics.unlink(missing_ok=True)
+        directory.samples.unlink(missing_ok=True)
+        print_line(f"no checkpoint in {directory.path} yet: starting afresh")
+        return Past()
+    saved, summary = first[1], None
+    try:
+        if saved.cursor.ended(config.train):
+            summary = directory.read_summary()
+    except UserError as error:
+        print_line(f"{error}; scoring the model again")
+    return Past(saved, chain([first], found), summary)
+
+
+def origin(config: Config, directory: RunDirectory, saved: Saved | None) -> str | Path | None:
+    """The saved model that a run begins with; of a run that goes on, the vocabulary in its own model."""
+    init_from, own = config.train.init_from, directory.model / VOCABULARY
+    return own if init_from and saved is not None and own.exists() else init_from
 
 
 def candidates(config: Config, directory: RunDirectory) -> Iterator[tuple[Path, Saved]]:
@@ -92,7 +146,8 @@ def load_newest_that_fits(
             print_line(f"skipping the damaged checkpoint {path}: {error}")
             continue
         print_line(f"going on from {path}")
-        if saved.masks != MASKS and saved.config.model.dropout:
+        model = saved.config.model
+        if saved.masks != MASKS and any([*model.unit_dropout, model.dropout_types, model.dropout_weights]):
             print_line(
                 f"{path} was written by a version with other dropout masks: the run goes on with today's, so it is not "
                 "the run that either version would have made alone"

@@ -32,6 +32,10 @@ WARM_UP = 3  # updates before one is recorded, so that libraries have chosen the
 MAX_SKIPPED = 30  # fp16 halves its scale at each skipped update: after this many in a row, the scale is not the cause
 
 
+class NotFiniteError(UserError):
+    """A loss or a gradient is not finite: the run can't go on."""
+
+
 class StepResult(NamedTuple):
     """What one step measured, over all ranks."""
 
@@ -139,7 +143,7 @@ class TrainStep:
         """The steps since the last read, summed over ranks; every rank calls it and gets the same.
 
         Raises:
-            UserError: On every rank, naming the first step whose loss or gradient was not finite.
+            NotFiniteError: On every rank, naming the first step whose loss or gradient was not finite.
         """
         local = self._losses[: len(self._pending)].cpu()
         # float64 sums of float32 values are exact, so the figures do not depend on how often they are read.
@@ -149,7 +153,7 @@ class TrainStep:
             self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
             may_skip = MAX_SKIPPED if self.accelerator.scaler is not None else 0
             if not math.isfinite(total) or self._skipped > may_skip:
-                raise UserError(
+                raise NotFiniteError(
                     f"the loss is not finite at step {step + 1} (nll {total}, gradient norm {norm}): no checkpoint was written after it; "
                     "start again in a new train.run_dir with a lower optim.lr"
                 )

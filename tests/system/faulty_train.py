@@ -19,12 +19,13 @@ from lstmlm import LSTMLanguageModel
 from lstmlm.cli import train
 from lstmlm.console import run_script
 from lstmlm.evaluation import perplexity
-from lstmlm.training import checkpoint, run
+from lstmlm.training import checkpoint
 from lstmlm.training.step import TrainStep
+from lstmlm.training.validation import Validation
 
 KIND, RANK, STEP = os.environ["FAULT"], os.environ["FAULT_RANK"], int(os.environ["FAULT_STEP"])
 call, write_file, score = TrainStep.__call__, checkpoint.write_file, LSTMLanguageModel.score
-evaluate_whole = run.Run._evaluate_whole
+final_figures = Validation.final_figures
 scored = 0
 
 
@@ -50,11 +51,11 @@ def pausing_score(self: LSTMLanguageModel, *args: Any) -> Any:
     return score(self, *args)
 
 
-def at_the_end(self: run.Run, *splits: str) -> Any:
+def at_the_end(self: Validation, step: int) -> Any:
     """Score some 20 segments at the end, 1 s each, of which the third is the last."""
     perplexity.SEGMENT_TOKENS = 25
     LSTMLanguageModel.score = slow_score  # type: ignore[method-assign]
-    return evaluate_whole(self, *splits)
+    return final_figures(self, step)
 
 
 def slow_score(self: LSTMLanguageModel, *args: Any) -> Any:
@@ -80,7 +81,7 @@ if __name__ == "__main__":
             LSTMLanguageModel.score = pausing_score  # type: ignore[method-assign]
             perplexity.SEGMENT_TOKENS = 100  # several segments in the small text
         if KIND.endswith("_end"):
-            run.Run._evaluate_whole = at_the_end  # type: ignore[method-assign]
+            Validation.final_figures = at_the_end  # type: ignore[method-assign]
         if KIND == "disk":
             checkpoint.write_file = full_disk
     sys.exit(run_script(train))

@@ -19,7 +19,7 @@ import yaml
 
 from lstmlm import Config, UserError, evaluate, files, load_config, train
 from lstmlm.console import UsageError
-from lstmlm.training import checkpoint, run
+from lstmlm.training import checkpoint, validation
 from lstmlm.training.step import TrainStep
 from tests.helpers import (
     PowerCutError,
@@ -77,19 +77,19 @@ def test_interrupted_and_resumed_is_uninterrupted(case: str, small: Callable[...
 def test_plateau_cuts_the_rate_after_validations_that_are_no_better(
     small: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    fresh_train(
-        load_config(small(*PLATEAU, "--train.eval_every=1", "--optim.plateau_factor=0.5", "--optim.plateau_patience=2"))
+    """Every line tells the rate of its last step, that of the run's end too, which follows a validation that cuts it."""
+    settings = ("--train.eval_every=1", "--train.log_every=4", "--optim.plateau_factor=0.5", "--optim.warmup_steps=2")
+    fresh_train(load_config(small(*PLATEAU, *settings)))
+    best, rate, rates, lines = math.inf, 0.1, {1: 0.05}, metrics(tmp_path / "run")
+    for line in (line for line in lines if "valid/ppl" in line):
+        if line["valid/ppl"] >= best and line["step"] >= 2:
+            rate /= 2
+        best = min(best, line["valid/ppl"])
+        rates[line["step"] + 1] = rate
+    assert {line["step"]: line["train/lr"] for line in lines if "train/lr" in line} == pytest.approx(
+        {step: rates[step] for step in [*range(4, 30, 4), 30]}
     )
-    best, stale, rate, cuts = math.inf, 0, 0.1, 0
-    for line in metrics(tmp_path / "run"):
-        if "train/lr" in line:
-            assert line["train/lr"] == pytest.approx(rate)
-        if "valid/ppl" in line:
-            stale = 0 if line["valid/ppl"] < best else stale + 1
-            best = min(best, line["valid/ppl"])
-            if stale and stale % 2 == 0:
-                rate, cuts = rate / 2, cuts + 1
-    assert cuts >= 2, "else the test shows nothing"
+    assert rates[31] < rates[30] < 0.1, "else the test shows nothing"
 
 
 def test_patience_ends_a_run_that_gets_no_better(small: Callable[..., list[str]], tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_checkpoint_of_before_the_history_was_kept_goes_on(small: Callable[...
 def test_a_stop_within_an_owed_validation_leaves_it_owed(small: Callable[..., list[str]], tmp_path: Path) -> None:
     """Told to stop in the first validation, and again in the one that the next start begins with."""
     arguments = small("--train.resume=true", run="cut")
-    evaluate_stream = run.evaluate_stream
+    evaluate_stream = validation.evaluate_stream
 
     def told_in_evaluation(*args: Any, interrupted: Callable[[], bool], **kwargs: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
@@ -129,7 +129,7 @@ def test_a_stop_within_an_owed_validation_leaves_it_owed(small: Callable[..., li
     for _ in range(2):
         forget_accelerate()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(run, "evaluate_stream", told_in_evaluation)
+            patch.setattr(validation, "evaluate_stream", told_in_evaluation)
             assert train(load_config(arguments)).signal == signal.SIGTERM
         assert [path.name for path in (tmp_path / "cut/checkpoints").glob("step_*15")] == ["step_00000015"]
     fresh_train(load_config(arguments))
@@ -401,13 +401,13 @@ def test_the_model_of_a_run_that_grew_is_the_longer_runs(
     small: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The shorter run's last validation, which was not due in the longer one, finds its best model."""
-    evaluate_stream = run.evaluate_stream
+    evaluate_stream = validation.evaluate_stream
 
     def best_at_step_9(*args: Any, **kwargs: Any) -> Any:
         result = evaluate_stream(*args, **kwargs)
         return dataclasses.replace(result, nll=result.nll * factor.pop(0)) if kwargs.get("interrupted") else result
 
-    monkeypatch.setattr(run, "evaluate_stream", best_at_step_9)
+    monkeypatch.setattr(validation, "evaluate_stream", best_at_step_9)
     settings = ("--train.eval_every=6", "--train.resume=true")
     factor = [1.0, 3.0, 1, 1]  # at steps 6 and 12, then the final scores
     fresh_train(load_config(small(*settings, "--train.max_steps=12", run="long")))

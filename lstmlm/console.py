@@ -2,12 +2,13 @@
 
 import io
 import logging
+import math
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from types import FrameType
 from typing import Any, BinaryIO, cast
@@ -195,8 +196,10 @@ def duration(seconds: float) -> str:
     return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
 
 
-def perplexity(ppl: float) -> str:
-    """A perplexity in few characters, however large."""
+def perplexity(ppl: float | None) -> str:
+    """A perplexity in few characters, however large; None is one that no file can hold, an infinite one."""
+    if ppl is None or math.isinf(ppl):
+        return "infinite"
     return f"{ppl:.2f}" if ppl < 1e6 else f"{ppl:.1e}"
 
 
@@ -237,6 +240,10 @@ def reading_bar(name: str, blocks: Iterator[str]) -> Iterator[str]:
             bar.update(len(block))
 
 
+BAR_WIDTH = 12  # columns of a terminal that the bar has at least
+LINE_SECONDS = 30  # between two lines about a long scoring in a log
+
+
 class Progress:
     """Where the run stands: a bar on a terminal, else a line with the time per log interval.
 
@@ -253,13 +260,16 @@ class Progress:
         self._per_epoch = steps_per_epoch
         self._first, self._begin = step, time.monotonic()
         self._on_terminal = shown and on_terminal()
+        self._figures: list[str] = []  # of the last log interval, the most wanted first
         self._bar: Any = None
         if self._on_terminal:
-            self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True)
+            self._bar = tqdm(total=total_steps, initial=step, dynamic_ncols=True, bar_format="{desc} |{bar}|")
+            self._tell(step)
 
     def step(self, step: int) -> None:
         """After every step: the bar moves with time."""
         if self._bar is not None:
+            self._tell(step)
             self._bar.update(step - self._bar.n)
 
     def show(self, step: int, loss: float, ppl: float, tokens_per_second: float) -> None:
@@ -271,29 +281,60 @@ class Progress:
             ppl: Of the interval.
             tokens_per_second: Of the interval.
         """
-        epoch = -(-step // self._per_epoch)
-        epochs = -(-self._total // self._per_epoch)
-        seconds_per_step = (time.monotonic() - self._begin) / max(1, step - self._first)
-        epoch_left, run_left = (
-            duration((end - step) * seconds_per_step)
-            for end in (min(epoch * self._per_epoch, self._total), self._total)
-        )
-        figures = f"loss {loss:.3f}, ppl {perplexity(ppl)}, {tokens_per_second:,.0f} tokens/s"
-        if self._bar is not None:
-            self._bar.set_description_str(f"epoch {epoch}/{epochs} ({epoch_left} left)", refresh=False)
-            self._bar.set_postfix_str(figures)
-        else:
-            self.line(f"epoch {epoch}, step {step}/{self._total}: {figures}, {epoch_left} left, run {run_left}")
+        self._figures = [f"ppl {perplexity(ppl)}", f"{tokens_per_second:,.0f} tokens/s", f"loss {loss:.3f}"]
+        if self._bar is None:
+            self.line(", ".join(self._fields(step)))
 
-    def scoring(self, name: str, targets: int) -> AbstractContextManager[Callable[[int], object]]:
-        """As `scoring_bar`, where this process is on a terminal and shows anything."""
-        return scoring_bar(name, targets, self._on_terminal)
+    def _fields(self, step: int) -> list[str]:
+        """What is told of a step, the most wanted first: where it is, the time until the last step, the figures."""
+        epoch, epochs = (-(-max(1, steps) // self._per_epoch) for steps in (step, self._total))
+        fields = [f"epoch {epoch}/{epochs}, step {step:,}/{self._total:,}", *self._figures]
+        if step > self._first:  # what was done between the steps counts too
+            seconds_per_step = (time.monotonic() - self._begin) / (step - self._first)
+            fields.insert(1, f"{duration((self._total - step) * seconds_per_step)} left")
+        return fields
+
+    def _tell(self, step: int) -> None:
+        """Write beside the bar what the width of the terminal allows."""
+        fields = self._fields(step)
+        room = (self._bar.format_dict["ncols"] or 80) - BAR_WIDTH
+        while len(fields) > 1 and len(", ".join(fields)) > room:
+            fields.pop()
+        self._bar.set_description_str(", ".join(fields), refresh=False)
+
+    @contextmanager
+    def scoring(self, name: str, targets: int) -> Iterator[Callable[[int], object]]:
+        """Shows how far a scoring is: as `scoring_bar` on a terminal, else in a line now and then.
+
+        Args:
+            name: Of what is scored.
+            targets: To be scored.
+
+        Yields:
+            To be called with the number of targets scored since the last call.
+        """
+        if self._on_terminal:
+            with scoring_bar(name, targets, True) as tick:
+                yield tick
+            return
+        begin = told = time.monotonic()
+        done = 0
+
+        def count(scored: int) -> None:
+            nonlocal told, done
+            done = min(done + scored, targets)
+            now = time.monotonic()
+            if now >= told + LINE_SECONDS:
+                told = now
+                self.line(f"{name}: {done / targets:.0%}, {duration((now - begin) * (targets / done - 1))} left")
+
+        yield count
 
     def line(self, message: str) -> None:
         """A line that leaves the bar whole; in a log file, with the time of day."""
         if self._bar is not None:
             with suppress(OSError, ValueError):
-                self._bar.write(message, file=sys.stderr)
+                self._bar.write(printable(message), file=sys.stderr)
         elif self._shown:
             print_line(message if self._on_terminal else f"{datetime.now():%H:%M:%S} {message}")
 

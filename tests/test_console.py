@@ -1,7 +1,9 @@
 """What a person sees: one line for each error, nothing that a terminal would obey, results that stay exact in a pipe."""
 
+import io
 import os
 import pty
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -9,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from lstmlm.console import UserError, one_line, print_line, print_result, printable, run_script, standard_output
+from lstmlm import console
+from lstmlm.console import (
+    Progress,
+    UserError,
+    one_line,
+    print_line,
+    print_result,
+    printable,
+    run_script,
+    standard_output,
+)
 
 EVIL = "a\x1b[31m\x07\r\u202eb\x9b\udcff"
 
@@ -90,3 +102,52 @@ def test_standard_output_that_cannot_be_written_is_told(monkeypatch: pytest.Monk
 
 def test_an_error_of_many_lines_is_one() -> None:
     assert one_line(ValueError(" a\n\n b\tc "), 4) == "a b "
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> io.StringIO:
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(console, "on_terminal", lambda: terminal)
+    return screen
+
+
+@pytest.mark.parametrize(
+    ("columns", "fields"),
+    [(40, "epoch/step"), (80, "epoch/step/left/ppl/speed"), (120, "epoch/step/left/ppl/speed/loss")],
+)
+def test_a_narrow_terminal_leaves_out_what_is_least_wanted(
+    columns: int, fields: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda screen: (columns - 1, 24))
+    screen = shown(monkeypatch, terminal=True)
+    progress = Progress(True, total_steps=40_000, steps_per_epoch=1000, step=0)
+    progress.show(1, 4.5, 90.0171, 12_345.6)
+    progress.step(2)
+    progress.close()
+    texts = {
+        "epoch": r"epoch 1/40",
+        "step": r", step 2/40,000",
+        "left": r", [\d:]+ left",
+        "ppl": ", ppl 90.02",
+        "speed": r", 12,346 tokens/s",
+        "loss": ", loss 4.500",
+    }
+    last = screen.getvalue().strip("\r\n").split("\r")[-1]
+    assert re.fullmatch("".join(texts[name] for name in fields.split("/")) + r" \|.{8,}\|", last), last
+    assert len(last) < columns
+
+
+def test_a_log_has_one_time_left_and_tells_of_a_long_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = shown(monkeypatch, terminal=False)
+    monkeypatch.setattr(console, "LINE_SECONDS", 0)
+    progress = Progress(True, total_steps=30, steps_per_epoch=15, step=5)
+    progress.show(16, 4.5, float("inf"), 12_345.6)
+    with progress.scoring("scoring test", 1000) as tick:
+        tick(250)
+        tick(1024)
+    told = re.sub(r"\d+:\d\d:\d\d ", "", screen.getvalue())
+    assert re.sub(r"\d:\d\d left", "TIME left", told).splitlines() == [
+        "epoch 2/2, step 16/30, TIME left, ppl infinite, 12,346 tokens/s, loss 4.500",
+        "scoring test: 25%, TIME left",
+        "scoring test: 100%, TIME left",
+    ]

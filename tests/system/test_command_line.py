@@ -21,7 +21,7 @@ from lstmlm import load_config
 from tests.helpers import assert_same_run, fresh_train, metrics
 from tests.system.launcher import FAULTY, ROOT, error_lines, pause_at, start, wait_for_step
 
-LOG_LINE = r"\d\d:\d\d:\d\d epoch \d+, step \d+/\d+: "
+LOG_LINE = r"\d\d:\d\d:\d\d epoch \d+/\d+, step [\d,]+/[\d,]+, "
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -20,9 +20,7 @@ from lstmlm.files import cannot_write
 
 T = TypeVar("T")
 
-STOP_SIGNALS = [
-    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)
-]  # Windows lacks one
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 STOP_CHECK_STEPS = 10  # steps between two agreements of several ranks on whether to stop
 
 
@@ -125,7 +123,7 @@ def rounds(accelerator: Accelerator | None, items: Iterable[T]) -> Iterator[tupl
 
 
 class StopRequest:
-    """Whether somebody asked the run to stop: SIGTERM, SIGUSR1 or SIGINT on any rank.
+    """Whether somebody asked the run to stop: SIGTERM, SIGUSR1, SIGINT or, where nohup does not ignore it, SIGHUP on any rank.
 
     The first signal sets a flag that is read between steps. A second one within a second counts as the same notice, because a
     launcher and a scheduler may both deliver it. A later one ends the process at once, as signals do by default.
@@ -147,7 +145,9 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+            nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            heard = [number for number in STOP_SIGNALS if not (nohup and number == signal.SIGHUP)]
+            self._previous = {number: signal.signal(number, self._handle) for number in heard}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:

@@ -5,10 +5,12 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import safetensors.torch
@@ -24,8 +26,12 @@ from lstmlm.runtime.hardware import peak_memory
 from lstmlm.training import banner, resume
 from lstmlm.training.build import build
 from lstmlm.training.checkpoint import Saved
+from lstmlm.training.cursor import Cursor
 from lstmlm.training.run import Outcome
 from lstmlm.training.run_directory import RunDirectory
+from lstmlm.training.step import StepResult, TrainStep
+
+TIMED_STEPS = 6  # the first one is slow: libraries choose their kernels, and memory is taken
 
 
 def dry_run(config: Config) -> Outcome:
@@ -35,7 +41,8 @@ def dry_run(config: Config) -> Outcome:
         config: With the precision resolved.
 
     Returns:
-        With this `summary`: `train/loss` and `valid/loss` of one step, in nats; `memory/host` and, where there is one, `memory/gpu`, the
+        With this `summary`: `train/loss` and `valid/loss` of one step, in nats; `time/step`, `time/validation` and `time/total`, what
+        the run is likely to take here, in seconds; `memory/host` and, where there is one, `memory/gpu`, the
         most that the main rank used, and `disk/needed`, `disk/checkpoint`, `disk/model` and `disk/free`, all in bytes.
 
     Raises:
@@ -53,11 +60,12 @@ def dry_run(config: Config) -> Outcome:
         corpus, train_step = build(scratch_config, accelerator, resume.origin(config, directory, saved))
         if saved is not None:
             resume.check_data(saved.data_fingerprint, corpus.fingerprint)
-        window = next(train_step.windows(epoch=0))
-        train_step(window, 0, 0)
-        (step,) = train_step.read()
+        timed = _timed_steps(train_step)
+        step, each = timed[0][0], min(seconds for _, seconds in timed)
         segment = corpus.splits["validation"][: SEGMENT_TOKENS * accelerator.num_processes + 1]
+        begin = time.perf_counter()
         valid = evaluate_stream(train_step.model, segment, train.eval_columns, accelerator)
+        each_target = (time.perf_counter() - begin) / valid.targets
         tensors, _ = train_step.state_dict()
         if accelerator.is_main_process:
             # For its memory: a save has the tensors and the content of their file at once.
@@ -69,7 +77,14 @@ def dry_run(config: Config) -> Outcome:
         memory = peak_memory(accelerator.device)
         train_step.close()
         place = directory.path.absolute()
+        steps = train_step.total_steps - (saved.cursor.step if saved is not None else 0)
+        validations = steps / (train.eval_every or train_step.steps_per_epoch)
+        targets = {split: len(corpus.splits[split]) for split in ("validation", "test")}
+        validation = each_target * targets["validation"]
         figures = {
+            "time/step": each,
+            "time/validation": validation,
+            "time/total": steps * each + validations * validation + each_target * sum(targets.values()),
             "train/loss": step.nll / step.num_targets,
             "valid/loss": valid.loss,
             **{f"memory/{name}": used for name, used in memory.items()},
@@ -85,6 +100,18 @@ def dry_run(config: Config) -> Outcome:
                 for line in banner.dry_run(config, corpus, train_step, accelerator, figures):
                     print_line(line)
         return Outcome(place, summary=figures)
+
+
+def _timed_steps(train_step: TrainStep) -> list[tuple[StepResult, float]]:
+    """What the first few steps measured, and the seconds of each."""
+    cursor, timed = Cursor(), []
+    for window in islice(train_step.windows(epoch=0), TIMED_STEPS):
+        begin = time.perf_counter()
+        train_step(window, cursor.step, cursor.segment)
+        cursor.advance(window)
+        (result,) = train_step.read()  # waits for the device
+        timed.append((result, time.perf_counter() - begin))
+    return timed
 
 
 def _check_directory(config: Config, directory: RunDirectory) -> Saved | None:
@@ -112,15 +139,17 @@ def _check_disk(figures: dict[str, float], directory: RunDirectory) -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends a block as an exception does, so that its files go. Only the main thread may say so."""
+    """A signal ends a block as an exception does, so that its files go. Only the main thread may say so."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    signals = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    before = {number: signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in signals}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def test_nothing_is_written_anywhere(
     assert outcome.run_dir == tmp_path / "run"
     told = capsys.readouterr().err.splitlines()
     assert told[-1].split(None, 1) == ["result", "a run can start; nothing was written"]
-    assert sum(line.startswith(("data ", "model ", "memory ", "disk ")) for line in told) >= 4
+    assert sum(line.startswith(("data ", "model ", "time ", "memory ", "disk ")) for line in told) >= 5
 
 
 def test_it_does_the_first_step_and_tells_the_sizes_of_the_files(
@@ -65,6 +65,8 @@ def test_it_does_the_first_step_and_tells_the_sizes_of_the_files(
     kept = 3 * figures["disk/checkpoint"] + figures["disk/model"]  # two stay, one is written
     assert figures["disk/needed"] == kept + 2 * weights, "best.safetensors, and either while it is replaced"
     assert figures["memory/host"] > 50e6
+    scored = figures["time/validation"] * (499 + 470) / 499  # both splits at the end
+    assert figures["time/total"] == pytest.approx(30 * figures["time/step"] + 2 * figures["time/validation"] + scored)
 
 
 def test_what_would_stop_a_run_is_told(small: Callable[..., list[str]], tmp_path: Path) -> None:
@@ -135,18 +137,19 @@ def test_the_memory_told_is_that_of_a_save_too(
     assert at_peak[0] >= figures["disk/checkpoint"]
 
 
-def test_sigterm_leaves_nothing(
-    small: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_leaves_nothing(
+    number: signal.Signals, small: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    monkeypatch.setattr(dry_run, "evaluate_stream", lambda *_: signal.raise_signal(signal.SIGTERM))
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what ends the whole test run otherwise
+    monkeypatch.setattr(dry_run, "evaluate_stream", lambda *_: signal.raise_signal(number))
+    before = signal.signal(number, signal.SIG_IGN)  # what ends the whole test run otherwise
     try:
         with pytest.raises(SystemExit) as stop:
             fresh_train(load_config(small("--train.dry_run=true")))
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+        assert signal.getsignal(number) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGTERM, before)
-    assert stop.value.code == 143
+        signal.signal(number, before)
+    assert stop.value.code == 128 + number
     assert not list((tmp_path / "temporary").glob("lstmlm-*"))

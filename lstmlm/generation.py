@@ -158,16 +158,18 @@ def stream_text(
         return
     yield prompt
     line: list[int] = []  # that the tokens go on with
-    shown = ""  # of it
+    glue, shown, text = _glue(prompt, vocabulary), "", ""  # before the line; of the line so far
     for ((_, new),) in _steps(language_model, vocabulary, [ids], [0], sampling, _chosen(seed)):
         line.append(new)
-        text = vocabulary.decode(line)
+        text = glue + vocabulary.decode(line)
         if text.endswith("\ufffd"):
             continue  # of a character whose other bytes are to come
-        yield (text if shown else _glue(prompt, vocabulary) + text).removeprefix(shown)
+        yield text.removeprefix(shown)
         shown = text
         if new == vocabulary.eos:
-            line, shown, prompt = [], "", "\n"
+            line, glue, shown, text = [], "", "", ""
+    if text != shown:  # the other bytes did not come
+        yield text.removeprefix(shown)
 
 
 def sample(

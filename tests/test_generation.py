@@ -269,6 +269,20 @@ def test_a_stream_is_the_text_in_pieces(folder: Path, prompt: str) -> None:
     assert list(stream_text("w1", folder, max_len=0)) == ["w1"]
 
 
+def test_a_stream_of_bytes_is_the_text_too(tmp_path: Path) -> None:
+    vocabulary = Vocabulary.build(["né né"], "bpe", max_size=258)
+    torch.manual_seed(0)
+    model = LSTMLanguageModel(ModelConfig(embedding_size=8, hidden_size=8), len(vocabulary))
+    save_pretrained(tmp_path, model, vocabulary, {"dataset": "toy", "level": "bpe", "max_size": 258})
+    options = {"max_len": 12, "temperature": 2.0, "ban": [f"{chr(code)}" for code in range(33, 127)]}
+    cut = 0
+    for seed in range(20):
+        text = generate_text("né", model=tmp_path, seed=seed, **options)
+        assert "".join(stream_text("né", tmp_path, seed, **options)) == text
+        cut += text.endswith("\ufffd")
+    assert cut > 5, "some end within a character"
+
+
 def test_a_text_comes_as_soon_as_it_is_complete(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order; by then no more places are computed than it needs, and one to see that it has ended."""
     places, steps = [0], generation._steps

@@ -375,7 +375,7 @@ def locked(path: Path, wait: bool) -> Iterator[None]:
 
     Args:
         path: Made where it does not exist; never written to.
-        wait: Whether to wait for another holder; told after a second.
+        wait: Whether to wait for another holder; told after a second, and then every minute.
 
     Raises:
         BlockingIOError: Another process holds it, and `wait` is false.
@@ -403,5 +403,5 @@ def _lock(descriptor: int, path: Path, wait: bool) -> None:
                 raise
         if time.monotonic() >= told_at:
             logger.warning("waiting for another process, which holds %s", path)
-            return fcntl.flock(descriptor, fcntl.LOCK_EX)
+            told_at += 60
         time.sleep(0.05)

@@ -1,5 +1,7 @@
 """What several ranks do together: sums, agreement on values and errors, stop signals."""
 
+import itertools
+import logging
 import signal
 import threading
 import time
@@ -19,6 +21,10 @@ from lstmlm.console import UsageError, UserError
 from lstmlm.files import cannot_write
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+_waits = itertools.count()  # every rank waits as often
+TELL_SECONDS = 60.0  # between two lines of who waits
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 STOP_CHECK_STEPS = 10  # steps between two agreements of several ranks on whether to stop
@@ -44,6 +50,42 @@ def check_alike(accelerator: Accelerator, what: str, values: dict[str, Any]) -> 
                     f"{what} differs between ranks: {name} is {first[name]} on rank 0 and {other[name]} on rank {rank}; "
                     "start every rank with the same command, files and packages"
                 )
+
+
+@contextmanager
+def together_however_long(accelerator: Accelerator, doing: str) -> Iterator[None]:
+    """Run a block that may take one rank hours longer than another, and wait at its end for all.
+
+    The wait is no collective: the ranks count in the group's store, so none is taken for lost after `train.timeout_minutes`.
+
+    Args:
+        accelerator: Of this run.
+        doing: What the others still do, for a line each minute.
+    """
+    try:
+        yield
+    except (UserError, OSError):
+        _wait_for_all(accelerator, doing)  # who tells them of it
+        raise
+    _wait_for_all(accelerator, doing)
+
+
+def _wait_for_all(accelerator: Accelerator, doing: str) -> None:
+    if accelerator.num_processes == 1:
+        return
+    store, key = dist.distributed_c10d._get_default_store(), f"lstmlm/waits/{next(_waits)}"
+    told_at = time.monotonic() + TELL_SECONDS
+    store.add(key, 1)
+    while (here := store.add(key, 0)) < accelerator.num_processes:
+        if time.monotonic() >= told_at:
+            logger.warning(
+                "waiting for %d of %d ranks: they %s",
+                accelerator.num_processes - here,
+                accelerator.num_processes,
+                doing,
+            )
+            told_at += TELL_SECONDS
+        time.sleep(0.1)
 
 
 @contextmanager

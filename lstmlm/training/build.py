@@ -15,7 +15,7 @@ from lstmlm.data.vocabulary import Vocabulary
 from lstmlm.files import user_path
 from lstmlm.model.language_model import LSTMLanguageModel
 from lstmlm.model.pretrained import VOCABULARY, load
-from lstmlm.runtime.distributed import check_alike, fail_together, main_tensors, main_value
+from lstmlm.runtime.distributed import check_alike, fail_together, main_tensors, main_value, together_however_long
 from lstmlm.runtime.hardware import cores
 from lstmlm.training.memory import check_memory
 from lstmlm.training.segments import steps_per_epoch
@@ -36,7 +36,7 @@ def build(config: Config, accelerator: Accelerator, origin: str | Path | None = 
         UserError: The data or the model cannot be had, do not fit the configuration, or do not fit the memory.
     """
     vocabulary, weights = _load_origin(config, accelerator, origin) if origin is not None else (None, None)
-    with fail_together(accelerator):
+    with fail_together(accelerator), together_however_long(accelerator, "still prepare the data"):
         corpus = load_corpus(config.data, vocabulary, reading_bar, cores())
     check_alike(accelerator, "data", {"fingerprint of the tokens": corpus.fingerprint[:12]})
     stream = corpus.splits["train"]

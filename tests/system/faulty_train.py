@@ -1,4 +1,4 @@
-"""scripts/train.py with a fault put into one rank.
+"""scripts/train.py with a fault put into one rank; or slow_data, with data that take it FAULT_STEP seconds longer.
 
 FAULT=kind (exception, kill, pause, pause_validation, nan, disk; in the final scoring: slow_end, kill_end, hang_end),
 FAULT_RANK=r, FAULT_STEP=k; FAULT_ONCE spares restarts.
@@ -19,13 +19,15 @@ from lstmlm import LSTMLanguageModel
 from lstmlm.cli import train
 from lstmlm.console import run_script
 from lstmlm.evaluation import perplexity
-from lstmlm.training import checkpoint
+from lstmlm.runtime import distributed
+from lstmlm.training import build, checkpoint
 from lstmlm.training.step import TrainStep
 from lstmlm.training.validation import Validation
 
 KIND, RANK, STEP = os.environ["FAULT"], os.environ["FAULT_RANK"], int(os.environ["FAULT_STEP"])
 call, write_file, score = TrainStep.__call__, checkpoint.write_file, LSTMLanguageModel.score
 final_figures = Validation.final_figures
+load = build.load_corpus
 scored = 0
 
 
@@ -67,6 +69,12 @@ def slow_score(self: LSTMLanguageModel, *args: Any) -> Any:
     return score(self, *args)
 
 
+def slow_data(*args: Any) -> Any:
+    corpus = load(*args)
+    time.sleep(STEP)
+    return corpus
+
+
 def full_disk(path: Path, content: bytes) -> None:
     if path.name == "state.safetensors" and f"step_{STEP:08d}" in str(path):
         raise OSError(28, "No space left on device")
@@ -74,6 +82,7 @@ def full_disk(path: Path, content: bytes) -> None:
 
 
 if __name__ == "__main__":
+    distributed.TELL_SECONDS = 2
     spared = "FAULT_ONCE" in os.environ and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if os.environ.get("RANK", "0") == RANK and not spared:
         TrainStep.__call__ = faulty_call  # type: ignore[method-assign]
@@ -82,6 +91,8 @@ if __name__ == "__main__":
             perplexity.SEGMENT_TOKENS = 100  # several segments in the small text
         if KIND.endswith("_end"):
             Validation.final_figures = at_the_end  # type: ignore[method-assign]
+        if KIND == "slow_data":
+            build.load_corpus = slow_data  # type: ignore[assignment]
         if KIND == "disk":
             checkpoint.write_file = full_disk
     sys.exit(run_script(train))

@@ -226,6 +226,15 @@ def test_scoring_at_the_end_is_shared_and_may_last_longer_than_the_timeout(
         assert summary[name]["loss"] == evaluate_stream(model, corpus.splits[split]).loss, "of one rank, to the bit"
 
 
+def test_data_may_take_longer_than_the_timeout(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Rank 1 prepares data for 9 s longer than rank 0, as a slower host does; the timeout is 6 s."""
+    arguments = small("--train.max_steps=3", "--train.timeout_minutes=0.1")
+    faults = {"FAULT": "slow_data", "FAULT_RANK": "1", "FAULT_STEP": "9", "CUDA_VISIBLE_DEVICES": ""}
+    result = run(command(2, arguments, FAULTY), **faults)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("waiting for 1 of 2 ranks: they still prepare the data") >= 2
+
+
 @pytest.mark.parametrize("kind", ["kill_end", pytest.param("hang_end", marks=pytest.mark.slow)])
 def test_a_rank_lost_in_the_scoring_at_the_end_ends_the_others(
     kind: str, small: Callable[..., list[str]], tmp_path: Path

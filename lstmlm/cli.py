@@ -1,4 +1,4 @@
-"""The command line: `lstmlm train | evaluate | score | pairs | generate | report | export | import`, and the mains of the scripts.
+"""The command line: a function for each command of `lstmlm`, and so for each of the scripts.
 
 Each command imports what it needs: torch takes seconds, and a report, a help text or a wrong option needs none.
 """
@@ -18,11 +18,12 @@ from lstmlm.console import (
     on_terminal,
     print_line,
     print_result,
+    reading_bar,
     run_script,
     scoring_bar,
     standard_output,
 )
-from lstmlm.files import Output
+from lstmlm.files import Output, user_path
 
 Arguments = Sequence[str] | None  # without the program's name; None takes the process's own
 
@@ -41,6 +42,28 @@ def train(argv: Arguments = None) -> int:
     keep_memory()
     outcome = train_model(config)
     return 128 + outcome.signal if outcome.signal else 0
+
+
+def prepare(argv: Arguments = None) -> int:
+    """Make the vocabulary and the token ids that training needs, beforehand."""
+    config = load_config(
+        argv,
+        "Fetch and read the data, and keep vocabulary and token ids in data.cache_dir, where training finds them. Takes "
+        "the options of train, so that the same command line serves both.",
+    )
+
+    from lstmlm.data.corpus import load_corpus
+    from lstmlm.data.vocabulary import Vocabulary
+    from lstmlm.model.pretrained import VOCABULARY, model_folder
+    from lstmlm.runtime.hardware import cores
+
+    origin = config.train.init_from
+    vocabulary = Vocabulary.load(model_folder(user_path(origin)) / VOCABULARY) if origin else None
+    corpus = load_corpus(config.data, vocabulary, reading_bar, cores())
+    size = sum(4 * facts.tokens for facts in corpus.facts.values()) / 1e6
+    kept = f"cache: {size:,.1f} MB of token ids in {user_path(config.data.cache_dir)}"
+    print_result("\n".join([*corpus.lines(), kept]))
+    return 0
 
 
 def evaluate(argv: Arguments = None) -> int:
@@ -348,6 +371,7 @@ def import_model(argv: Arguments = None) -> int:
 
 COMMANDS: dict[str, Callable[[Arguments], int]] = {
     "train": train,
+    "prepare": prepare,
     "evaluate": evaluate,
     "score": score,
     "pairs": pairs,

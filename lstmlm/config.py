@@ -482,13 +482,18 @@ def named_options(parser: "ArgumentParser", argv: Sequence[str] | None = None) -
         return set(vars(parser.parse_args(argv, defaults=False)))
 
 
-def load_config(argv: Sequence[str] | None = None, **sections: dict[str, Any]) -> Config:
+def load_config(
+    argv: Sequence[str] | None = None,
+    description: str = "Train an LSTM language model by truncated back-propagation through time.",
+    **sections: dict[str, Any],
+) -> Config:
     """Read a configuration from a command line: `--config FILE` first, then dotted overrides.
 
     Without `--config`, a run that is to go on has the configuration of its directory, where it wrote one.
 
     Args:
         argv: Arguments without the program's name; None takes the process's own, or none where `sections` are given.
+        description: Of the command, for its help.
         sections: Values that come last: `load_config(data={"bptt": 70}, train={"epochs": 5})`.
 
     Raises:
@@ -497,7 +502,7 @@ def load_config(argv: Sequence[str] | None = None, **sections: dict[str, Any]) -
     argv = list(argv if argv is not None else () if sections else sys.argv[1:])
     argv += [f"--{key}={_as_written(value)}" for key, value in flatten(sections).items()]
     _check_file(argv)
-    parser = argument_parser("Train an LSTM language model by truncated back-propagation through time.")
+    parser = argument_parser(description)
     parser.add_argument("--config", action="config", help="YAML file; overrides come after it.")
     for name, section in SECTIONS.items():
         group = parser.add_argument_group(section.__doc__.rstrip("."))

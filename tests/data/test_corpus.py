@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lstmlm import UserError
+from lstmlm import UserError, Vocabulary, cli
 from lstmlm.config import DataConfig
 from lstmlm.console import UsageError, reading_bar
 from lstmlm.data import corpus, reading, sources
@@ -140,6 +140,26 @@ def test_a_second_start_reads_no_text(data: DataConfig, monkeypatch: pytest.Monk
     second = load_corpus(data)
     assert second.fingerprint == first.fingerprint
     assert second.vocabulary.tokens == first.vocabulary.tokens
+
+
+def test_prepare_makes_what_training_needs(
+    data: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [f"--data.dataset={data.dataset}", f"--data.cache_dir={data.cache_dir}", "--train.epochs=2"]
+    others = Vocabulary(["<unk>", "<eos>", "w1"])
+    (tmp_path / "vocab.json").write_bytes(others.to_bytes())
+    assert cli.prepare(arguments) == 0
+    told = capsys.readouterr().out
+    assert cli.prepare([*arguments, f"--train.init_from={tmp_path}"]) == 0
+
+    def refuse(self: object, split: str) -> Iterator[str]:
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(sources.FileSource, "blocks", refuse)
+    loaded = load_corpus(data)
+    assert told.splitlines()[:3] == loaded.lines()
+    assert told.splitlines()[3:] == [f"cache: 0.0 MB of token ids in {data.cache_dir}"]
+    assert load_corpus(data, others).vocabulary is others
 
 
 def test_changed_data_or_vocabulary_is_another_key(data: DataConfig) -> None:

@@ -38,7 +38,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=30, do_sample=Tru
 ```
 
 A text begins with `<eos>`, which the tokenizer puts there, and a line end is `<eos>` too.
-`model(input_ids, state=state, use_cache=True).state` carries the hidden state from one call to the next.
+`model(input_ids, state=state).state` carries the hidden state from one call to the next.
 """
 
 

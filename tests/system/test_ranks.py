@@ -11,7 +11,7 @@ import torch
 
 from lstmlm import load_config
 from lstmlm.data.table import Table
-from tests.helpers import final_state, fresh_train, metrics, skip_without_bf16
+from tests.helpers import ADAMW, ASGD, EVERYTHING, final_state, fresh_train, metrics, skip_without_bf16
 from tests.system.launcher import ROOT, command, environment, launch
 
 # The last row of the small text's table is short, and both epochs end within the run.
@@ -32,22 +32,33 @@ def assert_same_up_to_rounding(actual: Path, expected: Path, tolerances: dict[st
     a, e = final_state(actual), final_state(expected)
     assert a.keys() == e.keys()
     for name in e:
-        if name.startswith("model."):  # Adam divides tiny by tiny, so single elements may differ: by norm
+        if name == "average.updates":
+            assert torch.equal(a[name], e[name]), "the trigger came at the same validation"
+        elif name.startswith(
+            ("model.", "average.")
+        ):  # Adam divides tiny by tiny, so single elements may differ: by norm
             assert torch.linalg.vector_norm(a[name] - e[name]) <= weights * torch.linalg.vector_norm(e[name]), name
 
 
-@pytest.mark.parametrize("ranks", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize(
+    ("ranks", "overrides"),
+    [
+        pytest.param(2, [], id="2-seed"),
+        pytest.param(3, ["--train.accumulate=3"], id="3-accumulated"),
+        pytest.param(2, [*EVERYTHING, *ADAMW, "--optim.average=ema"], id="2-adamw"),
+        pytest.param(3, [*EVERYTHING, *ASGD], id="3-asgd"),
+        pytest.param(4, ["--train.accumulate=3"], id="4-accumulated", marks=pytest.mark.slow),
+    ],
+)
 def test_the_same_run_on_any_number_of_ranks(
-    ranks: int, accumulate: int, small: Callable[..., list[str]], tmp_path: Path
+    ranks: int, overrides: list[str], small: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    overrides = [f"--train.accumulate={accumulate}"]
     fresh_train(load_config(small(*overrides, run="one")))
     result = launch(ranks, small(*overrides, run="many"))
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "many/summary.json").read_bytes())["ranks"] == ranks
     norms = [line["train/grad_norm"] for line in metrics(tmp_path / "one") if "train/loss" in line]
-    assert min(norms) > 0.05, "clipping bites at every step"
+    assert sum(norm > 0.05 for norm in norms) > 0.9 * len(norms), "clipping bites"
     assert_same_up_to_rounding(tmp_path / "many", tmp_path / "one", PER_STEP, weights=1e-5)
 
 

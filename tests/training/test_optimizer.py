@@ -1,12 +1,20 @@
-"""The gradient's norm and the learning rate."""
+"""Optimizers, schedules and averages against PyTorch's own; the gradient's norm."""
 
+import copy
+import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from lstmlm import Config, load_config
 from lstmlm.config import OptimConfig
-from lstmlm.training.optimizer import gradient_norm, learning_rate
+from lstmlm.console import UsageError
+from lstmlm.training.optimizer import WeightAverage, first_beta, gradient_norm, learning_rate
+from tests.helpers import build_step
 
 
 @pytest.mark.parametrize("size", [100, 650, 1500])
@@ -33,3 +41,122 @@ def test_learning_rate_is_a_function_of_the_step() -> None:
     assert learning_rate(cosine, 60, 110) == pytest.approx(1.0)
     assert learning_rate(cosine, 110, 110) == pytest.approx(0.0)
     assert learning_rate(cosine, 35, 110) == pytest.approx(2 * (1 + math.cos(math.pi / 4)) / 2)
+
+
+RECIPES: dict[str, list[str]] = {
+    "adamw": ["--optim.name=adamw", "--optim.weight_decay=0.1", "--optim.betas=[0.8,0.99]", "--optim.eps=1e-7"],
+    "one cycle": [
+        "--optim.name=adamw",
+        "--optim.betas=[0.8,0.99]",
+        "--optim.schedule=one_cycle",
+        "--optim.cycle_beta=0.7",
+    ],
+    "ema": ["--optim.average=ema", "--optim.average_decay=0.9"],
+    "sgd": ["--optim.name=sgd", "--optim.lr=5", "--optim.weight_decay=1e-3"],
+    "asgd": ["--optim.name=sgd", "--optim.lr=5", "--optim.average=asgd", "--optim.average_interval=2"],
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_fifty_steps_are_those_of_pytorch(name: str, small_config: Callable[..., Config]) -> None:
+    """With a resume in the middle; the same gradients' arithmetic, but PyTorch's optimizer, its OneCycleLR, swa_utils and ASGD."""
+    config = small_config(*RECIPES[name], "--model.dropout=0", "--train.log_every=100", "--optim.grad_clip=0.1")
+    optim, losses = (
+        config.optim,
+        [3.0, 2.0, 2.5, 2.6, 2.7],
+    )  # asgd begins with the fifth: 2.7 > 2.0, two before the last two
+    ours = build_step(config)
+    ours.total_steps = 50
+    plain = copy.deepcopy(ours.model)
+    parameters = list(plain.parameters())
+    averaged = AveragedModel(plain, multi_avg_fn=get_ema_multi_avg_fn(0.9)) if name == "ema" else None
+    schedule: OneCycleLR | None = None
+    theirs: torch.optim.Optimizer
+    if optim.name == "sgd":
+        theirs = torch.optim.SGD(parameters, optim.lr, weight_decay=optim.weight_decay)
+    else:
+        kind = torch.optim.AdamW if optim.name == "adamw" else torch.optim.Adam
+        theirs = kind(parameters, optim.lr, optim.betas, optim.eps, optim.weight_decay)
+    if name == "one cycle":
+        schedule = OneCycleLR(
+            theirs,
+            optim.lr,
+            50,
+            pct_start=0.25,
+            div_factor=10,
+            final_div_factor=1e4,
+            base_momentum=0.7,
+            max_momentum=0.8,
+        )
+    state = plain.initial_state(20)
+    for step, window in zip(
+        range(50), itertools.chain.from_iterable(ours.windows(i) for i in itertools.count()), strict=False
+    ):
+        if step == 25:
+            resumed = build_step(config)
+            resumed.load_state_dict(*ours.state_dict())
+            ours, resumed.total_steps = resumed, 50
+        ours(window, step, step)
+        inputs, targets = ours.table.segment(*window.segments[0])
+        nll, _, state = plain(inputs, state.detach(), targets)
+        theirs.zero_grad()
+        (nll / window.num_targets).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 0.1)
+        theirs.step()
+        if schedule is not None and step < 49:
+            schedule.step()
+        if averaged is not None:
+            averaged.update_parameters(plain)
+        if name == "asgd" and step == 23:  # PyTorch's average leaves its first step out
+            theirs = torch.optim.ASGD(parameters, optim.lr, lambd=0, t0=0)
+        if name == "asgd" and step % 5 == 4 and losses:
+            assert ours.validated(losses.pop(0)) == (step == 24)
+    for own, other in zip(ours.model.parameters(), parameters, strict=True):
+        assert (own - other).norm() <= 1e-4 * other.norm()
+    with ours.averaged():
+        if averaged is not None:
+            expected = list(averaged.module.parameters())
+        else:
+            expected = [theirs.state[p]["ax"] for p in parameters] if name == "asgd" else parameters
+        for own, other in zip(ours.model.parameters(), expected, strict=True):
+            assert (own - other).norm() <= 1e-4 * other.norm()
+
+
+def test_one_cycle_is_a_function_of_the_step() -> None:
+    optim = OptimConfig(schedule="one_cycle", lr=2.0, cycle_warmup=0.3, cycle_beta=0.7, betas=(0.8, 0.99))
+    model = torch.nn.Linear(1, 1)
+    theirs = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.8, 0.99))
+    schedule = OneCycleLR(
+        theirs, 2.0, 97, pct_start=0.3, div_factor=10, final_div_factor=1e4, base_momentum=0.7, max_momentum=0.8
+    )
+    for step in range(97):
+        (group,) = theirs.param_groups
+        assert learning_rate(optim, step, 97) == pytest.approx(group["lr"])
+        assert first_beta(optim, step, 97) == pytest.approx(group["betas"][0])
+        theirs.step()
+        if step < 96:
+            schedule.step()
+    assert 0 < learning_rate(optim, 0, 1) <= 2.0, "a run of one step"
+
+
+def test_the_average_begins_once_and_only_when_validation_is_worse() -> None:
+    """Merity et al. (2017), algorithm 1: t > n and the loss above the least of all but the last n validations."""
+    optim = OptimConfig(average="asgd", average_interval=3)
+    average = WeightAverage(torch.nn.Linear(1, 1), optim)
+    losses = [5.0, 4.0, 4.5, 4.6, 4.7, 3.0, 4.2, 2.9, 3.1]
+    worse = [t > 3 and loss > min(losses[: t - 3]) for t, loss in enumerate(losses)]
+    assert worse.index(True) == 6
+    assert [average.take(loss) for loss in losses] == [t == 6 for t in range(len(losses))]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["--optim.schedule=one_cycle", "--optim.warmup_steps=3"], "leave it 0"),
+        (["--optim.cycle_beta=0.7"], "optim.cycle_beta needs optim.schedule one_cycle"),
+        (["--data.bptt=30", "--data.bptt_jitter=8"], "data.bptt_jitter is at most data.bptt / 4"),
+    ],
+)
+def test_pieces_that_do_not_go_together_are_refused(overrides: list[str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        load_config(overrides)

@@ -129,11 +129,17 @@ def print_result(text: str) -> None:
         out.write(f"{text}\n".encode(errors="surrogateescape"))
 
 
+def _first_on_host() -> bool:
+    """Whether this process is the one rank of its host that says what all of them have to say; a wrong LOCAL_RANK silences nobody."""
+    local = os.environ.get("LOCAL_RANK", "0")
+    return "WORLD_SIZE" not in os.environ or local == "0" or not local.isdecimal()
+
+
 class _LineHandler(logging.Handler):
     """Warnings of the library as lines of a script, once on each host: its ranks have the same."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if _first_on_host():
             print_line(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
@@ -154,7 +160,7 @@ def run_script(main: Callable[[], int]) -> int:
     try:
         return main()
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if _first_on_host():
             print_line(f"error: {error}")
         return error.status
     except KeyboardInterrupt as stop:

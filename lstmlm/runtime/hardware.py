@@ -24,13 +24,24 @@ _CONV: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
 
 def cores() -> int:
     """Physical cores that this process may use, by affinity and by quota."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
     return max(1, int(min(psutil.cpu_count(logical=False) or usable, usable, cpu_quota())))
 
 
 def default_threads() -> int:
     """Those cores, divided among the ranks on this host."""
-    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, cores() // local_ranks())
+
+
+def local_ranks() -> int:
+    """Ranks on this host, as the launcher says.
+
+    Raises:
+        UsageError: It says no number.
+    """
+    value = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    check(value.isdecimal() and int(value) > 0, f"LOCAL_WORLD_SIZE is {value!r}, no number of processes: unset it")
+    return int(value)
 
 
 GROUPS, OWN_GROUP = (

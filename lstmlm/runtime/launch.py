@@ -48,6 +48,11 @@ FOREIGN = (
 )  # what a launcher's configuration, or another job's environment, may set and no run of ours can do
 
 
+OF_A_LAUNCH = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # numbers that a launcher sets beside WORLD_SIZE
+# Numbers of processes that other programs start
+OF_OTHERS = ("SLURM_STEP_NUM_TASKS", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
 def resolve_precision(config: Config) -> Config:
     """The configuration with `train.precision` auto replaced by what the launcher says.
 
@@ -205,6 +210,9 @@ def check_launch() -> None:
                 f"{name} is {os.environ[name]}: DeepSpeed, Megatron-LM, FSDP, other parallelism, SageMaker, FP8, Dynamo and Accelerate's "
                 "debug mode are not supported; unset it, or take it out of the launcher's configuration"
             )
+    for name in ("WORLD_SIZE", *OF_A_LAUNCH, *OF_OTHERS):
+        if not os.environ.get(name, "1").isdecimal():
+            raise UsageError(f"{name} is {os.environ[name]!r} in the environment, no number: unset it")
     world = os.environ.get("WORLD_SIZE")
     if "MASTER_ADDR" in os.environ and world is None:
         raise UsageError(
@@ -216,7 +224,19 @@ def check_launch() -> None:
             f"WORLD_SIZE is {world} in the environment, but this process was started as a run of its own (RANK, MASTER_ADDR or "
             "MASTER_PORT is missing): start it with `accelerate launch --num_processes N`, or unset WORLD_SIZE"
         )
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    for name in OF_A_LAUNCH if world is None else ():
+        if name in os.environ:
+            raise UsageError(
+                f"{name} is {os.environ[name]} in the environment, but this process was started as a run of its own (WORLD_SIZE is "
+                f"missing): start it with `accelerate launch --num_processes N`, or unset {name}"
+            )
+    for name in OF_OTHERS if world is None else ():
+        if int(os.environ.get(name, "1")) > 1:
+            raise UsageError(
+                f"{name} is {os.environ[name]}: srun or mpirun started several processes, and each would train a run of its own; "
+                f"use `accelerate launch --num_processes N` or scripts/cluster/, or unset {name}"
+            )
+    ranks = hardware.local_ranks()
     on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in (
         "true",
         "1",

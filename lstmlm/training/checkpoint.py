@@ -121,11 +121,10 @@ def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[st
             _delete(target)
         temporary.rename(target)
         sync_folder(folder)
-        published = [path for path in checkpoints(folder) if _is_ours(path)]
-        # Checkpoints of later steps were damaged: the run has resumed from an earlier one.
-        newer = published[: published.index(target)]
-        for other in newer + published[len(newer) + keep :]:
-            _delete(other)
+        for path in checkpoints(folder):
+            if _step(path) > step and _is_ours(path):  # it is damaged: the run has resumed from an earlier one
+                _delete(path)
+        prune(target, keep)
     except OSError as error:
         with suppress(OSError):  # else the next save does it
             sweep(folder)
@@ -133,6 +132,17 @@ def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[st
             f"{cannot_write(error)}; what was published before is intact: make room and go on with --train.resume true"
         ) from None
     return target
+
+
+def prune(newest: Path, keep: int) -> None:
+    """Delete the checkpoints before a whole one, all but the last `keep - 1` of them.
+
+    Raises:
+        UserError: One cannot be deleted.
+    """
+    before = [path for path in checkpoints(newest.parent) if _step(path) < _step(newest) and _is_ours(path)]
+    for path in before[keep - 1 :]:
+        _delete(path)
 
 
 def checkpoints(folder: Path) -> list[Path]:

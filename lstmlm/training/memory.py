@@ -1,14 +1,12 @@
 """The memory that a run needs, known before any of it is taken."""
 
-import os
-
 import torch
 from accelerate import Accelerator
 
 from lstmlm.config import Config
 from lstmlm.console import UserError
 from lstmlm.model.language_model import LSTMLanguageModel
-from lstmlm.runtime.hardware import free_memory
+from lstmlm.runtime.hardware import free_memory, local_ranks
 from lstmlm.training.optimizer import kept_tensors
 
 
@@ -26,7 +24,7 @@ def check_memory(config: Config, vocab_size: int, tokens: int, accelerator: Acce
     """
     with torch.device("meta"):
         parameters = LSTMLanguageModel(config.model, vocab_size).num_parameters
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    ranks = local_ranks()
     rows, columns = -(-tokens // config.data.batch_size), -(-config.data.batch_size // accelerator.num_processes)
     # Of each place of a segment, backward needs the embedding and, for every layer, four gates and the cell.
     places, units = min(config.data.bptt, rows) * columns, config.model.embedding_size

@@ -124,15 +124,16 @@ def candidates(config: Config, directory: RunDirectory) -> Iterator[tuple[Path, 
 
 
 def load_newest_that_fits(
-    found: Iterator[tuple[Path, Saved]], fingerprint: str, expected: dict[str, Tensor], table: Table
+    found: Iterator[tuple[Path, Saved]], fingerprint: str, expected: dict[str, Tensor], table: Table, keep: int
 ) -> tuple[Saved, dict[str, Tensor]]:
-    """Values and tensors of the first checkpoint that is one of this run.
+    """Values and tensors of the first checkpoint that is one of this run. Older ones that a killed save has left go.
 
     Args:
         found: As `candidates` gives them, at least one.
         fingerprint: Of the run's vocabulary and tokens.
         expected: Tensors of the run as it stands now.
         table: Of the training stream.
+        keep: `train.keep_checkpoints`.
 
     Raises:
         UserError: The data are others, or no checkpoint fits.
@@ -146,6 +147,7 @@ def load_newest_that_fits(
             print_line(f"skipping the damaged checkpoint {path}: {error}")
             continue
         print_line(f"going on from {path}")
+        checkpoint.prune(path, keep)
         model = saved.config.model
         if saved.masks != MASKS and any([*model.unit_dropout, model.dropout_types, model.dropout_weights]):
             print_line(

@@ -329,7 +329,8 @@ class Run:
         with fail_together(self.accelerator):
             if self._is_main:
                 layout, table = self.train_step.layout(), self.train_step.table
-                saved, tensors = resume.load_newest_that_fits(self._found, self.corpus.fingerprint, layout, table)
+                keep = self.config.train.keep_checkpoints
+                saved, tensors = resume.load_newest_that_fits(self._found, self.corpus.fingerprint, layout, table, keep)
         saved = main_value(self.accelerator, saved)
         self.train_step.load_state_dict(main_tensors(self.accelerator, tensors), asdict(saved))
         self.cursor, self.interval, self.seconds = saved.cursor, saved.interval, saved.seconds

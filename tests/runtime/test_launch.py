@@ -1,18 +1,54 @@
 """Launches that are refused before anything starts."""
 
+from contextlib import nullcontext
+
 import pytest
 
 from lstmlm.console import UsageError
-from lstmlm.runtime.launch import FOREIGN, check_launch
+from lstmlm.runtime.launch import FOREIGN, OF_A_LAUNCH, OF_OTHERS, check_launch
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "MASTER_ADDR", *OF_A_LAUNCH, *OF_OTHERS):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_settings_of_other_launchers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for other in (*FOREIGN, "WORLD_SIZE", "MASTER_ADDR"):
+    for other in FOREIGN:
         monkeypatch.delenv(other, raising=False)
     for harmless in ("", "no", "false", "NO"):
         monkeypatch.setenv(name, harmless)
         check_launch()
     monkeypatch.setenv(name, "inductor" if "DYNAMO" in name else "true")
     with pytest.raises(UsageError, match=name):
+        check_launch()
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ("LOCAL_WORLD_SIZE=", "LOCAL_WORLD_SIZE is '' in the environment, no number: unset it"),
+        ("LOCAL_WORLD_SIZE=2x RANK=0", "LOCAL_WORLD_SIZE is '2x' in the environment, no number: unset it"),
+        (
+            "WORLD_SIZE=2 RANK=0 MASTER_ADDR=a MASTER_PORT=1 LOCAL_WORLD_SIZE=0",
+            "LOCAL_WORLD_SIZE is '0', no number of processes",
+        ),
+        ("LOCAL_RANK=-1", "LOCAL_RANK is '-1' in the environment, no number: unset it"),
+        ("LOCAL_RANK=3", "LOCAL_RANK is 3 in the environment, but this process was started as a run of its own"),
+        ("LOCAL_WORLD_SIZE=8", "or unset LOCAL_WORLD_SIZE$"),
+        ("SLURM_STEP_NUM_TASKS=2", "SLURM_STEP_NUM_TASKS is 2: srun or mpirun started several processes"),
+        ("PMI_SIZE=2", "PMI_SIZE is 2: .* or unset PMI_SIZE$"),
+        ("OMPI_COMM_WORLD_SIZE=two", "OMPI_COMM_WORLD_SIZE is 'two' in the environment, no number: unset it"),
+        ("SLURM_STEP_NUM_TASKS=1 PMI_SIZE=1", None),
+        ("SLURM_STEP_NUM_TASKS=2 WORLD_SIZE=2 RANK=0 MASTER_ADDR=a MASTER_PORT=1 LOCAL_RANK=0", None),
+    ],
+)
+def test_what_the_environment_says_of_other_processes(
+    environment: str, told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for setting in environment.split():
+        monkeypatch.setenv(*setting.split("="))
+    with pytest.raises(UsageError, match=told) if told else nullcontext():
         check_launch()

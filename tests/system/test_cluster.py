@@ -34,6 +34,7 @@ command = sys.argv[1:]
 while command[0].startswith("--"):
     command.pop(0)
 tasks, per_node = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_NTASKS_PER_NODE"])
+os.environ |= {"SLURM_STEP_NUM_TASKS": str(tasks), "SLURM_STEP_TASKS_PER_NODE": f"{per_node}(x{tasks // per_node})"}
 places = [{"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task % per_node)} for task in range(tasks)]
 processes = [subprocess.Popen(command, env=os.environ | place) for place in places]
 with open(os.environ["TASKS"], "w") as file:

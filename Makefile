@@ -1,4 +1,5 @@
 # make smoke     train the toy language on the CPU, under a minute
+#                TORCH_INDEX=URL fetches PyTorch from another index than PyPI, such as that of its CPU builds (pytorch.org names it)
 # make test      the tests that CI runs; they need no GPU and no data set
 # make test-fast those of them that start no processes and train no whole runs
 # make test-all  the longer matrix too
@@ -8,6 +9,11 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 SMOKE_DIR ?= runs/smoke
+TORCH := $(shell grep '^torch==' constraints.txt)
+TORCH_FROM := PyPI (on Linux its CUDA build, several GB; TORCH_INDEX=URL names another index)
+ifneq ($(TORCH_INDEX),)
+TORCH_FROM := $(TORCH_INDEX)
+endif
 
 .PHONY: install smoke test test-fast test-all lint clean
 
@@ -15,6 +21,8 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	@echo "fetching $(TORCH) from $(TORCH_FROM) into $(VENV)"
+	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
@@ -24,7 +32,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 smoke: $(VENV)/.installed
 	rm -rf $(SMOKE_DIR)
-	$(BIN)/accelerate launch scripts/train.py --config configs/smoke.yaml --train.run_dir $(SMOKE_DIR)
+	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml scripts/train.py --config configs/smoke.yaml --train.run_dir $(SMOKE_DIR)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest

@@ -2,6 +2,7 @@
 
 import os
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 # OpenMP's threads wait by spinning; how long is read when torch is loaded, so it is set first. libgomp's own choice is far too long
@@ -28,6 +29,7 @@ _PLACES = {
 __all__ = list(_PLACES)
 
 if TYPE_CHECKING:
+    __version__: str
     from lstmlm.config import Config as Config
     from lstmlm.config import load_config as load_config
     from lstmlm.console import UserError as UserError
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> object:
+        if name == "__version__":
+            return version("lstmlm")
         if name not in _PLACES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)

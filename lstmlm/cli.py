@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import lstmlm
 from lstmlm.config import argument_parser, load_config, named_options, parse
 from lstmlm.console import (
     UsageError,
@@ -385,14 +386,25 @@ COMMANDS: dict[str, Callable[[Arguments], int]] = {
 def overview() -> str:
     """The commands, each with its sentence."""
     lines = [f"  lstmlm {name:<10} {command.__doc__}" for name, command in COMMANDS.items()]
-    return "\n".join(["Stateful LSTM language models.", "", *lines, "", "lstmlm COMMAND --help explains its options."])
+    return "\n".join(
+        [
+            "Stateful LSTM language models.",
+            "",
+            *lines,
+            "",
+            "lstmlm COMMAND --help explains its options; lstmlm --version.",
+        ]
+    )
 
 
 def dispatch() -> int:
     """Run the command that the first argument names."""
     name, *argv = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h"):
-        print(overview())
+        print_result(overview())
+        return 0
+    if name == "--version":
+        print_result(f"lstmlm {lstmlm.__version__}")
         return 0
     if name not in COMMANDS:
         raise UsageError(f"there is no command {name!r}: name one of {', '.join(COMMANDS)}")

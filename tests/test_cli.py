@@ -17,8 +17,11 @@ pytestmark = pytest.mark.system  # whole runs or processes
 
 
 def lstmlm(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    program = "import sys; from lstmlm.cli import main; sys.exit(main())"
-    return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=100)
+    return subprocess.run([sys.executable, "-m", "lstmlm", *arguments], capture_output=True, text=True, timeout=100)
+
+
+def test_its_version() -> None:
+    assert lstmlm("--version").stdout == f"lstmlm {package.__version__}\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])

@@ -16,7 +16,7 @@ ROOMS = """
     training.validation training.best_model training.run training.dry_run training.loop
     report.runs report.plots report.page report.wandb_report
     export.modeling_lstmlm export.tokenization_lstmlm export.transformers export.onnx export.hub
-    cli
+    cli __main__
 """.split()
 PACKAGE = Path(__file__).parent.parent / "lstmlm"
 

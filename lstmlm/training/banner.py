@@ -1,6 +1,8 @@
 """What a run tells a person at its start and at its end."""
 
+import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from lstmlm.config import Config
 from lstmlm.console import duration, perplexity
 from lstmlm.data.corpus import Corpus
 from lstmlm.data.sources import toy_text
-from lstmlm.runtime.hardware import device_kind, package_versions
+from lstmlm.runtime.hardware import device_kind, local_ranks, package_versions
 from lstmlm.training.step import TrainStep
 from lstmlm.training.tracking import git_state
 
@@ -116,8 +118,8 @@ def closing(config: Config, summary: dict[str, Any], steps_per_epoch: int, run_d
     rows = {
         "best": f"{where}validation ppl {perplexity(summary['best'])} while training",
         "time": f"{duration(seconds['total'])} ({told}){speed}",
-        "next": f'lstmlm generate --model {folder} --prompt "" --count 3',
-        "": f"lstmlm report {folder}",
+        "next": f'{typed("lstmlm", "lstmlm")} generate --model {folder} --prompt "" --count 3',
+        "": f"{typed('lstmlm', 'lstmlm')} report {folder}",
         **_comparable(valid, test),
         **_proof(config, test["ppl"]),
         "result": f"test ppl {perplexity(test['ppl'])}, validation ppl {perplexity(valid['ppl'])} "
@@ -134,14 +136,13 @@ def _proof(config: Config, ppl: float) -> dict[str, str]:
     if data.dataset != "toy" or (data.level, data.min_count, data.max_size, data.lowercase) != ("word", 1, None, False):
         return {}
     text = toy_text("test")
-    oracle, bound = text.oracle_ppl(), text.reset_ppl(data.bptt)
-    known = f"any model whose state is reset at every segment has a test ppl of {bound:.3f} or more; the best possible is {oracle:.3f}"
-    shown = (
-        f"{ppl:.3f} is less: the state is carried"
-        if ppl < bound
-        else f"{ppl:.3f} is not less, so it shows nothing: train longer"
-    )
-    return {"proof": f"{known}. {shown}"}
+    bound = text.reset_ppl(data.bptt)
+    shown = "less: the state is carried" if ppl < bound else "not less, so it shows nothing: train longer"
+    return {
+        "proof": f"{text.oracle_ppl():.3f} is the best possible test ppl",
+        "  ours": f"{ppl:.3f}",
+        "  bound": f"{bound:.3f} or more has any model whose state is reset at every segment; ours is {shown}",
+    }
 
 
 def _comparable(valid: dict[str, Any], test: dict[str, Any]) -> dict[str, str]:
@@ -155,11 +156,34 @@ def _comparable(valid: dict[str, Any], test: dict[str, Any]) -> dict[str, str]:
     return {"compare": "; ".join(figures)}
 
 
+def typed(name: str, module: str = "") -> str:
+    """A command of this Python's environment as it can be typed in this folder, whether that environment is active or not.
+
+    Args:
+        name: Of the command.
+        module: That does the same; none for Python itself.
+    """
+    found, python = shutil.which(name), Path(sys.executable)
+    if found and Path(found).parent == python.parent:
+        return name
+    python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
+    return shlex.quote(str(python)) + (module and f" -m {module}")
+
+
 def resume_command(run_dir: str | Path | None) -> str:
-    """The command that resumes a run with one rank, by the same program as this process."""
-    script = Path(sys.argv[0])
-    program = f"python {shlex.quote(str(script))}" if script.suffix == ".py" else "lstmlm train"
-    return f"{program} --train.run_dir {shlex.quote(str(run_dir))} --train.resume true"
+    """How to resume a run: the command, with the launcher and the ranks of a host, where this process shows what was started."""
+    script, options = Path(sys.argv[0]), f"--train.run_dir {shlex.quote(str(run_dir))} --train.resume true"
+    ours = script.name == "lstmlm" or (script.name, script.parent.name) == ("__main__.py", "lstmlm")
+    program = f"{typed('lstmlm', 'lstmlm')} train" if ours else f"{typed('python')} {shlex.quote(str(script))}"
+    ranks = local_ranks()
+    if not ours and script.name in ("__main__.py", "ipykernel_launcher.py"):
+        return f"the same call with train.run_dir {run_dir} and train.resume true"
+    if "WORLD_SIZE" not in os.environ:
+        return f"{program} {options}"
+    if "TORCHELASTIC_RUN_ID" not in os.environ or int(os.environ["WORLD_SIZE"]) != ranks:
+        return f"the same command on every host with {options}"
+    launcher = f"{typed('accelerate', 'accelerate.commands.accelerate_cli')} launch --multi_gpu --num_machines 1 --num_processes {ranks}"
+    return f"{launcher} {shlex.quote(str(script))} {options}"
 
 
 def _size(size: float) -> str:

@@ -37,6 +37,7 @@ def profiled(accelerator: Accelerator, steps: int, folder: Path) -> Iterator[Cal
             profiler.export_chrome_trace(str(temporary))
             temporary.replace(trace)
             replace_file(folder / "table.txt", profiler.key_averages().table(sort_by=order, row_limit=ROWS).encode())
+            print_line(f"profile: {trace} (for ui.perfetto.dev) and {folder / 'table.txt'}")
         except OSError as error:  # not worth the run
             print_line(f"warning: no profile: {cannot_write(error)}")
 

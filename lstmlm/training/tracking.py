@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from accelerate import Accelerator
 from accelerate.tracking import filter_trackers
 
-from lstmlm.config import Config
+from lstmlm.config import Config, flatten
 from lstmlm.console import UserError, one_line, print_line
 from lstmlm.files import sync_folder
 from lstmlm.records import append_line, cut_lines
@@ -70,6 +70,21 @@ class ScalarTracker:
     def finish(self, status: int) -> None:
         """As `Tracker`."""
         self._tracker.finish()
+
+
+class TensorBoardTracker(ScalarTracker):
+    """TensorBoard. The configuration is in its HPARAMS tab, sample texts in its TEXT tab."""
+
+    def __init__(self, tracker: Any, facts: dict[str, Any]) -> None:
+        super().__init__(tracker)
+        sections = {name: values for name, values in facts.items() if isinstance(values, dict)}
+        flat = flatten(sections) | {name: value for name, value in facts.items() if name not in sections}
+        known = {name: value if isinstance(value, int | float | str) else str(value) for name, value in flat.items()}
+        tracker.tracker.add_hparams(known, {}, run_name=".")  # no folder of their own
+
+    def samples(self, tokens: int, texts: list[str]) -> None:
+        """As `Tracker`."""
+        self._tracker.tracker.add_text("samples", "\n\n".join(texts), tokens)
 
 
 class TrackioTracker(ScalarTracker):
@@ -138,11 +153,12 @@ class Tracking:
         names = self._config.trackers
         if not names:
             return
-        for name in names:
-            if find_spec(name) is None:
-                raise UserError(
-                    f"tracker {name} is not installed: pip install {name}, or leave it out of tracking.trackers"
-                )
+        missing = [name for name in names if find_spec(name) is None]
+        if missing:
+            raise UserError(
+                f"not installed: {', '.join(missing)}; pip install 'lstmlm[{','.join(missing)}]', or leave out of tracking.trackers "
+                "what you do not need"
+            )
         self._accelerator.log_with = filter_trackers(list(names), self._directory.path)
         # TensorBoard writes to <logging_dir>/<project>
         self._accelerator.project_configuration.logging_dir = str(self._directory.tensorboard)
@@ -166,7 +182,7 @@ class Tracking:
                         started.finish()
                 raise UserError(f"cannot start the trackers {names}: {one_line(error)}") from None
         if is_main:  # other ranks hold blank trackers
-            self._trackers = [self._our_tracker(tracker) for tracker in self._accelerator.trackers]
+            self._trackers = [self._our_tracker(tracker, facts) for tracker in self._accelerator.trackers]
 
     def metrics(self, values: dict[str, Any]) -> None:
         """One line of `metrics.jsonl`, and the same to the trackers.
@@ -206,11 +222,11 @@ class Tracking:
         self._trackers = []
         self._accelerator.trackers.clear()
 
-    def _our_tracker(self, tracker: Any) -> Tracker:
+    def _our_tracker(self, tracker: Any, facts: dict[str, Any]) -> Tracker:
         """What tells one of Accelerate's trackers of the events."""
         if tracker.name == "wandb":
             return WandbTracker(tracker.tracker, self._config.log_model)
-        return TrackioTracker(tracker) if tracker.name == "trackio" else ScalarTracker(tracker)
+        return TrackioTracker(tracker) if tracker.name == "trackio" else TensorBoardTracker(tracker, facts)
 
     def _write_line(self, path: Path, values: dict[str, Any]) -> None:
         if self._accelerator.is_main_process:

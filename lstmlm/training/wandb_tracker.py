@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from lstmlm.config import TrackingConfig
 from lstmlm.console import one_line, print_line
 
 LOGIN_SECONDS = 5  # how long W&B may take to accept the key; after that the run logs offline
+INIT_SECONDS = 30  # how long `online` waits for a run to start; W&B tries twice
 FINISH_SECONDS = 120  # how long the end of a run waits for uploads; what is left stays on disk
 PREEMPTED = (128 + signal.SIGTERM, 128 + signal.SIGUSR1)  # exit codes after which a sweep starts a run again
 
@@ -83,6 +85,9 @@ def init_arguments(
         mode = "offline" if problem else "online"
         if problem:
             print_line(f"{problem}: logging offline; later: wandb sync {run_dir}/wandb/offline-run-*")
+    settings = wandb.Settings(finish_timeout=FINISH_SECONDS)
+    if "WANDB_INIT_TIMEOUT" not in os.environ:
+        settings.init_timeout = INIT_SECONDS
     return {
         "id": run_id,
         "resume": "allow",
@@ -93,23 +98,26 @@ def init_arguments(
         "notes": config.notes,
         "dir": str(run_dir),
         "config": facts,
-        "settings": wandb.Settings(finish_timeout=FINISH_SECONDS),
+        "settings": settings,
         **({"mode": mode} if mode != "auto" else {}),
     }
 
 
 def _problem_online() -> str | None:
-    """Why a run cannot log online now, or None where it can. The answer takes a few seconds at most."""
+    """Why a run cannot log online now, or None where it can; after LOGIN_SECONDS at most."""
     import wandb
 
-    wandb.setup()  # the limits of the run's own requests are read here, before the shorter one is set
-    own_limit = os.environ.get("WANDB_HTTP_TIMEOUT")
-    os.environ["WANDB_HTTP_TIMEOUT"] = own_limit or str(LOGIN_SECONDS)
-    try:
-        # Never a prompt: it would block a cluster job.
-        return None if wandb.login(prompt=False, verify=True) else "no W&B key found"
-    except (wandb.Error, ValueError) as error:
-        return f"W&B does not answer or refuses the key ({one_line(error)})"
-    finally:
-        if own_limit is None:
-            del os.environ["WANDB_HTTP_TIMEOUT"]
+    answers: list[str | None] = []
+
+    def log_in() -> None:
+        try:
+            # Never a prompt: it would block a cluster job.
+            answers.append(None if wandb.login(prompt=False, verify=True) else "no W&B key found")
+        except (wandb.Error, ValueError) as error:
+            answers.append(f"W&B does not answer or refuses the key ({one_line(error)})")
+
+    # W&B's own limits add up: of the name's look-up, the connection and the answer.
+    thread = threading.Thread(target=log_in, daemon=True)
+    thread.start()
+    thread.join(LOGIN_SECONDS)
+    return answers[0] if answers else f"W&B does not answer within {LOGIN_SECONDS} s"

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from lstmlm import load_config
-from tests.helpers import assert_same_run, fresh_train, metrics
+from tests.helpers import assert_same_run, fresh_train
 from tests.system.launcher import FAULTY, ROOT, error_lines, pause_at, start, wait_for_step
 
 LOG_LINE = r"\d\d:\d\d:\d\d epoch \d+/\d+, step [\d,]+/[\d,]+, "
@@ -230,7 +230,7 @@ def test_a_signal_cuts_a_validation_short_and_it_is_made_up_for(
     assert "stopped by signal 15 after step 15" in stderr
     (hint,) = (line for line in stderr.splitlines() if "stopped by" in line)
     program, script, *hinted = shlex.split(hint.split("go on with: ")[1])
-    assert (program, script) == ("python", FAULTY)
+    assert (Path(program).name.rstrip("0123456789."), script) == ("python", FAULTY)
     assert "validation ppl" not in stderr
     assert cli("train", *hinted).returncode == 0, "the hint can be pasted"
     fresh_train(load_config(small(*overrides, run="whole")))
@@ -301,19 +301,6 @@ def test_two_processes_on_one_run_directory(small: Callable[..., list[str]], tmp
     process.communicate()
     assert second.returncode == 1
     assert "another process is training in" in error_lines(second.stderr)[0]
-
-
-def test_tensorboard(small: Callable[..., list[str]], cli: Cli, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    result = cli("train", *small("--tracking.trackers=[tensorboard]", "--train.max_steps=3"))
-    assert result.returncode == 0, result.stderr
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(tmp_path / "run/tensorboard/lstmlm"))
-    events.Reload()
-    lines = [line for line in metrics(tmp_path / "run") if "train/loss" in line]
-    logged = [(event.step, event.value) for event in events.Scalars("train/loss")]
-    assert logged == [(line["tokens"], pytest.approx(line["train/loss"], rel=1e-6)) for line in lines]
 
 
 def test_wandb_offline_without_a_key(small: Callable[..., list[str]], cli: Cli, tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from lstmlm.console import UserError
+from lstmlm.console import UserError, duration
 from lstmlm.files import Output, OutputFolder
 from lstmlm.report import plots
-from lstmlm.report.runs import ELSEWHERE, MOST, Figures, Row, differences, read_rows
+from lstmlm.report.runs import ELSEWHERE, Figures, Row, differences, read_rows
 
 TEMPLATE = Path(__file__).parent / "page.html.jinja"
 # Keys that say which text is cut into which tokens. Only perplexities over the same tokens compare.
@@ -89,7 +89,7 @@ def _result(row: Row) -> dict[str, Any]:
         if (line := record.best) is not None
     ]
     last = [record.lines[-1] for record in records if record.lines]
-    seconds = [line["seconds"] for line in last if line["seconds"] < MOST]
+    seconds = [line["seconds"] for line in last if "seconds" in line]
     rates = [rate for record in records if (rate := record.tokens_per_second) is not None]
     return {
         "state": _state(row),
@@ -100,8 +100,7 @@ def _result(row: Row) -> dict[str, Any]:
         "valid": _perplexity([summary.valid for summary in summaries]),
         "test": _perplexity([summary.test for summary in summaries]),
         "tokens": f"{fmean(line['tokens'] for line in last):,.0f}" if last else "0",
-        "time": duration(fmean(seconds)) if seconds else None,
-        "timed": all(record.timed for record in records),
+        "time": duration(fmean(seconds)) if seconds else "-",
         "rate": f"{fmean(rates):,.0f}" if rates else "-",
     }
 
@@ -144,14 +143,6 @@ def _mark_lowest(cells: Sequence[tuple[list[Any], dict[str, Any]]]) -> None:
     for tokens, cell in cells:
         rivals = [other["ppl"] for of, other in cells if (of, other["targets"]) == (tokens, cell["targets"])]
         cell["lowest"] = len(rivals) > 1 and cell["ppl"] == min(rivals)
-
-
-def duration(seconds: float) -> str:
-    """A length of time in its two largest units."""
-    minutes, hours = seconds / 60, seconds / 3600
-    if hours >= 1:
-        return f"{int(hours)} h {int(minutes % 60):02} min"
-    return f"{int(minutes)} min {int(seconds % 60):02} s" if minutes >= 1 else f"{seconds:.1f} s"
 
 
 def plain(value: Any) -> str:

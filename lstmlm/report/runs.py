@@ -1,7 +1,6 @@
 """Runs as rows and curves: what their directories say, finished or not. Keys that are absent are not shown, unknown ones are ignored."""
 
 import logging
-import math
 import os
 import statistics
 from collections.abc import Sequence
@@ -94,8 +93,7 @@ class RunRecord:
     Attributes:
         name: The directory's name; its path where another run has the same name.
         config: Dotted keys; what the run's version did not know is at its default.
-        lines: Of metrics.jsonl, each with `seconds`, the wall time since the start of the run.
-        timed: Whether the run measured these seconds; else they are derived from its tokens/s, and nan where it has none.
+        lines: Of metrics.jsonl.
         summary: The final figures; None where the run is not finished.
         evaluations: Results of `evaluate --json` in the directory, by the names of their files.
         samples: Sample texts.
@@ -104,7 +102,6 @@ class RunRecord:
     name: str
     config: dict[str, Any]
     lines: list[dict[str, Any]]
-    timed: bool
     summary: Summary | None
     evaluations: dict[str, Evaluation]
     samples: list[Sample]
@@ -119,13 +116,13 @@ class RunRecord:
         Returns:
             (axis, metric) at each number of training tokens.
         """
-        pairs = {line["tokens"]: (line[over], line[key]) for line in self.lines if line.get(key) is not None}
-        return {at: pair for at, pair in pairs.items() if all(abs(one) < MOST for one in pair)}
+        lines = [line for line in self.lines if over in line and line.get(key) is not None]
+        return {line["tokens"]: (line[over], line[key]) for line in lines if abs(line[key]) < MOST}
 
     @property
     def best(self) -> dict[str, Any] | None:
         """The line of the lowest validation perplexity; the first of equal ones."""
-        validations = [line for line in self.lines if math.isfinite(line.get("valid/ppl") or math.nan)]
+        validations = [line for line in self.lines if (line.get("valid/ppl") or MOST) < MOST]
         return min(validations, key=lambda line: line["valid/ppl"], default=None)
 
     @property
@@ -222,15 +219,10 @@ def read_run(path: Path, name: str) -> RunRecord:
         if not os.path.lexists(file):
             raise UserError(f"{path} holds no run (no {file.name})")
     finished = os.path.lexists(directory.summary)
-    lines = [dict(line) for line in read_json_lines(directory.metrics, Metrics)]
-    timed = all("seconds" in line for line in lines)
-    if not timed:
-        lines = [line | {"seconds": at} for line, at in zip(lines, _derived_seconds(lines), strict=True)]
     return RunRecord(
         name=_printable(name),
         config=directory.read_config().to_flat_dict(),
-        lines=lines,
-        timed=timed,
+        lines=read_json_lines(directory.metrics, Metrics),
         summary=read_json(directory.summary, Summary, others="allow") if finished else None,
         evaluations=_read_evaluations(directory.evaluations),
         samples=read_json_lines(directory.samples, Sample),
@@ -256,16 +248,3 @@ def _read_evaluations(folder: Path) -> dict[str, Evaluation]:
 
 def _printable(name: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in name)
-
-
-def _derived_seconds(lines: Sequence[dict[str, Any]]) -> list[float]:
-    """Wall time at each line from tokens and tokens/s: that of training alone; nan where no line has a rate."""
-    at_tokens, at_seconds = [0.0], [0.0]
-    for line in lines:
-        tokens, rate = line["tokens"], line.get("train/tokens_per_second") or 0
-        if tokens > at_tokens[-1] and rate > 0:
-            at_seconds.append(at_seconds[-1] + (tokens - at_tokens[-1]) / rate)
-            at_tokens.append(tokens)
-    if len(at_tokens) == 1:
-        return [math.nan] * len(lines)
-    return np.interp([line["tokens"] for line in lines], at_tokens, at_seconds).tolist()

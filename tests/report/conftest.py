@@ -52,7 +52,7 @@ def metric_lines(count: int, best_ppl: float = 90.0, speed: float = 1000.0) -> l
     """A run's lines: `count` of training, a validation after every tenth, each better than the one before."""
     lines: list[dict[str, Any]] = []
     for i in range(1, count + 1):
-        at = {"step": 100 * i, "epoch": 1 + (i - 1) // 10, "tokens": 60_000 * i}
+        at = {"step": 100 * i, "epoch": 1 + (i - 1) // 10, "tokens": 60_000 * i, "seconds": 60_000 * i / speed}
         train = {"train/loss": 5 + 3 / i, "train/grad_norm": 0.3, "train/lr": 1e-3, "train/tokens_per_second": speed}
         lines.append(at | train)
         if i % 10 == 0:

@@ -35,26 +35,9 @@ def test_a_curve_has_the_points_that_can_be_drawn(write_run: WriteRun) -> None:
     assert record.points("valid/ppl", "tokens") == {10: (10, 9), 70: (70, 6)}
     assert record.points("valid/ppl", "seconds") == {10: (1.5, 9), 70: (7.5, 6)}
     assert record.points("absent", "tokens") == {}
-    assert record.timed
+    assert record.points("train/loss", "seconds") == {20: (2.5, 2)}
     assert record.best is not None
     assert record.best["tokens"] == 70
-
-
-def test_wall_time_is_derived_from_the_speed_of_each_interval(write_run: WriteRun) -> None:
-    lines = [
-        line(1000, train_tokens_per_second=500),  # 2 s
-        line(1500, valid_ppl=9.0),  # half way to the next
-        line(2000, train_tokens_per_second=100),  # 10 s more
-        line(2000, valid_ppl=8.0),
-        line(2000, train_tokens_per_second=100),  # no tokens since
-    ]
-    record = read_run(write_run("a", lines), "a")
-    assert not record.timed
-    assert [each["seconds"] for each in record.lines] == [2, 7, 12, 12, 12]
-    assert record.tokens_per_second == statistics.median([500, 100])
-    without = read_run(write_run("b", [line(10, valid_ppl=9.0)]), "b")
-    assert without.points("valid/ppl", "seconds") == {}
-    assert without.points("valid/ppl", "tokens") == {10: (10, 9)}
 
 
 def test_a_line_that_is_being_written_is_left_alone(write_run: WriteRun) -> None:

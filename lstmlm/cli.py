@@ -8,7 +8,6 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import lstmlm
@@ -217,7 +216,7 @@ def pairs(argv: Arguments = None) -> int:
     parser = argument_parser(
         "How often the good sentence of a minimal pair is the likelier one, for each UID and over all."
     )
-    parser.add_argument("file", type=Path, help="JSON lines with sentence_good, sentence_bad and UID.")
+    parser.add_argument("file", type=str, help="JSON lines with sentence_good, sentence_bad and UID.")
     parser.add_argument("--model", type=str | None, default=None, help=MODEL_HELP)
     parser.add_argument("--raw", action="store_true", help=RAW_HELP)
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")

@@ -323,6 +323,7 @@ class OutputFolder:
     ) -> None:
         self.path, self._again = user_path(name), again
         told, kept = f"{option} {name}", list(kept)
+        check(str(name) not in STANDARD_OUTPUT, f"{told}: standard output is no folder")
         try:
             folders = [self.path, *self.path.absolute().parents]
             nearest = next(folder for folder in folders if folder.exists() or folder.is_symlink())

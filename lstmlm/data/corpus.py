@@ -27,7 +27,7 @@ from lstmlm.console import UsageError, UserError
 from lstmlm.data.sources import SPLITS, Source, open_source
 from lstmlm.data.tokenize import EOS, UNK, Words
 from lstmlm.data.vocabulary import Vocabulary
-from lstmlm.files import cannot_write, locked, replacing
+from lstmlm.files import cannot_write, locked, open_file, replacing
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -302,7 +302,7 @@ def _write_tokens(
 
 def _map_tokens(path: Path) -> tuple[Tensor, SplitFacts]:
     damaged = UserError(f"{path} is damaged")
-    with path.open("rb") as file:
+    with open_file(path) as file:
         end = os.fstat(file.fileno()).st_size - _DIGEST
         if end < 4:
             raise damaged
@@ -313,7 +313,7 @@ def _map_tokens(path: Path) -> tuple[Tensor, SplitFacts]:
         # A private mapping: pages are read when touched and shared between the processes of a host.
         stream = torch.empty(0, dtype=torch.int32)
         if length:
-            stream = torch.from_file(str(path), shared=False, size=length // 4, dtype=torch.int32)
+            stream = torch.from_numpy(np.memmap(file, np.int32, "c", shape=(length // 4,)))
         digest = hashlib.sha256(stream.numpy().data)
         file.seek(length)
         facts = file.read(end - 4 - length)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lstmlm.console import UserError
+from lstmlm.console import UserError, check
 from lstmlm.evaluation.perplexity import StaticScorer, Stretches
 from lstmlm.files import Output, read_file
 from lstmlm.model.pretrained import SavedModel, load
@@ -133,6 +133,7 @@ def _summary(pairs: Sequence[Pair]) -> Summary:
 
 def _read(path: Path) -> list[tuple[str, str, str]]:
     """UID, good and bad sentence of each line."""
+    check(path.exists(), f"there is no file {path}")
     try:
         lines = read_file(path).decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:

@@ -12,7 +12,7 @@ import safetensors.torch
 from lstmlm.console import UserError
 from lstmlm.data.tokenize import INVISIBLE
 from lstmlm.data.vocabulary import EOS, UNK, Vocabulary
-from lstmlm.files import MODEL_FILES, OutputFolder
+from lstmlm.files import MODEL_FILES, OutputFolder, read_file
 from lstmlm.model.pretrained import CARD, CONFIG, VOCABULARY, WEIGHTS, load, model_folder, read_card, read_config
 
 if TYPE_CHECKING:
@@ -58,14 +58,14 @@ def export_transformers(model: str | Path, folder: str | Path) -> None:
     output = OutputFolder(folder, (*MODEL_FILES, CODE.name, *TOKENIZER, GENERATION), again=CODE.name, kept=[source])
     card = read_card(source)
     vocabulary = load(source, device="cpu").vocabulary
-    content = read_config(source).to_dict()
-    if Path(content["data"]["dataset"]).is_absolute():  # earlier versions wrote the place on the training machine
-        content["data"]["dataset"] = Path(content["data"]["dataset"]).name
+    described = read_config(source).to_dict()
+    if Path(described["data"]["dataset"]).is_absolute():  # earlier versions wrote the place on the training machine
+        described["data"]["dataset"] = Path(described["data"]["dataset"]).name
     tokenizer = build_tokenizer(vocabulary)
     names = {"AutoConfig": "LstmLmConfig", "AutoModelForCausalLM": "LstmLmForCausalLM"}
     ends = {"bos_token_id": vocabulary.eos, "eos_token_id": vocabulary.eos}
     config = {
-        **content,
+        **described,
         "model_type": "lstmlm",
         "architectures": [names["AutoModelForCausalLM"]],
         "auto_map": {auto: f"{CODE.stem}.{name}" for auto, name in names.items()},
@@ -73,9 +73,9 @@ def export_transformers(model: str | Path, folder: str | Path) -> None:
         "padding_id": tokenizer.pad_token_id,
         **ends,
     }
-    with safetensors.safe_open(source / WEIGHTS, "pt") as file:
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
-        metadata = {**(file.metadata() or {}), "format": "pt"}
+    saved = read_file(source / WEIGHTS)
+    weights, header = safetensors.torch.load(saved), saved[8 : 8 + int.from_bytes(saved[:8], "little")]
+    metadata = {**json.loads(header).get("__metadata__", {}), "format": "pt"}
     contents = {
         CODE.name: CODE.read_bytes(),
         VOCABULARY: vocabulary.to_bytes(),

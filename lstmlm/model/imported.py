@@ -90,6 +90,8 @@ def _reading(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except Exception as error:  # a forged pickle can raise anything
+        if type(error) is UserError:  # which names the file
+            raise
         damaged = type(error) not in (ValueError, UsageError)
         reason = f"it is damaged, or torch.save did not write it ({error!r})" if damaged else error
         raise UserError(f"cannot import {path} (docs/import.md): {one_line(reason)}") from None

@@ -9,6 +9,7 @@ README.md            the card
 import functools
 import json
 import os
+import re
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,10 +21,10 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from lstmlm.config import RUN_CONFIG, Config, DataConfig, ModelConfig
-from lstmlm.console import UserError, one_line, print_line
+from lstmlm.console import UserError, one_line, print_line, printable
 from lstmlm.data.sources import is_local, subset_of
 from lstmlm.data.vocabulary import Vocabulary
-from lstmlm.files import MODEL_FILES, open_file, read_file, replace_file, user_path
+from lstmlm.files import MODEL_FILES, read_file, replace_file, user_path
 from lstmlm.model.language_model import LSTMLanguageModel
 from lstmlm.records import as_kind, read_json, read_yaml
 
@@ -127,8 +128,8 @@ def model_card(
     )
     return CARD_TEXT.format(
         metadata=metadata.to_yaml(),
-        name=name,
-        dataset=data["dataset"],
+        name=_plain(name),
+        dataset=_plain(data["dataset"]),
         parameters=model.num_parameters,
         vocab_size=model.vocab_size,
         level=vocabulary.level,
@@ -138,6 +139,11 @@ def model_card(
         figures=table if rows else "",
         notes=f"\n{notes}" if notes else "",
     )
+
+
+def _plain(text: str) -> str:
+    """Text of anybody's in Markdown: no HTML, link or heading of its own."""
+    return re.sub(r"[\\`<>\[\]&|#]", r"\\\g<0>", printable(text))
 
 
 def save_pretrained(
@@ -279,10 +285,9 @@ def _read(folder: Path, device: torch.device | str) -> SavedModel:
             "they do not belong together"
         )
     path = folder / WEIGHTS
-    open_file(path).close()
     try:
-        weights = safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
+        weights = safetensors.torch.load(read_file(path))
+    except safetensors.SafetensorError as error:
         raise UserError(f"cannot read the model in {path}: {error}") from None
     others = UserError(f"{path}: the weights are not those of the model in {folder / CONFIG}")
     if description.model.num_layers > len(weights):

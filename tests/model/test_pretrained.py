@@ -88,6 +88,13 @@ def test_the_card_names_data_and_size(model: LSTMLanguageModel, tmp_path: Path) 
     assert "perplexity |" not in card.text
 
 
+def test_a_name_in_the_card_is_text(model: LSTMLanguageModel) -> None:
+    card = model_card(model, words(31), DATA | {"dataset": "<b>\n# a\x1b[x](y) wiki_text"}, name="<img>\n# b")
+    assert r"trained on \<b\>\\n\# a\\x1b\[x\](y) wiki_text:" in card
+    assert r"# \<img\>\\n\# b" in card
+    assert ModelCard(card).data.datasets == ["<b>\n# a\x1b[x](y) wiki_text"]
+
+
 def test_the_card_tells_the_figures(model: LSTMLanguageModel) -> None:
     figures = {"test": {"ppl": 123.456, "targets": 1000, "columns": 1, "loss": 4.8}}
     card = ModelCard(model_card(model, words(31), DATA, figures, "Small", "cc-by-sa-3.0", "## Limits\n\nMany."))
@@ -205,7 +212,7 @@ def test_weights_that_are_none_are_refused(model: LSTMLanguageModel, tmp_path: P
             f"{name} holds a NaN, an infinity, or a number that float32 cannot",
         )
     elif fault == "folder":
-        told = "cannot read the model in"
+        told = f"cannot read {path}: it is a folder"
     else:
         weights["other"], told = weights.pop(name) if fault == "missing" else torch.ones(2), "the weights are not those"
     path.unlink()

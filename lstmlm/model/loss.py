@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from lstmlm.data.table import IGNORE
 
-# Logits of one chunk: at V = 33,278 about 1,000 rows in bf16, 500 in float32. Each chunk's products prepare the weight anew, so half
-# of all rows are one chunk as long as that takes at most LARGE_CHUNK times as much.
+# Logits of one chunk: at V = 33,278 about 1,000 rows in bf16, 500 in float32. Each chunk's products prepare the weight anew, so on a
+# CPU half of all rows are one chunk, up to LARGE_CHUNK times these bytes.
 CHUNK_BYTES, LARGE_CHUNK = 1 << 26, 3
 SCORES_CHUNK_BYTES = 1 << 23  # of one chunk whose logits are read several times: they stay in a processor's cache
 FEW_ROWS = 64  # up to here a chunk's preparation, two copies of the weight, would take longer than it saves
@@ -314,5 +314,6 @@ def _operands(
 def _chunks(rows: Tensor, decoder: Tensor, size: int | None = None) -> tuple[Tensor, ...]:
     """`rows` in equal pieces, such that a piece's logits take at most `size` bytes (None = by CHUNK_BYTES), or are of one row."""
     total = len(rows) * len(decoder) * decoder.itemsize
-    size = size or max(CHUNK_BYTES, min(total // 2, LARGE_CHUNK * CHUNK_BYTES))
+    largest = CHUNK_BYTES * (LARGE_CHUNK if rows.device.type == "cpu" else 1)
+    size = size or max(CHUNK_BYTES, min(total // 2, largest))
     return rows.tensor_split(min(max(1, -(-total // size)), max(1, len(rows))))

@@ -29,9 +29,7 @@ from lstmlm.data.reading import (
 from lstmlm.files import open_file, user_path
 
 SPLITS = ("train", "validation", "test")
-TOY = "toy"
 DEFAULT_DATASET, DEFAULT_SUBSET = DataConfig.dataset, "wikitext-2-v1"
-TOY_TOKENS = {"train": 400_000, "validation": 20_000, "test": 20_000}
 NAMES = {  # of files, and the split that each means
     "train": "train",
     "validation": "validation",
@@ -235,7 +233,7 @@ def _load_dataset(dataset: str, subset: str | None) -> Any:
         with _by_the_library(lambda: f"cannot load {name}"), tempfile.TemporaryDirectory() as empty:
             # Absolute: a folder named `csv` or `parquet` is not one of the library's own builders.
             return datasets.load_dataset(str(folder.absolute()), subset, streaming=True, cache_dir=empty)
-    remedy = f"; name a file or folder, or {TOY}, the built-in language"
+    remedy = f"; name a file or folder, or {toy.NAME}, the built-in language"
     with _by_the_library(lambda: f"cannot load {name}, which is no file or folder here", remedy):
         try:
             return datasets.load_dataset(dataset, subset)
@@ -280,22 +278,17 @@ class ToySource:
 
     def fingerprint(self, split: str) -> str:
         """As `Source`."""
-        digest = hashlib.sha256(f"{split} {TOY_TOKENS[split]}".encode())
+        digest = hashlib.sha256(f"{split} {toy.TOKENS[split]}".encode())
         digest.update(Path(toy.__file__).read_bytes())
         return digest.hexdigest()
 
     def blocks(self, split: str) -> Iterator[str]:
         """As `Source`."""
-        return rows_to_blocks(toy_text(split).lines)
+        return rows_to_blocks(toy.split_text(split).lines)
 
     def part(self, split: str) -> str:
         """As `Source`."""
         return ""
-
-
-def toy_text(split: str) -> toy.ToyText:
-    """A split of the data set `toy` with its probabilities."""
-    return toy.generate(TOY_TOKENS[split], seed=SPLITS.index(split))
 
 
 def open_source(data: DataConfig) -> Source:
@@ -304,7 +297,7 @@ def open_source(data: DataConfig) -> Source:
     Raises:
         UsageError: There is no such file or folder, or which file makes which split is not clear.
     """
-    if data.dataset == TOY:
+    if data.dataset == toy.NAME:
         return ToySource()
     path = user_path(data.dataset)
     try:
@@ -329,7 +322,7 @@ def is_local(dataset: str) -> bool:
     """Whether a `data.dataset` means a file or folder, there or not; else it is `toy` or a Hub id."""
     path = user_path(dataset)
     looks_local = path.is_absolute() or dataset.startswith((".", "~")) or dataset.count("/") > 1
-    return dataset != TOY and (
+    return dataset != toy.NAME and (
         os.path.lexists(path) or looks_local or form_of(path) is not None or path.suffix.lower() == ".gz"
     )
 

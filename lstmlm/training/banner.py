@@ -12,8 +12,8 @@ from accelerate import Accelerator
 
 from lstmlm.config import Config
 from lstmlm.console import duration, perplexity
+from lstmlm.data import toy
 from lstmlm.data.corpus import Corpus
-from lstmlm.data.sources import toy_text
 from lstmlm.runtime.hardware import device_kind, local_ranks, package_versions
 from lstmlm.training.step import TrainStep
 from lstmlm.training.tracking import git_state
@@ -121,28 +121,13 @@ def closing(config: Config, summary: dict[str, Any], steps_per_epoch: int, run_d
         "next": f'{typed("lstmlm", "lstmlm")} generate --model {folder} --prompt "" --count 3',
         "": f"{typed('lstmlm', 'lstmlm')} report {folder}",
         **_comparable(valid, test),
-        **_proof(config, test["ppl"]),
+        **(
+            {} if config.train.init_from else toy.proof(config.data, test["ppl"])
+        ),  # whose vocabulary may be of another text
         "result": f"test ppl {perplexity(test['ppl'])}, validation ppl {perplexity(valid['ppl'])} "
         f"({valid['columns']} column); model in {run_dir / 'model'}",
     }
     return _table(rows)
-
-
-def _proof(config: Config, ppl: float) -> dict[str, str]:
-    """What the toy language shows, whose probabilities are known; nothing for other data, or where its words are not the tokens."""
-    data = config.data
-    if config.train.init_from:  # the vocabulary may be of another text
-        return {}
-    if data.dataset != "toy" or (data.level, data.min_count, data.max_size, data.lowercase) != ("word", 1, None, False):
-        return {}
-    text = toy_text("test")
-    bound = text.reset_ppl(data.bptt)
-    shown = "less: the state is carried" if ppl < bound else "not less, so it shows nothing: train longer"
-    return {
-        "proof": f"{text.oracle_ppl():.3f} is the best possible test ppl",
-        "  ours": f"{ppl:.3f}",
-        "  bound": f"{bound:.3f} or more has any model whose state is reset at every segment; ours is {shown}",
-    }
 
 
 def _comparable(valid: dict[str, Any], test: dict[str, Any]) -> dict[str, str]:

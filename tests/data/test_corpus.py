@@ -22,9 +22,8 @@ import pytest
 from lstmlm import UserError, Vocabulary, cli
 from lstmlm.config import DataConfig
 from lstmlm.console import UsageError, reading_bar
-from lstmlm.data import corpus, reading, sources
+from lstmlm.data import corpus, reading, sources, toy
 from lstmlm.data.corpus import load_corpus, load_split
-from lstmlm.data.sources import toy_text
 
 
 @pytest.fixture
@@ -59,7 +58,7 @@ def test_characters(data: DataConfig) -> None:
 
 def test_toy_is_the_generated_text(tmp_path: Path) -> None:
     loaded = load_corpus(DataConfig(dataset="toy", cache_dir=str(tmp_path)))
-    assert [loaded.vocabulary.tokens[i] for i in loaded.splits["test"]] == toy_text("test").tokens
+    assert [loaded.vocabulary.tokens[i] for i in loaded.splits["test"]] == toy.split_text("test").tokens
 
 
 def hub_layout(folder: Path, splits: tuple[str, ...] = ("train", "validation", "test"), column: str = "text") -> Path:

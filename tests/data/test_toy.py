@@ -1,10 +1,12 @@
 """The toy language's own figures against ones computed from nothing but its text."""
 
+import dataclasses
 import math
 from collections import Counter, defaultdict
 
 import pytest
 
+from lstmlm.config import DataConfig
 from lstmlm.data import toy
 
 
@@ -93,3 +95,21 @@ def test_reset_bound_against_its_definition(text: toy.ToyText, bptt: int, column
 def test_bound_and_oracle_meet_where_nothing_is_reset_and_differ_where_it_is(text: toy.ToyText) -> None:
     assert text.reset_ppl(10**6) == pytest.approx(text.oracle_ppl(), rel=1e-12)
     assert text.reset_ppl(30) >= 1.4 * text.oracle_ppl()
+
+
+def test_the_proof_is_for_the_language_as_it_is() -> None:
+    data = DataConfig(dataset="toy")
+    for ppl, shown in ((1.764, "ours is less: the state is carried"), (2.5, "ours is not less, so it shows nothing")):
+        best, ours, bound = toy.proof(data, ppl).values()
+        assert (best[:5], ours, bound[:5]) == ("1.511", f"{ppl:.3f}", "2.142"), "as README has them"
+        assert shown in bound
+    changes = (
+        {"dataset": "x"},
+        {"level": "char"},
+        {"min_count": 2},
+        {"max_size": 9},
+        {"lowercase": True},
+        {"bptt_jitter": 5.0},
+    )
+    for change in changes:
+        assert toy.proof(dataclasses.replace(data, **change), 1.0) == {}  # type: ignore[arg-type]

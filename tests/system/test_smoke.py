@@ -9,8 +9,8 @@ import torch
 
 from lstmlm import LSTMLanguageModel, Vocabulary
 from lstmlm.config import DataConfig
+from lstmlm.data import toy
 from lstmlm.data.corpus import load_split
-from lstmlm.data.sources import toy_text
 from lstmlm.data.table import Table
 from lstmlm.evaluation.perplexity import evaluate_stream
 from lstmlm.model.pretrained import load
@@ -44,7 +44,7 @@ def test_carried_state_beats_the_bound_of_a_reset_one(tmp_path: Path) -> None:
     vocabulary = Vocabulary.load(tmp_path / "run/model/vocab.json")
     model = load(tmp_path / "run/model").model
     stream, _ = load_split(DataConfig(dataset="toy", cache_dir=str(tmp_path)), "test", vocabulary)
-    text = toy_text("test")
+    text = toy.split_text("test")
     oracle, bound = text.oracle_ppl(), text.reset_ppl(BPTT)
     carried, reset = evaluate_stream(model, stream).ppl, reset_ppl(model, stream)
     print(f"oracle {oracle:.3f}, carried {carried:.3f}, bound for a reset state {bound:.3f}, reset {reset:.3f}")

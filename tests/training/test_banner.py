@@ -7,35 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lstmlm.config import Config, DataConfig, TrainConfig
-from lstmlm.training.banner import _proof, closing, resume_command, typed
-
-
-@pytest.mark.parametrize(
-    ("ppl", "shown"), [(1.764, "ours is less: the state is carried"), (2.5, "ours is not less, so it shows nothing")]
-)
-def test_the_toy_language_shows_whether_the_state_is_carried(ppl: float, shown: str) -> None:
-    proof, ours, bound = _proof(Config(data=DataConfig(dataset="toy")), ppl).values()
-    assert proof == "1.511 is the best possible test ppl"  # as README has them
-    assert ours == f"{ppl:.3f}"
-    assert bound.startswith("2.142 or more has any model whose state is reset")
-    assert shown in bound
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        Config(),
-        Config(data=DataConfig(dataset="toy", level="char")),
-        Config(data=DataConfig(dataset="toy", min_count=2)),
-        Config(
-            data=DataConfig(dataset="toy"), train=TrainConfig(init_from="runs/a")
-        ),  # whose vocabulary may know no toy word
-    ],
-)
-def test_other_tokens_show_nothing(config: Config) -> None:
-    assert _proof(config, 1.0) == {}
-
+from lstmlm.config import Config
+from lstmlm.training.banner import closing, resume_command, typed
 
 OPTIONS = "--train.run_dir runs/a --train.resume true"
 

@@ -92,7 +92,7 @@ class DataConfig(_Section):
     """The text and how it is cut into columns."""
 
     dataset: str = "Salesforce/wikitext"
-    """A file or a folder of them (`.txt`, `.csv`, `.jsonl`, `.parquet`), a Hub id, or `toy`. See docs/data.md."""
+    """A file or a folder of them (`.txt`, `.csv`, `.tsv`, `.json`, `.jsonl`, `.parquet`), a Hub id, or `toy`. See docs/data.md."""
     subset: str | None = None
     """Subset (configuration) of a data set in the Hub's layout. null = its only one; wikitext-2-v1 of the default data set."""
     text_column: str = "text"

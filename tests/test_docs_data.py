@@ -69,10 +69,12 @@ def test_every_form_of_the_table(tmp_path: Path) -> None:
     frame.to_parquet(tmp_path / "book.parquet")
     frame.to_csv(tmp_path / "book.csv", index=False, quoting=csv.QUOTE_MINIMAL)
     frame.to_json(tmp_path / "book.jsonl.gz", orient="records", lines=True)
+    frame.to_json(tmp_path / "book.json", orient="records")
+    frame.to_csv(tmp_path / "BOOK.TSV", index=False, sep="\t")
     loaded = {
         load_corpus(
             load_config([f"--data.dataset={tmp_path / name}", f"--data.cache_dir={tmp_path / 'cache'}"]).data
         ).fingerprint
-        for name in ("book.parquet", "book.csv", "book.jsonl.gz")
+        for name in ("book.parquet", "book.csv", "book.jsonl.gz", "book.json", "BOOK.TSV")
     }
     assert len(loaded) == 1

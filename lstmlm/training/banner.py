@@ -115,15 +115,15 @@ def closing(config: Config, summary: dict[str, Any], steps_per_epoch: int, run_d
     where = f"epoch {-(-best_step // steps_per_epoch)}, step {best_step:,}: " if best_step else ""  # older checkpoints
     if not best_step and config.train.init_from:
         where = "the model that it began with: "
+    # The vocabulary of a model that the run began with may be of another text.
+    proof = {} if config.train.init_from else toy.proof(config.data, test["ppl"])
     rows = {
         "best": f"{where}validation ppl {perplexity(summary['best'])} while training",
         "time": f"{duration(seconds['total'])} ({told}){speed}",
         "next": f'{typed("lstmlm", "lstmlm")} generate --model {folder} --prompt "" --count 3',
         "": f"{typed('lstmlm', 'lstmlm')} report {folder}",
         **_comparable(valid, test),
-        **(
-            {} if config.train.init_from else toy.proof(config.data, test["ppl"])
-        ),  # whose vocabulary may be of another text
+        **proof,
         "result": f"test ppl {perplexity(test['ppl'])}, validation ppl {perplexity(valid['ppl'])} "
         f"({valid['columns']} column); model in {run_dir / 'model'}",
     }

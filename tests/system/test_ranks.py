@@ -58,7 +58,7 @@ def test_the_same_run_on_any_number_of_ranks(
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "many/summary.json").read_bytes())["ranks"] == ranks
     norms = [line["train/grad_norm"] for line in metrics(tmp_path / "one") if "train/loss" in line]
-    assert sum(norm > 0.05 for norm in norms) > 0.9 * len(norms), "clipping bites"
+    assert sum(norm > 0.05 for norm in norms) > 0.7 * len(norms), "clipping bites at most steps"
     assert_same_up_to_rounding(tmp_path / "many", tmp_path / "one", PER_STEP, weights=1e-5)
 
 

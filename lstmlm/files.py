@@ -321,7 +321,7 @@ class OutputFolder:
         kept: Iterable[str | Path] = (),
         option: str = "--output",
     ) -> None:
-        self.path, self._again = user_path(name), again
+        self.path, self._again, self._option = user_path(name), again, option
         told, kept = f"{option} {name}", list(kept)
         check(str(name) not in STANDARD_OUTPUT, f"{told}: standard output is no folder")
         try:
@@ -332,6 +332,8 @@ class OutputFolder:
             there = [file for file in files if os.path.lexists(self.path / file)]
         except OSError as error:
             raise UsageError(f"{told}: {error.strerror}") from None
+        owner = _owner(Path(os.path.realpath(self.path)), again)
+        check(owner is None, f"{told} is a folder of the run in {owner}: name another folder")
         check(not there or again in there, f"{told} holds {', '.join(there)}, which would be lost: name another folder")
         for file in files if nearest == self.path else ():
             Output(self.path / file, kept, option, again)
@@ -350,7 +352,7 @@ class OutputFolder:
         except OSError as error:
             raise UserError(cannot_write(error)) from None
         for name in sorted(contents, key=lambda name: name != self._again):
-            Output(self.path / name, again=self._again).write(contents[name])
+            Output(self.path / name, (), self._option, self._again).write(contents[name])
 
 
 def _files(path: str | Path) -> list[Path]:

@@ -71,7 +71,23 @@ def print_line(message: str) -> None:
     """
     if sys.stderr is not None:  # print would take standard output
         with suppress(OSError, ValueError):
-            print(printable(message, "\t") + "\n", end="", file=sys.stderr, flush=True)
+            print(_taken_back() + printable(message, "\t") + "\n", end="", file=sys.stderr, flush=True)
+
+
+STARTING = "starting ..."  # on a terminal, until something else is there: torch takes seconds to load
+_shown: list[str] = []
+
+
+def _say_starting() -> None:
+    if on_terminal() and _first_on_host():
+        with suppress(OSError, ValueError):
+            print(STARTING, end="\r", file=sys.stderr, flush=True)
+            _shown.append(STARTING)
+
+
+def _taken_back() -> str:
+    """What erases STARTING where it is shown, once."""
+    return "\r\x1b[K" if _shown and _shown.pop() else ""
 
 
 def on_terminal() -> bool:
@@ -93,6 +109,9 @@ def standard_output() -> Iterator[BinaryIO]:
     """
     if sys.stdout is None:
         raise UserError("standard output is closed, and the result would be lost")
+    if taken_back := _taken_back():
+        with suppress(OSError, ValueError):
+            print(taken_back, end="", file=sys.stderr, flush=True)
     try:
         terminal = sys.stdout.isatty()
         yield cast(BinaryIO, _Terminal(sys.stdout.buffer)) if terminal else sys.stdout.buffer
@@ -150,6 +169,7 @@ def run_script(main: Callable[[], int]) -> int:
     rank's number. Python's traceback follows, because the cause may be a defect of the program.
     """
     _hold_standard_streams()
+    _say_starting()
     logger = logging.getLogger("lstmlm")
     logger.handlers, logger.propagate = [_LineHandler()], False
     rank, several = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1") != "1"

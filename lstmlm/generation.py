@@ -22,7 +22,7 @@ from lstmlm.model.language_model import LSTMLanguageModel, State
 from lstmlm.model.pretrained import SavedModel, load
 
 logger = logging.getLogger(__name__)
-MOST = 1_000_000  # tokens, continuations or lines that may be asked for
+MOST_ASKED = 1_000_000  # tokens, continuations or lines that may be asked for
 BATCH_LOGITS = 1 << 22  # computed at a time; so many continuations run side by side
 
 
@@ -50,8 +50,8 @@ class Sampling:
     """Number of lines after which the text ends; the line that the prompt leaves open is the first."""
 
     def __post_init__(self) -> None:
-        check(0 <= self.max_len <= MOST, f"max_len must be from 0 to {MOST:,}, not {self.max_len}")
-        check(1 <= self.lines <= MOST, f"lines must be from 1 to {MOST:,}, not {self.lines}")
+        check(0 <= self.max_len <= MOST_ASKED, f"max_len must be from 0 to {MOST_ASKED:,}, not {self.max_len}")
+        check(1 <= self.lines <= MOST_ASKED, f"lines must be from 1 to {MOST_ASKED:,}, not {self.lines}")
         check(0 <= self.temperature < math.inf, f"temperature must be a number from 0 on, not {self.temperature}")
         check(self.top_k is None or self.top_k >= 1, f"top_k must be at least 1, not {self.top_k}")
         check(0 < self.top_p <= 1, f"top_p must be in (0, 1], not {self.top_p}")
@@ -125,11 +125,14 @@ def stream_texts(
         prompt, count, model, seed, raw: As for `generate_texts`.
         options: The other arguments of `generate_texts`.
     """
-    check(1 <= count <= MOST, f"count must be from 1 to {MOST:,}, not {count}")
+    check(1 <= count <= MOST_ASKED, f"count must be from 1 to {MOST_ASKED:,}, not {count}")
     sampling = Sampling(**options)
     prompts = [prompt] if isinstance(prompt, str) else prompt
     total = count * len(prompts)
-    check(total <= MOST, f"{len(prompts):,} prompts times count {count:,} are {total:,} texts, the most is {MOST:,}")
+    check(
+        total <= MOST_ASKED,
+        f"{len(prompts):,} prompts times count {count:,} are {total:,} texts, the most is {MOST_ASKED:,}",
+    )
     saved = load(model, raw)
     language_model, vocabulary = saved.model, saved.text_vocabulary
     ids = [new for new in _encode(prompts, vocabulary) for _ in range(count)]

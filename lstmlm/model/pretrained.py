@@ -394,8 +394,8 @@ def find_model(model: str | Path | None = None, runs: str | Path = "runs") -> Pa
     """The folder of the model that a user means.
 
     Args:
-        model: As for `model_folder`; None = the model exported last below `runs`, else the one that comes with this package. What
-            is taken for None is said in one line on standard error.
+        model: As for `model_folder`; None = the model exported last below `runs` that knows more than the toy language, else the one
+            that comes with this package. What is taken for None is said in one line on standard error.
         runs: Where the runs are.
 
     Raises:
@@ -403,13 +403,16 @@ def find_model(model: str | Path | None = None, runs: str | Path = "runs") -> Pa
     """
     if model is not None:
         return model_folder(model)
-    exported = sorted(Path(runs).glob(f"*/model/{WEIGHTS}"), key=lambda path: path.stat().st_mtime)
-    if exported:
-        print_line(f"using the newest model here, {exported[-1].parent}")
-        return exported[-1].parent
+    exported = sorted(Path(runs).glob(f"*/model/{WEIGHTS}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for folder in (path.parent for path in exported):
+        if read_config(folder).data.dataset != "toy":  # `make smoke`
+            print_line(f"using the newest model here, {folder}")
+            return folder
     if not BUNDLED.exists():
         raise UserError(f"no model in {Path(runs).absolute()}/*/model: train one first, or name its folder")
-    print_line(f"using the model that comes with lstmlm, {BUNDLED.name}, as there is no {runs}/*/model here")
+    print_line(
+        f"using the model that comes with lstmlm, {BUNDLED.name}, as there is none in {runs}/*/model here but of the toy language"
+    )
     return BUNDLED
 
 

@@ -11,7 +11,7 @@ from torch.profiler import profile
 from lstmlm.console import print_line
 from lstmlm.files import cannot_write, replace_file
 
-WAIT, WARM_UP = 8, 2  # steps that run as they are, and steps whose profile is thrown away, before those that count
+WAIT, DISCARDED = 8, 2  # steps that run as they are, and steps whose profile is thrown away, before those that count
 ROWS = 10  # of the table
 
 
@@ -47,12 +47,12 @@ def profiled(accelerator: Accelerator, steps: int, folder: Path) -> Iterator[Cal
         if not last:
             profiler.step()  # the next one begins
 
-    schedule = {"wait": WAIT, "warmup": WARM_UP, "active": steps, "repeat": 1}
+    schedule = {"wait": WAIT, "warmup": DISCARDED, "active": steps, "repeat": 1}
     with accelerator.profile(ProfileKwargs(schedule_option=schedule, on_trace_ready=write)) as profiler:
         yield step
-    counted = max(0, done - WAIT - WARM_UP)
+    counted = max(0, done - WAIT - DISCARDED)
     if counted < steps:
         print_line(
-            f"warning: train.profile asks for {steps} steps after the first {WAIT + WARM_UP}, but {counted} were profiled: "
+            f"warning: train.profile asks for {steps} steps after the first {WAIT + DISCARDED}, but {counted} were profiled: "
             f"this start ended after {done}"
         )

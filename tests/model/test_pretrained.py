@@ -261,7 +261,8 @@ def test_the_newest_run_is_taken_where_none_is_named(
     model: LSTMLanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("a", "b", "a"):
-        save_pretrained(tmp_path / name / "model", model, words(31), DATA)
+        save_pretrained(tmp_path / name / "model", model, words(31), DATA | {"dataset": "other"})
+    save_pretrained(tmp_path / "smoke" / "model", model, words(31), DATA | {"dataset": "toy"})  # the newest
     assert find_model(runs=tmp_path) == tmp_path / "a" / "model"
     assert capsys.readouterr().err == f"using the newest model here, {tmp_path / 'a' / 'model'}\n"
     monkeypatch.setattr(pretrained, "BUNDLED", tmp_path / "b" / "model")

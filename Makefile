@@ -32,7 +32,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 smoke: $(VENV)/.installed
 	rm -rf $(SMOKE_DIR)
-	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml scripts/train.py --config configs/smoke.yaml --train.run_dir $(SMOKE_DIR)
+	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml --num_cpu_threads_per_process 1 scripts/train.py --config configs/smoke.yaml --train.run_dir $(SMOKE_DIR)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest

@@ -31,7 +31,7 @@ def reset_ppl(model: LSTMLanguageModel, stream: torch.Tensor) -> float:
 
 
 def test_carried_state_beats_the_bound_of_a_reset_one(tmp_path: Path) -> None:
-    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_cpu_threads_per_process", "1"]
     command = [*launcher, "--config_file", str(ROOT / "configs/accelerate/cpu.yaml"), str(ROOT / "scripts/train.py")]
     arguments = [
         "--config",

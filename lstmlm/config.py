@@ -213,7 +213,7 @@ class OptimConfig(_Section):
     plateau_factor: float = bounded(0.25, Bounds(0, 1, above=True, below=True))
     """plateau: what the learning rate is multiplied by."""
     plateau_patience: int = bounded(1, COUNT)
-    """plateau: validations in a row without a new best perplexity before that."""
+    """plateau: validations in a row without a new best perplexity before that; those within the warm-up do not count."""
     warmup_steps: int = bounded(0, Bounds(0, MOST))
     """Steps over which the learning rate rises linearly from 0; not with one_cycle."""
     cycle_warmup: float = bounded(0.25, Bounds(0, 1, above=True, below=True))
@@ -257,7 +257,7 @@ class TrainConfig(_Section):
     """Saved model to begin with, its weights and its vocabulary (docs/checkpoints.md): a folder, a run, or `user/model` on the Hub. It is
     validated before the first step. null = random weights, and the vocabulary of the training split."""
     patience: int | None = bounded(None, COUNT)
-    """Stop after this many validations in a row without a new best perplexity. null = never."""
+    """Stop after this many validations in a row without a new best perplexity; those within the warm-up do not count. null = never."""
     accumulate: int = bounded(1, COUNT)
     """Number of neighbouring segments that one optimizer step trains on."""
     seed: int = bounded(1, Bounds(0, 2**32, below=True))
@@ -296,8 +296,8 @@ class TrainConfig(_Section):
     """Profile this many steps of the main rank, after the first ten of a start, into profile/ of the run's directory: a trace
     (trace.json, for Perfetto) and a table of the ten operations that take most time. null = none."""
     dry_run: bool = False
-    """Only try: build everything, do one training step and one of validation, say what memory and disk the run needs, and write
-    nothing. (What a download from the Hub leaves in its own cache stays.)"""
+    """Only try: build everything, do a few training steps and one of validation, say how long the run will take and what memory and
+    disk it needs, and write nothing. (What a download from the Hub leaves in its own cache stays.)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

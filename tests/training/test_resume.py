@@ -1,5 +1,6 @@
 """What may have changed when a run goes on, and which checkpoint it takes."""
 
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from lstmlm.data.table import Table
 from lstmlm.training import checkpoint, resume
 from lstmlm.training.checkpoint import Logged, Saved
 from lstmlm.training.cursor import Cursor, Interval
+from tests.helpers import ROOT
 from tests.training.test_checkpoint import tensors, values
 
 
@@ -27,6 +29,12 @@ def test_free_keys_may_change_and_epochs_may_grow() -> None:
     resume.check_config(config(), config(tracking__project="b", data__cache_dir="elsewhere"))
     resume.check_config(config(train__max_steps=4), config(train__max_steps=6))
     resume.check_config(config(train__max_steps=4), config())
+
+
+def test_the_docs_list_the_free_keys() -> None:
+    page = (ROOT / "docs/checkpoints.md").read_text()
+    listed = page.split("## Keys that may change on resume\n\n")[1].split("- every key of `tracking`")[0]
+    assert set(re.findall(r"`([a-z_.]+)`", listed)) == resume.FREE_KEYS
 
 
 @pytest.mark.parametrize(

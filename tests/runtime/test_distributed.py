@@ -1,0 +1,38 @@
+"""Which signals stop a run."""
+
+import signal
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lstmlm.runtime.distributed import STOP_SIGNALS, StopRequest
+
+ONE_RANK: Any = SimpleNamespace(num_processes=1)
+
+
+@pytest.fixture(autouse=True)
+def handlers_kept() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_asks_the_run_to_stop(number: signal.Signals) -> None:
+    signal.signal(number, lambda *_: pytest.fail("the handler of before"))
+    with StopRequest(ONE_RANK, 1) as stop:
+        assert not stop.alone()
+        signal.raise_signal(number)
+        assert stop.alone()
+        assert stop.agreed(1, at_event=False) == number
+    assert signal.getsignal(number) is not signal.SIG_DFL, "it is back"
+
+
+def test_nohup_keeps_a_closed_terminal_from_the_run() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopRequest(ONE_RANK, 1) as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert not stop.alone()

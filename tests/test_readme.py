@@ -1,4 +1,4 @@
-"""Every command of the README loads, and the Python in it runs."""
+"""Every command of the README and of docs/running.md loads, and the Python in the README runs."""
 
 import re
 import shlex
@@ -10,10 +10,11 @@ from lstmlm import load_config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = README + (ROOT / "docs" / "running.md").read_text()
 COMMANDS = sorted(
     {
         line.split("#")[0].strip()
-        for line in re.findall(r"^ {4}(.*)$|`([^`\n]*scripts/\w+\.py[^`\n]*)`", README, re.MULTILINE)
+        for line in re.findall(r"^ {4}(.*)$|`([^`\n]*scripts/\w+\.py[^`\n]*)`", PAGES, re.MULTILINE)
         for line in line
         if re.match(r"(on host K: )?(accelerate launch|python) .*scripts/\w+\.py", line)
     }

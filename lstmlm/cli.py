@@ -12,17 +12,7 @@ from typing import Any
 
 import lstmlm
 from lstmlm.config import argument_parser, load_config, named_options, parse
-from lstmlm.console import (
-    UsageError,
-    check,
-    on_terminal,
-    print_line,
-    print_result,
-    reading_bar,
-    run_script,
-    scoring_bar,
-    standard_output,
-)
+from lstmlm.console import UsageError, check, on_terminal, print_line, print_result, reading_bar, run_script, scoring_bar, standard_output
 from lstmlm.files import Output, user_path
 
 Arguments = Sequence[str] | None  # without the program's name; None takes the process's own

@@ -123,14 +123,7 @@ PARTS = {
     ),
     "optimizer": ("Optimizer.step#Adam.step",),
     "clip": ("aten::_foreach_norm", "aten::linalg_vector_norm", "aten::_foreach_mul_", "aten::stack"),
-    "masks": (
-        "aten::bitwise_and",
-        "aten::__rshift__",
-        "aten::bitwise_xor",
-        "aten::bitwise_xor_",
-        "aten::lt",
-        "aten::div_",
-    ),
+    "masks": ("aten::bitwise_and", "aten::__rshift__", "aten::bitwise_xor", "aten::bitwise_xor_", "aten::lt", "aten::div_"),
 }
 
 
@@ -219,14 +212,11 @@ def show(result: dict[str, Any]) -> None:
     for part, way in result["floor_ways"].items():
         print(f"floor, {part}: {way}")
     print(
-        f"{result['tokens_per_second']:,.0f} tokens/s (plain {result['plain_tokens_per_second']:,.0f}), "
-        f"{result['epoch_s']:.1f} s an epoch"
+        f"{result['tokens_per_second']:,.0f} tokens/s (plain {result['plain_tokens_per_second']:,.0f}), {result['epoch_s']:.1f} s an epoch"
     )
     shares = ", ".join(f"{part} {100 * share:.0f} %" for part, share in result["shares"].items())
     print(f"share of a step, as the host sees it: {shares}")
-    print(
-        f"peak memory {result['peak_memory_mb']:.0f} MiB above the imported process (plain {result['plain_peak_memory_mb']:.0f})"
-    )
+    print(f"peak memory {result['peak_memory_mb']:.0f} MiB above the imported process (plain {result['plain_peak_memory_mb']:.0f})")
     if "tokenizing_s" in result:
         print(
             f"tokenizing {result['tokenizing_s']:.1f} s; start to first step {result['start_to_first_step_s']:.1f} s; "
@@ -238,11 +228,7 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--precision",
-        choices=["fp32", "tf32", "bf16", "fp16"],
-        help="precision of `ours`; default: the configuration's",
-    )
+    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16", "fp16"], help="precision of `ours`; default: the configuration's")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: the GPU where there is one")
     parser.add_argument("--threads", type=int, help="CPU threads; default: physical cores")
     parser.add_argument("--steps", type=int, default=20, help="steps of each repeat")
@@ -262,9 +248,7 @@ def main() -> int:
     corpus = load_corpus(config.data)
     table = Table(corpus.splits["train"], config.data.batch_size)
     if 2 * REPEATS * options.steps > table.num_windows(config.data.bptt):
-        raise UsageError(
-            f"--steps {options.steps}: the training split has only {table.num_windows(config.data.bptt)} segments"
-        )
+        raise UsageError(f"--steps {options.steps}: the training split has only {table.num_windows(config.data.bptt)} segments")
     threads = config.train.threads or hardware.default_threads()
     torch.set_num_threads(threads)
     if device.type == "cpu":

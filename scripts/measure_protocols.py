@@ -19,9 +19,7 @@ EVALUATE = Path(__file__).parent / "evaluate.py"
 
 
 def main() -> int:
-    parser = argument_parser(
-        "Measure a model under every protocol, on validation and test: a JSON file for each result."
-    )
+    parser = argument_parser("Measure a model under every protocol, on validation and test: a JSON file for each result.")
     parser.add_argument("--model", type=str, required=True, help="A model's folder or a run's.")
     parser.add_argument("--output", type=str, required=True, help="Folder for the files.")
     parser.add_argument("--dataset", type=str | None, default=None, help="Where the data is now, if it was moved.")
@@ -43,9 +41,7 @@ def main() -> int:
     def keep(name: str, result: dict[str, Any]) -> None:
         file = f"{name}-{result['split']}.json"
         output.write({file: f"{json.dumps(result)}\n".encode()})
-        print(
-            f"{output.path / file}: ppl {result['ppl']:.2f}, bpc {result['bpc']:.4f}, {result['seconds']} s, {result['settings']}"
-        )
+        print(f"{output.path / file}: ppl {result['ppl']:.2f}, bpc {result['bpc']:.4f}, {result['seconds']} s, {result['settings']}")
 
     for columns in ("1", "10"):
         for split in ("validation", "test"):

@@ -29,9 +29,7 @@ Figures hold for WikiText-2 alone, and compare only with figures over the same 3
 
 
 def main() -> int:
-    parser = argument_parser(
-        "Make models/wikitext2-reference from a run on WikiText-2, its weights in 16 bits where that costs nothing."
-    )
+    parser = argument_parser("Make models/wikitext2-reference from a run on WikiText-2, its weights in 16 bits where that costs nothing.")
     parser.add_argument("run", type=str, help="Directory of the run, finished or not.")
     parser.add_argument("--dataset", type=str | None, default=None, help="Where the data is now, if it was moved.")
     args = parse(parser, None)

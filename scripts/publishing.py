@@ -121,10 +121,7 @@ def results_table(results: str | Path) -> str:
 
 def _row(folder: Path) -> list[str]:
     """Cells of a run. A perplexity is `validation / test` at one column, its state never reset, or says what it is."""
-    record, lines = (
-        json.loads((folder / RECORD).read_bytes()),
-        read_json_lines(folder / "metrics.jsonl", dict[str, Any]),
-    )
+    record, lines = (json.loads((folder / RECORD).read_bytes()), read_json_lines(folder / "metrics.jsonl", dict[str, Any]))
     config = yaml.safe_load((folder / "config.yaml").read_bytes())
     figures = {(result["protocol"], result.get("split")): result["ppl"] for result in _evaluations(folder)}
     cells = {protocol: _perplexities(figures, protocol) for protocol in PROTOCOLS}
@@ -165,9 +162,7 @@ def with_table(text: str, table: str) -> str:
     return f"{before}{begin}\n\n{table}\n\n{end}{after}"
 
 
-def publish_model(
-    run: str | Path, folder: str | Path, dataset: str, place: str | None, name: str, license: str, notes: str
-) -> None:
+def publish_model(run: str | Path, folder: str | Path, dataset: str, place: str | None, name: str, license: str, notes: str) -> None:
     """Write a model to give away: weights in 16 bits where that moves the test perplexity by less than TOLERANCE, else in 32.
 
     Args:

@@ -12,16 +12,7 @@ from pathlib import Path
 import pytest
 
 from lstmlm import console
-from lstmlm.console import (
-    Progress,
-    UserError,
-    one_line,
-    print_line,
-    print_result,
-    printable,
-    run_script,
-    standard_output,
-)
+from lstmlm.console import Progress, UserError, one_line, print_line, print_result, printable, run_script, standard_output
 
 EVIL = "a\x1b[31m\x07\r\u202eb\x9b\udcff"
 

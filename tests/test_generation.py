@@ -9,16 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lstmlm import (
-    LSTMLanguageModel,
-    UserError,
-    Vocabulary,
-    generate_text,
-    generate_texts,
-    generation,
-    stream_text,
-    stream_texts,
-)
+from lstmlm import LSTMLanguageModel, UserError, Vocabulary, generate_text, generate_texts, generation, stream_text, stream_texts
 from lstmlm.cli import generate
 from lstmlm.config import ModelConfig
 from lstmlm.generation import Sampling, choose, sample

@@ -16,16 +16,7 @@ from typing import Any, Protocol
 from lstmlm.config import DataConfig
 from lstmlm.console import UsageError, UserError, one_line
 from lstmlm.data import toy
-from lstmlm.data.reading import (
-    ENDINGS,
-    check_column,
-    check_form,
-    form_of,
-    read_blocks,
-    row_text,
-    rows_to_blocks,
-    units,
-)
+from lstmlm.data.reading import ENDINGS, check_column, check_form, form_of, read_blocks, row_text, rows_to_blocks, units
 from lstmlm.files import open_file, user_path
 
 SPLITS = ("train", "validation", "test")

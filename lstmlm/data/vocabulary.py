@@ -13,19 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstmlm.console import UserError
-from lstmlm.data.tokenize import (
-    EOS,
-    UNK,
-    Characters,
-    Moses,
-    Prepared,
-    Subwords,
-    Tokenizer,
-    Words,
-    plain,
-    prepared,
-    tallies,
-)
+from lstmlm.data.tokenize import EOS, UNK, Characters, Moses, Prepared, Subwords, Tokenizer, Words, plain, prepared, tallies
 from lstmlm.records import read_json
 
 DEFAULT_RULES = {"tokenizer": "whitespace", "lowercase": False, "merges": [], "normalize": False}

@@ -14,15 +14,7 @@ from torch import Tensor
 
 from lstmlm.console import UserError, check
 from lstmlm.data.table import IGNORE
-from lstmlm.evaluation.perplexity import (
-    Evaluation,
-    Scorer,
-    StaticScorer,
-    Stretches,
-    bits_per_character,
-    score_stream,
-    word_ppl,
-)
+from lstmlm.evaluation.perplexity import Evaluation, Scorer, StaticScorer, Stretches, bits_per_character, score_stream, word_ppl
 from lstmlm.evaluation.text import Reset, Text
 from lstmlm.model.pretrained import SavedModel
 

@@ -30,7 +30,5 @@ def push_to_hub(model: str | Path, name: str, private: bool = False) -> str:
             api.create_repo(name, private=private, exist_ok=True)
             commit = api.upload_folder(repo_id=name, folder_path=folder, commit_message="A model trained with lstmlm")
         except Exception as error:  # the Hub's client raises its transport's kinds too
-            raise UserError(
-                f"cannot push to {name}: {one_line(error)} (hf auth login, or HF_TOKEN, says who you are)"
-            ) from None
+            raise UserError(f"cannot push to {name}: {one_line(error)} (hf auth login, or HF_TOKEN, says who you are)") from None
     return str(commit.commit_url)

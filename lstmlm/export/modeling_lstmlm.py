@@ -30,18 +30,10 @@ class LstmLmConfig(PreTrainedConfig):
 
     model_type = "lstmlm"
 
-    def __init__(
-        self, vocab_size: int = 0, model: dict[str, Any] | None = None, padding_id: int = -1, **kwargs: Any
-    ) -> None:
+    def __init__(self, vocab_size: int = 0, model: dict[str, Any] | None = None, padding_id: int = -1, **kwargs: Any) -> None:
         self.vocab_size = vocab_size
         self.padding_id = padding_id
-        self.model = model or {
-            "embedding_size": 1,
-            "hidden_size": 1,
-            "num_layers": 1,
-            "dropout": 0.0,
-            "tie_weights": True,
-        }
+        self.model = model or {"embedding_size": 1, "hidden_size": 1, "num_layers": 1, "dropout": 0.0, "tie_weights": True}
         last = self.model["embedding_size" if self.model["tie_weights"] else "hidden_size"]
         self.layer_sizes: list[int] = [self.model["hidden_size"]] * (self.model["num_layers"] - 1) + [last]
         self.hidden_size: int = max(self.layer_sizes)
@@ -146,12 +138,7 @@ class LstmLmForCausalLM(PreTrainedModel, GenerationMixin):
         return outputs, torch.where(empty, state, torch.stack(states, dim=2))
 
     def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        state: Tensor | None = None,
-        use_cache: bool | None = None,
-        is_first_iteration: bool = False,
-        **kwargs: Any,
+        self, input_ids: Tensor, state: Tensor | None = None, use_cache: bool | None = None, is_first_iteration: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
         """The tokens that the state has not read: all, as the caller's state has read none; after the first call with a cache the last."""
         if state is not None and use_cache is not False and not is_first_iteration:

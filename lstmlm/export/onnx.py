@@ -70,10 +70,7 @@ def build_graph(model: LSTMLanguageModel) -> Any:
             *(helper.make_node("Gather", [s[0], f"place_{i}"], [f"{s}_wide"], axis=0) for s in states),  # (1, B, H)
             *(helper.make_node("Slice", [f"{s}_wide", "first", f"size_{i}", "units"], [s]) for s in states),
             helper.make_node(
-                "LSTM",
-                [f"outputs_{i}", *weights, "", *states],
-                [f"directed_{i}", *(f"own_{s}" for s in states)],
-                hidden_size=own_size,
+                "LSTM", [f"outputs_{i}", *weights, "", *states], [f"directed_{i}", *(f"own_{s}" for s in states)], hidden_size=own_size
             ),
             *(helper.make_node("Pad", [f"own_{s}", f"padding_{i}"], [f"new_{s}"]) for s in states),
             helper.make_node("Squeeze", [f"directed_{i}", "direction"], [f"outputs_{i + 1}"]),  # (T, B, H)
@@ -87,10 +84,7 @@ def build_graph(model: LSTMLanguageModel) -> Any:
     nodes += [
         helper.make_node("MatMul", [f"outputs_{layers}", "decoder"], ["products"]),
         helper.make_node("Add", ["products", "bias"], ["logits"]),  # (T, B, V)
-        *(
-            helper.make_node("Concat", [f"new_{name}_{i}" for i in range(layers)], [f"new_{name}"], axis=0)
-            for name in ("h", "c")
-        ),
+        *(helper.make_node("Concat", [f"new_{name}_{i}" for i in range(layers)], [f"new_{name}"], axis=0) for name in ("h", "c")),
     ]
     state = [layers, "B", size]
     graph = helper.make_graph(
@@ -106,9 +100,7 @@ def build_graph(model: LSTMLanguageModel) -> Any:
         ],
         [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in constants.items()],
     )
-    made = helper.make_model(
-        graph, producer_name="lstmlm", ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)]
-    )
+    made = helper.make_model(graph, producer_name="lstmlm", ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)])
     checker.check_model(made)
     return made
 

@@ -17,11 +17,7 @@ try:
 except ImportError:
     sacremoses = None
 
-MARKS = (
-    "@-@",
-    "@,@",
-    "@.@",
-)  # WikiText's words for what stands within a word or a number: two @-@ way, 1 @,@ 000, 3 @.@ 5
+MARKS = ("@-@", "@,@", "@.@")  # WikiText's words for what stands within a word or a number: two @-@ way, 1 @,@ 000, 3 @.@ 5
 INVISIBLE = "[\u00ad\u200b\u2060\ufeff]"  # soft hyphen, zero-width space, word joiner, byte-order mark
 BETWEEN_WORDS = re.compile(r"(?<=[^\W_]) (?=[^\W_])")  # no rule of Moses looks across it
 
@@ -62,14 +58,10 @@ class LstmLmTokenizer(PreTrainedTokenizerFast):
         whole = [re.escape(token) for token in (self.unk_token, self.eos_token, *MARKS)]
         line = re.sub(r"(?<=\d)([,.])(?=\d)", r" @\1@ ", line)
         start = 0
-        while start < len(
-            line
-        ):  # in pieces whose words are those of the line: sacremoses takes 1000 of `whole` at a time
+        while start < len(line):  # in pieces whose words are those of the line: sacremoses takes 1000 of `whole` at a time
             cut = BETWEEN_WORDS.search(line, start + 1000)
             end = cut.start() if cut else len(line)
-            yield from _moses("Tokenizer").tokenize(
-                line[start:end], aggressive_dash_splits=True, escape=False, protected_patterns=whole
-            )
+            yield from _moses("Tokenizer").tokenize(line[start:end], aggressive_dash_splits=True, escape=False, protected_patterns=whole)
             start = end
 
     def _decode(self, token_ids: Any, *args: Any, **kwargs: Any) -> str:

@@ -80,9 +80,7 @@ class LSTMLanguageModel(nn.Module):
         zeros, sizes = self.embedding.weight.new_zeros, self.config.layer_sizes
         return State(LayerState(zeros(columns, size), zeros(columns, size)) for size in sizes)
 
-    def forward(
-        self, tokens: Tensor, state: State, targets: Tensor, masks: Masks | None = None
-    ) -> tuple[Tensor, Tensor, State]:
+    def forward(self, tokens: Tensor, state: State, targets: Tensor, masks: Masks | None = None) -> tuple[Tensor, Tensor, State]:
         """What training needs of a segment.
 
         Args:
@@ -109,9 +107,7 @@ class LSTMLanguageModel(nn.Module):
         nll[counted] = token_nll(outputs[counted], self.decoder.weight, self.decoder.bias, targets[counted])
         return nll, outputs, state
 
-    def summed_and_token_nll(
-        self, tokens: Tensor, state: State, targets: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, State]:
+    def summed_and_token_nll(self, tokens: Tensor, state: State, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, State]:
         """What learning from a scored segment needs.
 
         Args:

@@ -49,9 +49,7 @@ class LSTMLayer(nn.LSTM):
         carried = torch.promote_types(h.dtype, torch.float32)  # the state has no less precision than float32
         if _own_kernel(inputs.device.type, self.hidden_size):
             bias: Any = self.bias_ih_l0 + self.bias_hh_l0  # type: ignore[operator]
-            raw, h, c = LSTMFunction.apply(
-                inputs, h.to(carried), c.to(carried), self.weight_ih_l0, recurrent, bias, torch.bfloat16
-            )
+            raw, h, c = LSTMFunction.apply(inputs, h.to(carried), c.to(carried), self.weight_ih_l0, recurrent, bias, torch.bfloat16)
         else:
             weights: list[Any] = [self.weight_ih_l0, recurrent, self.bias_ih_l0, self.bias_hh_l0]
             with _lstm_precision(inputs.device.type):

@@ -79,8 +79,7 @@ def token_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tens
     counted = targets != IGNORE
     scored = targets.where(counted, 0)[:, None]  # (N, 1)
     log_probs = [
-        _softmax(rows, decoder, target)[1]
-        for rows, target in zip(_chunks(inputs, decoder), _chunks(scored, decoder), strict=True)
+        _softmax(rows, decoder, target)[1] for rows, target in zip(_chunks(inputs, decoder), _chunks(scored, decoder), strict=True)
     ]
     return -torch.cat(log_probs)[:, 0] * counted
 
@@ -147,9 +146,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         sums = torch.promote_types(dtype, torch.float32)
         nll = torch.zeros((), dtype=sums, device=hidden.device)
         token_nll, hidden_grads, weight_grad = [], [], None
-        for rows, target, count in zip(
-            _chunks(inputs, decoder), _chunks(scored, decoder), _chunks(counted, decoder), strict=True
-        ):
+        for rows, target, count in zip(_chunks(inputs, decoder), _chunks(scored, decoder), _chunks(counted, decoder), strict=True):
             probabilities, log_probs = _softmax(rows, decoder, target)
             token_nll.append(-log_probs * count)
             nll += token_nll[-1].sum()
@@ -288,9 +285,7 @@ def _target_and_largest(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]
     return logits.gather(-1, target), logits.amax(-1, True)
 
 
-def _operands(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, layout: _Layout
-) -> tuple[Tensor, Tensor]:
+def _operands(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, layout: _Layout) -> tuple[Tensor, Tensor]:
     """The product's operands with the bias as a column: (N, P) and (U, P), P = H + 1 and U = V rounded up."""
     vocab_size, size = weight.shape
     shape = -(-vocab_size // ALIGN_VOCABULARY) * ALIGN_VOCABULARY, -(-(size + 1) // layout.align) * layout.align

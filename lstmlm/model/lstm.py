@@ -32,14 +32,7 @@ class LSTMFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        inputs: Tensor,
-        h: Tensor,
-        c: Tensor,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        bias: Tensor,
-        dtype: torch.dtype,
+        ctx: Any, inputs: Tensor, h: Tensor, c: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows, columns, size = *inputs.shape[:2], h.shape[1]
         x, w_ih, w_hh = inputs.to(dtype).flatten(0, 1), weight_ih.to(dtype), weight_hh.to(dtype)

@@ -118,14 +118,9 @@ def model_card(
         datasets=[data["dataset"]],
         eval_results=results or None,
     )
-    rows = [
-        f"| {split} | {score['ppl']:.2f} | {score['targets']:,} | {score['columns']} |"
-        for split, score in (figures or {}).items()
-    ]
+    rows = [f"| {split} | {score['ppl']:.2f} | {score['targets']:,} | {score['columns']} |" for split, score in (figures or {}).items()]
     told = "exp(summed nll / targets), every target counted once, the state carried from the first to the last."
-    table = "\n".join(
-        ["", "| split | perplexity | targets | columns |", "|---|---|---|---|", *rows, "", f"Perplexity: {told}", ""]
-    )
+    table = "\n".join(["", "| split | perplexity | targets | columns |", "|---|---|---|---|", *rows, "", f"Perplexity: {told}", ""])
     return CARD_TEXT.format(
         metadata=metadata.to_yaml(),
         name=_plain(name),
@@ -234,9 +229,7 @@ class SavedModel:
         # A model has the name alone, and only what is on the Hub is found by it.
         is_place = dataset != data.dataset or is_local(dataset) or "/" not in dataset
         if self.dataset is None and not is_here and is_place:
-            raise UserError(
-                f"the model was trained on {dataset}, and there is no such file or folder here: name it with --dataset"
-            )
+            raise UserError(f"the model was trained on {dataset}, and there is no such file or folder here: name it with --dataset")
         return replace(data, dataset=dataset, cache_dir=self.cache_dir or data.cache_dir)
 
 
@@ -281,8 +274,7 @@ def _read(folder: Path, device: torch.device | str) -> SavedModel:
     description, vocabulary = read_config(folder), Vocabulary.load(folder / VOCABULARY)
     if len(vocabulary) != description.vocab_size:
         raise UserError(
-            f"{folder}: the model has {description.vocab_size} types but {VOCABULARY} has {len(vocabulary)}; "
-            "they do not belong together"
+            f"{folder}: the model has {description.vocab_size} types but {VOCABULARY} has {len(vocabulary)}; they do not belong together"
         )
     path = folder / WEIGHTS
     try:
@@ -301,9 +293,7 @@ def _read(folder: Path, device: torch.device | str) -> SavedModel:
         raise others
     for name, weight in weights.items():
         if weight.dtype not in READABLE:
-            raise UserError(
-                f"{path}: {name} is in {str(weight.dtype).removeprefix('torch.')}, which is no type of weights"
-            )
+            raise UserError(f"{path}: {name} is in {str(weight.dtype).removeprefix('torch.')}, which is no type of weights")
         if not all(bound.isfinite() for bound in weight.float().aminmax()):  # as they will be in memory
             raise UserError(f"{path}: {name} holds a NaN, an infinity, or a number that float32 cannot hold")
     model.load_weights(weights)
@@ -361,9 +351,7 @@ def read_config(folder: str | Path) -> Description:
     except OSError as error:
         raise UserError(f"there is no model in {folder}: cannot read {path} ({error.strerror})") from None
     content = read_json(path, dict[str, Any])
-    known = {
-        key: value for key, value in content.items() if key in Description.__dataclass_fields__
-    }  # of our keys alone
+    known = {key: value for key, value in content.items() if key in Description.__dataclass_fields__}  # of our keys alone
     if isinstance(data := known.get("data"), dict):
         known["data"] = {key: value for key, value in data.items() if key in TRAINED_ON}
     return as_kind(path, known, Description)
@@ -384,9 +372,7 @@ def read_card(folder: Path) -> str:
     cache = folder.parent.parent  # of the Hub, which keeps a model's files in its blobs/
     own = cache if cache.name.startswith("models--") else folder
     if not path.resolve().is_relative_to(own.resolve()):
-        raise UserError(
-            f"{path} is a link that leaves the model's folder: put the card itself there, or remove the link"
-        )
+        raise UserError(f"{path} is a link that leaves the model's folder: put the card itself there, or remove the link")
     return read_file(path).decode(errors="replace")
 
 

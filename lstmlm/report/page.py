@@ -15,10 +15,7 @@ from lstmlm.report.runs import ELSEWHERE, Figures, Row, differences, read_rows
 
 TEMPLATE = Path(__file__).parent / "page.html.jinja"
 # Keys that say which text is cut into which tokens. Only perplexities over the same tokens compare.
-TOKENS = [
-    f"data.{name}"
-    for name in ("dataset", "subset", "text_column", "level", "tokenizer", "lowercase", "min_count", "max_size")
-]
+TOKENS = [f"data.{name}" for name in ("dataset", "subset", "text_column", "level", "tokenizer", "lowercase", "min_count", "max_size")]
 
 
 def write_report(run_dirs: Sequence[str | Path], output: Output, png: str | Path | None = None) -> None:
@@ -67,11 +64,7 @@ def render(rows: Sequence[Row], figures: Sequence[tuple[plots.Plot, str]]) -> st
         records=[record for row in rows for record in row.records],
         places={record.name: place for place, row in enumerate(rows) for record in row.records},
         differing=differing,
-        shared={
-            key: rows[0].config(key)
-            for key in rows[0].records[0].config
-            if key not in differing and not key.startswith(ELSEWHERE)
-        },
+        shared={key: rows[0].config(key) for key in rows[0].records[0].config if key not in differing and not key.startswith(ELSEWHERE)},
         figures=[(plot.name, f"{plot.title}, over {plot.over}", figure) for plot, figure in figures],
         ink=plots.INK,
         muted=plots.MUTED,
@@ -94,9 +87,7 @@ def _result(row: Row) -> dict[str, Any]:
     return {
         "state": _state(row),
         "tokens_of": [row.config(key) for key in TOKENS],
-        "best": _perplexity(
-            [figures for _, figures in best], f"epoch {', '.join(dict.fromkeys(str(epoch) for epoch, _ in best))}"
-        ),
+        "best": _perplexity([figures for _, figures in best], f"epoch {', '.join(dict.fromkeys(str(epoch) for epoch, _ in best))}"),
         "valid": _perplexity([summary.valid for summary in summaries]),
         "test": _perplexity([summary.test for summary in summaries]),
         "tokens": f"{fmean(line['tokens'] for line in last):,.0f}" if last else "0",

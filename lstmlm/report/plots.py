@@ -168,9 +168,7 @@ def _axes(figure: "Figure", axes: "Axes", plot: Plot, unit: str, points: NDArray
         axes.set_ylim(top=later + 0.05 * (later - low))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(
-        EngFormatter(sep=" ") if plot.over == "tokens" else FuncFormatter(lambda x, _: f"{x:g}")
-    )
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" ") if plot.over == "tokens" else FuncFormatter(lambda x, _: f"{x:g}"))
     axes.set_xlabel(unit, color=MUTED)
     axes.set_xlim(left=0)
     title = f"{plot.title} (logarithmic)" if logarithmic else plot.title

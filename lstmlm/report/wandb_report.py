@@ -33,17 +33,13 @@ def build(target: str, group: str | None) -> tuple["Report", "Workspace"]:
     if not (entity and slash and project) or "/" in project:
         raise UsageError(f"--wandb takes ENTITY/PROJECT, not {target!r}")
     if misread := sorted(set(MISREAD) & set(group or "")):
-        raise UsageError(
-            f"--group {group!r}: wandb-workspaces' filters misread {' '.join(misread)}, so it would show other runs"
-        )
+        raise UsageError(f"--group {group!r}: wandb-workspaces' filters misread {' '.join(misread)}, so it would show other runs")
     if find_spec("wandb_workspaces") is None:
         raise UserError("wandb-workspaces is not installed: pip install 'lstmlm[wandb-report]'")
     from wandb_workspaces import expr, workspaces
     from wandb_workspaces.reports import v2 as reports
 
-    title = (f"lstmlm: {project}" if group is None else f"lstmlm: {project}, group {group}")[
-        :128
-    ]  # the longest it takes
+    title = (f"lstmlm: {project}" if group is None else f"lstmlm: {project}, group {group}")[:128]  # the longest it takes
     filters = "" if group is None else expr.And(expr.Metric("Group") == group)
     runs = reports.Runset(
         name=group or "All runs",
@@ -86,9 +82,7 @@ def save(report: "Report", workspace: "Workspace") -> list[str]:
 
     try:
         if not wandb.login(prompt=False, verify=True):
-            raise UserError(
-                "no W&B key found: run `wandb login`, or write what would be saved with --dry_run FILE.json"
-            )
+            raise UserError("no W&B key found: run `wandb login`, or write what would be saved with --dry_run FILE.json")
         return [report.save().url, workspace.save_as_new_view().url]
     except UserError:
         raise
@@ -128,10 +122,7 @@ def _panels() -> Iterator[Any]:
     yield curve("Validation perplexity", "valid/ppl", "perplexity", at(0, 0), logarithmic=True)
     yield curve("Training loss", "train/loss", "nats per token", at(12, 0))
     yield reports.BarPlot(
-        title="Lowest validation perplexity",
-        metrics=[reports.SummaryMetric(BEST)],
-        title_x="perplexity",
-        layout=at(0, 8),
+        title="Lowest validation perplexity", metrics=[reports.SummaryMetric(BEST)], title_x="perplexity", layout=at(0, 8)
     )
     yield curve("Training speed", "train/tokens_per_second", "tokens per second", at(12, 8))
     yield reports.WeavePanelSummaryTable(table_name="samples", layout=at(0, 16, 24))

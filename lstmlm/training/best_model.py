@@ -11,15 +11,7 @@ from lstmlm.data.corpus import Corpus
 from lstmlm.data.sources import dataset_name
 from lstmlm.files import read_file, replace_file
 from lstmlm.model.language_model import LSTMLanguageModel
-from lstmlm.model.pretrained import (
-    CARD,
-    WEIGHTS,
-    load,
-    model_card,
-    model_name,
-    save_pretrained,
-    trained_on,
-)
+from lstmlm.model.pretrained import CARD, WEIGHTS, load, model_card, model_name, save_pretrained, trained_on
 from lstmlm.runtime.distributed import fail_together, main_tensors
 from lstmlm.training.cursor import Cursor
 from lstmlm.training.run_directory import RunDirectory

@@ -17,15 +17,7 @@ from lstmlm.data.table import Table, Window
 from lstmlm.model.dropout import Masks, make_masks
 from lstmlm.model.language_model import LSTMLanguageModel, State
 from lstmlm.runtime.distributed import sum_over_ranks
-from lstmlm.training.optimizer import (
-    WeightAverage,
-    first_beta,
-    gradient_norm,
-    learning_rate,
-    make_optimizer,
-    set_rates,
-    set_up,
-)
+from lstmlm.training.optimizer import WeightAverage, first_beta, gradient_norm, learning_rate, make_optimizer, set_rates, set_up
 from lstmlm.training.segments import segment_ends, steps_per_epoch
 
 WARM_UP = 3  # updates before one is recorded, so that libraries have chosen their kernels and work space

@@ -7,14 +7,7 @@ from accelerate import Accelerator
 
 from lstmlm.console import Progress
 from lstmlm.data.corpus import Corpus
-from lstmlm.evaluation.perplexity import (
-    SEGMENT_TOKENS,
-    Evaluation,
-    bits_per_character,
-    evaluate_stream,
-    evaluate_whole,
-    word_ppl,
-)
+from lstmlm.evaluation.perplexity import SEGMENT_TOKENS, Evaluation, bits_per_character, evaluate_stream, evaluate_whole, word_ppl
 from lstmlm.model.language_model import LSTMLanguageModel
 from lstmlm.training.cursor import Seconds
 from lstmlm.training.step import NotFiniteError

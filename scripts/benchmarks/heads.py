@@ -56,9 +56,7 @@ def _head_step(name: str, config: Config, corpus: Corpus, device: torch.device) 
     return step
 
 
-def _head_results(
-    name: str, config: Config, values: list[torch.Tensor], targets: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
+def _head_results(name: str, config: Config, values: list[torch.Tensor], targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The nll and its gradients."""
     leaves = [value.detach().requires_grad_() for value in values]
     with torch.autocast(targets.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
@@ -72,9 +70,7 @@ def measure_heads(config: Config, corpus: Corpus, device: torch.device, steps: i
     with workers(makers, config, device) as pipes:
         times, memory = take_turns(pipes, steps)
     *values, targets = _head_values(config, corpus, device)
-    exact = _head_results(
-        "plain", config, [value.double() for value in values], targets
-    )  # autocast leaves float64 alone
+    exact = _head_results("plain", config, [value.double() for value in values], targets)  # autocast leaves float64 alone
     rows = []
     for name in HEADS:
         results = _head_results(name, config, values, targets)

@@ -26,9 +26,7 @@ def measure_ranks(config: Config, world_sizes: list[int], steps: int) -> list[di
         pipes, processes = [], []
         for rank in range(world_size):
             environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            environment |= (
-                {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)} if world_size > 1 else {}
-            )
+            environment |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)} if world_size > 1 else {}
             pipe, other = context.Pipe()
             arguments = (environment if world_size > 1 else {}, config, steps, other)
             processes.append(context.Process(target=rank_worker, args=arguments, daemon=True))

@@ -66,9 +66,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlparse(self.path).path)
-        match = re.fullmatch(
-            r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/[^/]+)?|/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path
-        )
+        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/[^/]+)?|/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)
         name = match and (match[1] or match[3])
         if not match or name not in self.repositories:
             self.missing("RepoNotFound")

@@ -44,14 +44,7 @@ def test_push_and_load_by_name(hub: tuple[str, Repositories, dict[str, bool]], t
     assert "/me/small/commit/" in pushed.stdout
     assert private == {"me/small": True}
     files = repositories["me/small"]
-    assert {
-        "config.json",
-        "vocab.json",
-        "model.safetensors",
-        "README.md",
-        "tokenizer.json",
-        "modeling_lstmlm.py",
-    } <= set(files)
+    assert {"config.json", "vocab.json", "model.safetensors", "README.md", "tokenizer.json", "modeling_lstmlm.py"} <= set(files)
     card = ModelCard(files["README.md"].decode())
     assert [(r.dataset_split, r.metric_value) for r in card.data.eval_results] == [("test", 12.5)]
     assert not [name for name, content in files.items() if str(tmp_path).encode() in content]

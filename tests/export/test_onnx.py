@@ -44,13 +44,7 @@ def assert_carried(theirs: Any, model: LSTMLanguageModel, lengths: list[int], co
 
 
 @pytest.mark.parametrize(
-    "sizes",
-    [
-        {},
-        {"num_layers": 3, "hidden_size": 20},
-        {"num_layers": 1, "hidden_size": 20},
-        {"embedding_size": 8, "tie_weights": False},
-    ],
+    "sizes", [{}, {"num_layers": 3, "hidden_size": 20}, {"num_layers": 1, "hidden_size": 20}, {"embedding_size": 8, "tie_weights": False}]
 )
 def test_the_state_is_carried_over_100_steps(tmp_path: Path, sizes: dict[str, Any]) -> None:
     model = make_model(tmp_path / "own", **sizes)
@@ -64,10 +58,7 @@ def test_the_state_is_carried_over_100_steps(tmp_path: Path, sizes: dict[str, An
 
 def test_sizes_are_told(tmp_path: Path) -> None:
     graph = build_graph(make_model(tmp_path)).graph
-    shapes = {
-        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
-        for value in [*graph.input, *graph.output]
-    }
+    shapes = {value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim] for value in [*graph.input, *graph.output]}
     state = [2, "B", 12]
     assert shapes == {
         "tokens": ["T", "B"], "h": state, "c": state, "logits": ["T", "B", 31], "new_h": state, "new_c": state

@@ -36,9 +36,7 @@ ODD = [
 
 def build(text: str, level: str, lowercase: bool, tmp_path: Path) -> tuple[Vocabulary, Any]:
     """A vocabulary, and its tokenizer written and read again."""
-    vocabulary = Vocabulary.build(
-        [text], level, max_size=400 if level == "bpe" else 3000, lowercase=lowercase, normalize=lowercase
-    )
+    vocabulary = Vocabulary.build([text], level, max_size=400 if level == "bpe" else 3000, lowercase=lowercase, normalize=lowercase)
     build_tokenizer(vocabulary).save_pretrained(tmp_path)
     return vocabulary, transformers.AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=True)
 
@@ -95,10 +93,7 @@ def test_moses(lowercase: bool, normalize: bool, tmp_path: Path, monkeypatch: py
         assert tokenizer.decode([vocabulary.eos, *ids], skip_special_tokens=True) == vocabulary.decode(ids)
         for place in range(1, len(ids)):
             head, rest = tokenizer.decode([vocabulary.eos, *ids[:place]], skip_special_tokens=True), ids[place:]
-            if '"' not in vocabulary.decode(rest) and vocabulary.tokens[ids[place - 1]] not in (
-                "(",
-                "$",
-            ):  # a mark looks ahead
+            if '"' not in vocabulary.decode(rest) and vocabulary.tokens[ids[place - 1]] not in ("(", "$"):  # a mark looks ahead
                 assert head + tokenizer.decode(rest) == vocabulary.go_on(head, rest), (head, rest)
     tokenizer.save_pretrained(tmp_path / "again")
     again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again", trust_remote_code=True)

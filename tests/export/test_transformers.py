@@ -143,9 +143,7 @@ def test_generation_goes_on_from_a_state(theirs: Any) -> None:
     for use_cache in (True, False):
         assert theirs.generate(ids, state=state, use_cache=use_cache, **settings).tolist() == expected.tolist()
     assert theirs.generate(ids, **settings).tolist() != expected.tolist(), "the state matters"
-    beams = [
-        theirs.generate(ids, state=state, use_cache=use, num_beams=3, **settings).tolist() for use in (True, False)
-    ]
+    beams = [theirs.generate(ids, state=state, use_cache=use, num_beams=3, **settings).tolist() for use in (True, False)]
     assert beams[0] == beams[1]
 
 
@@ -171,9 +169,7 @@ model.generate(**ids, max_new_tokens=3)
     command = [sys.executable, "-c", code, str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert not [
-        line for line in result.stderr.splitlines() if "warn" in line.lower() or "pad" in line or "must" in line
-    ]
+    assert not [line for line in result.stderr.splitlines() if "warn" in line.lower() or "pad" in line or "must" in line]
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -216,8 +212,7 @@ export_onnx(sys.argv[1], sys.argv[2] + "/onnx")
         command = [sys.executable, "-c", code, str(own), str(tmp_path / seed)]
         subprocess.run(command, check=True, env=environment, timeout=200)
     first, second = (
-        {path.relative_to(tmp_path / seed): path.read_bytes() for path in (tmp_path / seed).rglob("*.*")}
-        for seed in ("1", "2")
+        {path.relative_to(tmp_path / seed): path.read_bytes() for path in (tmp_path / seed).rglob("*.*")} for seed in ("1", "2")
     )
     assert first == second
     assert len(first) == 11
@@ -233,10 +228,7 @@ def test_no_link_leaves_the_models_folder(tmp_path: Path) -> None:
     export_transformers(own, tmp_path / "exported")
     assert "pipeline_tag: text-generation" in (tmp_path / "exported/README.md").read_text()
     (tmp_path / "models--a--b").rename(tmp_path / "other")
-    for folder, target in (
-        (tmp_path / "other/snapshots/own", tmp_path / "other/blobs/card"),
-        (own, tmp_path / "secret"),
-    ):
+    for folder, target in ((tmp_path / "other/snapshots/own", tmp_path / "other/blobs/card"), (own, tmp_path / "secret")):
         make_model(folder)
         (folder / "README.md").unlink()
         (folder / "README.md").symlink_to(target)

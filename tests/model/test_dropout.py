@@ -16,9 +16,7 @@ def number(value: int) -> Tensor:
     return torch.tensor(value, dtype=torch.int32)
 
 
-def words(
-    seed: int = 1, segment: int = 0, rows: int = 30, columns: int = 20, units: int = 100, place: int = 0
-) -> Tensor:
+def words(seed: int = 1, segment: int = 0, rows: int = 30, columns: int = 20, units: int = 100, place: int = 0) -> Tensor:
     """Words of one place of the model, int32 (rows, columns, units)."""
     row, column, unit = (torch.arange(n, dtype=torch.int32) for n in (rows, columns, units))
     return random_words(seed, number(segment), row, column, unit + (place << 24))
@@ -36,8 +34,7 @@ def plain_word(seed: int, segment: int, row: int, column: int, unit: int) -> int
         return x ^ x >> 16
 
     first, second = (
-        mix((mix(mix((seed + i * 0x9E3779B9) % modulus) ^ segment) + row * 0x9E3779B1 + column * 0x85EBCA77) % modulus)
-        for i in range(2)
+        mix((mix(mix((seed + i * 0x9E3779B9) % modulus) ^ segment) + row * 0x9E3779B1 + column * 0x85EBCA77) % modulus) for i in range(2)
     )
     x = (first ^ unit) * 0x7FEB352D % modulus
     x = ((x ^ x >> 16) + second) * 0x846CA68B % modulus
@@ -48,9 +45,7 @@ def test_golden_values() -> None:
     """Written down once: a change here makes every earlier run impossible to reproduce."""
     assert words(seed=1, segment=0, rows=2, columns=2, units=3).flatten().tolist() == GOLDEN
     unit = (2 << 24) + 99
-    (value,) = random_words(
-        2**32 - 1, number(139_279), number(29)[None], number(19)[None], number(unit)[None]
-    ).flatten()
+    (value,) = random_words(2**32 - 1, number(139_279), number(29)[None], number(19)[None], number(unit)[None]).flatten()
     assert int(value) % 2**32 == plain_word(2**32 - 1, 139_279, 29, 19, unit) == GOLDEN_LAST
 
 

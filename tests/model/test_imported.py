@@ -139,12 +139,7 @@ def save(content: Any, path: Path, legacy: bool) -> None:
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("kind", ["tied", "untied", "awd", "awd without DropConnect", "one layer"])
 def test_scores_are_those_of_the_models_own_code(
-    theirs: dict[str, ModuleType],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    kind: str,
-    whole: bool,
-    legacy: bool,
+    theirs: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, whole: bool, legacy: bool
 ) -> None:
     make = theirs["awd"].RNNModel if "awd" in kind else theirs["model"].RNNModel
     model = {
@@ -182,9 +177,7 @@ def test_scores_are_those_of_the_models_own_code(
     assert figures["ppl"] == pytest.approx(expected.mean().exp().item(), rel=1e-5)
 
 
-def test_files_of_old_versions_are_read(
-    theirs: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_of_old_versions_are_read(theirs: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch 0.3 had other functions for tensors and parameters, left cuDNN's things in modules, and all weights in one storage."""
 
     def old(self: Tensor, protocol: int) -> tuple[Any, ...]:
@@ -195,10 +188,7 @@ def test_files_of_old_versions_are_read(
 
     model = theirs["model"].RNNModel(8, 5, 7, 2)
     expected = {name: weight.clone() for name, weight in model.state_dict().items()}
-    for name, place in {
-        "torch.nn.backends.thnn": "_get_thnn_function_backend",
-        "torch.backends.cudnn.rnn": "Unserializable",
-    }.items():
+    for name, place in {"torch.nn.backends.thnn": "_get_thnn_function_backend", "torch.backends.cudnn.rnn": "Unserializable"}.items():
         kind = type(place, (), {"__module__": name, "__qualname__": place})
         module = ModuleType(name)
         setattr(module, place, kind)
@@ -241,9 +231,7 @@ def test_words_in_the_order_of_their_ids(theirs: dict[str, ModuleType], tmp_path
     import_model(tmp_path / f"{len(words)}.pt", place, tmp_path / "out")
     assert load(tmp_path / "out").vocabulary.tokens == words
     count = 9 if kind == "folder" else len(words)  # with the word of test.txt
-    with pytest.raises(
-        UserError, match=f"^--vocab {re.escape(str(tmp_path))}.* has {count} types, but the model has 1,000 "
-    ):
+    with pytest.raises(UserError, match=f"^--vocab {re.escape(str(tmp_path))}.* has {count} types, but the model has 1,000 "):
         import_model(tmp_path / "1000.pt", place, tmp_path / "other")
 
 
@@ -342,9 +330,7 @@ def test_what_is_no_such_model_is_refused_and_nothing_of_it_is_run(
         content = [model, theirs["awd"].SplitCrossEntropyLoss([2800, 20000, 76000]), None]
     save(content, tmp_path / "model.pt", legacy)
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
-    with pytest.raises(
-        UserError, match=rf"^cannot import {re.escape(str(tmp_path / 'model.pt'))} .*: {told}"
-    ) as caught:
+    with pytest.raises(UserError, match=rf"^cannot import {re.escape(str(tmp_path / 'model.pt'))} .*: {told}") as caught:
         import_model(tmp_path / "model.pt", tmp_path / "vocab.txt", tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "pwned").exists()
@@ -354,9 +340,7 @@ def test_what_is_no_such_model_is_refused_and_nothing_of_it_is_run(
 BUILT_ON_A_CLASS = b"\x80\x02cmodel\nRNNModel\n}X\x01\x00\x00\x00aK\x01sb."
 
 
-@pytest.mark.parametrize(
-    "kind", ["missing", "folder", "empty", "text", "cut legacy", "cut zip", "deflated", "class", "forged size"]
-)
+@pytest.mark.parametrize("kind", ["missing", "folder", "empty", "text", "cut legacy", "cut zip", "deflated", "class", "forged size"])
 def test_what_torch_did_not_write_is_told_in_a_line(theirs: dict[str, ModuleType], tmp_path: Path, kind: str) -> None:
     path, model = tmp_path / "model.pt", theirs["model"].RNNModel(8, 5, 7, 2)
     save(model, path, legacy=kind == "cut legacy")
@@ -376,8 +360,7 @@ def test_what_torch_did_not_write_is_told_in_a_line(theirs: dict[str, ModuleType
     elif kind != "missing":
         path.write_bytes({"empty": b"", "text": b"the cat sat"}.get(kind, content[: -len(content) // 3]))
     with pytest.raises(
-        UserError,
-        match=rf"^cannot (read|import) {re.escape(str(path))}(: | .docs/import.md.: (it is|its|torch.save did not))",
+        UserError, match=rf"^cannot (read|import) {re.escape(str(path))}(: | .docs/import.md.: (it is|its|torch.save did not))"
     ) as caught:
         import_model(path, tmp_path, tmp_path / "out")
     assert "\n" not in str(caught.value)

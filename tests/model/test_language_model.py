@@ -24,9 +24,7 @@ def model() -> LSTMLanguageModel:
 
 def batch(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(rows)
-    return torch.randint(31, (rows, columns), generator=generator), torch.randint(
-        31, (rows, columns), generator=generator
-    )
+    return torch.randint(31, (rows, columns), generator=generator), torch.randint(31, (rows, columns), generator=generator)
 
 
 def test_reference_model_has_3_52_million_parameters() -> None:
@@ -97,9 +95,7 @@ def test_every_regulariser_is_where_it_belongs(precision: torch.dtype) -> None:
     close = {"rtol": 1e-5, "atol": 1e-6} if precision == torch.float32 else {"rtol": 0.05, "atol": 0.05}
     torch.testing.assert_close(torch.stack([nll, activation, temporal]), torch.stack([expected, ar, tar]), **close)
     parameters = list(model.parameters())
-    ours, plain = (
-        torch.autograd.grad(sum(terms), parameters) for terms in ([nll, activation, temporal], [expected, ar, tar])
-    )
+    ours, plain = (torch.autograd.grad(sum(terms), parameters) for terms in ([nll, activation, temporal], [expected, ar, tar]))
     for one, other in zip(ours, plain, strict=True):
         assert (one - other).norm() <= close["rtol"] * other.norm()
 
@@ -157,9 +153,7 @@ def test_backward_makes_one_tensor_as_large_as_the_tied_weight() -> None:
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             result = func(*args, **(kwargs or {}))
             storages.update(
-                t.untyped_storage().data_ptr()
-                for t in tree_leaves(result)
-                if isinstance(t, torch.Tensor) and t.numel() >= 640 * 16
+                t.untyped_storage().data_ptr() for t in tree_leaves(result) if isinstance(t, torch.Tensor) and t.numel() >= 640 * 16
             )
             return result
 
@@ -167,9 +161,7 @@ def test_backward_makes_one_tensor_as_large_as_the_tied_weight() -> None:
     with Watch():
         nll.backward()
     assert model.embedding.weight.grad is not None
-    assert storages - {formed.untyped_storage().data_ptr()} == {
-        model.embedding.weight.grad.untyped_storage().data_ptr()
-    }
+    assert storages - {formed.untyped_storage().data_ptr()} == {model.embedding.weight.grad.untyped_storage().data_ptr()}
 
 
 @pytest.mark.parametrize(("precision", "kept"), [(torch.bfloat16, False), (torch.float16, True)])

@@ -61,9 +61,7 @@ def test_the_own_kernel_is_no_further_from_float64_than_torch(autocast: bool) ->
 
 
 @pytest.mark.parametrize("own", [False, pytest.param(True, marks=needs_bf16)])
-def test_a_recurrent_weight_that_is_handed_in_takes_the_place_of_the_own(
-    own: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_recurrent_weight_that_is_handed_in_takes_the_place_of_the_own(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "_own_kernel", lambda device, size: own)
     torch.manual_seed(0)
     layer, reference = LSTMLayer(5, 64), nn.LSTM(5, 64)
@@ -98,12 +96,7 @@ def test_a_recurrent_weight_that_is_handed_in_takes_the_place_of_the_own(
     ],
 )
 def test_the_kernel_follows_from_size_precision_and_processor(
-    size: int,
-    precision: torch.dtype | None,
-    avx512_bf16: bool,
-    amx: bool,
-    own: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    size: int, precision: torch.dtype | None, avx512_bf16: bool, amx: bool, own: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)

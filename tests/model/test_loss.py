@@ -139,12 +139,7 @@ def test_no_further_from_float64_than_plain_pytorch_at_real_size(
     ],
 )
 def test_the_layout_follows_from_sizes_precision_and_processor(
-    rows: int,
-    size: int,
-    precision: torch.dtype,
-    amx: bool,
-    expected: tuple[bool, bool, int],
-    monkeypatch: pytest.MonkeyPatch,
+    rows: int, size: int, precision: torch.dtype, amx: bool, expected: tuple[bool, bool, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert loss._layout(torch.empty(rows, size), precision) == expected

@@ -106,9 +106,7 @@ def test_the_card_tells_the_figures(model: LSTMLanguageModel) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_weights_of_low_precision_are_read_as_float32(
-    model: LSTMLanguageModel, tmp_path: Path, dtype: torch.dtype
-) -> None:
+def test_weights_of_low_precision_are_read_as_float32(model: LSTMLanguageModel, tmp_path: Path, dtype: torch.dtype) -> None:
     save_pretrained(tmp_path / "half", model, words(31), DATA, dtype=dtype)
     save_pretrained(tmp_path / "full", model, words(31), DATA)
     loaded = load(tmp_path / "half").model.weights()
@@ -133,9 +131,7 @@ def test_broken_model_folders(model: LSTMLanguageModel, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "vocab.json"])
-@pytest.mark.parametrize(
-    "content", ["", "garbage", "[]", "null", '{"', "cut", "null sections", "text sections", None, "\xff"]
-)
+@pytest.mark.parametrize("content", ["", "garbage", "[]", "null", '{"', "cut", "null sections", "text sections", None, "\xff"])
 def test_what_is_not_the_file_it_should_be_is_told_in_a_line_that_names_it(
     model: LSTMLanguageModel, tmp_path: Path, name: str, content: str | None
 ) -> None:
@@ -151,9 +147,7 @@ def test_what_is_not_the_file_it_should_be_is_told_in_a_line_that_names_it(
         path.write_text(json.dumps(dict.fromkeys(json.loads(whole), None if content.startswith("null") else "x")))
     else:
         path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(
-        UserError, match=rf"^(cannot read )?{re.escape(str(path))}(: it is a folder| is damaged)"
-    ) as caught:
+    with pytest.raises(UserError, match=rf"^(cannot read )?{re.escape(str(path))}(: it is a folder| is damaged)") as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -174,9 +168,7 @@ def test_what_is_not_the_file_it_should_be_is_told_in_a_line_that_names_it(
         ({"model": {"hidden_size": 1 << 40, "embedding_size": 1 << 40}}, "must be from 1 to 65,536"),
     ],
 )
-def test_a_forged_config_is_refused(
-    model: LSTMLanguageModel, tmp_path: Path, change: dict[str, Any], told: str
-) -> None:
+def test_a_forged_config_is_refused(model: LSTMLanguageModel, tmp_path: Path, change: dict[str, Any], told: str) -> None:
     save_pretrained(tmp_path, model, words(31), DATA)
     content = json.loads((tmp_path / "config.json").read_text())
     for key, value in change.items():
@@ -195,9 +187,7 @@ def test_of_a_strangers_config_only_what_is_needed_is_read(model: LSTMLanguageMo
     load(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "fault", ["int8", "bool", "float8_e4m3fn", "nan", "inf", "-inf", "float64", "missing", "more", "folder"]
-)
+@pytest.mark.parametrize("fault", ["int8", "bool", "float8_e4m3fn", "nan", "inf", "-inf", "float64", "missing", "more", "folder"])
 def test_weights_that_are_none_are_refused(model: LSTMLanguageModel, tmp_path: Path, fault: str) -> None:
     save_pretrained(tmp_path, model, words(31), DATA)
     path, weights, name = tmp_path / "model.safetensors", model.weights(), "layers.1.weight_hh_l0"
@@ -207,10 +197,7 @@ def test_weights_that_are_none_are_refused(model: LSTMLanguageModel, tmp_path: P
     elif fault in ("nan", "inf", "-inf"):
         weights[name][3, 2], told = float(fault), f"{name} holds a NaN, an infinity"
     elif fault == "float64":  # finite there, infinite in float32
-        weights[name], told = (
-            weights[name].double() * 1e300,
-            f"{name} holds a NaN, an infinity, or a number that float32 cannot",
-        )
+        weights[name], told = (weights[name].double() * 1e300, f"{name} holds a NaN, an infinity, or a number that float32 cannot")
     elif fault == "folder":
         told = f"cannot read {path}: it is a folder"
     else:

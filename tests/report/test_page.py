@@ -74,9 +74,7 @@ def test_what_the_page_says(write_run: WriteRun, tmp_path: Path) -> None:
         "--optim.lr=0.002",
         summary=SUMMARY,
         samples=[{"step": 5 * i, "epoch": i, "tokens": 9, "texts": [f"text {i} <eos>", "more"]} for i in (1, 2)],
-        evaluations={
-            "test-cache.json": {"split": "test", "ppl": 70.518, "protocol": "cache", "columns": 1, "bpc": 1.5}
-        },
+        evaluations={"test-cache.json": {"split": "test", "ppl": 70.518, "protocol": "cache", "columns": 1, "bpc": 1.5}},
     )
     going = write_run("going", metric_lines(10, 95.0, speed=100.0), "--optim.lr=0.001")
     write_report([finished, going], Output(tmp_path / "page.html"), tmp_path / "plots")
@@ -93,29 +91,13 @@ def test_what_the_page_says(write_run: WriteRun, tmp_path: Path) -> None:
         "20:00",
         "1,000",
     ]
-    assert results[1] == [
-        "going not finished, epoch 1 of 40, auto",
-        "95.00 epoch 1, 10 columns",
-        "-",
-        "-",
-        "600,000",
-        "1:40:00",
-        "100",
-    ]
+    assert results[1] == ["going not finished, epoch 1 of 40, auto", "95.00 epoch 1, 10 columns", "-", "-", "600,000", "1:40:00", "100"]
     assert page.rows[3:6] == [["run", "optim.lr"], ["<b>finished", "0.002"], ["going", "0.001"]]
-    assert page.rows[7] == [
-        "<b>finished",
-        "test-cache.json",
-        "test",
-        "cache",
-        "1",
-        "-",
-        "70.52 1.500 bits per character",
-    ]
+    assert page.rows[7] == ["<b>finished", "test-cache.json", "test", "cache", "1", "-", "70.52 1.500 bits per character"]
     assert {"text 1 <eos>", "text 2 <eos>", "1 earlier"} <= set(page.words)
-    assert {path.name for path in (tmp_path / "plots").iterdir()} == {
-        f"{name}.png" for name in page.ids if "-" in name
-    } | {"throughput.png"}
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {f"{name}.png" for name in page.ids if "-" in name} | {
+        "throughput.png"
+    }
 
 
 def test_one_run_shows_its_configuration_and_compares_nothing(write_run: WriteRun, tmp_path: Path) -> None:
@@ -123,9 +105,7 @@ def test_one_run_shows_its_configuration_and_compares_nothing(write_run: WriteRu
     page = Page(tmp_path / "page.html")
     assert "Run only" in page.words
     assert "optim.lr" in page.words
-    assert not {"What differs between the configurations", "Sample texts", "Evaluations beside the model"} & set(
-        page.words
-    )
+    assert not {"What differs between the configurations", "Sample texts", "Evaluations beside the model"} & set(page.words)
 
 
 def test_many_differences_stand_in_rows(write_run: WriteRun, tmp_path: Path) -> None:
@@ -133,12 +113,7 @@ def test_many_differences_stand_in_rows(write_run: WriteRun, tmp_path: Path) -> 
     b = write_run("b", metric_lines(10), "--optim.lr=0.5", "--train.epochs=3", "--model.dropout=0.1")
     write_report([a, b], Output(tmp_path / "page.html"))
     rows = Page(tmp_path / "page.html").rows
-    assert rows[3:] == [
-        ["key", "a", "b"],
-        ["model.dropout", "0.5", "0.1"],
-        ["optim.lr", "0.001", "0.5"],
-        ["train.epochs", "40", "3"],
-    ]
+    assert rows[3:] == [["key", "a", "b"], ["model.dropout", "0.5", "0.1"], ["optim.lr", "0.001", "0.5"], ["train.epochs", "40", "3"]]
 
 
 def test_seeds_are_one_row_and_the_lowest_is_among_the_same_tokens(write_run: WriteRun, tmp_path: Path) -> None:
@@ -175,8 +150,7 @@ def test_a_real_run_from_the_command_line(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "named"),
-    [([], 2, "runs"), (["absent"], 1, "no run to report on in absent"), (["--outt=x", "a"], 2, "--outt")],
+    ("arguments", "status", "named"), [([], 2, "runs"), (["absent"], 1, "no run to report on in absent"), (["--outt=x", "a"], 2, "--outt")]
 )
 def test_wrong_use(
     cli: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, arguments: list[str], status: int, named: str
@@ -188,8 +162,5 @@ def test_wrong_use(
 
 
 def test_plain_values() -> None:
-    assert (
-        plain({"name": "cache", "window": 2000, "theta": 0.662, "on": True})
-        == "name cache, window 2000, theta 0.662, on true"
-    )
+    assert plain({"name": "cache", "window": 2000, "theta": 0.662, "on": True}) == "name cache, window 2000, theta 0.662, on true"
     assert plain([0.9, 0.999]) == "[0.9, 0.999]"

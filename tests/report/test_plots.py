@@ -16,9 +16,7 @@ from tests.report.conftest import WriteRun, metric_lines
 
 def test_every_plot_names_every_run(write_run: WriteRun) -> None:
     names = ["first", "dollar $x$ & <b>", "a-long-name-of-a-run-of-last-november"]
-    rows = read_rows(
-        [write_run(name, metric_lines(30, 90 + i), f"--optim.lr=0.{i + 1}") for i, name in enumerate(names)]
-    )
+    rows = read_rows([write_run(name, metric_lines(30, 90 + i), f"--optim.lr=0.{i + 1}") for i, name in enumerate(names)])
     identifiers: list[str] = []
     for plot in PLOTS:
         figure = draw(plot, rows)
@@ -46,9 +44,7 @@ def test_a_metric_that_no_run_has_gives_no_plot(write_run: WriteRun) -> None:
 
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_runs_of_very_different_perplexities_share_a_plot(write_run: WriteRun) -> None:
-    rows = read_rows(
-        [write_run("toy", metric_lines(10, 6)), write_run("words", metric_lines(300, 200), "--optim.lr=0.5")]
-    )
+    rows = read_rows([write_run("toy", metric_lines(10, 6)), write_run("words", metric_lines(300, 200), "--optim.lr=0.5")])
     for plot in PLOTS:
         figure = draw(plot, rows)
         assert figure is not None

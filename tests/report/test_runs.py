@@ -16,9 +16,7 @@ from tests.report.conftest import SUMMARY, WriteRun, metric_lines
 
 
 def line(tokens: int, **values: Any) -> dict[str, Any]:
-    return {"step": 1, "epoch": 1, "tokens": tokens} | {
-        key.replace("_", "/", 1): value for key, value in values.items()
-    }
+    return {"step": 1, "epoch": 1, "tokens": tokens} | {key.replace("_", "/", 1): value for key, value in values.items()}
 
 
 def test_a_curve_has_the_points_that_can_be_drawn(write_run: WriteRun) -> None:

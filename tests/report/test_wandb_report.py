@@ -43,9 +43,7 @@ def assert_panels(panels: list[dict[str, Any]]) -> None:
 
 
 def assert_run_set(runs: dict[str, Any], group: str | None) -> None:
-    filters = [
-        (one["key"]["section"], one["key"]["name"], one["op"], one["value"]) for one in runs["filters"]["filters"]
-    ]
+    filters = [(one["key"]["section"], one["key"]["name"], one["op"], one["value"]) for one in runs["filters"]["filters"]]
     assert filters == ([("run", "group", "=", group)] if group else [])
     assert runs["sort"]["keys"] == [{"key": {"section": "summary", "name": "valid/ppl.min"}, "ascending": True}]
     assert runs["runFeed"]["columnPinned"]["summary:valid/ppl.min"] is True

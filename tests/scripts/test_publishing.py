@@ -92,20 +92,9 @@ def test_no_run_no_record(tmp_path: Path) -> None:
 
 
 def test_the_command_is_what_differs_from_the_defaults() -> None:
-    config = load_config(
-        ["--data.dataset=toy", "--data.max_size=9", "--tracking.trackers=[]", "--tracking.run_name=a b"]
-    )
+    config = load_config(["--data.dataset=toy", "--data.max_size=9", "--tracking.trackers=[]", "--tracking.run_name=a b"])
     line = command(config.to_dict())
-    expected = [
-        "--data.dataset",
-        "toy",
-        "--data.max_size",
-        "9",
-        "--tracking.trackers",
-        "[]",
-        "--tracking.run_name",
-        "a b",
-    ]
+    expected = ["--data.dataset", "toy", "--data.max_size", "9", "--tracking.trackers", "[]", "--tracking.run_name", "a b"]
     assert shlex.split(line) == ["python", "scripts/train.py", *expected]
     assert load_config(shlex.split(line)[2:]) == config
 
@@ -119,9 +108,7 @@ def test_time_in_steps_from_the_speeds() -> None:
     assert training_seconds(lines) == 6 + 8
 
 
-@pytest.mark.parametrize(
-    "text", ["none", "<!-- end of results -->", "<!-- results: made by scripts/results_table.py -->"]
-)
+@pytest.mark.parametrize("text", ["none", "<!-- end of results -->", "<!-- results: made by scripts/results_table.py -->"])
 def test_a_text_without_markers_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="the text has no lines"):
         with_table(text, "table")
@@ -158,9 +145,7 @@ def test_a_model_to_give_away(run: Path, tmp_path: Path, text_folder: Path) -> N
     assert [path.name for path in folder.iterdir() if str(tmp_path) in path.read_text(errors="replace")] == []
 
 
-def test_weights_that_16_bits_would_spoil_stay_in_32(
-    run: Path, tmp_path: Path, text_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_16_bits_would_spoil_stay_in_32(run: Path, tmp_path: Path, text_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scripts.publishing.TOLERANCE", 1e-9)
     publish_model(run, tmp_path / "full", "Owner/name", str(text_folder), "small", "cc-by-sa-3.0", "")
     expected = load(run).model.weights()

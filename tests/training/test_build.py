@@ -13,13 +13,7 @@ from lstmlm.console import UsageError
 from lstmlm.model.pretrained import load, save_pretrained
 from lstmlm.runtime import launch
 from lstmlm.training.build import build
-from tests.helpers import (
-    PowerCutError,
-    assert_same_run,
-    cut_power_at,
-    fresh_train,
-    metrics,
-)
+from tests.helpers import PowerCutError, assert_same_run, cut_power_at, fresh_train, metrics
 
 pytestmark = pytest.mark.system  # whole runs
 

@@ -195,17 +195,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 class _Layout(NamedTuple):
-    """How the large operands of the products lie in memory.
+    """How the large operands of the products lie in memory."""
 
-    Attributes:
-        weight: The decoder's operand lies transposed, as (P, U).
-        gradient: So does its gradient.
-        align: Columns of the decoder's operand are filled up to a multiple of this.
-    """
-
-    weight: bool = False
-    gradient: bool = False
-    align: int = 8
+    weight: bool = False  # the decoder's operand lies transposed, as (P, U)
+    gradient: bool = False  # so does its gradient
+    align: int = 8  # columns of the decoder's operand are filled up to a multiple of this
 
 
 def _layout(hidden: Tensor, dtype: torch.dtype) -> _Layout:

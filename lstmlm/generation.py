@@ -198,6 +198,8 @@ def sample(
 
 
 def _encode(prompts: Sequence[str], vocabulary: Vocabulary) -> list[list[int]]:
+    strange = [prompt for prompt in prompts if any("\ud800" <= letter <= "\udfff" for letter in prompt)]
+    check(not strange, f"a prompt is not UTF-8: {''.join(strange[:1])}")
     unknown = sorted({token for prompt in prompts for token in vocabulary.tokenize(prompt) if token not in vocabulary})
     if unknown:
         logger.warning("not in the vocabulary, read as %s: %s", UNK, " ".join(unknown))

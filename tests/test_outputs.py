@@ -109,6 +109,11 @@ def test_what_cannot_be_read_is_one_line(command: list[str], place: Path, capsys
     assert state(place) == before
 
 
+def test_a_prompt_that_is_no_text_is_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for raw in ([], ["--raw"]):
+        assert refusal(["generate", "--model=run", "--prompt=w1 \udcff", *raw], capsys).endswith(r"UTF-8: w1 \udcff")
+
+
 def test_results_on_standard_output_are_one(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run_script(lambda: COMMANDS["pairs"](["a.jsonl", "--model=run", "--output=/dev/stdout"])) == 0
     out, err = capfd.readouterr()

@@ -266,7 +266,7 @@ READERS: dict[str, Callable[[Path, str], Iterator[object]]] = {
 
 @contextmanager
 def _open(path: Path) -> Iterator[IO[bytes]]:
-    if str(path) == "-":
+    if str(path) in ("-", "/dev/stdin"):
         if sys.stdin is None:
             raise UserError("standard input is closed")
         yield sys.stdin.buffer

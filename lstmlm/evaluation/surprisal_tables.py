@@ -54,6 +54,7 @@ def score_files(
     """
     check(form in FORMS, f"format must be one of {', '.join(FORMS)}, not {form!r}")
     check(form != "neural-complexity" or not eos, "neural-complexity's table has no rows for <eos>: leave --eos out")
+    files = ["-" if name == "/dev/stdin" else name for name in files]
     kept: list[str | Path] = [name for name in files if name != "-"]
     if model is not None:
         kept.append(model.folder if isinstance(model, SavedModel) else model)

@@ -56,7 +56,7 @@ def render(rows: Sequence[Row], figures: Sequence[tuple[plots.Plot, str]]) -> st
     results = [_result(row) for row in rows]
     for figure in ("best", "valid", "test"):
         _mark_lowest([(result["tokens_of"], result[figure]) for result in results if result[figure]])
-    return environment.from_string(TEMPLATE.read_text()).render(
+    return environment.from_string(TEMPLATE.read_text("utf-8")).render(
         title=f"Run {rows[0].name}" if len(rows) == 1 else f"{len(rows)} runs",
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         rows=rows,

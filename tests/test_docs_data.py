@@ -72,9 +72,7 @@ def test_every_form_of_the_table(tmp_path: Path) -> None:
     frame.to_json(tmp_path / "book.json", orient="records")
     frame.to_csv(tmp_path / "BOOK.TSV", index=False, sep="\t")
     loaded = {
-        load_corpus(
-            load_config([f"--data.dataset={tmp_path / name}", f"--data.cache_dir={tmp_path / 'cache'}"]).data
-        ).fingerprint
+        load_corpus(load_config([f"--data.dataset={tmp_path / name}", f"--data.cache_dir={tmp_path / 'cache'}"]).data).fingerprint
         for name in ("book.parquet", "book.csv", "book.jsonl.gz", "book.json", "BOOK.TSV")
     }
     assert len(loaded) == 1

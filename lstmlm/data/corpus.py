@@ -119,10 +119,7 @@ class _Watched:
 
 
 def load_corpus(
-    data: DataConfig,
-    vocabulary: Vocabulary | None = None,
-    watch: Watch = lambda name, blocks: blocks,
-    processes: int = 1,
+    data: DataConfig, vocabulary: Vocabulary | None = None, watch: Watch = lambda name, blocks: blocks, processes: int = 1
 ) -> Corpus:
     """Vocabulary and token ids of all three splits, from the cache where it has them.
 
@@ -182,9 +179,7 @@ def load_split(data: DataConfig, split: str, vocabulary: Vocabulary, processes: 
     return _load_split(open_source(data), data, split, vocabulary, processes)
 
 
-def _load_split(
-    source: Source, data: DataConfig, split: str, vocabulary: Vocabulary, processes: int
-) -> tuple[Tensor, SplitFacts]:
+def _load_split(source: Source, data: DataConfig, split: str, vocabulary: Vocabulary, processes: int) -> tuple[Tensor, SplitFacts]:
     path = _cache(data) / f"{_key('tokens', FORMAT, source.fingerprint(split), split, vocabulary.fingerprint)}.tokens"
 
     def write(file: BinaryIO) -> None:
@@ -210,12 +205,7 @@ def _warn(facts: dict[str, SplitFacts], data: DataConfig) -> None:
         )
     for split, each in facts.items():
         if each.written_eos:
-            logger.warning(
-                "split %s has %s in its own text, %s times: each is read as a line end",
-                split,
-                EOS,
-                f"{each.written_eos:,}",
-            )
+            logger.warning("split %s has %s in its own text, %s times: each is read as a line end", split, EOS, f"{each.written_eos:,}")
     if train.tokens < data.batch_size * data.bptt:
         logger.warning(
             "the training split has %s tokens, too few for one segment of %s columns (data.batch_size) x %s rows (data.bptt)",
@@ -231,9 +221,7 @@ def _cache(data: DataConfig) -> Path:
     try:
         return Path(data.cache_dir).expanduser()
     except RuntimeError:
-        raise UsageError(
-            f"there is no home folder for {data.cache_dir}: name another folder with the option cache_dir"
-        ) from None
+        raise UsageError(f"there is no home folder for {data.cache_dir}: name another folder with the option cache_dir") from None
 
 
 def _cached(path: Path, load: Callable[[Path], T], write: Callable[[BinaryIO], object]) -> T:
@@ -262,9 +250,7 @@ def _cached(path: Path, load: Callable[[Path], T], write: Callable[[BinaryIO], o
         raise UserError(f"{cannot_write(error)}; name another folder with the option cache_dir") from None
 
 
-def _write_tokens(
-    file: BinaryIO, vocabulary: Vocabulary, blocks: Iterable[tuple[str, NDArray[np.int32]]], part: str
-) -> None:
+def _write_tokens(file: BinaryIO, vocabulary: Vocabulary, blocks: Iterable[tuple[str, NDArray[np.int32]]], part: str) -> None:
     digest = hashlib.sha256()
     counts = np.zeros(len(vocabulary), np.int64)
     lines = words = characters = longest = 0

@@ -89,9 +89,7 @@ def row_text(value: object, row: int, place: str, column: str) -> str:
             return value
         except UnicodeEncodeError:
             problem = "is not UTF-8"
-    raise UserError(
-        f"{place}, row {row}: column {column!r} {problem}: mend the row, or name another with the option text_column"
-    )
+    raise UserError(f"{place}, row {row}: column {column!r} {problem}: mend the row, or name another with the option text_column")
 
 
 def check_column(column: str, columns: Iterable[str], place: str) -> None:
@@ -104,9 +102,7 @@ def check_column(column: str, columns: Iterable[str], place: str) -> None:
     if not names:
         raise UsageError(f"{place} is empty: it has no names of columns")
     if column not in names:
-        raise UsageError(
-            f"{place} has no column {column!r}, only {', '.join(names)}: name one with the option text_column"
-        )
+        raise UsageError(f"{place} has no column {column!r}, only {', '.join(names)}: name one with the option text_column")
 
 
 def blocks_of(pieces: Iterable[str]) -> Iterator[str]:
@@ -213,9 +209,7 @@ def _csv(path: Path, column: str, dialect: str = "excel") -> Iterator[object]:
         for row in rows:
             if row and len(row) != len(names):  # an empty line is no row
                 within = "comma" if dialect == "excel" else "tab"
-                raise csv.Error(
-                    f"it has {len(row)} fields, not {len(names)}: a text with a {within} in it needs quotes"
-                )
+                raise csv.Error(f"it has {len(row)} fields, not {len(names)}: a text with a {within} in it needs quotes")
             if row:
                 yield row[place]
 

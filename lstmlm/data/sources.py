@@ -30,14 +30,7 @@ NAMES = {  # of files, and the split that each means
     "test": "test",
 }
 _SPLIT_NAME = re.compile(rf"(?:wiki\.)?(?P<name>{'|'.join(NAMES)})(?P<number>[-_.]\d+(?:-of-(?P<of>\d+))?)?")
-FAULTS = (
-    OSError,
-    EOFError,
-    zlib.error,
-    ValueError,
-    RuntimeError,
-    StopIteration,
-)  # that the library `datasets` lets through
+FAULTS = (OSError, EOFError, zlib.error, ValueError, RuntimeError, StopIteration)  # that the library `datasets` lets through
 LEAST_UNITS = 20  # lines or rows of what is cut into splits, some of which are a twentieth of it
 
 
@@ -69,9 +62,7 @@ class FileSource:
     def _files(self, split: str) -> list[Path]:
         if split not in self.files:
             names = " or ".join(f"{name}.txt" for name, meaning in NAMES.items() if meaning == split)
-            raise UsageError(
-                f"split {split!r} is missing: {self.place} has no {names} (endings that are read: {ENDINGS})"
-            )
+            raise UsageError(f"split {split!r} is missing: {self.place} has no {names} (endings that are read: {ENDINGS})")
         return self.files[split]
 
     def fingerprint(self, split: str) -> str:
@@ -313,9 +304,7 @@ def is_local(dataset: str) -> bool:
     """Whether a `data.dataset` means a file or folder, there or not; else it is `toy` or a Hub id."""
     path = user_path(dataset)
     looks_local = path.is_absolute() or dataset.startswith((".", "~")) or dataset.count("/") > 1
-    return dataset != toy.NAME and (
-        os.path.lexists(path) or looks_local or form_of(path) is not None or path.suffix.lower() == ".gz"
-    )
+    return dataset != toy.NAME and (os.path.lexists(path) or looks_local or form_of(path) is not None or path.suffix.lower() == ".gz")
 
 
 def dataset_name(dataset: str) -> str:

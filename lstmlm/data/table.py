@@ -56,14 +56,7 @@ class Table:
         device: Where the shard goes, once.
     """
 
-    def __init__(
-        self,
-        stream: Tensor,
-        columns: int,
-        rank: int = 0,
-        world_size: int = 1,
-        device: torch.device | str = "cpu",
-    ) -> None:
+    def __init__(self, stream: Tensor, columns: int, rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu") -> None:
         self.columns = columns
         self.num_targets = len(stream) - 1
         self.rows = -(-self.num_targets // columns)

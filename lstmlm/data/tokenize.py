@@ -21,11 +21,7 @@ from numpy.typing import NDArray
 from lstmlm.console import UserError
 
 UNK, EOS = "<unk>", "<eos>"
-MARKS = (
-    "@-@",
-    "@,@",
-    "@.@",
-)  # WikiText's words for what stands within a word or a number: two @-@ way, 1 @,@ 000, 3 @.@ 5
+MARKS = ("@-@", "@,@", "@.@")  # WikiText's words for what stands within a word or a number: two @-@ way, 1 @,@ 000, 3 @.@ 5
 
 
 def plain(text: str) -> str:
@@ -102,9 +98,7 @@ class Moses:
         self._tokenizer = sacremoses.MosesTokenizer("en")
         self._detokenizer = sacremoses.MosesDetokenizer("en")
         self._hyphens = MARKS[0] in marks
-        self._within_numbers = re.compile(
-            "|".join(f"(?<=\\d){re.escape(mark[1])}(?=\\d)" for mark in MARKS[1:] if mark in marks) or "(?!)"
-        )
+        self._within_numbers = re.compile("|".join(f"(?<=\\d){re.escape(mark[1])}(?=\\d)" for mark in MARKS[1:] if mark in marks) or "(?!)")
         self._whole = [re.escape(token) for token in (UNK, EOS, *MARKS)]
 
     def tokenize(self, text: str) -> Sequence[str]:
@@ -124,9 +118,7 @@ class Moses:
     def _piece(self, text: str) -> list[str]:
         text = self._within_numbers.sub(lambda mark: f" @{mark[0]}@ ", text)
         try:
-            return self._tokenizer.tokenize(
-                text, aggressive_dash_splits=self._hyphens, escape=False, protected_patterns=self._whole
-            )
+            return self._tokenizer.tokenize(text, aggressive_dash_splits=self._hyphens, escape=False, protected_patterns=self._whole)
         except (ValueError, AssertionError):  # of several releases of sacremoses
             kinds = ", ".join((UNK, EOS, *MARKS))
             raise UserError(
@@ -199,9 +191,7 @@ class Subwords:
         return self._decoder.decode(list(tokens))
 
 
-INVISIBLE = dict.fromkeys(
-    map(ord, "\u00ad\u200b\u2060\ufeff")
-)  # soft hyphen, zero-width space, word joiner, byte-order mark
+INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))  # soft hyphen, zero-width space, word joiner, byte-order mark
 
 
 class Prepared:
@@ -235,9 +225,7 @@ def prepared(text: str, lowercase: bool, normalize: bool) -> str:
 ALONE = 8  # blocks of a million characters, below which other processes are not worth their start
 
 
-def tallies(
-    tokenizer: Tokenizer, texts: Iterable[str], processes: int
-) -> Iterator[tuple[str, list[str], NDArray[np.int32]]]:
+def tallies(tokenizer: Tokenizer, texts: Iterable[str], processes: int) -> Iterator[tuple[str, list[str], NDArray[np.int32]]]:
     """Each text with its tally, in order.
 
     Args:

@@ -119,13 +119,7 @@ def proof(data: DataConfig, ppl: float) -> dict[str, str]:
         data: That the model was trained on.
         ppl: Of the test split, in one column.
     """
-    changed = (data.level, data.lowercase, data.min_count, data.max_size, data.bptt_jitter) != (
-        "word",
-        False,
-        1,
-        None,
-        0,
-    )
+    changed = (data.level, data.lowercase, data.min_count, data.max_size, data.bptt_jitter) != ("word", False, 1, None, 0)
     if data.dataset != NAME or changed:
         return {}
     text = split_text("test")

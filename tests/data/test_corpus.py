@@ -98,21 +98,14 @@ ROWS = b'{"text": "a b"}\n' * 40
     ],
 )
 def test_what_only_the_library_finds_is_refused_in_one_line(
-    tmp_path: Path,
-    ending: str,
-    content: bytes,
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, ending: str, content: bytes, message: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Only README.md says which file is which split. The folder is named like a builder of the library, and its name is relative."""
     monkeypatch.chdir(tmp_path)
     folder, places = tmp_path / "parquet", {"train": "a", "validation": "b", "test": "c"}
     folder.mkdir()
     lines = [f"  - split: {split}\n    path: {name}.{ending}" for split, name in places.items()]
-    (folder / "README.md").write_text(
-        "---\nconfigs:\n- config_name: default\n  data_files:\n" + "\n".join(lines) + "\n---\n"
-    )
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files:\n" + "\n".join(lines) + "\n---\n")
     for name in places.values():
         (folder / f"{name}.{ending}").write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
@@ -175,9 +168,7 @@ def test_changed_data_or_vocabulary_is_another_key(data: DataConfig) -> None:
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
 @pytest.mark.parametrize("pattern", ["*.tokens", "*.vocab.json"])
-def test_a_damaged_cache_is_rebuilt_and_told(
-    data: DataConfig, damage: str, pattern: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_cache_is_rebuilt_and_told(data: DataConfig, damage: str, pattern: str, caplog: pytest.LogCaptureFixture) -> None:
     first = load_corpus(data)
     for path in Path(data.cache_dir).glob(pattern):
         content = bytearray(path.read_bytes())
@@ -407,11 +398,7 @@ def test_a_bar_at_a_terminal_where_reading_takes_long(monkeypatch: pytest.Monkey
             yield "x" * 1000
             time.sleep(0.6)
 
-    for blocks, stream, shown in (
-        (slow(), Terminal(), True),
-        (slow(), io.StringIO(), False),
-        (iter("a"), Terminal(), False),
-    ):
+    for blocks, stream, shown in ((slow(), Terminal(), True), (slow(), io.StringIO(), False), (iter("a"), Terminal(), False)):
         monkeypatch.setattr(sys, "stderr", stream)
         expected = 1 if not shown and stream.isatty() else 3000
         assert sum(map(len, reading_bar("reading split train", blocks))) == expected

@@ -64,9 +64,7 @@ def test_line_ends_of_a_text(tmp_path: Path, name: str, mark: str, block: int) -
     assert read(write_text(tmp_path / "m.txt", "a\n\ufeffb\n".encode())) == "a\n\ufeffb\n", "a mark begins a file alone"
 
 
-@pytest.mark.parametrize(
-    "name", ["t.csv", "T.CSV.gz", "t.tsv", "t.jsonl", "t.jsonl.GZ", "t.json", "T.Json.gz", "t.PARQUET"]
-)
+@pytest.mark.parametrize("name", ["t.csv", "T.CSV.gz", "t.tsv", "t.jsonl", "t.jsonl.GZ", "t.json", "T.Json.gz", "t.PARQUET"])
 def test_rows(tmp_path: Path, name: str, block: int) -> None:
     rows = ["", "one", "\ufeffmarked", "a\r\nb\rc\n\nd\n", ODD, "x,\"y\" 'z'", "日本"]
     path = write_rows(tmp_path / name, rows)
@@ -126,9 +124,7 @@ MANY = [f"{i} {i * i} {i**5}" for i in range(20_000)]
         ("d.parquet", lambda path: path.write_bytes(b""), r"d\.parquet is damaged or unfinished at row 1"),
     ],
 )
-def test_a_damaged_file_is_told_with_the_place(
-    tmp_path: Path, name: str, damage: Callable[[Path], None], message: str
-) -> None:
+def test_a_damaged_file_is_told_with_the_place(tmp_path: Path, name: str, damage: Callable[[Path], None], message: str) -> None:
     path = tmp_path / name
     write_text(path, "\n".join(MANY).encode()) if ".txt" in name else write_rows(path, list(MANY))
     damage(path)
@@ -143,11 +139,7 @@ def test_a_damaged_file_is_told_with_the_place(
     [
         ("n.csv", b'x,text\n1,a\n2,b\n3,"c\n', "at row 3"),
         ("n.csv", b"x,text\n1,a\n2\n", "at row 2: it has 1 fields, not 2"),
-        (
-            "n.csv",
-            b"text\nHello.\nHello, world.\n",
-            "at row 2: it has 2 fields, not 1: a text with a comma in it needs quotes",
-        ),
+        ("n.csv", b"text\nHello.\nHello, world.\n", "at row 2: it has 2 fields, not 1: a text with a comma in it needs quotes"),
         ("n.csv", b"x,text\n1,a\n2,\xff\n", "row 2: column 'text' is not UTF-8"),
         ("n.csv", b"x,y\n1,a\n", "has no column 'text', only x, y"),
         ("n.jsonl", b'{"text": "a"}\n{"text": null}\n', "row 2: column 'text' is null"),
@@ -155,11 +147,7 @@ def test_a_damaged_file_is_told_with_the_place(
         ("n.jsonl", b'{"text": "\\ud800"}\n', "row 1: column 'text' is not UTF-8"),
         ("n.jsonl", b'{"text": "a"}\n"b"\n', "at row 2: it is no JSON object"),
         ("n.jsonl", b"[" * 100_000, "at row 1"),
-        (
-            "n.jsonl",
-            b'{"sentence": "a"}\n',
-            "has no column 'text', only sentence: name one with the option text_column",
-        ),
+        ("n.jsonl", b'{"sentence": "a"}\n', "has no column 'text', only sentence: name one with the option text_column"),
         ("n.tsv", b"x\ttext\n1\ta\tb\n", "at row 1: it has 3 fields, not 2: a text with a tab in it needs quotes"),
         ("n.json", b'{"text": "a"}\n{"text": 1}\n', "row 2: column 'text' holds int"),
         ("n.json", b'[{"text": "a"}, 1]', "at row 2: it is no JSON object"),

@@ -48,10 +48,7 @@ def test_splits_are_found_by_names(tmp_path: Path, names: list[str], wanted: lis
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (
-            ["train.txt", "valid.txt", "validation.txt"],
-            r"valid\.txt and validation\.txt claim to be split 'validation'",
-        ),
+        (["train.txt", "valid.txt", "validation.txt"], r"valid\.txt and validation\.txt claim to be split 'validation'"),
         (["train.txt", "train.txt.gz"], r"train\.txt and train\.txt\.gz claim to be split 'train'"),
         (["train.txt", "train/a.txt"], r"train/ and train\.txt claim to be split 'train'"),
         (["train.csv", "train-1.csv"], r"train-\*\.csv and train\.csv claim to be split 'train'"),
@@ -84,9 +81,7 @@ def test_subsets(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("subset", [None, "wikitext-2-v1"])
-def test_null_means_wikitext_2_for_the_default_data_set(
-    subset: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_null_means_wikitext_2_for_the_default_data_set(subset: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     source = open_source(DataConfig(subset=subset))
     assert isinstance(source, sources.HubSource)
@@ -212,9 +207,7 @@ def test_splits_that_a_data_set_lacks_are_cut_from_its_train(
 
 
 def test_a_data_set_too_short_to_be_cut(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"no split 'validation' and no split 'test', and 19 rows of train: .* needs 20"
-    ):
+    with pytest.raises(UserError, match=r"no split 'validation' and no split 'test', and 19 rows of train: .* needs 20"):
         text_of(library_folder(tmp_path, {"train": 19}), "test")
 
 
@@ -245,7 +238,5 @@ def test_a_name_that_is_neither_here_nor_to_be_had_is_told_as_such(monkeypatch: 
         raise ConnectionError("Couldn't reach 'bok' on the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(
-        UserError, match=r"data set bok, which is no file or folder here: Couldn't reach .*; name a file"
-    ):
+    with pytest.raises(UserError, match=r"data set bok, which is no file or folder here: Couldn't reach .*; name a file"):
         text_of("bok", "train")

@@ -70,15 +70,7 @@ def test_several_processes_give_the_ids_of_one(lowercase: bool) -> None:
 
 def test_marks_that_a_vocabulary_has_not_leave_words_whole() -> None:
     assert Moses(()).tokenize("a well-known 3.5 and 1,000") == ["a", "well-known", "3.5", "and", "1,000"]
-    assert Moses(("@,@",)).tokenize("a well-known 3.5 and 1,000") == [
-        "a",
-        "well-known",
-        "3.5",
-        "and",
-        "1",
-        "@,@",
-        "000",
-    ]
+    assert Moses(("@,@",)).tokenize("a well-known 3.5 and 1,000") == ["a", "well-known", "3.5", "and", "1", "@,@", "000"]
 
 
 def test_what_is_cut_already_stays_so(moses: Moses) -> None:
@@ -108,21 +100,8 @@ def subwords() -> Vocabulary:
     return Vocabulary.build([RAW * 3], "bpe", min_count=2, max_size=300)
 
 
-ODD = "the, Mr., etc., 's, ', \", ., ..., 3, 3.5, 1,000, -, -known, U.S., No., <unk>, <eos>, @-@, n't, e\u0301, é, ΟΣ, İ, ½, _".split(
-    ", "
-)
-ODD += [
-    "日本",
-    "한",
-    "\u1112\u1161",
-    *"²\u200b\u00ad\ufeff\xa0\x1c\x00\x85\u2028",
-    *[" "] * 20,
-    "  ",
-    "\t",
-    "\n",
-    "\n",
-    " \n",
-]
+ODD = "the, Mr., etc., 's, ', \", ., ..., 3, 3.5, 1,000, -, -known, U.S., No., <unk>, <eos>, @-@, n't, e\u0301, é, ΟΣ, İ, ½, _".split(", ")
+ODD += ["日本", "한", "\u1112\u1161", *"²\u200b\u00ad\ufeff\xa0\x1c\x00\x85\u2028", *[" "] * 20, "  ", "\t", "\n", "\n", " \n"]
 
 
 @pytest.fixture(scope="module")
@@ -200,9 +179,7 @@ def test_subwords_are_a_vocabulary(subwords: Vocabulary, tmp_path: Path) -> None
     assert again.fingerprint == subwords.fingerprint
 
 
-@pytest.mark.parametrize(
-    "rules", [("word", "whitespace"), ("word", "moses"), ("char", "whitespace"), ("bpe", "whitespace")]
-)
+@pytest.mark.parametrize("rules", [("word", "whitespace"), ("word", "moses"), ("char", "whitespace"), ("bpe", "whitespace")])
 def test_lower_case(rules: tuple[str, str], tmp_path: Path) -> None:
     level, tokenizer = rules
     size = 280 if level == "bpe" else None
@@ -246,9 +223,7 @@ def test_what_does_not_go_together(keys: dict[str, object], message: str) -> Non
 @pytest.mark.parametrize("library", ["sacremoses", "tokenizers"])
 def test_a_library_that_is_missing_is_named(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, library, None)
-    with pytest.raises(
-        UserError, match=rf"pip install 'lstmlm\[{ {'sacremoses': 'moses', 'tokenizers': 'bpe'}[library] }\]'"
-    ):
+    with pytest.raises(UserError, match=rf"pip install 'lstmlm\[{ {'sacremoses': 'moses', 'tokenizers': 'bpe'}[library] }\]'"):
         Vocabulary.build(["a"], "word" if library == "sacremoses" else "bpe", 1, 300, "moses")
 
 

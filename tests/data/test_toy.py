@@ -87,9 +87,7 @@ def brute_force_reset_nll(text: toy.ToyText, bptt: int, columns: int) -> float:
 
 @pytest.mark.parametrize(("bptt", "columns"), [(30, 1), (30, 20), (7, 3), (10**6, 1)])
 def test_reset_bound_against_its_definition(text: toy.ToyText, bptt: int, columns: int) -> None:
-    assert text.reset_ppl(bptt, columns) == pytest.approx(
-        math.exp(brute_force_reset_nll(text, bptt, columns)), rel=1e-12
-    )
+    assert text.reset_ppl(bptt, columns) == pytest.approx(math.exp(brute_force_reset_nll(text, bptt, columns)), rel=1e-12)
 
 
 def test_bound_and_oracle_meet_where_nothing_is_reset_and_differ_where_it_is(text: toy.ToyText) -> None:
@@ -103,13 +101,6 @@ def test_the_proof_is_for_the_language_as_it_is() -> None:
         best, ours, bound = toy.proof(data, ppl).values()
         assert (best[:5], ours, bound[:5]) == ("1.511", f"{ppl:.3f}", "2.142"), "as README has them"
         assert shown in bound
-    changes = (
-        {"dataset": "x"},
-        {"level": "char"},
-        {"min_count": 2},
-        {"max_size": 9},
-        {"lowercase": True},
-        {"bptt_jitter": 5.0},
-    )
+    changes = ({"dataset": "x"}, {"level": "char"}, {"min_count": 2}, {"max_size": 9}, {"lowercase": True}, {"bptt_jitter": 5.0})
     for change in changes:
         assert toy.proof(dataclasses.replace(data, **change), 1.0) == {}  # type: ignore[arg-type]

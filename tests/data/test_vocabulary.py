@@ -83,9 +83,7 @@ def test_much_text_is_encoded_as_little(text: str, level: str) -> None:
 
 
 def test_arrow_and_python_agree_on_white_space() -> None:
-    text = "".join(
-        f"a{chr(code)}b\n" for code in range(0x110000) if not 0xD800 <= code < 0xE000 and chr(code) not in "\r\n"
-    )
+    text = "".join(f"a{chr(code)}b\n" for code in range(0x110000) if not 0xD800 <= code < 0xE000 and chr(code) not in "\r\n")
     types, places = Words().tally(text)
     assert [types[place] for place in places] == text.replace("\n", " <eos> ").split()
 

@@ -20,10 +20,7 @@ from lstmlm.model.loss import linear_cross_entropy
 from lstmlm.model.pretrained import load, save_pretrained
 from tests.helpers import assert_same_run, build_step, forget_accelerate, fresh_train, interrupted, run_steps
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
 
 # What `train.deterministic` sets too, but cuBLAS reads it once, at the first product of the process.
@@ -91,9 +88,7 @@ def test_a_cuda_graph_is_the_eager_step(precision: str, small_config: Callable[.
     overrides = ("--train.deterministic=true", "--train.log_every=100", "--optim.schedule=cosine")
     losses, ends = [], []
     for graph in ("true", "false"):
-        train_step = build_step(
-            small_config(*overrides, f"--train.precision={precision}", f"--train.cuda_graph={graph}")
-        )
+        train_step = build_step(small_config(*overrides, f"--train.precision={precision}", f"--train.cuda_graph={graph}"))
         assert (train_step._recording is not None) == (graph == "true")
         losses.append(run_steps(train_step, 100))
         ends.append(train_step.state_dict()[0])
@@ -107,9 +102,7 @@ def test_a_cuda_graph_is_the_eager_step(precision: str, small_config: Callable[.
 @pytest.mark.usefixtures("nondeterministic_again")
 @pytest.mark.parametrize("graph", ["true", "false"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_interrupted_and_resumed_is_uninterrupted(
-    precision: str, graph: str, small: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_interrupted_and_resumed_is_uninterrupted(precision: str, graph: str, small: Callable[..., list[str]], tmp_path: Path) -> None:
     overrides = ["--train.deterministic=true", f"--train.precision={precision}", f"--train.cuda_graph={graph}"]
     fresh_train(load_config(small(*overrides, run="whole")))
     interrupted(small, "cut", overrides, [(10, None)])
@@ -162,9 +155,7 @@ def test_masks_have_the_same_bits_as_on_a_cpu() -> None:
             assert ours is theirs is None or torch.equal(ours, theirs.cpu())
 
 
-def test_a_cpu_and_a_gpu_agree_with_dropout_on(
-    small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cpu_and_a_gpu_agree_with_dropout_on(small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config("--train.log_every=100")
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="fp32"))
     on_gpu = run_steps(build_step(config), 10)

@@ -72,9 +72,7 @@ def evaluate(argv: Arguments = None) -> int:
     parser.add_argument("--model", type=str | None, default=None, help=MODEL_HELP)
     parser.add_argument("--split", type=str | None, default=None, help="train, validation or test (which null means).")
     parser.add_argument("--text", type=str | None, default=None, help="A file to score in place of a split.")
-    parser.add_argument(
-        "--text_column", type=str, default="text", help="Column of the text in CSV, JSON lines or Parquet."
-    )
+    parser.add_argument("--text_column", type=str, default="text", help="Column of the text in CSV, JSON lines or Parquet.")
     parser.add_argument("--raw", action="store_true", help=f"With --text: {RAW_HELP}")
     parser.add_argument("--protocol", choices=[*PROTOCOLS], default="static", help="Whether and how the model adapts.")
     parser.add_argument("--dataset", type=str | None, default=None, help="Where the data is now, if it was moved.")
@@ -98,9 +96,7 @@ def evaluate(argv: Arguments = None) -> int:
     for kind in PROTOCOLS.values():
         parser.add_class_arguments(kind, skip=taken, as_group=False)
         taken |= {setting.name for setting in dataclasses.fields(kind)}
-    parser.add_argument(
-        "--lambda", type=float, default=Cache.lambda_, help="Weight of the cache's distribution, in [0, 1)."
-    )
+    parser.add_argument("--lambda", type=float, default=Cache.lambda_, help="Weight of the cache's distribution, in [0, 1).")
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
     args = parse(parser, argv)
     kind = PROTOCOLS[args.protocol]
@@ -170,9 +166,7 @@ def score(argv: Arguments = None) -> int:
     from lstmlm.runtime.hardware import use_machine
 
     parser = argument_parser("Surprisal (in bits), entropy and rank of every token of a text, as a table.")
-    parser.add_argument(
-        "files", nargs="+", type=str, help="Texts, a sentence a line, or what else training reads; - is standard input."
-    )
+    parser.add_argument("files", nargs="+", type=str, help="Texts, a sentence a line, or what else training reads; - is standard input.")
     parser.add_argument("--model", type=str | None, default=None, help=MODEL_HELP)
     parser.add_argument(
         "--reset",
@@ -186,15 +180,11 @@ def score(argv: Arguments = None) -> int:
     parser.add_argument("--html", type=str | None, default=None, help="File for a page that shades each word.")
     parser.add_argument("--raw", action="store_true", help=RAW_HELP)
     parser.add_argument("--eos", type=bool, default=False, help="Whether the end of a line has a row too.")
-    parser.add_argument(
-        "--text_column", type=str, default="text", help="Column of the text in CSV, JSON lines or Parquet."
-    )
+    parser.add_argument("--text_column", type=str, default="text", help="Column of the text in CSV, JSON lines or Parquet.")
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
     args = parse(parser, argv)
     use_machine(args.threads)
-    score_files(
-        args.files, args.model, args.reset, args.eos, args.format, args.output, args.html, args.text_column, args.raw
-    )
+    score_files(args.files, args.model, args.reset, args.eos, args.format, args.output, args.html, args.text_column, args.raw)
     return 0
 
 
@@ -203,16 +193,12 @@ def pairs(argv: Arguments = None) -> int:
     from lstmlm.evaluation.pairs import score_pairs, summarize, write_pairs
     from lstmlm.runtime.hardware import use_machine
 
-    parser = argument_parser(
-        "How often the good sentence of a minimal pair is the likelier one, for each UID and over all."
-    )
+    parser = argument_parser("How often the good sentence of a minimal pair is the likelier one, for each UID and over all.")
     parser.add_argument("file", type=str, help="JSON lines with sentence_good, sentence_bad and UID.")
     parser.add_argument("--model", type=str | None, default=None, help=MODEL_HELP)
     parser.add_argument("--raw", action="store_true", help=RAW_HELP)
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
-    parser.add_argument(
-        "--output", type=str | None, default=None, help="File for the pairs, JSON lines; - is standard output."
-    )
+    parser.add_argument("--output", type=str | None, default=None, help="File for the pairs, JSON lines; - is standard output.")
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
     args = parse(parser, argv)
     output = Output(args.output, [args.file, *filter(None, [args.model])]) if args.output else None
@@ -226,8 +212,7 @@ def pairs(argv: Arguments = None) -> int:
         tell(json.dumps({name: dataclasses.asdict(summary) for name, summary in summaries.items()}))
     else:
         rows = [
-            f"{name}\t{summary.pairs}\t{summary.accuracy:.4f}\t{summary.ties}\t{summary.unknown:.4f}"
-            for name, summary in summaries.items()
+            f"{name}\t{summary.pairs}\t{summary.accuracy:.4f}\t{summary.ties}\t{summary.unknown:.4f}" for name, summary in summaries.items()
         ]
         for line in ["UID\tpairs\taccuracy\tties\tunknown", *rows]:
             tell(line)
@@ -243,9 +228,7 @@ def generate(argv: Arguments = None) -> int:
     parser = argument_parser("Sample text from a saved model.")
     parser.add_argument("--model", type=str | None, default=None, help=MODEL_HELP)
     parser.add_argument("--prompt", type=str, default="", help="Text to go on from; empty = the beginning of a line.")
-    parser.add_argument(
-        "--prompt_file", type=str | None, default=None, help="Prompts, one a line; - is standard input."
-    )
+    parser.add_argument("--prompt_file", type=str | None, default=None, help="Prompts, one a line; - is standard input.")
     parser.add_argument("--count", type=int, default=1, help="Number of texts to sample for each prompt.")
     parser.add_argument("--seed", type=int | None, default=None, help="The same seed gives the same texts.")
     parser.add_class_arguments(Sampling, as_group=False, skip={"allow_unk", "ban", "stop"})
@@ -287,14 +270,10 @@ def report(argv: Arguments = None) -> int:
     parser.add_argument("--png", type=str | None, default=None, help="Folder to write the plots to as PNG too.")
     parser.add_argument("--wandb", type=str | None, default=None, help="ENTITY/PROJECT: report there, on its runs.")
     parser.add_argument("--group", type=str | None, default=None, help="With --wandb: only the runs of this group.")
-    parser.add_argument(
-        "--dry_run", type=str | None, default=None, help="With --wandb: write what would be saved to this JSON file."
-    )
+    parser.add_argument("--dry_run", type=str | None, default=None, help="With --wandb: write what would be saved to this JSON file.")
     args = parse(parser, argv)
     check(bool(args.runs) != bool(args.wandb), "name run directories, such as runs/*, or --wandb ENTITY/PROJECT")
-    check(
-        bool(args.wandb) or not (args.group or args.dry_run), "--group and --dry_run belong to --wandb ENTITY/PROJECT"
-    )
+    check(bool(args.wandb) or not (args.group or args.dry_run), "--group and --dry_run belong to --wandb ENTITY/PROJECT")
     check(bool(args.runs) or not args.png, "--png belongs to a page about run directories")
     if args.runs:
         output = Output(args.output, args.runs)
@@ -316,9 +295,7 @@ def export(argv: Arguments = None) -> int:
     """A saved model for others: ONNX, transformers, or a repository on the Hub."""
     parser = argument_parser("A saved model in the formats of others. Prints where it is now.")
     parser.add_argument("model", type=str | None, nargs="?", default=None, help=MODEL_HELP)
-    parser.add_argument(
-        "--to", choices=("onnx", "transformers", "hub"), required=True, help="The format (docs/sharing.md)."
-    )
+    parser.add_argument("--to", choices=("onnx", "transformers", "hub"), required=True, help="The format (docs/sharing.md).")
     parser.add_argument("--output", type=str, required=True, help="Folder to write; for the Hub, user/model.")
     parser.add_argument("--private", action="store_true", help="Hub: a new repository is seen by its owner alone.")
     args = parse(parser, argv)
@@ -346,9 +323,7 @@ def import_model(argv: Arguments = None) -> int:
         "(docs/import.md). Prints where it is now."
     )
     parser.add_argument("file", type=str, help="The model or its state dict, as torch.save wrote it.")
-    parser.add_argument(
-        "--vocab", type=str, required=True, help="Its words: vocab.txt, or the folder of its training text."
-    )
+    parser.add_argument("--vocab", type=str, required=True, help="Its words: vocab.txt, or the folder of its training text.")
     parser.add_argument("--output", type=str, required=True, help="Folder to write.")
     args = parse(parser, argv)
 
@@ -375,15 +350,7 @@ COMMANDS: dict[str, Callable[[Arguments], int]] = {
 def overview() -> str:
     """The commands, each with its sentence."""
     lines = [f"  lstmlm {name:<10} {command.__doc__}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [
-            "Stateful LSTM language models.",
-            "",
-            *lines,
-            "",
-            "lstmlm COMMAND --help explains its options; lstmlm --version.",
-        ]
-    )
+    return "\n".join(["Stateful LSTM language models.", "", *lines, "", "lstmlm COMMAND --help explains its options; lstmlm --version."])
 
 
 def dispatch() -> int:

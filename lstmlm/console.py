@@ -193,9 +193,7 @@ def run_script(main: Callable[[], int]) -> int:
             return UserError.status
         reason = f"{type(error).__name__}: {one_line(error)}"
         if several and any(sign in reason for sign in ("closed by peer", "reset by peer", "Broken pipe", "Timed out")):
-            print_line(
-                f"error: rank {rank} lost the others: one of them ended or hangs; look for its own error line ({reason})"
-            )
+            print_line(f"error: rank {rank} lost the others: one of them ended or hangs; look for its own error line ({reason})")
             return 1
         print_line(f"error: rank {rank} failed: {reason}")
         raise
@@ -244,9 +242,7 @@ def scoring_bar(name: str, targets: int, shown: bool) -> Iterator[Callable[[int]
     if not shown:
         yield lambda scored: None
         return
-    with tqdm(
-        total=targets, desc=printable(name), unit="token", unit_scale=True, leave=False, dynamic_ncols=True
-    ) as bar:
+    with tqdm(total=targets, desc=printable(name), unit="token", unit_scale=True, leave=False, dynamic_ncols=True) as bar:
         yield bar.update
 
 
@@ -258,9 +254,7 @@ def reading_bar(name: str, blocks: Iterator[str]) -> Iterator[str]:
         blocks: Of the text.
     """
     hidden = not on_terminal()
-    with tqdm(
-        desc=printable(name), unit="char", unit_scale=True, leave=False, dynamic_ncols=True, delay=1, disable=hidden
-    ) as bar:
+    with tqdm(desc=printable(name), unit="char", unit_scale=True, leave=False, dynamic_ncols=True, delay=1, disable=hidden) as bar:
         for block in blocks:
             yield block
             bar.update(len(block))

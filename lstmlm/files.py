@@ -223,13 +223,7 @@ class Output:
         UsageError: It cannot be written, is no file, is one of `kept`, or is a file of a model or a run.
     """
 
-    def __init__(
-        self,
-        name: str | Path,
-        kept: Iterable[str | Path] = (),
-        option: str = "--output",
-        again: str | None = None,
-    ) -> None:
+    def __init__(self, name: str | Path, kept: Iterable[str | Path] = (), option: str = "--output", again: str | None = None) -> None:
         self._told = told = f"{option} {name}"
         path = user_path(name)
         try:
@@ -271,9 +265,7 @@ class Output:
         for file in chain.from_iterable(map(_files, kept)) if self.plain else ():
             same = self.path.exists() and file.exists() and self.path.samefile(file)
             if same or self.path == file.absolute():
-                raise UsageError(
-                    f"{self._told} is {file}, which this command reads or writes already: name another file"
-                )
+                raise UsageError(f"{self._told} is {file}, which this command reads or writes already: name another file")
 
     @contextmanager
     def opened(self) -> Iterator[BinaryIO]:

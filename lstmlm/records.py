@@ -100,12 +100,7 @@ def _check_each(path: Path, contents: Sequence[bytes], kind: type[T], others: Li
             first = error.errors(include_url=False)[0]
             place = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
             raise _damaged(path, f"{line}{place}{first['msg']}") from None
-        except (
-            UserError,
-            ValueError,
-            TypeError,
-            RecursionError,
-        ) as error:  # the first is a check of the dataclass itself
+        except (UserError, ValueError, TypeError, RecursionError) as error:  # the first is a check of the dataclass itself
             raise _damaged(path, f"{line}{error}") from None
     return checked
 

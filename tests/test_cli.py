@@ -57,9 +57,7 @@ def test_every_command_is_a_script_too(name: str) -> None:
 def test_every_public_name_is_there_and_type_checkers_see_the_same() -> None:
     tree = ast.parse(Path(str(package.__file__)).read_text())
     (shown,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
-    seen = {
-        alias.asname: node.module for node in shown.body if isinstance(node, ast.ImportFrom) for alias in node.names
-    }
+    seen = {alias.asname: node.module for node in shown.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert sorted(seen, key=str) == sorted(package.__all__)
     for name, module in seen.items():
         assert getattr(package, str(name)) is getattr(importlib.import_module(str(module)), str(name))

@@ -85,9 +85,7 @@ def test_a_result_in_a_pipe_is_exact(capfdbinary: pytest.CaptureFixture[bytes]) 
         (KeyboardInterrupt(signal.SIGTERM), "error: interrupted; what was saved before is intact", 143),
     ],
 )
-def test_an_error_is_one_line_and_a_status(
-    error: BaseException, line: str, status: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_error_is_one_line_and_a_status(error: BaseException, line: str, status: int, capsys: pytest.CaptureFixture[str]) -> None:
     def main() -> int:
         with standard_output():  # which is not to blame
             raise error
@@ -118,12 +116,9 @@ def shown(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> io.StringIO:
 
 
 @pytest.mark.parametrize(
-    ("columns", "fields"),
-    [(40, "epoch/step"), (80, "epoch/step/left/ppl/speed"), (120, "epoch/step/left/ppl/speed/loss")],
+    ("columns", "fields"), [(40, "epoch/step"), (80, "epoch/step/left/ppl/speed"), (120, "epoch/step/left/ppl/speed/loss")]
 )
-def test_a_narrow_terminal_leaves_out_what_is_least_wanted(
-    columns: int, fields: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_narrow_terminal_leaves_out_what_is_least_wanted(columns: int, fields: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda screen: (columns - 1, 24))
     screen = shown(monkeypatch, terminal=True)
     progress = Progress(True, total_steps=40_000, steps_per_epoch=1000, step=0)

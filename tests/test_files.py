@@ -70,12 +70,7 @@ def test_what_others_have_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("number", "status"),
-    [
-        (signal.SIGINT, 130 << 8),
-        (signal.SIGTERM, 143 << 8),
-        (signal.SIGHUP, 129 << 8),
-        (signal.SIGKILL, signal.SIGKILL),
-    ],
+    [(signal.SIGINT, 130 << 8), (signal.SIGTERM, 143 << 8), (signal.SIGHUP, 129 << 8), (signal.SIGKILL, signal.SIGKILL)],
 )
 def test_a_writer_that_is_stopped_leaves_what_was_there(number: int, status: int, tmp_path: Path) -> None:
     path = tmp_path / "a"
@@ -178,9 +173,7 @@ def test_what_is_write_protected_is_refused(place: Path) -> None:
             Output(name)
 
 
-def test_an_output_may_be_a_file_a_link_a_null_device_or_standard_output(
-    place: Path, capfdbinary: pytest.CaptureFixture[bytes]
-) -> None:
+def test_an_output_may_be_a_file_a_link_a_null_device_or_standard_output(place: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     Path("link").symlink_to("other")
     Path("dangling").symlink_to("new")
     for name in ("other", "link", "dangling", "plain", "run/notes"):

@@ -43,18 +43,7 @@ def test_train_evaluate_generate(trained: Path, cli: Cli, tmp_path: Path) -> Non
     text = cli("evaluate", *common, "--split", "validation", "--columns", "3").stdout
     assert text.startswith("validation: ")
     assert "3 columns" in text
-    command = [
-        "--model",
-        str(trained / "model"),
-        "--prompt",
-        "w1 w2",
-        "--max_len",
-        "5",
-        "--temperature",
-        "0.8",
-        "--seed",
-        "1",
-    ]
+    command = ["--model", str(trained / "model"), "--prompt", "w1 w2", "--max_len", "5", "--temperature", "0.8", "--seed", "1"]
     first, again = cli("generate", *command), cli("generate", *command)
     assert first.returncode == 0
     assert first.stdout == again.stdout
@@ -74,9 +63,7 @@ def test_train_evaluate_generate(trained: Path, cli: Cli, tmp_path: Path) -> Non
         ("generate", ["--model", "absent"], 1, "there is no model in absent"),
     ],
 )
-def test_bad_input_is_one_line_and_a_status(
-    cli: Cli, tmp_path: Path, script: str, arguments: list[str], status: int, named: str
-) -> None:
+def test_bad_input_is_one_line_and_a_status(cli: Cli, tmp_path: Path, script: str, arguments: list[str], status: int, named: str) -> None:
     result = cli(script, *arguments, cwd=tmp_path)
     assert result.returncode == status, result.stderr
     assert len(error_lines(result.stderr)) == 1
@@ -87,9 +74,7 @@ def test_bad_input_is_one_line_and_a_status(
 
 def test_unreachable_hub_is_told_with_the_two_ways_on(cli: Cli, tmp_path: Path) -> None:
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
-    result = cli(
-        "train", f"--data.cache_dir={tmp_path / 'cache'}", f"--train.run_dir={tmp_path / 'run'}", env=environment
-    )
+    result = cli("train", f"--data.cache_dir={tmp_path / 'cache'}", f"--train.run_dir={tmp_path / 'run'}", env=environment)
     assert result.returncode == 1
     (line,) = error_lines(result.stderr)
     assert "Salesforce/wikitext" in line
@@ -150,9 +135,7 @@ def test_the_bar_at_a_terminal(small: Callable[..., list[str]]) -> None:
 
 
 @pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
-def test_with_standard_error_closed_a_run_goes_on(
-    closed: str, small: Callable[..., list[str]], text_folder: Path, tmp_path: Path
-) -> None:
+def test_with_standard_error_closed_a_run_goes_on(closed: str, small: Callable[..., list[str]], text_folder: Path, tmp_path: Path) -> None:
     """No file of the run gets its number, and nothing goes to standard output instead."""
     shell = ["sh", "-c", f'exec "$0" "$@" {closed}', sys.executable, str(ROOT / "scripts/train.py")]
     result = subprocess.run([*shell, *small("--train.max_steps=9")], capture_output=True, env=os.environ, timeout=200)
@@ -308,9 +291,7 @@ def test_wandb_offline_without_a_key(small: Callable[..., list[str]], cli: Cli, 
     environment = {"WANDB_API_KEY": "", "HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
     command = [sys.executable, str(ROOT / "scripts/train.py"), *small(*trackers)]
     plain = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-    result = subprocess.run(
-        command, capture_output=True, text=True, env=plain | environment, timeout=200, stdin=subprocess.DEVNULL
-    )
+    result = subprocess.run(command, capture_output=True, text=True, env=plain | environment, timeout=200, stdin=subprocess.DEVNULL)
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("no W&B key found: logging offline") == 1
     assert len(list((tmp_path / "run/wandb").glob("offline-run-*/*.wandb"))) == 1

@@ -21,7 +21,7 @@ _PLACES = {
     "generate_texts": "generation",
     "load": "model.pretrained",
     "load_config": "config",
-    "score_text": "evaluation.surprisal",
+    "score_text": "evaluation.surprisal_tables",
     "stream_text": "generation",
     "stream_texts": "generation",
     "train": "training.loop",
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from lstmlm.console import UserError as UserError
     from lstmlm.data.vocabulary import Vocabulary as Vocabulary
     from lstmlm.evaluation.evaluate import evaluate as evaluate
-    from lstmlm.evaluation.surprisal import score_text as score_text
+    from lstmlm.evaluation.surprisal_tables import score_text as score_text
     from lstmlm.generation import generate_text as generate_text
     from lstmlm.generation import generate_texts as generate_texts
     from lstmlm.generation import stream_text as stream_text

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import lstmlm
@@ -19,7 +20,18 @@ Arguments = Sequence[str] | None  # without the program's name; None takes the p
 
 MODEL_HELP = "A model's folder or a run's; null = the newest runs/*/model, else the one that comes with lstmlm."
 RAW_HELP = "The text is English as people write it; Moses cuts it into words for a model of words between white space."
+NORMALIZE_HELP = "The text is brought to NFC and loses what nobody sees, such as zero-width spaces."
+COLUMN_HELP = "Column of the text in a file that has rows."
 THREADS_HELP = "CPU threads; null = the physical cores."
+
+
+def _parse(parser: Any, argv: Arguments) -> Any:
+    """As `parse`; an option that is given twice is refused, where the last would win in silence."""
+    words = sys.argv[1:] if argv is None else argv
+    options = [word.partition("=")[0] for word in words if word.startswith("--")]
+    twice = next((option for option in options if options.count(option) > 1), "")
+    check(not twice, f"{twice} is given twice")
+    return parse(parser, argv)
 
 
 def train(argv: Arguments = None) -> int:
@@ -74,6 +86,7 @@ def evaluate(argv: Arguments = None) -> int:
     parser.add_argument("--text", type=str | None, default=None, help="A file to score in place of a split.")
     parser.add_argument("--text_column", type=str, default="text", help="Column of the text in CSV, JSON lines or Parquet.")
     parser.add_argument("--raw", action="store_true", help=f"With --text: {RAW_HELP}")
+    parser.add_argument("--normalize", action="store_true", help=f"With --text: {NORMALIZE_HELP}")
     parser.add_argument("--protocol", choices=[*PROTOCOLS], default="static", help="Whether and how the model adapts.")
     parser.add_argument("--dataset", type=str | None, default=None, help="Where the data is now, if it was moved.")
     parser.add_argument("--cache_dir", type=str | None, default=None, help="Where token ids are kept.")
@@ -98,14 +111,15 @@ def evaluate(argv: Arguments = None) -> int:
         taken |= {setting.name for setting in dataclasses.fields(kind)}
     parser.add_argument("--lambda", type=float, default=Cache.lambda_, help="Weight of the cache's distribution, in [0, 1).")
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
-    args = parse(parser, argv)
+    args = _parse(parser, argv)
     kind = PROTOCOLS[args.protocol]
     settings = {setting.name: args[setting.name.removesuffix("_")] for setting in dataclasses.fields(kind)}
     misplaced = named_options(parser, argv) & {name.removesuffix("_") for name in taken - settings.keys()}
     check(not misplaced, f"protocol {kind.name} has no setting {', '.join(f'--{name}' for name in sorted(misplaced))}")
     protocol = kind(**settings)
     check(not (args.text and args.split), "--text and --split: the text is in place of the split, so name one of them")
-    check(bool(args.text) or not args.raw, "--raw is for --text: a split is read as training read it")
+    for option in ("raw", "normalize"):
+        check(bool(args.text) or not args[option], f"--{option} is for --text: a split is read as training read it")
     split = args.split or "test"
     check_split(split)
     if args.tune:
@@ -124,7 +138,7 @@ def evaluate(argv: Arguments = None) -> int:
         check(parquet, f"--output {args.output}: the file is Parquet, so its name must end with .parquet")
         check(not output.standard, "--output: Parquet is not for standard output: name a file")
     use_machine(args.threads)
-    saved = load(args.model, args.raw, args.dataset, args.cache_dir)
+    saved = load(args.model, args.raw, args.normalize, args.dataset, args.cache_dir)
     if output and not args.text:
         output.keep(local_files(saved.data.dataset))
     text = file_text(saved, args.text, args.text_column) if args.text else split_text(saved, split)
@@ -160,51 +174,63 @@ def evaluate(argv: Arguments = None) -> int:
 
 
 def score(argv: Arguments = None) -> int:
-    """Surprisal, entropy and rank of every token of a text, as a table."""
-    from lstmlm.evaluation.surprisal_tables import Format, score_files
-    from lstmlm.evaluation.text import Reset
+    """Surprisal of every word of a text, as a table."""
+    from lstmlm.evaluation.surprisal_tables import Format, Scoring, score_files
     from lstmlm.runtime.hardware import use_machine
 
-    parser = argument_parser("Surprisal (in bits), entropy and rank of every token of a text, as a table.")
-    parser.add_argument("files", nargs="+", type=str, help="Texts, a sentence a line, or what else training reads; - is standard input.")
-    parser.add_argument("--model", type=str | None, default=None, help=MODEL_HELP)
+    parser = argument_parser("Surprisal (in bits) and entropy of every word of a text, as a table (docs/scoring.md).")
     parser.add_argument(
-        "--reset",
-        type=Reset,
-        default="line",
-        help="Where the state starts afresh: at each line; at each document (at a `= Title =`, or after an empty line "
-        "where there are no titles); or never.",
+        "files", nargs="+", type=str, help="Texts, a sentence a line, or what else training reads; - is standard input."
     )
+    parser.add_argument("--model", type=str | None, action="append", help=f"{MODEL_HELP} Several: --model A --model B.")
+    parser.add_class_arguments(Scoring, as_group=False, skip={"add", "raw", "normalize"})
+    parser.add_argument(
+        "--add", nargs="+", type=str, default=[], help="More columns: length, frequency in the training text, previous."
+    )
+    parser.add_argument("--raw", action="store_true", help=RAW_HELP)
+    parser.add_argument("--normalize", action="store_true", help=NORMALIZE_HELP)
     parser.add_argument("--format", type=Format, default="tsv", help="Form of the table.")
     parser.add_argument("--output", type=str | None, default=None, help="File for the table; null = standard output.")
     parser.add_argument("--html", type=str | None, default=None, help="File for a page that shades each word.")
-    parser.add_argument("--raw", action="store_true", help=RAW_HELP)
-    parser.add_argument("--eos", type=bool, default=False, help="Whether the end of a line has a row too.")
-    parser.add_argument("--text_column", type=str, default="text", help="Column of the text in CSV, JSON lines or Parquet.")
+    parser.add_argument("--text_column", type=str, default="text", help=COLUMN_HELP)
+    parser.add_argument("--dataset", type=str | None, default=None, help="Where the training text is, for frequency.")
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
     args = parse(parser, argv)
+    scoring = Scoring(**{field.name: args[field.name] for field in dataclasses.fields(Scoring)})
     use_machine(args.threads)
-    score_files(args.files, args.model, args.reset, args.eos, args.format, args.output, args.html, args.text_column, args.raw)
+    models = args.model or [None]
+    told = score_files(args.files, models, scoring, args.format, args.output, args.html, args.text_column, args.dataset)
+    for line in told:
+        print_line(line)
     return 0
 
 
 def pairs(argv: Arguments = None) -> int:
     """Accuracy on minimal pairs of sentences (BLiMP's layout)."""
-    from lstmlm.evaluation.pairs import score_pairs, summarize, write_pairs
+    from lstmlm.evaluation.pairs import By, score_pairs, summarize, write_pairs
     from lstmlm.runtime.hardware import use_machine
 
-    parser = argument_parser("How often the good sentence of a minimal pair is the likelier one, for each UID and over all.")
-    parser.add_argument("file", type=str, help="JSON lines with sentence_good, sentence_bad and UID.")
+    parser = argument_parser(
+        "How often the good sentence of a minimal pair is the likelier one, for each UID and over all."
+    )
+    parser.add_argument("file", type=str, help="Rows with sentence_good, sentence_bad and UID: .jsonl, .json, .csv.")
+    parser.add_argument(
+        "--by",
+        type=By,
+        default="sentence",
+        help="What is compared: sentences, or the critical words of BLiMP's methods.",
+    )
     parser.add_argument("--model", type=str | None, default=None, help=MODEL_HELP)
     parser.add_argument("--raw", action="store_true", help=RAW_HELP)
+    parser.add_argument("--normalize", action="store_true", help=NORMALIZE_HELP)
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     parser.add_argument("--output", type=str | None, default=None, help="File for the pairs, JSON lines; - is standard output.")
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
-    args = parse(parser, argv)
+    args = _parse(parser, argv)
     output = Output(args.output, [args.file, *filter(None, [args.model])]) if args.output else None
     tell = print_line if output and output.standard else print_result  # standard output has one result
     use_machine(args.threads)
-    scored = score_pairs(args.file, args.model, args.raw)
+    scored = score_pairs(args.file, args.model, args.raw, args.by, args.normalize)
     if output:
         write_pairs(output, scored)
     summaries = summarize(scored)
@@ -221,7 +247,7 @@ def pairs(argv: Arguments = None) -> int:
 
 def generate(argv: Arguments = None) -> int:
     """Sample text from a saved model."""
-    from lstmlm.evaluation.surprisal_tables import read_lines
+    from lstmlm.data.reading import read_rows
     from lstmlm.generation import Sampling, stream_text, stream_texts
     from lstmlm.runtime.hardware import use_machine
 
@@ -237,9 +263,11 @@ def generate(argv: Arguments = None) -> int:
     parser.add_argument("--stop", nargs="+", type=str, default=[], help="Tokens that end the text, as its last.")
     parser.add_argument("--raw", action="store_true", help="Prompt and result are text as people write it (Moses).")
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
-    args = parse(parser, argv)
+    args = _parse(parser, argv)
     check(not args.prompt or args.prompt_file is None, "--prompt and --prompt_file: give one of the two")
-    prompts = [args.prompt] if args.prompt_file is None else list(read_lines(args.prompt_file))
+    prompts = (
+        [args.prompt] if args.prompt_file is None else [text for text, _ in read_rows(Path(args.prompt_file), "text")]
+    )
     check(bool(prompts), f"there is no prompt in {args.prompt_file}")
     options = {field.name: args[field.name] for field in dataclasses.fields(Sampling)}
     use_machine(args.threads)

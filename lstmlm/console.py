@@ -228,12 +228,12 @@ def perplexity(ppl: float | None) -> str:
 
 
 @contextmanager
-def scoring_bar(name: str, targets: int, shown: bool) -> Iterator[Callable[[int], object]]:
+def scoring_bar(name: str, targets: int | None, shown: bool) -> Iterator[Callable[[int], object]]:
     """A bar while a text is scored.
 
     Args:
         name: Of the text.
-        targets: To be scored.
+        targets: To be scored; None = nobody knows how many.
         shown: Whether there is anybody to see it.
 
     Yields:

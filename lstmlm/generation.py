@@ -318,7 +318,7 @@ def _read(model: LSTMLanguageModel, prompts: list[list[int]]) -> tuple[Tensor, S
 def _ids(tokens: Sequence[str], option: str, vocabulary: Vocabulary) -> list[int]:
     unknown = [token for token in tokens if token not in vocabulary]
     check(not unknown, f"{option}: not in the vocabulary: {' '.join(unknown)}")
-    return [vocabulary.tokens.index(token) for token in tokens]
+    return [vocabulary.id_of(token) for token in tokens]
 
 
 def choose(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ from lstmlm.console import check, print_line, print_result, run_script
 from lstmlm.data.table import Table
 from lstmlm.evaluation.adaptation import Cache, CacheDynamic, Dynamic, training_rms
 from lstmlm.evaluation.protocol import Static, measure
-from lstmlm.evaluation.surprisal import score_lines
+from lstmlm.evaluation.surprisal import By, Reader, read_windows
+from lstmlm.evaluation.surprisal_tables import ScoreTable, Scoring, sentences_of
 from lstmlm.evaluation.text import Reset, Text, split_text
 from lstmlm.model.pretrained import SavedModel, load
 from lstmlm.runtime import hardware, launch
@@ -51,9 +52,14 @@ def plain_loop(saved: SavedModel, text: Text) -> int:
     return len(surprisals)
 
 
-def score_table(saved: SavedModel, text: Text, reset: Reset) -> int:
-    """The rows of `lstmlm score`."""
-    return sum(map(len, score_lines([text.lines], saved, reset, eos=True)))
+def score_table(saved: SavedModel, text: Text, reset: Reset, by: By) -> int:
+    """The rows of `lstmlm score`; how many tokens they are of."""
+    scoring, reader = Scoring(by=by, reset=reset, eos=True), Reader(saved, eos=True)
+    table = ScoreTable([saved], [""], scoring)
+    sentences = sentences_of([("test", lambda: ((line, {}) for line in text.lines()))], scoring)
+    for window in read_windows(sentences, [reader]):
+        list(table.rows(window))
+    return reader.tokens
 
 
 def training(saved: SavedModel, text: Text, precision: str, threads: int | None) -> Callable[[], int]:
@@ -100,8 +106,9 @@ def main() -> int:
     training_rms(saved)  # in no time below
     works: dict[str, Callable[[], int]] = {
         "plain loop": lambda: plain_loop(saved, text),
-        "score, reset line": lambda: score_table(saved, text, "line"),
-        "score, reset never": lambda: score_table(saved, text, "never"),
+        "score, reset line": lambda: score_table(saved, text, "line", "token"),
+        "score, reset line, by word": lambda: score_table(saved, text, "line", "word"),
+        "score, reset never": lambda: score_table(saved, text, "never", "token"),
         **{
             name: lambda protocol=protocol: measure(saved, text, protocol).targets  # type: ignore[misc]
             for name, protocol in PROTOCOLS.items()

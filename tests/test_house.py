@@ -8,8 +8,9 @@ ROOMS = """
     data.tokenize data.vocabulary data.toy data.reading data.sources data.table data.corpus
     model.dropout model.loss model.lstm model.layers model.language_model model.pretrained model.imported
     runtime.hardware runtime.distributed runtime.launch
-    evaluation.perplexity evaluation.text evaluation.protocol evaluation.adaptation evaluation.evaluate
-    evaluation.surprisal evaluation.surprisal_tables evaluation.breakdown evaluation.tuning evaluation.pairs
+    evaluation.perplexity evaluation.words evaluation.text evaluation.protocol evaluation.adaptation evaluation.evaluate
+    evaluation.surprisal evaluation.surprisal_page evaluation.surprisal_tables
+    evaluation.breakdown evaluation.tuning evaluation.pairs
     generation
     training.optimizer training.memory training.segments training.step training.build training.cursor training.checkpoint
     training.run_directory training.resume training.wandb_tracker training.tracking training.banner training.profiling

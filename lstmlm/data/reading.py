@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from lstmlm.console import UsageError, UserError, one_line
 from lstmlm.data.tokenize import CUT, plain
@@ -67,8 +67,20 @@ def read_blocks(path: Path, column: str, first: int = 0, end: int | None = None)
         check_form(path)
     if form_of(path) in ("text", None):
         return blocks_of(_text(path) if end is None else _lines_between(_text(path), first, end))
-    rows = _rows(path, column)
-    return rows_to_blocks(row for number, row in enumerate(rows) if number >= first and (end is None or number < end))
+    rows = enumerate(_rows(path, column))
+    return rows_to_blocks(text for number, (text, _) in rows if number >= first and (end is None or number < end))
+
+
+def read_rows(path: Path, column: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Text of each row of a file, in plain text, and the values of its other columns; of a text file each line, and none.
+
+    Args, Raises: As `read_blocks`.
+    """
+    if form_of(path) in ("text", None):
+        yield from ((line, {}) for line in lines_of(read_blocks(path, column)))
+        return
+    for text, row in _rows(path, column, whole=True):
+        yield plain(text), {name: value for name, value in row.items() if name != column}
 
 
 def rows_to_blocks(rows: Iterable[str]) -> Iterator[str]:
@@ -189,67 +201,68 @@ def _text(path: Path) -> Iterator[str]:
         yield "\n"
 
 
-def _rows(path: Path, column: str) -> Iterator[str]:
-    """Text of each row of a file."""
-    row = 0
-    with _reading(path, lambda: f"row {row + 1}"):
-        for value in READERS[str(form_of(path))](path, column):
-            row += 1
-            yield row_text(value, row, str(path), column)
+def _rows(path: Path, column: str, whole: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Text of each row of a file, and the row; `whole`: with all its columns."""
+    number = 0
+    with _reading(path, lambda: f"row {number + 1}"):
+        for row in READERS[str(form_of(path))](path, column, whole):
+            number += 1
+            yield row_text(row[column], number, str(path), column), row
 
 
-def _csv(path: Path, column: str, dialect: str = "excel") -> Iterator[object]:
+def _csv(path: Path, column: str, whole: bool, dialect: str = "excel") -> Iterator[dict[str, Any]]:
     csv.field_size_limit(sys.maxsize)  # a row may hold a book
     # Bytes that are not UTF-8 become surrogates, which `row_text` refuses with the row's number.
     with _open(path) as binary, io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="") as file:
         rows = csv.reader(file, dialect, strict=True)
         names = next(rows, [])
         check_column(column, names, str(path))
-        place = names.index(column)
+        if whole and len(set(names)) < len(names):
+            raise csv.Error("two columns have the same name")
         for row in rows:
             if row and len(row) != len(names):  # an empty line is no row
                 within = "comma" if dialect == "excel" else "tab"
                 raise csv.Error(f"it has {len(row)} fields, not {len(names)}: a text with a {within} in it needs quotes")
             if row:
-                yield row[place]
+                yield dict(zip(names, row, strict=True))
 
 
-def _tsv(path: Path, column: str) -> Iterator[object]:
-    return _csv(path, column, "excel-tab")
+def _tsv(path: Path, column: str, whole: bool) -> Iterator[dict[str, Any]]:
+    return _csv(path, column, whole, "excel-tab")
 
 
-def _jsonl(path: Path, column: str) -> Iterator[object]:
+def _jsonl(path: Path, column: str, whole: bool) -> Iterator[dict[str, Any]]:
     with _open(path) as file:
         yield from _objects((json.loads(line) for line in file if line.strip()), path, column)
 
 
-def _json(path: Path, column: str) -> Iterator[object]:
+def _json(path: Path, column: str, whole: bool) -> Iterator[dict[str, Any]]:
     """One array of objects; or JSON lines, as which some data sets come under this name."""
     with _open(path) as file:
         content = file.read()
     if content.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
         return _objects(json.loads(content), path, column)
-    return _jsonl(path, column)
+    return _jsonl(path, column, whole)
 
 
-def _objects(rows: Iterable[object], path: Path, column: str) -> Iterator[object]:
+def _objects(rows: Iterable[object], path: Path, column: str) -> Iterator[dict[str, Any]]:
     for row in rows:
         if not isinstance(row, dict):
             raise ValueError("it is no JSON object")
         check_column(column, row, str(path))
-        yield row[column]
+        yield row
 
 
-def _parquet(path: Path, column: str) -> Iterator[object]:
+def _parquet(path: Path, column: str, whole: bool) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet
 
     with _open(path) as content, pyarrow.parquet.ParquetFile(content, buffer_size=BLOCK) as file:
         check_column(column, file.schema_arrow.names, str(path))
-        for batch in file.iter_batches(256, columns=[column], use_threads=False):
-            yield from batch.column(0).to_pylist()
+        for batch in file.iter_batches(256, columns=None if whole else [column], use_threads=False):
+            yield from batch.to_pylist()
 
 
-READERS: dict[str, Callable[[Path, str], Iterator[object]]] = {
+READERS: dict[str, Callable[[Path, str, bool], Iterator[dict[str, Any]]]] = {
     "csv": _csv,
     "tsv": _tsv,
     "json": _json,

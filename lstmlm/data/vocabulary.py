@@ -108,6 +108,10 @@ class Vocabulary:
     def __contains__(self, token: object) -> bool:
         return token in self._ids
 
+    def id_of(self, token: str) -> int:
+        """Id of a token; `<unk>`'s of one that is none."""
+        return self._ids.get(token, self.unk)
+
     def tokenize(self, text: str) -> Sequence[str]:
         """Tokens of a text, `<eos>` for every line end in it."""
         return self._cut.tokenize(plain(text))
@@ -122,7 +126,7 @@ class Vocabulary:
         text = plain(text)
         if eos and not text.endswith("\n"):
             text += "\n"
-        return [self._ids.get(token, self.unk) for token in self._cut.tokenize(text)]
+        return [self.id_of(token) for token in self._cut.tokenize(text)]
 
     def encode_blocks(self, texts: Iterable[str], processes: int = 1) -> Iterator[tuple[str, NDArray[np.int32]]]:
         """Each block of a plain text, with its token ids (n,): `encode` without `eos`, several times as fast.

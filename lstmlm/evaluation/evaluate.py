@@ -23,6 +23,7 @@ def evaluate(
     text: str | Path | None = None,
     text_column: str = "text",
     raw: bool = False,
+    normalize: bool = False,
     **settings: Any,
 ) -> Measurement:
     """Perplexity of a saved model on a split of the data it was trained on, or on another text.
@@ -35,7 +36,7 @@ def evaluate(
         reset: `never`, `line` or `document`: where the model forgets what it read.
         text: A file to score in place of the split, of any form that training takes.
         text_column: Where the text stands in that file, if it has rows.
-        raw: Of that file, as for `load`.
+        raw, normalize: Of that file, as for `load`.
         settings: Of the protocol, as its class has them: `theta=1`, `lr=0.001`.
 
     Raises:
@@ -44,6 +45,8 @@ def evaluate(
     check(protocol in PROTOCOLS, f"there is no protocol {protocol!r}: name one of {', '.join(PROTOCOLS)}")
     how = PROTOCOLS[protocol](columns=columns, reset=reset, **settings)
     check_split(split)
-    check(text is not None or not raw, "raw is for a text: a split is read as training read it")
-    saved = load(model, raw, dataset, cache_dir)
+    check(
+        text is not None or not (raw or normalize), "raw and normalize need a text: a split is read as training read it"
+    )
+    saved = load(model, raw, normalize, dataset, cache_dir)
     return measure(saved, split_text(saved, split) if text is None else file_text(saved, text, text_column), how)

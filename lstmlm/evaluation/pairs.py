@@ -1,21 +1,33 @@
 """Minimal pairs: does a model find the good sentence of each pair likelier than the bad one? (BLiMP, Warstadt et al., 2020.)"""
 
 import json
+import logging
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from lstmlm.console import UserError, check
+from lstmlm.data.reading import check_form, read_rows
 from lstmlm.evaluation.perplexity import StaticScorer, Stretches
-from lstmlm.files import Output, read_file
+from lstmlm.evaluation.words import Unknown, cut
+from lstmlm.files import Output
 from lstmlm.model.pretrained import SavedModel, load
 
-FIELDS = ("UID", "sentence_good", "sentence_bad")
+logger = logging.getLogger(__name__)
+
+# What the columns of a pair are by each method: context and what is scored after it, of the good and of the bad side.
+By = Literal["sentence", "one_prefix", "two_prefix"]
+METHODS: dict[By, tuple[tuple[str | None, str], tuple[str | None, str]]] = {
+    "sentence": ((None, "sentence_good"), (None, "sentence_bad")),
+    "one_prefix": (("one_prefix_prefix", "one_prefix_word_good"), ("one_prefix_prefix", "one_prefix_word_bad")),
+    "two_prefix": (("two_prefix_prefix_good", "two_prefix_word"), ("two_prefix_prefix_bad", "two_prefix_word")),
+}
 
 
 @dataclass(frozen=True)
@@ -23,20 +35,16 @@ class Pair:
     """Two sentences and their scores.
 
     Attributes:
-        UID: What the pair tests.
-        sentence_good: The acceptable sentence.
-        sentence_bad: The other one.
-        surprisal_good: -log2 of the good sentence's probability, `<eos>` included: bits.
+        row: As the file has it: `UID`, what the pair tests, `sentence_good`, the acceptable sentence, `sentence_bad`, and others.
+        surprisal_good: -log2 of the probability of the good side: bits.
         surprisal_bad: Of the bad one.
-        outcome: `right` where the good sentence is likelier; `tie` where both have the same probability, as two sentences have that differ
+        outcome: `right` where the good side is likelier; `tie` where both have the same probability, as two sentences have that differ
             in unknown words alone; else `wrong`.
-        words: Tokens of both sentences, without `<eos>`.
+        words: Tokens of both sides that were scored, without `<eos>`.
         unknown: How many of these are `<unk>`.
     """
 
-    UID: str
-    sentence_good: str
-    sentence_bad: str
+    row: dict[str, Any]
     surprisal_good: float
     surprisal_bad: float
     outcome: str
@@ -61,63 +69,75 @@ class Summary:
     unknown: float
 
 
-def score_pairs(file: str | Path, model: str | Path | SavedModel | None = None, raw: bool = False) -> list[Pair]:
-    """Score the pairs of a file, each sentence alone, after `<eos>` and up to its own `<eos>`.
+def score_pairs(
+    file: str | Path,
+    model: str | Path | SavedModel | None = None,
+    raw: bool = False,
+    by: By = "sentence",
+    normalize: bool = False,
+) -> list[Pair]:
+    """Score the pairs of a file, each sentence alone, after `<eos>`.
 
     Args:
-        file: JSON lines with `sentence_good`, `sentence_bad` and `UID`, in UTF-8.
-        model, raw: As for `load`. BLiMP's sentences are raw English.
+        file: Rows with `sentence_good`, `sentence_bad` and `UID`, of any form that training takes: JSON lines, a JSON array, `.gz`.
+        model, raw, normalize: As for `load`. BLiMP's sentences are raw English.
+        by: `sentence`: up to its own `<eos>`. `one_prefix`, `two_prefix`: the critical words after what stands before them, as BLiMP names
+            them (Warstadt et al., 2020, section 4); pairs that are not made for the method are left out.
 
     Raises:
-        UserError: The file or the model cannot be read, or a line is not a pair.
+        UserError: The file or the model cannot be read, or a row is not a pair.
     """
-    read = _read(Path(file))
-    saved = load(model, raw)
-    vocabulary = saved.text_vocabulary
-    sentences = [vocabulary.encode(sentence) for _, good, bad in read for sentence in (good, bad)]
-    starts = [0, *accumulate(map(len, sentences))]
+    check(by in METHODS, f"by must be one of {', '.join(METHODS)}, not {by!r}")
+    rows = _read(Path(file), by)
+    saved = load(model, raw, normalize)
+    vocabulary, unknown = saved.text_vocabulary, Unknown(saved)
+    sides: list[tuple[list[int], int]] = []  # token ids, and from which on they are scored
+    for row in rows:
+        for context, scored in METHODS[by]:
+            before = row[context].strip() if context else ""
+            line = cut(f"{before} {row[scored]}".strip() if context else row[scored], vocabulary)
+            unknown.see(row[scored])
+            first = bisect_left(line.word_of, len(before.split()))
+            sides.append(([*line.ids, vocabulary.eos], first))
+    starts = [0, *accumulate(len(ids) for ids, _ in sides)]
     stretches = Stretches(lambda columns: StaticScorer(saved.model, columns), vocabulary.eos, saved.device)
-    nll = stretches.all(torch.tensor([i for ids in sentences for i in ids]), starts[:-1])
+    nll = stretches.all(torch.tensor([i for ids, _ in sides for i in ids]), starts[:-1])
     if not nll.isfinite().all():
         raise UserError("the model's scores are not finite: its weights are far too large")
-    sums = [part.double().sum().item() for part in nll.split([len(ids) for ids in sentences])]
+    end = None if by == "sentence" else -1  # a critical region ends before `<eos>`
+    parts = nll.split([len(ids) for ids, _ in sides])
+    sums = [part[first:end].double().sum().item() for part, (_, first) in zip(parts, sides, strict=True)]
     pairs = []
-    for number, (uid, good, bad) in enumerate(read):
-        good_ids, bad_ids = sentences[2 * number : 2 * number + 2]
-        good_nll, bad_nll = sums[2 * number : 2 * number + 2]
+    for row, good, bad, good_nll, bad_nll in zip(rows, sides[::2], sides[1::2], sums[::2], sums[1::2], strict=True):
         # Like sentences in other columns may differ by rounding.
-        tie = good_ids == bad_ids or good_nll == bad_nll
-        pairs.append(
-            Pair(
-                uid,
-                good,
-                bad,
-                good_nll / math.log(2),
-                bad_nll / math.log(2),
-                "tie" if tie else "right" if good_nll < bad_nll else "wrong",
-                len(good_ids) + len(bad_ids) - 2,
-                good_ids.count(vocabulary.unk) + bad_ids.count(vocabulary.unk),
-            )
-        )
+        tie = good == bad or good_nll == bad_nll
+        outcome = "tie" if tie else "right" if good_nll < bad_nll else "wrong"
+        scored_ids = good[0][good[1] : -1] + bad[0][bad[1] : -1]
+        bits = good_nll / math.log(2), bad_nll / math.log(2)
+        pairs.append(Pair(row, *bits, outcome, len(scored_ids), scored_ids.count(vocabulary.unk)))
+    unknown.warn(str(file), sum(pair.unknown for pair in pairs), sum(pair.words for pair in pairs))
     return pairs
 
 
 def summarize(pairs: Sequence[Pair]) -> dict[str, Summary]:
-    """A summary for each UID in the order of the file, and `all`, the pairs together."""
+    """A summary for each UID in the order of the file, and `all`, the pairs together; `all pairs` where a UID has that name."""
     groups: dict[str, list[Pair]] = {}
     for pair in pairs:
-        groups.setdefault(pair.UID, []).append(pair)
-    return {name: _summary(group) for name, group in [*groups.items(), ("all", list(pairs))]}
+        groups.setdefault(pair.row["UID"], []).append(pair)
+    total = "all"
+    while total in groups:
+        total += " pairs"
+    return {name: _summary(group) for name, group in [*groups.items(), (total, list(pairs))]}
 
 
 def write_pairs(output: Output, pairs: Sequence[Pair]) -> None:
-    """Write a line of JSON for each pair.
+    """Write a line of JSON for each pair: the row as the file has it, and the scores.
 
     Raises:
         UserError: It cannot be written.
     """
-    lines = [json.dumps(asdict(pair), ensure_ascii=False) for pair in pairs]
-    output.write("".join(f"{line}\n" for line in lines).encode())
+    rows = [pair.row | {name: value for name, value in vars(pair).items() if name != "row"} for pair in pairs]
+    output.write("".join(f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in rows).encode())
 
 
 def _summary(pairs: Sequence[Pair]) -> Summary:
@@ -131,26 +151,28 @@ def _summary(pairs: Sequence[Pair]) -> Summary:
     )
 
 
-def _read(path: Path) -> list[tuple[str, str, str]]:
-    """UID, good and bad sentence of each line."""
+def _read(path: Path, by: By) -> list[dict[str, Any]]:
+    """The rows that are made for a method."""
     check(path.exists(), f"there is no file {path}")
+    check_form(path)
+    pairs, others = [], 0
     try:
-        lines = read_file(path).decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 at byte {error.start}: convert it first") from None
-    pairs = [_pair(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+        for number, (good, row) in enumerate(read_rows(path, "sentence_good"), 1):
+            row = {"sentence_good": good.removesuffix("\n"), **row}
+            if by != "sentence" and not row.get(f"{by}_method", by in "".join(row)):
+                others += 1
+                continue
+            for name in dict.fromkeys(
+                ["UID", "sentence_bad", *(name for side in METHODS[by] for name in side if name)]
+            ):
+                value = row.get(name)
+                if not isinstance(value, str) or "\n" in value:
+                    raise UserError(f"{path}, row {number} has no {name!r} that is a line of text")
+            pairs.append(row)
+    except UserError as error:
+        raise type(error)(str(error).partition(": name one with")[0]) from None
     if not pairs:
-        raise UserError(f"{path} has no pairs")
+        raise UserError(f"{path} has no pairs" + f" for --by {by}" * (by != "sentence"))
+    if others:
+        logger.warning("%s: %s pairs are not made for --by %s, and are left out", path, f"{others:,}", by)
     return pairs
-
-
-def _pair(line: str, place: str) -> tuple[str, str, str]:
-    try:
-        row: Any = json.loads(line)
-        json.dumps(row, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{place} is not JSON: {error}") from None
-    for name in FIELDS:
-        if not isinstance(row, dict) or not isinstance(row.get(name), str):
-            raise UserError(f"{place} has no text {name!r}: a pair is an object with {', '.join(FIELDS)}")
-    return row["UID"], row["sentence_good"], row["sentence_bad"]

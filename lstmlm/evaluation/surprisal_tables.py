@@ -1,256 +1,454 @@
-"""Scored texts as tables: the files that are read, the forms that rows are written in, and a page that shades each word.
+"""Scored texts as tables: the files that are read, the columns of the rows, the forms that they are written in, and a page.
 
-A form is a context manager: it takes a file and gives a function that writes some rows into it.
+A form is a context manager: it takes a file and names of columns, and gives a function that writes some rows into it.
 """
 
 import csv
-import html
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+import math
+import re
+from collections import Counter, namedtuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, get_args
 
-from lstmlm.console import UsageError, UserError, check
-from lstmlm.data.reading import lines_of, read_blocks
-from lstmlm.data.tokenize import EOS
-from lstmlm.evaluation.surprisal import Row, score_lines
-from lstmlm.evaluation.text import Reset
+from lstmlm.console import UsageError, UserError, check, on_terminal, one_line, scoring_bar
+from lstmlm.data.reading import read_rows
+from lstmlm.data.tokenize import EOS, plain, prepared
+from lstmlm.evaluation.perplexity import exponential
+from lstmlm.evaluation.surprisal import MEASURES, By, Pieces, Reader, Sentence, Space, Unit, read_windows
+from lstmlm.evaluation.surprisal_page import shaded_page
+from lstmlm.evaluation.text import Reset, Resets, split_text
 from lstmlm.files import Output
 from lstmlm.model.pretrained import SavedModel, load
 
 Format = Literal["tsv", "jsonl", "parquet", "neural-complexity"]
+Addition = Literal["length", "frequency", "previous"]
+Row = Sequence[Any]
 Write = Callable[[Sequence[Row]], object]
-SHADES, SHADE_BITS = 10, 2  # of the page: 0 to 2 bits, 2 to 4, ..., 18 and more
+Rows = Iterator[tuple[str, dict[str, Any]]]
+Window = list[tuple[Sentence, list[Pieces]]]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How texts become rows."""
+
+    by: By | None = None
+    """What has a row: a token; a word between white space; a region. null = a word, unless the tokens are such words."""
+    reset: Reset = "line"
+    """Where the state starts afresh: at each line; at each document (at a `= Title =`, or after an empty line where there are no
+    titles); or never."""
+    eos: bool = False
+    """Whether the end of a line has a row too."""
+    space: Space = "before"
+    """Whether the white space before a word counts with it, as tokens of bpe and characters have it, or the one after it."""
+    regions: str | None = None
+    """What parts a sentence into regions: a column with a label for each word, or a mark that stands between them, such as |."""
+    add: Sequence[Addition] = ()
+    """More columns: length in characters, frequency in the training text, values of the previous row of the sentence."""
+    layout: Literal["long", "wide"] = "long"
+    """Of several models: a row for each, or columns for each."""
+    raw: bool = False
+    """Whether the text is English as people write it; Moses cuts it into words for a model of words between white space."""
+    normalize: bool = False
+    """Whether the text is brought to NFC first and loses what nobody sees: zero-width spaces, soft hyphens."""
+
+    def __post_init__(self) -> None:
+        for name, kinds in {"by": By, "reset": Reset, "space": Space, "layout": Literal["long", "wide"]}.items():
+            value, names = getattr(self, name), get_args(kinds)
+            check(
+                value in (*names, *[None] * (name == "by")), f"{name} must be one of {', '.join(names)}, not {value!r}"
+            )
+        wrong = [name for name in self.add if name not in get_args(Addition)]
+        check(not wrong, f"add must be of {', '.join(get_args(Addition))}, not {', '.join(wrong)}")
+        check((self.by == "region") <= (self.regions is not None), "--by region needs --regions")
+        check(
+            self.regions is None or self.by in (None, "region"),
+            f"--regions has a row for each region: leave out --by {self.by}",
+        )
+        check(self.regions != "", "--regions is empty: name a column or a mark")
+
+    def unit(self, saved: Sequence[SavedModel]) -> By:
+        """What has a row with these models."""
+        if self.by or self.regions:
+            return self.by or "region"
+        kinds = {(model.text_vocabulary.level, model.text_vocabulary.tokenizer) for model in saved}
+        return "token" if kinds == {("word", "whitespace")} else "word"
+
+
+class ScoreTable:
+    """The columns and the rows of scored sentences.
+
+    Args:
+        saved: The models; of several, every row or column has the name of its own.
+        names: Of the models.
+        scoring: How.
+        values: Names of the other columns of the user's table.
+        labelled: Whether regions have labels.
+
+    Attributes:
+        columns: Their names.
+        by: What has a row.
+    """
+
+    def __init__(
+        self,
+        saved: Sequence[SavedModel],
+        names: Sequence[str],
+        scoring: Scoring,
+        values: Sequence[str] = (),
+        labelled: bool = False,
+    ) -> None:
+        self.by, self._eos, self._names, self._labelled = scoring.unit(saved), scoring.eos, names, labelled
+        self._wide, self._long = scoring.layout == "wide", scoring.layout == "long" and len(names) > 1
+        self._length, self._previous = "length" in scoring.add, "previous" in scoring.add
+        check(
+            not self._wide or self.by != "token",
+            "--layout wide needs --by word: models cut a text into different tokens",
+        )
+        words = self.by == "word" or all(model.text_vocabulary.level == "word" for model in saved)
+        check("frequency" not in scoring.add or (words and self.by != "region"), "--add frequency needs --by word")
+        self._frequencies = [frequencies(model) for model in saved] if "frequency" in scoring.add else []
+        measures = [*MEASURES[self.by], *["frequency"] * bool(self._frequencies)]
+        if self._previous:
+            measures += ["previous_surprisal", *["previous_frequency"] * bool(self._frequencies)]
+        own = ["sentence_id", f"{self.by}_id", self.by, *["label"] * labelled, *["model"] * self._long]
+        own += [f"{measure}_{name}" for name in names for measure in measures] if self._wide else measures
+        own += ["length"] * self._length + ["previous_length"] * (self._length and self._previous)
+        self.columns = [*own, *(f"{name}_input" if name in own else name for name in values)]
+
+    def rows(self, window: Window) -> Iterator[Row]:
+        """Of some sentences, in the order of the text."""
+        for sentence, pieces in window:
+            units = [each.units(self.by, sentence.regions, self._eos) for each in pieces]
+            measures = [self._measures(place, each) for place, each in enumerate(units)]
+            if self._wide:
+                joined = [list(chain(*row)) for row in zip(*measures, strict=True)]
+                yield from self._rows(sentence, units[0], joined)
+            else:
+                for name, own, values in zip(self._names, units, measures, strict=True):
+                    yield from self._rows(sentence, own, values, [name] * self._long)
+
+    def _measures(self, place: int, units: list[Unit]) -> list[list[Any]]:
+        """What the model at this place says of each unit, and of the one before it."""
+        rows: list[list[Any]] = []
+        before: list[Any] = [None] * (1 + bool(self._frequencies))
+        for unit in units:
+            frequency = [
+                None if unit.text == EOS else frequency(unit.text) for frequency in self._frequencies[place : place + 1]
+            ]
+            rows.append([*unit.measures, *frequency, *(before if self._previous else [])])
+            before = [unit.measures[0], *frequency]
+        return rows
+
+    def _rows(
+        self, sentence: Sentence, units: list[Unit], measures: list[list[Any]], model: Sequence[str] = ()
+    ) -> Iterator[Row]:
+        before = None
+        for unit, values in zip(units, measures, strict=True):
+            label = [(*sentence.labels, None)[unit.place - 1]] if self._labelled else []
+            length = None if unit.text == EOS else len(unit.text)
+            lengths = [length, before][: self._length * (1 + self._previous)]
+            yield [sentence.number, unit.place, unit.text, *label, *model, *values, *lengths, *sentence.values]
+            before = length
+
+
+def score_text(
+    text: str,
+    model: str | Path | SavedModel | None = None,
+    reset: Reset = "line",
+    eos: bool = False,
+    raw: bool = False,
+    **options: Any,
+) -> list[Any]:
+    """The rows of `lstmlm score` for a text at hand, as named tuples; `pandas.DataFrame` takes them.
+
+    Args:
+        text: One line or several.
+        model, raw: As for `load`.
+        reset: Where the model forgets what it read, and goes on as after an `<eos>` at the very start: at the end of every `line`; where a
+            `document` begins, which is at a `= Title =`, or after an empty line in a text without titles; or `never`.
+        eos: Whether the `<eos>` at a line's end has a row too.
+        options: `by`, `space`, `add`, `regions` (a mark) and `normalize`, as in `Scoring`.
+
+    Raises:
+        UserError: The model cannot be read, or the text is empty.
+    """
+    scoring = Scoring(reset=reset, eos=eos, raw=raw, **options)
+    saved = load(model, raw, scoring.normalize)
+    lines = plain(text).removesuffix("\n").split("\n")
+    table = ScoreTable([saved], [""], scoring)
+    sentences = sentences_of([("text", lambda: ((line, {}) for line in lines))], scoring)
+    row = namedtuple("Row", table.columns)  # type: ignore[misc]
+    windows = read_windows(sentences, [Reader(saved, scoring.space, eos)])
+    rows = [row(*values) for window in windows for values in table.rows(window)]
+    check(bool(rows), "there is no text to score")
+    return rows
+
+
+def sentences_of(
+    texts: Iterable[tuple[str, Callable[[], Rows]]], scoring: Scoring, values: Sequence[str] = ()
+) -> Iterator[Sentence]:
+    """Sentences of texts, one after the other.
+
+    Args:
+        texts: Name of each, and what gives its rows; a document ends with its text at the latest.
+        scoring: How.
+        values: Names of the other columns that every row has.
+
+    Raises:
+        UsageError: A row has other columns, or no such regions.
+    """
+    number = 0
+    for name, read in texts:
+        fresh = Resets(scoring.reset, lambda read=read: (line for text, _ in read() for line in _lines(text)))  # type: ignore[misc]
+        for place, (text, row) in enumerate(read(), 1):
+            number += 1
+            other = row.keys() ^ set(values)
+            check(not other, f"{name}, row {place}: the column {', '.join(sorted(other))} is not in all rows and files")
+            regions, labels = list[tuple[str, int]](), list[str]()
+            if scoring.regions is not None:
+                text, regions, labels = _regions(f"{name}, row {place}", text, row, scoring.regions)
+            lines = [(line, fresh(line) and (number == 1 or scoring.reset != "never")) for line in _lines(text)]
+            yield Sentence(number, lines, regions, labels, [row[value] for value in values])
+
+
+def _lines(text: str) -> list[str]:
+    return text.removesuffix("\n").split("\n")
+
+
+def _regions(place: str, text: str, row: dict[str, Any], regions: str) -> tuple[str, list[tuple[str, int]], list[str]]:
+    """A sentence without marks, its regions, and their labels."""
+    check(len(_lines(text)) == 1, f"{place} has a line break: regions are parts of one line")
+    if regions not in row:
+        parts = [part.strip() for part in text.split(regions) if part.strip()]
+        return " ".join(parts), [(part, len(part.split())) for part in parts], []
+    words, labels = text.split(), str(row[regions]).split()
+    check(len(words) == len(labels), f"{place} has {len(words)} words, but {len(labels)} labels in column {regions}")
+    found: list[tuple[str, list[str]]] = []
+    for word, label in zip(words, labels, strict=True):
+        if not found or found[-1][0] != label:
+            found.append((label, []))
+        found[-1][1].append(word)
+    return text, [(" ".join(own), len(own)) for _, own in found], [label for label, _ in found]
 
 
 def score_files(
     files: Sequence[str],
-    model: str | Path | SavedModel | None = None,
-    reset: Reset = "line",
-    eos: bool = False,
+    models: Sequence[str | Path | SavedModel | None] = (None,),
+    scoring: Scoring = Scoring(),
     form: Format = "tsv",
     output: str | Path | None = None,
     page: str | Path | None = None,
     column: str = "text",
-    raw: bool = False,
-) -> None:
+    dataset: str | None = None,
+) -> list[str]:
     """Score texts, read one after the other as one, and write their rows.
 
     Args:
-        files: As for `read_lines`. A document ends with its file at the latest.
-        model: A model's folder or a run's; None = the newest `runs/*/model`, else the one that comes with this package.
-        reset, eos: As for `score_text`.
+        files: As for `read_rows`. A document ends with its file at the latest.
+        models: Each as for `load`.
+        scoring: How.
         form: Of the rows.
         output: File that gets the rows when all are there; None = standard output, as they come.
         page: File that gets the text as an HTML page, each word shaded by its surprisal; None = no page.
-        column: As for `read_lines`.
-        raw: As for `score_text`.
+        column: Where the text of a row stands, in a file that has rows.
+        dataset: Where the training text is, of which `frequency` is.
+
+    Returns:
+        What was scored, in lines.
 
     Raises:
         UsageError: A text cannot be read or has no token, or the arguments do not go together. What was there before stays.
     """
     check(form in FORMS, f"format must be one of {', '.join(FORMS)}, not {form!r}")
-    check(form != "neural-complexity" or not eos, "neural-complexity's table has no rows for <eos>: leave --eos out")
-    files = ["-" if name == "/dev/stdin" else name for name in files]
+    plain_words = form == "neural-complexity"
+    check(not (plain_words and scoring.eos), "neural-complexity's table has no rows for <eos>: leave --eos out")
+    others = scoring.by or scoring.regions or scoring.add or len(models) > 1
+    check(not (plain_words and others), "neural-complexity's table is of words and one model: leave out other options")
     kept: list[str | Path] = [name for name in files if name != "-"]
-    if model is not None:
-        kept.append(model.folder if isinstance(model, SavedModel) else model)
-    table = Output("-" if output is None else output, kept)
-    shaded = None if page is None else Output(page, [*kept, *([table.path] if table.plain else [])], "--html")
-    check(form != "parquet" or not table.standard, "parquet is not for standard output: name a file with --output")
-    check(not (shaded and shaded.standard and table.standard), "--html: standard output has the table: name a file")
+    kept += [model.folder if isinstance(model, SavedModel) else model for model in models if model is not None]
+    out = Output("-" if output is None else output, kept)
+    shaded = None if page is None else Output(page, [*kept, *([out.path] if out.plain else [])], "--html")
+    check(form != "parquet" or not out.standard, "parquet is not for standard output: name a file with --output")
+    check(not (shaded and shaded.standard and out.standard), "--html: standard output has the table: name a file")
     check(files.count("-") <= 1, "standard input can be read once only: name - once")
     for name in files:
         check(name == "-" or Path(name).exists(), f"cannot read {name}: there is no such file")
-    saved = load(model, raw)
-    by_character = saved.vocabulary.level == "char"
-    check(
-        form != "neural-complexity" or not by_character,
-        "neural-complexity's table is of words, but this model's tokens are characters",
-    )
-    windows = filter(None, score_lines([_lines(name, column, reset) for name in files], saved, reset, eos))
-    first = next(windows, None)
-    if first is None:
-        raise UsageError(f"there is no text to score in {', '.join(files)}")
+    saved = [load(model, scoring.raw, scoring.normalize, dataset) for model in models]
+    names = _names(saved, models)
+    if plain_words:
+        scoring = Scoring("word", **{field.name: getattr(scoring, field.name) for field in fields(scoring)[1:]})
+    texts = [(name, _source(name, column, scoring.reset)) for name in files]
+    first = next(chain.from_iterable(read() for name, read in texts if name != "-"), ("", {}))[1]
+    values = list(first)
+    labelled = scoring.regions in values
+    if scoring.regions is not None and not labelled:
+        check(
+            not any(map(str.isalnum, scoring.regions)),
+            f"--regions {scoring.regions}: there is no such column; a mark has no letters",
+        )
+    table = ScoreTable(saved, names, scoring, values, labelled)
     with ExitStack() as stack:
-        writers = [stack.enter_context(FORMS[form](stack.enter_context(table.opened())))]
+        shown = on_terminal() and not out.standard
+        bars = [stack.enter_context(scoring_bar(name, None, shown)) for name in names]
+        readers = [Reader(model, scoring.space, scoring.eos, bar) for model, bar in zip(saved, bars, strict=True)]
+        windows = read_windows(sentences_of(texts, scoring, values), readers)
+        rows = ((window, list(table.rows(window))) for window in windows)
+        begun = next((each for each in rows if each[1]), None)
+        if begun is None:
+            raise UsageError(f"there is no text to score in {', '.join(files)}")
+        write = stack.enter_context(FORMS[form](stack.enter_context(out.opened()), table.columns))
+        shade = None
         if shaded:
-            file = stack.enter_context(shaded.opened())
-            writers.append(stack.enter_context(shaded_page(file, ", ".join(files), "" if by_character else " ")))
-        for rows in chain([first], windows):
-            for write in writers:
-                write(rows)
+            characters = table.by == "token" and all(model.text_vocabulary.level == "char" for model in saved)
+            unit: By = "region" if table.by == "region" else "token" if characters else "word"
+            shade = stack.enter_context(
+                shaded_page(stack.enter_context(shaded.opened()), ", ".join(files), names, unit)
+            )
+        for window, some in chain([begun], rows):
+            if some:
+                write(some)
+            if shade:
+                shade(window)
+    for reader in readers:
+        reader.unfamiliar.warn(", ".join(files), reader.unknown, reader.tokens)
+    return [
+        f"{name}: {reader.tokens:,} tokens, {reader.unknown / reader.tokens:.2%} unknown, {reader.bits / reader.tokens:.4f} bits each, "
+        f"ppl {exponential(reader.bits / reader.tokens * math.log(2)):.2f}"
+        for name, reader in zip(names, readers, strict=True)
+    ]
 
 
-def _lines(name: str, column: str, reset: Reset) -> Callable[[], Iterator[str]]:
-    """The lines of a text, to be read more than once where documents must be told apart."""
+def _names(saved: Sequence[SavedModel], models: Sequence[str | Path | SavedModel | None]) -> list[str]:
+    """What rows and columns call each model: its run or folder, or its path where two have the same name."""
+    paths = [
+        own.folder if model is None or isinstance(model, SavedModel) else Path(model)
+        for own, model in zip(saved, models, strict=True)
+    ]
+    names = [path.parent.name if path.name == "model" else path.name for path in paths]
+    names = [str(path) if names.count(name) > 1 else name for name, path in zip(names, paths, strict=True)]
+    check(len({*names}) == len(names), f"--model {next((n for n in names if names.count(n) > 1), '')} is named twice")
+    return names
+
+
+def _source(name: str, column: str, reset: Reset) -> Callable[[], Rows]:
+    """The rows of a text, to be read more than once where documents must be told apart."""
+
+    def read() -> Rows:
+        try:
+            yield from read_rows(Path(name), column)
+        except UserError as error:
+            raise UsageError(str(error)) from None
+
     if name == "-" and reset == "document":
-        held = list(read_lines(name, column))
+        held = list(read())
         return lambda: iter(held)
-    return lambda: read_lines(name, column)
+    return read
 
 
-def read_lines(name: str, column: str = "text") -> Iterator[str]:
-    """Lines of a text, without their line ends.
+def frequencies(saved: SavedModel) -> Callable[[str], float]:
+    """Of a word: log10 of its occurrences per million words of the training text, each count plus one, so that none is 0.
 
-    Args:
-        name: A file that training reads too, by its ending, else a text in UTF-8; `-` is standard input.
-        column: Where the text of a row stands, in a file that has rows.
+    Words are compared as the model reads them, without the punctuation at their ends.
 
     Raises:
-        UsageError: It cannot be read, or is not UTF-8.
+        UserError: The training text cannot be had.
     """
-    try:
-        yield from lines_of(read_blocks(Path(name), column))
-    except UserError as error:
-        raise UsageError(str(error)) from None
+    vocabulary = saved.vocabulary
+    counts, written = Counter[str](), Counter[str]()
+    for block in split_text(saved, "train").blocks():
+        written.update(prepared(block, vocabulary.lowercase, vocabulary.normalize).split())
+    for word, count in written.items():
+        counts[_bare(word)] += count
+    per_million = 1e6 / (counts.total() + len(counts))
+
+    def frequency(word: str) -> float:
+        count = counts[_bare(prepared(word, vocabulary.lowercase, vocabulary.normalize))]
+        return round(math.log10((count + 1) * per_million), 6)
+
+    return frequency
+
+
+def _bare(word: str) -> str:
+    return re.sub(r"^\W+|\W+$", "", word) or word
 
 
 @contextmanager
-def tsv(file: BinaryIO) -> Iterator[Write]:
+def tsv(file: BinaryIO, columns: Sequence[str]) -> Iterator[Write]:
     """Tab-separated columns with their names above, quoted where a token needs it, as pandas and R read them."""
 
-    def write(rows: Sequence[Sequence[object]]) -> None:
+    def write(rows: Sequence[Row]) -> None:
         text = io.StringIO()
         csv.writer(text, "excel-tab", lineterminator="\n").writerows(rows)
         file.write(text.getvalue().encode())
 
-    write([Row._fields])
+    write([columns])
     yield write
 
 
 @contextmanager
-def jsonl(file: BinaryIO) -> Iterator[Write]:
+def jsonl(file: BinaryIO, columns: Sequence[str]) -> Iterator[Write]:
     """One JSON object a line."""
-    yield lambda rows: file.writelines(f"{json.dumps(row._asdict(), ensure_ascii=False)}\n".encode() for row in rows)
+
+    def write(rows: Sequence[Row]) -> None:
+        objects = (dict(zip(columns, row, strict=True)) for row in rows)
+        file.writelines(f"{json.dumps(row, ensure_ascii=False, default=str)}\n".encode() for row in objects)
+
+    yield write
 
 
 @contextmanager
-def parquet(file: BinaryIO) -> Iterator[Write]:
-    """Parquet, a row group for each window of the text."""
+def parquet(file: BinaryIO, columns: Sequence[str]) -> Iterator[Write]:
+    """Parquet, a row group for each window of the text; the first one says of which type a column is."""
     try:
         import pyarrow
         from pyarrow.parquet import ParquetWriter
     except ImportError:
         raise UsageError("parquet needs pyarrow: pip install pyarrow, or choose another --format") from None
-    types = {int: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string()}
-    schema = pyarrow.schema([(name, types[kind]) for name, kind in Row.__annotations__.items()])
-    with ParquetWriter(file, schema) as writer:
-        yield lambda rows: writer.write_table(pyarrow.table([*zip(*rows, strict=True)], schema=schema))
+    with ExitStack() as stack:
+        writer: Any = None
+
+        def write(rows: Sequence[Row]) -> None:
+            nonlocal writer
+            values = dict(zip(columns, zip(*rows, strict=True), strict=True))
+            try:
+                table = pyarrow.table(
+                    {name: list(own) for name, own in values.items()}, schema=writer and writer.schema
+                )
+            except (pyarrow.ArrowException, OverflowError) as error:
+                raise UserError(f"parquet: the values of a column are of several types: {one_line(error)}") from None
+            writer = writer or stack.enter_context(ParquetWriter(file, table.schema))
+            writer.write_table(table)
+
+        yield write
 
 
 @contextmanager
-def neural_complexity(file: BinaryIO) -> Iterator[Write]:
+def neural_complexity(file: BinaryIO, columns: Sequence[str]) -> Iterator[Write]:
     """The table of neural-complexity: blanks between columns, sentences and places from 0; `entred` is by how much the entropy fell."""
     before = 0.0
 
     def write(rows: Sequence[Row]) -> None:
         nonlocal before
-        for row in rows:
-            fall = max(0.0, before - row.entropy) if row.token_id > 1 else 0.0
-            before = row.entropy
-            values = (
-                row.token,
-                row.sentence_id - 1,
-                row.token_id - 1,
-                len(row.token),
-                row.surprisal,
-                row.entropy,
-                f"{fall:.7g}",
-            )
+        for sentence, place, word, surprisal, _, entropy, *_ in rows:
+            fall = max(0.0, before - entropy) if place > 1 else 0.0
+            before = entropy
+            values = (word, sentence - 1, place - 1, len(word), surprisal, entropy, f"{fall:.7g}")
             file.write(f"{' '.join(map(str, values))}\n".encode())
 
     file.write(b"word sentid sentpos wlen surp entropy entred\n")
     yield write
 
 
-FORMS: dict[Format, Callable[[BinaryIO], AbstractContextManager[Write]]] = {
+FORMS: dict[Format, Callable[[BinaryIO, Sequence[str]], AbstractContextManager[Write]]] = {
     "tsv": tsv,
     "jsonl": jsonl,
     "parquet": parquet,
     "neural-complexity": neural_complexity,
 }
-
-# Blues told apart by lightness alone, and the ink on each: from the page's own colour to the furthest from it.
-LIGHT = dict.fromkeys("#ffffff #f0f6fc #deebf7 #c6dbef #9ecae1 #6baed6 #4b9aca".split(), "#111111")
-LIGHT |= dict.fromkeys("#2171b5 #08519c #08306b".split(), "#ffffff")
-DARK = dict.fromkeys("#11161d #11263f #103a68 #175294 #2b6cb0".split(), "#f2f5f8")
-DARK |= dict.fromkeys("#5b96cc #75a9d6 #a0c6e6 #c8dff2 #f0f7fd".split(), "#11161d")
-PAGE_HEAD = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>Surprisal of {title}</title>
-<style>
-:root {{ color-scheme: light dark; --page: #ffffff; --ink: #111111; --faint: #5a6572; {light} }}
-@media (prefers-color-scheme: dark) {{ :root {{ --page: #11161d; --ink: #e8edf2; --faint: #9aa7b5; {dark} }} }}
-body {{ margin: 2rem auto; max-width: 46rem; padding: 0 1rem; background: var(--page); color: var(--ink);
-  font: 1.05rem/1.9 Georgia, "Times New Roman", serif; }}
-h1 {{ font-size: 1.3rem; overflow-wrap: anywhere; }}
-p {{ margin: 0 0 .6rem; white-space: pre-wrap; overflow-wrap: anywhere; }}
-.legend, footer {{ font: .85rem/1.6 system-ui, sans-serif; color: var(--faint); white-space: normal; }}
-.legend span {{ display: inline-block; min-width: 3.4em; padding: 0 .3em; text-align: center; border: 1px solid var(--faint); }}
-i {{ font-style: normal; padding: .12em .1em; border-radius: .2em; }}
-i.unk {{ text-decoration: underline dotted 2px; text-underline-offset: .25em; }}
-{classes}
-</style>
-</head>
-<body>
-<h1>Surprisal of {title}</h1>
-<p class="legend">Bits: {legend}<br>Dotted: not in the vocabulary, scored as &lt;unk&gt;. Point at a word for its figures.</p>
-"""
-
-
-@contextmanager
-def shaded_page(file: BinaryIO, title: str, glue: str) -> Iterator[Write]:
-    """The text as one HTML file that needs nothing else, each token shaded by its surprisal.
-
-    Args:
-        file: Gets the page.
-        title: Its heading.
-        glue: What stands between two tokens of a line.
-    """
-    sentence, tokens, bits = 0, 0, 0.0
-
-    def write(rows: Sequence[Row]) -> None:
-        nonlocal sentence, tokens, bits
-        parts = []
-        for row in rows:
-            if row.sentence_id != sentence:
-                parts.append(f"{'</p>' if sentence else ''}\n<p>")
-            elif glue:
-                parts.append(glue)
-            sentence = row.sentence_id
-            shade = min(int(row.surprisal / SHADE_BITS), SHADES - 1)
-            figures = f"{row.surprisal:.2f} bits, rank {row.rank:,}, entropy {row.entropy:.2f} bits"
-            parts.append(
-                f'<i class="s{shade}{" unk" * row.unk}" title="{figures}">{html.escape("↵" if row.token == EOS else row.token)}</i>'
-            )
-        tokens += len(rows)
-        bits += sum(row.surprisal for row in rows)
-        file.write("".join(parts).encode())
-
-    names = [f"{SHADE_BITS * i} to {SHADE_BITS * (i + 1)}" for i in range(SHADES - 1)] + [
-        f"{SHADE_BITS * (SHADES - 1)}+"
-    ]
-    file.write(
-        PAGE_HEAD.format(
-            title=html.escape(title),
-            light=_variables(LIGHT),
-            dark=_variables(DARK),
-            classes="\n".join(f".s{i} {{ background: var(--s{i}); color: var(--t{i}); }}" for i in range(SHADES)),
-            legend="".join(f'<span class="s{i}">{name}</span>' for i, name in enumerate(names)),
-        ).encode()
-    )
-    yield write
-    file.write(f"</p>\n<footer>{tokens:,} tokens, {bits / tokens:.3f} bits each.</footer>\n</body>\n</html>\n".encode())
-
-
-def _variables(shades: dict[str, str]) -> str:
-    return " ".join(f"--s{i}: {colour}; --t{i}: {ink};" for i, (colour, ink) in enumerate(shades.items()))

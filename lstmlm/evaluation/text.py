@@ -16,6 +16,7 @@ from lstmlm.data.corpus import fingerprint, load_split
 from lstmlm.data.reading import check_form, lines_of, read_blocks
 from lstmlm.data.sources import SPLITS, open_source
 from lstmlm.data.tokenize import EOS, Words
+from lstmlm.evaluation.words import Unknown
 from lstmlm.model.pretrained import SavedModel
 from lstmlm.runtime.hardware import cores
 
@@ -25,18 +26,25 @@ Reset = Literal["line", "document", "never"]
 TITLE = re.compile(r"\s*= [^=]+ =\s*")  # of a document; `= = Heading = =` is one within a document
 
 
-def with_resets(lines: Callable[[], Iterator[str]], reset: Reset) -> Iterator[tuple[str, bool]]:
-    """Each line of a text, and whether the model reads it without what stood before.
+class Resets:
+    """Tells of each line of a text in turn whether the model reads it without what stood before; the first is read so.
 
     Args:
-        lines: Gives them, from the first, which is read so; asked twice where documents must be told apart.
         reset: `line`: each is. `document`: each title is, or in a text without titles each line after an empty one. `never`: no other is.
+        lines: Gives the lines; asked where documents must be told apart.
     """
-    titled = reset == "document" and any(TITLE.fullmatch(line) for line in lines())
-    fresh = True
-    for line in lines():
-        yield line, fresh or (titled and TITLE.fullmatch(line) is not None)
-        fresh = reset == "line" or (reset == "document" and not titled and not line.strip())
+
+    def __init__(self, reset: Reset, lines: Callable[[], Iterator[str]]) -> None:
+        self._reset = reset
+        self._titled = reset == "document" and any(TITLE.fullmatch(line) for line in lines())
+        self._fresh = True
+
+    def __call__(self, line: str) -> bool:
+        """Whether this line, the next one of the text, is read so."""
+        fresh = self._fresh or (self._titled and TITLE.fullmatch(line) is not None)
+        empty = self._reset == "document" and not self._titled and not line.strip()
+        self._fresh = self._reset == "line" or empty
+        return fresh
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class Text:
         """Where the stretches that are read without a reset begin.
 
         Args:
-            reset: As for `with_resets`.
+            reset: As for `Resets`.
             eos: Id of `<eos>`.
 
         Raises:
@@ -73,10 +81,10 @@ class Text:
         """
         ends = (self.stream == eos).nonzero()[:, 0].tolist()
         starts = [0, *(end + 1 for end in ends[:-1])]
-        lines = list(with_resets(self.lines, reset))
-        if len(lines) != len(starts):
+        fresh = [*map(Resets(reset, self.lines), self.lines())]
+        if len(fresh) != len(starts):
             raise UserError(f"{self.name} has {EOS} in its text, so its lines cannot be told apart: use --reset never")
-        return [start for start, (_, fresh) in zip(starts, lines, strict=True) if fresh]
+        return [start for start, is_fresh in zip(starts, fresh, strict=True) if is_fresh]
 
 
 def check_split(name: str) -> None:
@@ -122,12 +130,14 @@ def file_text(saved: SavedModel, path: str | Path, column: str = "text") -> Text
     def blocks() -> Iterator[str]:
         return read_blocks(path, column)
 
-    ids, characters, words = [np.empty(0, np.int32)], 0, 0
+    ids, characters, words, unknown = [np.empty(0, np.int32)], 0, 0, Unknown(saved)
     for block, tokens in saved.text_vocabulary.encode_blocks(blocks(), cores()):
         ids.append(tokens)
+        unknown.see(block)
         characters += len(block)
         words += len(Words().tokenize(block))
     stream = torch.from_numpy(np.concatenate(ids))
     if len(stream) < 2:
         raise UserError(f"{path} has nothing to score: {len(stream)} tokens, the least is 2")
+    unknown.warn(str(path), int((stream == saved.vocabulary.unk).sum()), len(stream))
     return Text(str(path), stream, characters, words, blocks)

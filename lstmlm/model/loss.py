@@ -91,31 +91,40 @@ class TokenScores(NamedTuple):
         nll: Negative log likelihood of the token in nats, float32 (N,).
         entropy: Of the distribution, in nats, float32 (N,).
         rank: 1 + the types with a higher logit than the token's, int64 (N,).
+        members_nll: Negative log of the probability that the token is one of some types, in nats, float32 (N,).
     """
 
     nll: Tensor
     entropy: Tensor
     rank: Tensor
+    members_nll: Tensor
 
 
 @torch.no_grad()
-def token_scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> TokenScores:
-    """Nll and rank of each target, and the entropy of the distribution it was drawn from.
+def token_scores(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, members: Tensor | None = None
+) -> TokenScores:
+    """Nll and rank of each target, the entropy of the distribution it was drawn from, and the share of some types in that.
 
     Args:
         hidden: (N, H), N >= 1.
         weight: (V, H).
         bias: (V,) or None.
         targets: int64 (N,) in [0, V).
+        members: Ids of the types; None = all, whose share is 1.
     """
     _check_targets(targets, len(weight))
     inputs, decoder = _operands(hidden, weight, bias, hidden.dtype, _layout(hidden, hidden.dtype))
+    belongs = None
+    if members is not None:
+        belongs = decoder.new_zeros(len(decoder))
+        belongs[members] = 1
     chunks = zip(*(_chunks(part, decoder, SCORES_CHUNK_BYTES) for part in (inputs, targets[:, None])), strict=True)
-    nll, entropy, rank = zip(*(_describe(rows, decoder, target) for rows, target in chunks), strict=True)
-    return TokenScores(torch.cat(nll), torch.cat(entropy), torch.cat(rank))
+    scores = zip(*(_describe(rows, decoder, target, belongs) for rows, target in chunks), strict=True)
+    return TokenScores(*map(torch.cat, scores))
 
 
-def _describe(rows: Tensor, decoder: Tensor, target: Tensor) -> TokenScores:
+def _describe(rows: Tensor, decoder: Tensor, target: Tensor, belongs: Tensor | None) -> TokenScores:
     logits = _logits(rows, decoder)  # (n, U)
     target_logit, largest = _target_and_largest(logits, target)
     work = torch.gt(logits, target_logit, out=torch.empty_like(logits))  # floats: to sum booleans takes much longer
@@ -123,8 +132,9 @@ def _describe(rows: Tensor, decoder: Tensor, target: Tensor) -> TokenScores:
     logits -= largest  # at most 0 from here on, so that nothing large cancels
     exponentials = torch.exp(logits, out=work)
     total = exponentials.sum(-1)  # p = exp(logit) / total, and ln p = logit - ln total
+    of_members = total if belongs is None else exponentials @ belongs
     entropy = total.log() - exponentials.mul_(logits).sum(-1) / total
-    return TokenScores(total.log() + (largest - target_logit)[:, 0], entropy, rank)
+    return TokenScores(total.log() + (largest - target_logit)[:, 0], entropy, rank, total.log() - of_members.log())
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -191,6 +191,7 @@ class SavedModel:
         vocabulary: Its tokens, and how training cut text into them.
         model: With its weights.
         raw: Whether texts are English as people write it; Moses cuts them for a model of words between white space.
+        normalize: Whether texts are changed first as `data.normalize` does.
         dataset: Where its data is now; None = where training found it, as far as the model or its run says.
         cache_dir: Where token ids are kept; None = as training kept them.
     """
@@ -200,6 +201,7 @@ class SavedModel:
     vocabulary: Vocabulary
     model: LSTMLanguageModel
     raw: bool = False
+    normalize: bool = False
     dataset: str | None = None
     cache_dir: str | None = None
 
@@ -211,7 +213,8 @@ class SavedModel:
     @functools.cached_property
     def text_vocabulary(self) -> Vocabulary:
         """The vocabulary as it cuts texts at hand, which may be raw."""
-        return self.vocabulary.for_raw_text() if self.raw else self.vocabulary
+        vocabulary = self.vocabulary.for_raw_text() if self.raw else self.vocabulary
+        return vocabulary.normalized() if self.normalize else vocabulary
 
     @functools.cached_property
     def data(self) -> DataConfig:
@@ -236,6 +239,7 @@ class SavedModel:
 def load(
     model: str | Path | SavedModel | None = None,
     raw: bool = False,
+    normalize: bool = False,
     dataset: str | None = None,
     cache_dir: str | None = None,
     device: torch.device | str | None = None,
@@ -247,6 +251,7 @@ def load(
             read already is given back, with what the other arguments add.
         raw: Whether texts are English as people write it. Moses then cuts them for a model whose words stand between white space, as
             WikiText was cut.
+        normalize: Whether texts are changed first as `data.normalize` does.
         dataset: Where its data is (as `data.dataset`); None = where training found it, as far as the model or its run says.
         cache_dir: As `data.cache_dir`; None = its default.
         device: Where the model goes; None = the accelerator where there is one, else the CPU.
@@ -255,10 +260,10 @@ def load(
         UserError: A file is missing or damaged, or two of them do not belong together.
     """
     saved = model if isinstance(model, SavedModel) else _read(find_model(model), device or default_device())
-    new = saved.raw or raw, dataset or saved.dataset, cache_dir or saved.cache_dir
-    if new == (saved.raw, saved.dataset, saved.cache_dir):
+    new = saved.raw or raw, saved.normalize or normalize, dataset or saved.dataset, cache_dir or saved.cache_dir
+    if new == (saved.raw, saved.normalize, saved.dataset, saved.cache_dir):
         return saved
-    return replace(saved, raw=new[0], dataset=new[1], cache_dir=new[2])
+    return replace(saved, raw=new[0], normalize=new[1], dataset=new[2], cache_dir=new[3])
 
 
 class _Uninitialised(TorchFunctionMode):

@@ -1,5 +1,6 @@
 """`lstmlm pairs`: which sentence of a pair is likelier."""
 
+import gzip
 import io
 import json
 import math
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from lstmlm import LSTMLanguageModel, UserError, Vocabulary
 from lstmlm import cli as commands
 from lstmlm.config import ModelConfig
+from lstmlm.evaluation.pairs import score_pairs
 from lstmlm.model.pretrained import load, save_pretrained
 
 PAIRS = [
@@ -78,6 +80,7 @@ def test_each_pair_and_each_uid(
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [(row["UID"], row["sentence_good"], row["sentence_bad"]) for row in rows] == PAIRS
+    assert {row["field"] for row in rows} == {"x"}, "the file's own keys stay"
     with torch.no_grad():
         for row in rows:
             assert row["surprisal_good"] == pytest.approx(bits(folder, row["sentence_good"]), rel=1e-5)
@@ -110,10 +113,11 @@ def test_a_table_for_people(folder: Path, file: Path, capsys: pytest.CaptureFixt
     [
         (None, "there is no file", 2),
         (b"", "has no pairs", 1),
-        (b'{"UID": "a"}\n', r"line 1 has no text 'sentence_good'", 1),
-        (b"\n[1]\n", "line 2 has no text 'UID'", 1),
-        (b"{", "line 1 is not JSON", 1),
-        (b"\xe9", "not UTF-8 at byte 0", 1),
+        (b'{"UID": "a"}\n', r"no column 'sentence_good', only UID$", 2),
+        (b'{"UID": "a", "sentence_good": "a"}\n', r"row 1 has no 'sentence_bad' that is a line of text", 1),
+        (b"\n[1]\n", "no JSON object", 1),
+        (b"{", "is damaged or unfinished at row 1", 1),
+        (b"\xe9", "is damaged or unfinished at row 1", 1),
     ],
 )
 def test_bad_files(tmp_path: Path, content: bytes | None, named: str, status: int) -> None:
@@ -128,3 +132,61 @@ def test_a_file_that_cannot_be_written(folder: Path, file: Path, tmp_path: Path)
     with pytest.raises(UserError, match="there is no folder") as error:
         commands.pairs([str(file), "--model", "absent", "--output", str(tmp_path / "no/out.jsonl")])
     assert error.value.status == 2
+
+
+def test_arrays_and_zipped_files_and_a_uid_called_all(
+    folder: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) | {"UID": "all"} for line in file.read_text().splitlines()]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    for name in ("a.json", "a.jsonl.gz"):
+        commands.pairs([str(tmp_path / name), "--model", str(folder), "--json"])
+        summaries = json.loads(capsys.readouterr().out)
+        assert list(summaries) == ["all", "all pairs"]
+        assert summaries["all"]["pairs"] == summaries["all pairs"]["pairs"] == 4
+
+
+def test_critical_regions(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As BLiMP's one- and two-prefix methods: p(word | prefix), without an end of the line."""
+    whole = {"UID": "a", "sentence_good": "w1 w2 w3", "sentence_bad": "w1 w2 w4"}
+    one = {
+        "one_prefix_method": True,
+        "one_prefix_prefix": "w1 w2",
+        "one_prefix_word_good": "w3",
+        "one_prefix_word_bad": "w4 w5",
+    }
+    prefixes = {"two_prefix_prefix_good": "w1", "two_prefix_prefix_bad": "w2 w6"}
+    two = {"two_prefix_method": True, "two_prefix_word": "w3", **prefixes}
+    (tmp_path / "a.jsonl").write_text(
+        "\n".join(map(json.dumps, [whole, whole | one, whole | two | {"one_prefix_method": False}]))
+    )
+
+    def word(prefix: str, text: str) -> float:
+        ends = bits(folder, f"{prefix} {text}") - bits(folder, prefix)
+        return ends - last(folder, f"{prefix} {text}") + last(folder, prefix)
+
+    with torch.no_grad():
+        (pair,) = score_pairs(tmp_path / "a.jsonl", folder, by="one_prefix")
+        assert pair.surprisal_good == pytest.approx(word("w1 w2", "w3"), rel=1e-5)
+        assert pair.surprisal_bad == pytest.approx(word("w1 w2", "w4 w5"), rel=1e-5)
+        assert (pair.words, pair.outcome) == (3, "right" if pair.surprisal_good < pair.surprisal_bad else "wrong")
+        (pair,) = score_pairs(tmp_path / "a.jsonl", folder, by="two_prefix")
+        assert pair.surprisal_good == pytest.approx(word("w1", "w3"), rel=1e-5)
+        assert pair.surprisal_bad == pytest.approx(word("w2 w6", "w3"), rel=1e-5)
+    assert "2 pairs are not made for --by one_prefix, and are left out" in caplog.text
+
+
+def last(folder: Path, sentence: str) -> float:
+    """Of the sentence's `<eos>`."""
+    saved = load(folder)
+    ids = [saved.vocabulary.eos, *saved.vocabulary.encode(sentence, eos=False)]
+    logits, _ = saved.model.logits(torch.tensor(ids)[:, None], saved.model.initial_state(1))
+    return -logits[-1, 0].log_softmax(-1)[saved.vocabulary.eos].item() / math.log(2)
+
+
+def test_an_option_that_is_given_twice_is_refused(folder: Path, file: Path) -> None:
+    for command in (commands.pairs, commands.evaluate, commands.generate):
+        named = [str(file)] if command is commands.pairs else []
+        with pytest.raises(UserError, match="--model is given twice"):
+            command([*named, "--model", str(folder), f"--model={folder}"])

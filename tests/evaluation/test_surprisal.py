@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from lstmlm import LSTMLanguageModel, UserError, Vocabulary, score_text
 from lstmlm.config import ModelConfig
 from lstmlm.evaluation import perplexity, surprisal
 from lstmlm.evaluation.evaluate import evaluate
-from lstmlm.evaluation.surprisal import Row, score_lines
+from lstmlm.evaluation.surprisal import Reader, read_windows
+from lstmlm.evaluation.surprisal_tables import ScoreTable, Scoring, sentences_of
 from lstmlm.evaluation.text import Reset
 from lstmlm.model.pretrained import SavedModel, load, save_pretrained
 
@@ -40,9 +42,22 @@ def saved(folder: Path) -> SavedModel:
     return load(folder)
 
 
+class Row(NamedTuple):
+    sentence_id: int
+    token_id: int
+    token: str
+    surprisal: float
+    unk: int
+    entropy: float
+    rank: int
+    word_id: int
+
+
 def rows_of(texts: list[list[str]], saved: SavedModel, reset: Reset = "line", eos: bool = False) -> list[Row]:
-    windows = score_lines([lambda lines=lines: iter(lines) for lines in texts], saved, reset, eos)
-    return [row for window in windows for row in window]
+    scoring = Scoring(reset=reset, eos=eos)
+    sources = [("text", lambda lines=lines: ((line, {}) for line in lines)) for lines in texts]
+    windows = read_windows(sentences_of(sources, scoring), [Reader(saved)])
+    return [Row(*row) for window in windows for row in ScoreTable([saved], [""], scoring).rows(window)]
 
 
 @torch.no_grad()
@@ -59,7 +74,7 @@ def alone(model: LSTMLanguageModel, lines: list[str], resets: set[int]) -> list[
             entropy = -(p * p.log2()).sum().item()
             rank = 1 + int((logits[0, 0] > logits[0, 0, previous]).sum())
             unk = int(previous == VOCABULARY.unk)
-            rows.append(Row(number + 1, place, word, -math.log2(p[previous].item()), unk, entropy, rank))
+            rows.append(Row(number + 1, place, word, -math.log2(p[previous].item()), unk, entropy, rank, place))
     return rows
 
 
@@ -82,7 +97,7 @@ def text(lines: int, longest: int, seed: int = 0) -> list[str]:
 @pytest.fixture(params=[(1 << 16, 1 << 12), (1 << 16, 16), (50, 7), (1, 1)], ids=str)
 def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines beyond a window, stretches beyond a segment."""
-    monkeypatch.setattr(surprisal, "WINDOW_TOKENS", request.param[0])
+    monkeypatch.setattr(surprisal, "WINDOW_CHARACTERS", request.param[0])
     monkeypatch.setattr(perplexity, "SEGMENT_TOKENS", request.param[1])
 
 
@@ -140,18 +155,18 @@ def test_enormous_weights_are_told(saved: SavedModel) -> None:
 
 
 def test_a_window_is_all_that_is_held(saved: SavedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(surprisal, "WINDOW_TOKENS", 100)
+    monkeypatch.setattr(surprisal, "WINDOW_CHARACTERS", 300)
     taken = 0
 
-    def endless() -> Iterator[str]:
+    def endless() -> Iterator[tuple[str, dict[str, str]]]:
         nonlocal taken
         while True:
             taken += 1
-            yield "w1 w2 w3 w4"
+            yield "w1 w2 w3 w4", {}
 
-    windows = score_lines([endless], saved)
-    assert [len(next(windows)) for _ in range(3)] == [80, 80, 80]
-    assert taken <= 61
+    windows = read_windows(sentences_of([("text", endless)], Scoring()), [Reader(saved)])
+    assert [len(next(windows)) for _ in range(3)] == [25, 25, 25]
+    assert taken <= 76
 
 
 def test_score_text(folder: Path) -> None:
@@ -166,15 +181,6 @@ def test_score_text(folder: Path) -> None:
     ]
     assert [row.unk for row in rows] == [0, 1, 0, 0, 0, 0]
     assert score_text("w1 strange\n\nw3\n", folder) == [row for row in rows if row.token != "<eos>"]
-
-
-def test_characters(tmp_path: Path) -> None:
-    vocabulary = Vocabulary.build(["abc "], level="char")
-    torch.manual_seed(0)
-    model = LSTMLanguageModel(ModelConfig(embedding_size=4, hidden_size=4), len(vocabulary))
-    save_pretrained(tmp_path, model, vocabulary, {"dataset": "toy"})
-    rows = score_text("a z\r\nb", tmp_path)
-    assert [(row.token, row.unk) for row in rows] == [("a", 0), (" ", 0), ("z", 1), ("b", 0)]
 
 
 def test_what_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ import errno
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pytest
@@ -19,9 +21,7 @@ from lstmlm import LSTMLanguageModel, UserError, Vocabulary, score_text
 from lstmlm.cli import score
 from lstmlm.config import ModelConfig
 from lstmlm.console import UsageError
-from lstmlm.data import reading
-from lstmlm.evaluation.surprisal import Row
-from lstmlm.evaluation.surprisal_tables import read_lines, score_files
+from lstmlm.evaluation.surprisal_tables import Scoring, score_files
 from lstmlm.model.pretrained import save_pretrained
 from tests.helpers import ROOT
 
@@ -44,12 +44,12 @@ def text(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def rows(folder: Path) -> list[Row]:
+def rows(folder: Path) -> list[Any]:
     return score_text(TEXT, folder)
 
 
 @pytest.mark.parametrize("form", ["tsv", "jsonl", "parquet"])
-def test_the_table_has_the_rows(form: str, folder: Path, text: Path, rows: list[Row], tmp_path: Path) -> None:
+def test_the_table_has_the_rows(form: str, folder: Path, text: Path, rows: list[Any], tmp_path: Path) -> None:
     output = tmp_path / "table"
     score([str(text), "--model", str(folder), "--format", form, "--output", str(output), "--threads", "1"])
     if form == "parquet":
@@ -58,8 +58,8 @@ def test_the_table_has_the_rows(form: str, folder: Path, text: Path, rows: list[
         table = pandas.DataFrame(json.loads(line) for line in output.read_text("utf-8").splitlines())
     else:
         table = pandas.read_csv(output, sep="\t", keep_default_na=False)
-    assert list(table) == list(Row._fields)
-    assert [Row(*values) for values in table.itertuples(index=False)] == rows
+    assert list(table) == list(rows[0]._fields)
+    assert [*table.itertuples(index=False, name=None)] == rows
     assert [path.name for path in tmp_path.iterdir() if path.name[0] == "."] == []
 
 
@@ -69,14 +69,14 @@ def test_the_end_of_a_line_has_a_row_where_it_is_asked_for(folder: Path, text: P
         score([str(text), "--model", str(folder), "--output", str(output), "--eos", "true", "--reset", reset])
         with output.open(encoding="utf-8", newline="") as file:
             names, *table = csv.reader(file, "excel-tab")
-        assert names == "sentence_id token_id token surprisal unk entropy rank".split()
+        assert names == "sentence_id token_id token surprisal unk entropy rank word_id".split()
         expected = score_text(TEXT, folder, reset, eos=True)  # type: ignore[arg-type]
         assert table == [[str(value) for value in row] for row in expected]
 
 
-def test_neural_complexity(folder: Path, text: Path, rows: list[Row], tmp_path: Path) -> None:
+def test_neural_complexity(folder: Path, text: Path, rows: list[Any], tmp_path: Path) -> None:
     output = tmp_path / "table"
-    score_files([str(text)], folder, form="neural-complexity", output=output)
+    score_files([str(text)], [folder], form="neural-complexity", output=output)
     table = [line.split(" ") for line in output.read_text("utf-8").splitlines()]
     assert table[0] == "word sentid sentpos wlen surp entropy entred".split()
     assert [line[:4] for line in table[1:6]] == [
@@ -116,53 +116,49 @@ class Page(HTMLParser):
         self.kind = ""
 
 
-def test_the_page_shades_each_word(folder: Path, text: Path, rows: list[Row], tmp_path: Path) -> None:
-    score_files([str(text)], folder, output=tmp_path / "table", page=tmp_path / "page.html")
+def test_the_page_shades_each_word(folder: Path, text: Path, rows: list[Any], tmp_path: Path) -> None:
+    score_files([str(text)], [folder], output=tmp_path / "table", page=tmp_path / "page.html")
     content = (tmp_path / "page.html").read_text("utf-8")
     page = Page(content)
     assert page.words == [(f"s{min(int(row.surprisal / 2), 9)}{' unk' if row.unk else ''}", row.token) for row in rows]
     assert len({kind for kind, _ in page.words}) > 2
     assert page.fetched == []
-    assert content.count("<p>") == 2
-    assert f"{len(rows)} tokens, {sum(row.surprisal for row in rows) / len(rows):.3f} bits each" in content
+    assert content.count('<p dir="auto">') == 2
+    assert f"{len(rows)} words, {sum(row.surprisal for row in rows) / len(rows):.3f} bits each" in content
 
 
 def test_a_mark_of_byte_order_and_windows_line_ends_are_no_part_of_a_word(
-    folder: Path, rows: list[Row], tmp_path: Path
+    folder: Path, rows: list[Any], tmp_path: Path
 ) -> None:
     (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbf" + TEXT.replace("\n", "\r\n").encode())
-    score_files([str(tmp_path / "b.txt")], folder, output=tmp_path / "table")
+    score_files([str(tmp_path / "b.txt")], [folder], output=tmp_path / "table")
     table = pandas.read_csv(tmp_path / "table", sep="\t", keep_default_na=False)
-    assert [Row(*values) for values in table.itertuples(index=False)] == rows
+    assert [*table.itertuples(index=False, name=None)] == rows
 
 
-def test_files_as_training_reads_them(folder: Path, rows: list[Row], tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text(
-        'id,sentence\n1,"the <b> "" naïve"\n2,\n3,"zebra "" ship\'s NA &amp; the"\n', "utf-8"
-    )
+def test_files_as_training_reads_them(folder: Path, rows: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('sentence\n"the <b> "" naïve"\n""\n"zebra "" ship\'s NA &amp; the"\n', "utf-8")
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
     for name, column in (("a.csv", "sentence"), ("a.txt.gz", "text")):
-        score_files([str(tmp_path / name)], folder, output=tmp_path / "table", column=column)
+        score_files([str(tmp_path / name)], [folder], output=tmp_path / "table", column=column)
         table = pandas.read_csv(tmp_path / "table", sep="\t", keep_default_na=False)
-        assert [Row(*values) for values in table.itertuples(index=False)] == rows
-    with pytest.raises(UsageError, match="no column 'text', only id, sentence: name one with the option text_column"):
-        score_files([str(tmp_path / "a.csv")], folder)
+        assert [*table.itertuples(index=False, name=None)] == rows
+    with pytest.raises(UsageError, match="no column 'text', only sentence: name one with the option text_column"):
+        score_files([str(tmp_path / "a.csv")], [folder])
 
 
-def test_a_line_of_many_blocks_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "BLOCK", 7)
-    (tmp_path / "a").write_text("one two three four\n\nfive\nsix seven")
-    assert list(read_lines(str(tmp_path / "a"))) == ["one two three four", "", "five", "six seven"]
-
-
-def test_characters_are_no_words(tmp_path: Path) -> None:
-    vocabulary = Vocabulary.build(["ab "], level="char")
+def test_characters(tmp_path: Path) -> None:
+    vocabulary = Vocabulary.build(["ab e\u0301"], level="char")
     save_pretrained(tmp_path, LSTMLanguageModel(ModelConfig(4, 4), len(vocabulary)), vocabulary, {"dataset": "toy"})
-    (tmp_path / "a.txt").write_text("a b\n")
-    with pytest.raises(UsageError, match="characters"):
-        score_files([str(tmp_path / "a.txt")], tmp_path, form="neural-complexity", output=tmp_path / "table")
-    score_files([str(tmp_path / "a.txt")], tmp_path, output=tmp_path / "table", page=tmp_path / "page.html")
-    assert [word for _, word in Page((tmp_path / "page.html").read_text()).words] == ["a", " ", "b"]
+    (tmp_path / "a.txt").write_text("a e\u0301b\n")
+    score_files([str(tmp_path / "a.txt")], [tmp_path], form="neural-complexity", output=tmp_path / "table")
+    words = [line.split(" ")[0] for line in (tmp_path / "table").read_text("utf-8").splitlines()]
+    assert words == ["word", "a", "e\u0301b"]
+    for by, shown in (("token", ["a", " ", "e\u0301", "b"]), ("word", ["a", "e\u0301b"])):
+        score_files(
+            [str(tmp_path / "a.txt")], [tmp_path], Scoring(by), output=tmp_path / "table", page=tmp_path / "page.html"
+        )
+        assert [word for _, word in Page((tmp_path / "page.html").read_text("utf-8")).words] == shown
 
 
 @pytest.mark.parametrize(
@@ -184,6 +180,13 @@ def test_characters_are_no_words(tmp_path: Path) -> None:
         (["a.txt", "--html", "table"], "table, which this command reads"),
         (["a.txt", "--output", "run"], "--output run is a folder"),
         (["-", "-"], "once only"),
+        (["a.txt", "--by", "region"], "--by region needs --regions"),
+        (["a.txt", "--regions", "|", "--by", "word"], "--regions has a row for each region: leave out --by word"),
+        (["a.txt", "--regions", "parts"], "--regions parts: there is no such column; a mark has no letters"),
+        (["a.txt", "--add", "size"], "add must be of length, frequency, previous, not size"),
+        (["b.csv", "--regions", "labels"], "b.csv, row 1 has 2 words, but 3 labels in column labels"),
+        (["a.txt", "b.csv"], "b.csv, row 1: the column labels is not in all rows and files"),
+        (["a.txt", "--model", "run"], "--model run is named twice"),
         ([], "files"),
     ],
 )
@@ -193,6 +196,7 @@ def test_bad_input_is_wrong_use_and_what_was_there_stays(
     monkeypatch.chdir(tmp_path)
     Path("latin.txt").write_bytes("the na\nnaïve".encode("latin-1"))
     Path("empty.txt").touch()
+    Path("b.csv").write_text("text,labels\nthe NA,a b c\n")
     Path("blank.txt").write_text(" \n\n")
     Path("table").write_text("earlier")
     before = sorted(path.name for path in tmp_path.iterdir())
@@ -211,16 +215,16 @@ def test_parquet_needs_a_file_and_pyarrow(
     folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UsageError, match="--output"):
-        score_files([str(text)], folder, form="parquet")
+        score_files([str(text)], [folder], form="parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UsageError, match="needs pyarrow"):
-        score_files([str(text)], folder, form="parquet", output=tmp_path / "table")
+        score_files([str(text)], [folder], form="parquet", output=tmp_path / "table")
     assert not (tmp_path / "table").exists()
 
 
 def test_a_folder_that_is_not_there(folder: Path, text: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no folder .*/absent"):
-        score_files([str(text)], folder, output=tmp_path / "absent" / "table")
+        score_files([str(text)], [folder], output=tmp_path / "absent" / "table")
 
 
 def test_a_full_disk(folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,34 +238,42 @@ def test_a_full_disk(folder: Path, text: Path, tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(UserError, match=r"cannot write .*/page\.html: No space left"):
-        score_files([str(text)], folder, output=tmp_path / "table", page=tmp_path / "page.html")
+        score_files([str(text)], [folder], output=tmp_path / "table", page=tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text() == "earlier"
     assert not (tmp_path / "table").exists()
 
 
-def test_the_page_of_the_docs_joins_reading_times(
-    folder: Path, text: Path, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_commands_of_the_docs_from_stimuli_to_a_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    score_files([str(text)], folder, output="surprisal.tsv")
-    times = [{"subject": s, "rt": 300 + s, **row._asdict()} for row in rows for s in range(2)]
-    columns = ["subject", "sentence_id", "token_id", "token", "rt"]
-    pandas.DataFrame(times)[columns].to_csv("reading.csv", index=False)
-    code = (ROOT / "docs/scoring.md").read_text("utf-8").split("```python\n")[1].split("```")[0]
+    docs = (ROOT / "docs/scoring.md").read_text("utf-8")
+    for name in "ab":
+        (tmp_path / "runs").mkdir(exist_ok=True)
+        (tmp_path / "runs" / name).symlink_to(folder)
+    Path("stimuli.csv").write_text('item,condition,text\n1,x,the <b>\n2,y,"naïve the\nNA, the"\n', "utf-8")
+    (command,) = re.findall(r"lstmlm score (stimuli\.csv .*)", docs)
+    score(command.replace(" frequency", "").split())
+    times = [(s, 1, 1, "the", 300 + s) for s in range(2)] + [(s, 2, 2, "the", 310 + s) for s in range(2)]
+    reading = pandas.DataFrame(times, columns=["subject", "sentence_id", "word_id", "word", "rt"])
+    reading.to_csv("reading.csv", index=False)
+    code = docs.split("```python\n")[1].split("```")[0].replace('"frequency_a"', '"surprisal_a"')
+    assert len(code.splitlines()) <= 8
     exec(code, {})
     joined = pandas.read_csv("joined.csv", keep_default_na=False)
-    known = [row for row in rows if not row.unk and row.token_id > 1]
-    assert joined["token"].tolist() == [row.token for row in known for _ in range(2)]
-    assert joined["previous"].tolist() == [rows[rows.index(row) - 1].surprisal for row in known for _ in range(2)]
+    assert joined["rt"].tolist() == [310, 311], "the first word of a sentence has none before it"
+    assert joined["condition"].tolist() == ["y", "y"]
 
 
 def test_the_command_in_a_pipe(
-    cli: Callable[..., subprocess.CompletedProcess[str]], folder: Path, rows: list[Row], tmp_path: Path
+    cli: Callable[..., subprocess.CompletedProcess[str]], folder: Path, rows: list[Any], tmp_path: Path
 ) -> None:
     """UTF-8 in and out whatever the locale says, standard output with rows alone; `| head -1` in silence; a full disk in a line."""
     environment = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     result = cli("score", "-", "--model", str(folder), input=TEXT, encoding="utf-8", env=environment)
-    assert (result.returncode, result.stderr) == (0, "")
+    warned, told = result.stderr.splitlines()
+    assert "20% of the tokens are <unk>" in warned
+    assert (result.returncode, told.partition(",")[0]) == (0, f"run: {len(rows)} tokens")
     names, *table = csv.reader(result.stdout.splitlines(), "excel-tab")
     assert table == [[str(value) for value in row] for row in rows]
     (tmp_path / "long.txt").write_text("the naïve\n" * 100_000, "utf-8")
@@ -274,4 +286,4 @@ def test_the_command_in_a_pipe(
         timeout=200,
     )
     assert shell.stdout.splitlines() == ["\t".join(names), "141", "1"]
-    assert shell.stderr.splitlines() == ["error: cannot write to standard output: No space left on device"]
+    assert shell.stderr.splitlines()[-1:] == ["error: cannot write to standard output: No space left on device"]

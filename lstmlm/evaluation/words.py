@@ -1,0 +1,183 @@
+"""Pieces to words: where each token of a line stands among the words that people see, and what of these a model does not know.
+
+A word stands between white space, punctuation included. White space belongs to the word after it; what stands after the last word
+belongs to the line's end.
+"""
+
+import logging
+import re
+import unicodedata
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lstmlm.console import UserError
+from lstmlm.data.tokenize import EOS, MARKS, UNK, prepared
+from lstmlm.data.vocabulary import Vocabulary
+from lstmlm.model.pretrained import SavedModel
+
+logger = logging.getLogger(__name__)
+
+DROPPED = dict.fromkeys(range(32))  # control characters, which Moses leaves out
+CURLY = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
+ODD = re.compile("[\u00ad\u200b\u2060\ufeff\u2018\u2019\u201c\u201d\u0300-\u036f]")
+MANY_UNKNOWN = 0.1  # share of unknown tokens from which on a warning says what helps
+JOINER, REGIONAL = "\u200d", range(0x1F1E6, 0x1F200)
+
+
+class Cut(NamedTuple):
+    r"""A line of a text, cut by a vocabulary.
+
+    Attributes:
+        words: As they stood.
+        texts: Of each token, as it stood; bytes of a character that is cut apart are shown as `\xe4`.
+        word_of: For each token the place of its word, from 0; `len(words)` for white space at the line's end.
+        ids: Of the tokens.
+    """
+
+    words: list[str]
+    texts: list[str]
+    word_of: list[int]
+    ids: list[int]
+
+
+def cut(line: str, vocabulary: Vocabulary) -> Cut:
+    """Cut a line into tokens, and find the word of each.
+
+    Raises:
+        UserError: The tokens are not those of the words.
+    """
+    words, tokens = line.split(), vocabulary.tokenize(line)
+    ids = [vocabulary.id_of(token) for token in tokens]
+
+    def read(text: str) -> str:
+        return prepared(text, vocabulary.lowercase, vocabulary.normalize)
+
+    if vocabulary.tokenizer == "moses":
+        return Cut(words, *_moses(line, words, [read(word) for word in words], tokens), ids)
+    if vocabulary.level == "word":
+        word_of = [place for place, word in enumerate(words) if read(word)]
+        return Cut(words, [words[place] for place in word_of], word_of, ids)
+    # In bytes or characters of the text that was read: where words and tokens end.
+    by_bytes = vocabulary.level == "bpe"
+    size: Callable[[str], int] = (lambda text: len(text.encode())) if by_bytes else len
+    parts = re.findall(r"\s+|\S+", line)
+    ends = [
+        end for end, part in zip(accumulate(size(read(part)) for part in parts), parts, strict=True) if part.strip()
+    ]
+    token_ends = list(accumulate(size(token) if token in (UNK, EOS) else len(token) for token in tokens))
+    text = line if [*map(size, line)] == [*map(size, read(line))] else read(line)
+    content = text.encode() if by_bytes else text
+    if token_ends[-1:] != [len(content)] * bool(tokens):
+        raise _apart(line)
+    pieces = [content[start:end] for start, end in zip([0, *token_ends], token_ends, strict=False)]
+    texts = [piece if isinstance(piece, str) else piece.decode(errors="backslashreplace") for piece in pieces]
+    return Cut(words, texts, [bisect_left(ends, end) for end in token_ends], ids)
+
+
+def _moses(line: str, words: list[str], read: list[str], tokens: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Text and word of each token that Moses cut, letter by letter along the words."""
+    texts, word_of, place, start = [], [], -1, 0
+    rest = ""
+    for token in tokens:
+        while not rest and place + 1 < len(words):
+            place, start = place + 1, 0
+            rest = read[place].translate(DROPPED)
+        body = token if rest.startswith(token) else token[1:-1] if token in MARKS else token
+        if not rest.startswith(body):
+            raise _apart(line)
+        kept = body == token and len(words[place]) == len(read[place].translate(DROPPED))
+        texts.append(words[place][start : start + len(body)] if kept else token)
+        word_of.append(place)
+        start, rest = start + len(body), rest.removeprefix(body)
+    return texts, word_of
+
+
+def _apart(line: str) -> UserError:
+    return UserError(f"the tokens of a line cannot be put together to its words: {line[:60]!r}")
+
+
+def word_starts(vocabulary: Vocabulary) -> Tensor:
+    """Ids of the tokens that can follow a whole word: those that begin with white space, and `<eos>`; int64 (n,)."""
+    starts = [i for i in range(len(vocabulary)) if i == vocabulary.eos or vocabulary.decode([i])[:1].isspace()]
+    return torch.tensor(starts)
+
+
+def graphemes(characters: Sequence[str]) -> list[int]:
+    """For each character the number of the one that a reader sees (Unicode's UAX 29, in short): marks stay with their letter, the parts of
+    an emoji and of a Korean syllable together."""
+    numbers: list[int] = []
+    before, flags = "", 0
+    for character in characters:
+        flags = flags + 1 if ord(character) in REGIONAL else 0
+        joined = (
+            unicodedata.category(character)[0] == "M"
+            or character in (JOINER, "\u200c")
+            or 0x1F3FB <= ord(character) <= 0x1F3FF
+            or 0xE0020 <= ord(character) <= 0xE007F
+            or before == JOINER
+            or (flags > 0 and flags % 2 == 0)
+            or ("\u1100" <= before <= "\u11ff" and "\u1100" <= character <= "\u11ff" and before <= character)
+        )
+        numbers.append((numbers[-1] if numbers else 0) + (not joined and bool(numbers)))
+        before = character
+    return numbers
+
+
+class Unknown:
+    """What of texts a model does not know.
+
+    Args:
+        saved: The model.
+    """
+
+    def __init__(self, saved: SavedModel) -> None:
+        self._vocabulary, self._raw = saved.text_vocabulary, saved.raw
+        self._odd: dict[str, str] = {}
+
+    def see(self, text: str) -> None:
+        """Remember the words that only look as if they were known."""
+        if self._vocabulary.level == "word" and ODD.search(text):
+            for token in self._vocabulary.tokenize(text):
+                if token not in self._vocabulary and (ordinary := _ordinary(token)) in self._vocabulary:
+                    self._odd[token] = ordinary
+
+    def warn(self, name: str, unknown: int, tokens: int) -> None:
+        """Say what is wrong, and what helps.
+
+        Args:
+            name: Of the texts.
+            unknown: Tokens that are `<unk>`.
+            tokens: All of them.
+        """
+        if self._odd:
+            told = "; ".join(
+                f"{token!r} is not {known!r} ({_codes(token, known)})" for token, known in [*self._odd.items()][:5]
+            )
+            more = f" and {len(self._odd) - 5:,} more" if len(self._odd) > 5 else ""
+            curly = [token.translate(CURLY) != token for token in self._odd]
+            helps = ["--normalize helps"] * (not all(curly)) + ["write straight quotes"] * any(curly)
+            advice = " and ".join(helps)
+            logger.warning("%s: words that look known but are not: %s%s; %s", name, told, more, advice)
+        if unknown > MANY_UNKNOWN * tokens:
+            helps = ["a model of --data.level bpe knows every word"]
+            if self._vocabulary.level == "word" and not self._vocabulary.lowercase:
+                helps.insert(0, "a model of --data.lowercase true knows more of them")
+            if self._vocabulary.level == "word" and self._vocabulary.tokenizer == "whitespace":
+                helps.insert(0, "--raw cuts English as people write it")
+            share, advice = f"{unknown / tokens:.0%}", "; ".join(helps)
+            logger.warning("%s: %s of the tokens are %s, whose scores say little: %s", name, share, UNK, advice)
+
+
+def _ordinary(token: str) -> str:
+    return prepared(token, lowercase=False, normalize=True).translate(CURLY)
+
+
+def _codes(token: str, known: str) -> str:
+    return ", ".join(
+        f"U+{ord(c):04X} {unicodedata.name(c, '')}".strip() for c in dict.fromkeys(token) if c not in known
+    )

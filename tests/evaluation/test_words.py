@@ -1,0 +1,287 @@
+"""Words and regions: exact sums of what a model says of its tokens, whatever these are; against brute force."""
+
+import csv
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+import torch
+
+from lstmlm import LSTMLanguageModel, UserError, Vocabulary, cli, evaluate, score_text
+from lstmlm.config import ModelConfig
+from lstmlm.evaluation.words import cut, graphemes
+from lstmlm.model.pretrained import SavedModel, load, save_pretrained
+
+TEXT = "the cat sat on the mat .\nthe Dog's naïve, well-known 1,000 日本 cats!\n"
+WORDS = sorted(
+    {*TEXT.split(), "Dog", "'s", "naïve", ",", "well", "@-@", "known", "1", "@,@", "000", "cats", "!", "the dog"[4:]}
+)
+# What pieces must be put together to: marks, white space of all kinds, what changes its length in lower case or is not seen.
+ALPHABET = [
+    *"aZé.,'-\"1 9  \t\u00a0\u2003(…)&",
+    "the",
+    "İ",
+    "ß",
+    "\u200b",
+    "e\u0301",
+    "日",
+    "👩‍👩‍👧",
+    "@-@",
+    "<eos>",
+    "\x1c",
+    "\x00",
+    "No.",
+    "...",
+]
+
+
+def vocabularies() -> dict[str, Vocabulary]:
+    texts = [TEXT * 3]
+    plain = Vocabulary(["<unk>", "<eos>", *WORDS])
+    kinds = {"word": plain, "raw": plain.for_raw_text(), "moses": Vocabulary.build(texts, tokenizer="moses")}
+    kinds |= {"char": Vocabulary.build(texts, "char"), "bpe": Vocabulary.build(texts, "bpe", max_size=280)}
+    kinds["lower"] = Vocabulary.build(texts, "bpe", max_size=280, lowercase=True)
+    kinds["normal"] = Vocabulary.build(texts, "char", lowercase=True, normalize=True)
+    return kinds
+
+
+VOCABULARIES = vocabularies()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SavedModel]:
+    models = {}
+    for name, vocabulary in VOCABULARIES.items():
+        torch.manual_seed(0)
+        folder = tmp_path_factory.mktemp("models") / name
+        model = LSTMLanguageModel(ModelConfig(embedding_size=8, hidden_size=8, init_range=2.0), len(vocabulary))
+        written = VOCABULARIES["word"] if name == "raw" else vocabulary
+        save_pretrained(folder, model, written, {"dataset": "toy"})
+        models[name] = load(folder, raw=name == "raw")
+    return models
+
+
+def by_hand(saved: SavedModel, line: str) -> tuple[list[int], torch.Tensor]:
+    """Token ids of a line and its `<eos>`, and ln p of the whole vocabulary at each, float64 (n, V)."""
+    ids = saved.text_vocabulary.encode(line)
+    inputs = torch.tensor([saved.vocabulary.eos, *ids[:-1]])[:, None]
+    with torch.no_grad():
+        logits, _ = saved.model.logits(inputs, saved.model.initial_state(1))
+    return ids, logits[:, 0].double().log_softmax(-1)
+
+
+@pytest.mark.parametrize("kind", VOCABULARIES)
+def test_every_token_has_its_word(kind: str) -> None:
+    """Of odd lines: no token is lost, words have theirs in order, and those of a word spell it."""
+    vocabulary, rng = VOCABULARIES[kind], random.Random(0)
+    for _ in range(400):
+        line = "".join(rng.choices(ALPHABET, k=rng.randrange(12)))
+        words, texts, word_of, ids = cut(line, vocabulary)
+        assert words == line.split()
+        assert ids == vocabulary.encode(line, eos=False)
+        assert word_of == sorted(word_of)
+        assert all(0 <= word <= len(words) for word in word_of)
+        if kind in ("bpe", "char") and "\\x" not in "".join(texts):
+            assert "".join(texts) == line, "as it stood, white space too"
+        if kind in ("word", "raw", "moses"):
+            spelled = [
+                "".join(t for t, w in zip(texts, word_of, strict=True) if w == place) for place in range(len(words))
+            ]
+            bare = [word.replace("\x00", "").replace("@-@", "-") for word in words]
+            assert [
+                text.replace("@-@", "-").replace("@,@", ",").replace("@.@", ".") for text in spelled
+            ] == bare or kind == "word"
+
+
+@pytest.mark.parametrize("kind", ["raw", "moses", "char", "bpe", "lower", "normal"])
+@pytest.mark.parametrize("space", ["before", "after"])
+def test_a_words_surprisal_is_the_sum_over_its_tokens(saved: dict[str, SavedModel], kind: str, space: str) -> None:
+    model = saved[kind]
+    if space == "after" and model.vocabulary.level == "word":
+        with pytest.raises(UserError, match="--space after is for models whose tokens have white space in them"):
+            score_text(TEXT, model, space=space)
+        return
+    rows = score_text(TEXT, model, by="word", eos=True, space=space)
+    assert [row.word for row in rows] == [word for line in TEXT.splitlines() for word in [*line.split(), "<eos>"]]
+    vocabulary, expected = model.text_vocabulary, []
+    whole = [i for i in range(len(vocabulary)) if i == vocabulary.eos or vocabulary.decode([i])[:1].isspace()]
+    for number, line in enumerate(TEXT.splitlines(), 1):
+        ids, log_p = by_hand(model, line)
+        words, _, word_of, _ = cut(line, vocabulary)
+        for place, word in enumerate([*words, "<eos>"]):
+            own = [i for i, of in enumerate([*word_of, len(words)]) if of == place]
+            p = sum(log_p[i, ids[i]].item() for i in own)
+            if (
+                space == "after"
+            ):  # Pimentel and Meister (2024): p(pieces) p(a word ends after them) / p(one ended before them)
+                p += log_p[own[-1] + 1, whole].logsumexp(-1).item() if own[-1] + 1 < len(ids) else 0
+                p -= log_p[own[0], whole].logsumexp(-1).item() if own[0] else 0
+            unk = int(vocabulary.unk in [ids[i] for i in own])
+            entropy = -(log_p[own[0]].exp() * log_p[own[0]]).sum().item() / math.log(2)
+            expected.append((number, place + 1, word, -p / math.log(2), unk, entropy, len(own)))
+    for row, told in zip(rows, expected, strict=True):
+        assert (*row[:3], row.unk, row.pieces) == (*told[:3], told[4], told[6])
+        assert row.surprisal == pytest.approx(told[3], rel=1e-5, abs=1e-5)
+        assert row.entropy == pytest.approx(told[5], rel=1e-5, abs=1e-5)
+    assert sum(row.surprisal for row in rows) == pytest.approx(
+        sum(row.surprisal for row in score_text(TEXT, model, by="token", eos=True)), rel=1e-6
+    ), "both share out the same bits"
+
+
+def test_what_has_a_row(saved: dict[str, SavedModel]) -> None:
+    for kind, first in {"word": "token", "raw": "word", "char": "word", "bpe": "word"}.items():
+        assert score_text("the cat", saved[kind])[0]._fields[2] == first
+    rows = score_text("The Dog", saved["lower"], by="token")
+    assert "".join(row.token for row in rows) == "The Dog", "text, as it stood, not the symbols of bytes"
+    assert {row.word_id for row in rows} == {1, 2}
+    assert score_text("日", saved["bpe"], by="token")[0].token.startswith("\\xe6")
+    frame = pandas.DataFrame(score_text("the cat\nsat", saved["word"], add=["length", "previous"]))
+    assert frame["length"].tolist() == [3, 3, 3]
+    assert frame["previous_length"].tolist()[1] == 3
+    assert frame["previous_surprisal"].isna().tolist() == [True, False, True]
+    assert frame["previous_surprisal"][1] == frame["surprisal"][0]
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, dialect="excel-tab"))
+
+
+STIMULI = [
+    {"item": "7", "text": "the cat | sat on | the mat .", "unk": "x", "labels": "a a b b c c c"},
+    {"item": "8", "text": "the\ncats", "unk": "y", "labels": "d d"},
+]
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "json", "parquet"])
+def test_the_users_columns_stay_and_sentences_are_rows(saved: dict[str, SavedModel], tmp_path: Path, form: str) -> None:
+    source, output = tmp_path / f"a.{form}", tmp_path / "out"
+    frame = pandas.DataFrame(STIMULI)
+    if form in ("csv", "tsv"):
+        frame.to_csv(source, sep="\t" if form == "tsv" else ",", index=False)
+    elif form == "parquet":
+        frame.to_parquet(source)
+    else:
+        source.write_text(frame.to_json(orient="records", lines=form == "jsonl"))
+    cli.score([str(source), "--model", str(saved["bpe"].folder), "--output", str(output)])
+    rows = table(output)
+    assert [(row["sentence_id"], row["item"], row["unk_input"]) for row in rows] == [("1", "7", "x")] * 9 + [
+        ("2", "8", "y")
+    ] * 2
+    assert [row["word_id"] for row in rows[-2:]] == ["1", "3"], "the end of a line counts"
+    cli.score([str(source), "--model", str(saved["bpe"].folder), "--output", str(output), "--format", "parquet"])
+    assert pandas.read_parquet(output)["item"].tolist() == ["7"] * 9 + ["8"] * 2
+
+
+@pytest.mark.parametrize("kind", ["word", "raw", "bpe"])
+def test_regions_are_sums_of_words(saved: dict[str, SavedModel], tmp_path: Path, kind: str) -> None:
+    marked = [row | {"text": str(row["text"]).replace("\n", "|")} for row in STIMULI]
+    plain = [row | {"text": row["text"].replace(" |", "").replace("|", " ")} for row in marked]
+    words = pandas.DataFrame(score_text("\n".join(row["text"] for row in plain), saved[kind], by="word"))
+    for name, rows, option in (("marked", marked, "|"), ("labelled", plain, "labels")):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        common = [str(tmp_path / f"{name}.jsonl"), "--model", str(saved[kind].folder), *["--raw"] * (kind == "raw")]
+        cli.score([*common, "--regions", option, "--output", str(tmp_path / name), "--add", "length"])
+        regions = table(tmp_path / name)
+        sizes = [2, 2, 3, 1, 1] if name == "marked" else [2, 2, 3, 2]
+        assert sum(sizes) == len(words)
+        ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+        for region, end, size in zip(regions, ends, sizes, strict=True):
+            own = words.iloc[end - size : end]
+            assert region["region"] == " ".join(own["word"])
+            assert region["length"] == str(len(region["region"]))
+            assert float(region["surprisal"]) == pytest.approx(own["surprisal"].sum(), rel=1e-5)
+            assert int(region["pieces"]) == own["pieces"].sum()
+    assert [row["label"] for row in regions] == ["a", "b", "c", "d"]
+
+
+def test_several_models(saved: dict[str, SavedModel], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+    kinds = ("word", "char", "bpe")
+    models = [word for kind in kinds for word in ("--model", str(saved[kind].folder))]
+    for layout in ("long", "wide"):
+        cli.score(
+            [
+                str(tmp_path / "a.txt"),
+                *models,
+                "--layout",
+                layout,
+                "--output",
+                str(tmp_path / layout),
+                "--html",
+                str(tmp_path / "p"),
+            ]
+        )
+        told = capsys.readouterr().err.splitlines()[-3:]
+        assert [line.partition(":")[0] for line in told] == list(kinds)
+        assert all("unknown" in line and "bits each, ppl" in line for line in told)
+    alone = {kind: score_text(TEXT, saved[kind], by="word") for kind in kinds}
+    long, wide = table(tmp_path / "long"), table(tmp_path / "wide")
+    for kind, rows in alone.items():
+        assert [row[f"surprisal_{kind}"] for row in wide] == [str(row.surprisal) for row in rows]
+        assert [row["surprisal"] for row in long if row["model"] == kind] == [str(row.surprisal) for row in rows]
+    assert (tmp_path / "p").read_text().count('<div class="side">') == 2
+    for wrong, named in {
+        "--layout=wide --by=token": "--layout wide needs --by word",
+        "--model=x/y --model=x/y": "no model",
+    }.items():
+        with pytest.raises(UserError, match=named):
+            cli.score([str(tmp_path / "a.txt"), *(models if "model" not in wrong else []), *wrong.split()])
+
+
+def test_frequency_is_of_the_training_text(tmp_path: Path, text_folder: Path, small_trained: Path) -> None:
+    counts = (text_folder / "train.txt").read_text().split()
+    (row, *_) = score_text("w1, w2", small_trained, by="word", add=["frequency"])
+    per_million = 1e6 / (len(counts) + len({*counts}))
+    assert row.frequency == pytest.approx(math.log10((counts.count("w1") + 1) * per_million), abs=1e-6)
+
+
+@pytest.fixture
+def small_trained(text_folder: Path, tmp_path: Path) -> Path:
+    vocabulary = Vocabulary.build([(text_folder / "train.txt").read_text()])
+    save_pretrained(
+        tmp_path / "m", LSTMLanguageModel(ModelConfig(4, 4), len(vocabulary)), vocabulary, {"dataset": str(text_folder)}
+    )
+    return tmp_path / "m"
+
+
+def test_nothing_is_unknown_in_silence(
+    saved: dict[str, SavedModel], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.txt").write_text("the c\u200bat nai\u0308ve, foreign words cat\u00ad Dog\u2019s\n")
+    result = evaluate(saved["word"], text=tmp_path / "a.txt")
+    assert result.unknown == 6
+    assert "85.71% unknown" in result.line(), "of 7 targets"
+    assert result.figures()["unknown"] == 6
+    cli.score([str(tmp_path / "a.txt"), "--model", str(saved["word"].folder), "--output", str(tmp_path / "out")])
+    assert len(caplog.messages) == 4, "each once"
+    for odd, many in (caplog.messages[:2], caplog.messages[2:]):
+        assert "'c\\u200bat' is not 'cat' (U+200B ZERO WIDTH SPACE)" in odd
+        assert "U+2019 RIGHT SINGLE QUOTATION MARK); --normalize helps and write straight quotes" in odd
+        assert "% of the tokens are <unk>, whose scores say little: --raw cuts English" in many
+    caplog.clear()
+    rows = score_text("the c\u200bat cat\u00ad", saved["word"], normalize=True)
+    assert [(row.token, row.unk) for row in rows] == [("the", 0), ("c\u200bat", 0), ("cat\u00ad", 0)]
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("e\u0301a", ["e\u0301", "a"]),
+        ("👩‍👩‍👧!", ["👩‍👩‍👧", "!"]),
+        ("👍🏽🇩🇪🇫🇷", ["👍🏽", "🇩🇪", "🇫🇷"]),
+        ("\u1112\u1161\u11ab\u1100", ["\u1112\u1161\u11ab", "\u1100"]),
+        ("नमस्ते", ["न", "म", "स्", "ते"]),
+    ],
+)
+def test_graphemes(text: str, seen: list[str]) -> None:
+    numbers = graphemes(text)
+    groups: dict[int, Any] = {}
+    for number, character in zip(numbers, text, strict=True):
+        groups[number] = groups.get(number, "") + character
+    assert list(groups.values()) == seen

@@ -182,7 +182,7 @@ def score(argv: Arguments = None) -> int:
     parser.add_argument(
         "files", nargs="+", type=str, help="Texts, a sentence a line, or what else training reads; - is standard input."
     )
-    parser.add_argument("--model", type=str | None, action="append", help=f"{MODEL_HELP} Several: --model A --model B.")
+    parser.add_argument("--model", type=str, action="append", help=f"{MODEL_HELP} Several: --model A --model B.")
     parser.add_class_arguments(Scoring, as_group=False, skip={"add", "raw", "normalize"})
     parser.add_argument(
         "--add", nargs="+", type=str, default=[], help="More columns: length, frequency in the training text, previous."
@@ -198,7 +198,7 @@ def score(argv: Arguments = None) -> int:
     args = parse(parser, argv)
     scoring = Scoring(**{field.name: args[field.name] for field in dataclasses.fields(Scoring)})
     use_machine(args.threads)
-    models = args.model or [None]
+    models = [None if model == "null" else model for model in args.model or ["null"]]
     told = score_files(args.files, models, scoring, args.format, args.output, args.html, args.text_column, args.dataset)
     for line in told:
         print_line(line)

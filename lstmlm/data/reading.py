@@ -72,15 +72,22 @@ def read_blocks(path: Path, column: str, first: int = 0, end: int | None = None)
 
 
 def read_rows(path: Path, column: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Text of each row of a file, in plain text, and the values of its other columns; of a text file each line, and none.
+    """Of a file that a command names: text of each row, in plain text, and the values of its other columns; of a text file each line, and
+    none.
 
-    Args, Raises: As `read_blocks`.
+    Args: As `read_blocks`.
+
+    Raises:
+        UsageError: As `read_blocks`.
     """
-    if form_of(path) in ("text", None):
-        yield from ((line, {}) for line in lines_of(read_blocks(path, column)))
-        return
-    for text, row in _rows(path, column, whole=True):
-        yield plain(text), {name: value for name, value in row.items() if name != column}
+    try:
+        if form_of(path) in ("text", None):
+            yield from ((line, {}) for line in lines_of(read_blocks(path, column)))
+            return
+        for text, row in _rows(path, column, whole=True):
+            yield plain(text), {name: value for name, value in row.items() if name != column}
+    except UserError as error:
+        raise UsageError(str(error)) from None
 
 
 def rows_to_blocks(rows: Iterable[str]) -> Iterator[str]:

@@ -341,10 +341,7 @@ def _source(name: str, column: str, reset: Reset) -> Callable[[], Rows]:
     """The rows of a text, to be read more than once where documents must be told apart."""
 
     def read() -> Rows:
-        try:
-            yield from read_rows(Path(name), column)
-        except UserError as error:
-            raise UsageError(str(error)) from None
+        return read_rows(Path(name), column)
 
     if name == "-" and reset == "document":
         held = list(read())

@@ -115,9 +115,9 @@ def test_a_table_for_people(folder: Path, file: Path, capsys: pytest.CaptureFixt
         (b"", "has no pairs", 1),
         (b'{"UID": "a"}\n', r"no column 'sentence_good', only UID$", 2),
         (b'{"UID": "a", "sentence_good": "a"}\n', r"row 1 has no 'sentence_bad' that is a line of text", 1),
-        (b"\n[1]\n", "no JSON object", 1),
-        (b"{", "is damaged or unfinished at row 1", 1),
-        (b"\xe9", "is damaged or unfinished at row 1", 1),
+        (b"\n[1]\n", "no JSON object", 2),
+        (b"{", "is damaged or unfinished at row 1", 2),
+        (b"\xe9", "is damaged or unfinished at row 1", 2),
     ],
 )
 def test_bad_files(tmp_path: Path, content: bytes | None, named: str, status: int) -> None:

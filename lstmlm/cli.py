@@ -179,14 +179,10 @@ def score(argv: Arguments = None) -> int:
     from lstmlm.runtime.hardware import use_machine
 
     parser = argument_parser("Surprisal (in bits) and entropy of every word of a text, as a table (docs/scoring.md).")
-    parser.add_argument(
-        "files", nargs="+", type=str, help="Texts, a sentence a line, or what else training reads; - is standard input."
-    )
+    parser.add_argument("files", nargs="+", type=str, help="Texts, a sentence a line, or what else training reads; - is standard input.")
     parser.add_argument("--model", type=str, action="append", help=f"{MODEL_HELP} Several: --model A --model B.")
     parser.add_class_arguments(Scoring, as_group=False, skip={"add", "raw", "normalize"})
-    parser.add_argument(
-        "--add", nargs="+", type=str, default=[], help="More columns: length, frequency in the training text, previous."
-    )
+    parser.add_argument("--add", nargs="+", type=str, default=[], help="More columns: length, frequency in the training text, previous.")
     parser.add_argument("--raw", action="store_true", help=RAW_HELP)
     parser.add_argument("--normalize", action="store_true", help=NORMALIZE_HELP)
     parser.add_argument("--format", type=Format, default="tsv", help="Form of the table.")
@@ -210,16 +206,9 @@ def pairs(argv: Arguments = None) -> int:
     from lstmlm.evaluation.pairs import By, score_pairs, summarize, write_pairs
     from lstmlm.runtime.hardware import use_machine
 
-    parser = argument_parser(
-        "How often the good sentence of a minimal pair is the likelier one, for each UID and over all."
-    )
+    parser = argument_parser("How often the good sentence of a minimal pair is the likelier one, for each UID and over all.")
     parser.add_argument("file", type=str, help="Rows with sentence_good, sentence_bad and UID: .jsonl, .json, .csv.")
-    parser.add_argument(
-        "--by",
-        type=By,
-        default="sentence",
-        help="What is compared: sentences, or the critical words of BLiMP's methods.",
-    )
+    parser.add_argument("--by", type=By, default="sentence", help="What is compared: sentences, or the critical words of BLiMP's methods.")
     parser.add_argument("--model", type=str | None, default=None, help=MODEL_HELP)
     parser.add_argument("--raw", action="store_true", help=RAW_HELP)
     parser.add_argument("--normalize", action="store_true", help=NORMALIZE_HELP)
@@ -265,9 +254,7 @@ def generate(argv: Arguments = None) -> int:
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
     args = _parse(parser, argv)
     check(not args.prompt or args.prompt_file is None, "--prompt and --prompt_file: give one of the two")
-    prompts = (
-        [args.prompt] if args.prompt_file is None else [text for text, _ in read_rows(Path(args.prompt_file), "text")]
-    )
+    prompts = [args.prompt] if args.prompt_file is None else [text for text, _ in read_rows(Path(args.prompt_file), "text")]
     check(bool(prompts), f"there is no prompt in {args.prompt_file}")
     options = {field.name: args[field.name] for field in dataclasses.fields(Sampling)}
     use_machine(args.threads)

@@ -44,9 +44,7 @@ class Bounds(NamedTuple):
 
     def __contains__(self, value: object) -> bool:
         assert isinstance(value, int | float)
-        return (value > self.least if self.above else value >= self.least) and (
-            value < self.most if self.below else value <= self.most
-        )
+        return (value > self.least if self.above else value >= self.least) and (value < self.most if self.below else value <= self.most)
 
     def __str__(self) -> str:
         if not self.above and not self.below:
@@ -77,8 +75,7 @@ class _Section:
             check(value != "", f"{section}.{key.name} is empty: give it a value, or leave it out")
             for number in value if isinstance(value, tuple | list) else [value]:
                 check(
-                    bounds is None or number is None or number in bounds,
-                    f"{section}.{key.name} must be {bounds}, not {_as_written(value)}",
+                    bounds is None or number is None or number in bounds, f"{section}.{key.name} must be {bounds}, not {_as_written(value)}"
                 )
 
 
@@ -301,10 +298,7 @@ class TrainConfig(_Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(
-            not self.resume or self.run_dir is not None,
-            "train.resume needs train.run_dir: name the run that is to go on",
-        )
+        check(not self.resume or self.run_dir is not None, "train.resume needs train.run_dir: name the run that is to go on")
 
 
 @dataclass(frozen=True)
@@ -334,13 +328,7 @@ class TrackingConfig(_Section):
         super().__post_init__()
         name = self.run_name
         check(
-            name is None
-            or (
-                len(os.fsencode(name)) <= 200
-                and name.isprintable()
-                and name not in (".", "..")
-                and not {*"/\\"} & {*name}
-            ),
+            name is None or (len(os.fsencode(name)) <= 200 and name.isprintable() and name not in (".", "..") and not {*"/\\"} & {*name}),
             f"tracking.run_name becomes a folder's name: up to 200 bytes and no / or \\, not {name!r}",
         )
 

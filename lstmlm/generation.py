@@ -129,10 +129,7 @@ def stream_texts(
     sampling = Sampling(**options)
     prompts = [prompt] if isinstance(prompt, str) else prompt
     total = count * len(prompts)
-    check(
-        total <= MOST_ASKED,
-        f"{len(prompts):,} prompts times count {count:,} are {total:,} texts, the most is {MOST_ASKED:,}",
-    )
+    check(total <= MOST_ASKED, f"{len(prompts):,} prompts times count {count:,} are {total:,} texts, the most is {MOST_ASKED:,}")
     saved = load(model, raw)
     language_model, vocabulary = saved.model, saved.text_vocabulary
     ids = [new for new in _encode(prompts, vocabulary) for _ in range(count)]
@@ -142,9 +139,7 @@ def stream_texts(
         yield vocabulary.go_on(text, new)
 
 
-def stream_text(
-    prompt: str, model: str | Path | SavedModel | None = None, seed: int | None = None, **options: Any
-) -> Iterator[str]:
+def stream_text(prompt: str, model: str | Path | SavedModel | None = None, seed: int | None = None, **options: Any) -> Iterator[str]:
     """The text of `generate_text` in pieces, as they come: the prompt, then a token at a time; where Moses cut the words, in one piece.
 
     Args:
@@ -176,13 +171,7 @@ def stream_text(
 
 
 def sample(
-    model: LSTMLanguageModel,
-    vocabulary: Vocabulary,
-    prompt: list[int],
-    count: int,
-    max_len: int,
-    seed: int | None = None,
-    **options: Any,
+    model: LSTMLanguageModel, vocabulary: Vocabulary, prompt: list[int], count: int, max_len: int, seed: int | None = None, **options: Any
 ) -> list[list[int]]:
     """New token ids of `count` continuations of a prompt, without the `<eos>` of the last line.
 
@@ -216,12 +205,7 @@ def _chosen(seed: int | None) -> int:
 
 
 def _sample(
-    model: LSTMLanguageModel,
-    vocabulary: Vocabulary,
-    prompts: list[list[int]],
-    numbers: list[int],
-    sampling: Sampling,
-    seed: int | None,
+    model: LSTMLanguageModel, vocabulary: Vocabulary, prompts: list[list[int]], numbers: list[int], sampling: Sampling, seed: int | None
 ) -> Iterator[list[int]]:
     """New token ids of each continuation in order, each as soon as it is complete and so are those before it."""
     seed, size = _chosen(seed), max(1, BATCH_LOGITS // len(vocabulary))
@@ -239,12 +223,7 @@ def _sample(
 
 
 def _steps(
-    model: LSTMLanguageModel,
-    vocabulary: Vocabulary,
-    prompts: list[list[int]],
-    numbers: list[int],
-    sampling: Sampling,
-    seed: int,
+    model: LSTMLanguageModel, vocabulary: Vocabulary, prompts: list[list[int]], numbers: list[int], sampling: Sampling, seed: int
 ) -> Iterator[list[tuple[int, int]]]:
     """Tokens of continuations that run side by side, place by place: (continuation, token id) of those that have one.
 
@@ -260,9 +239,7 @@ def _steps(
     banned = _ids(sampling.ban, "ban", vocabulary) + [vocabulary.unk] * (not sampling.allow_unk)
     stop = _ids(sampling.stop, "stop", vocabulary)
     if len({*banned, eos}) == len(vocabulary):
-        raise UsageError(
-            "there is no token left to sample: the vocabulary has none but <eos> and those that are banned"
-        )
+        raise UsageError("there is no token left to sample: the vocabulary has none but <eos> and those that are banned")
     generators = [random.Random(f"{seed} {number}") for number in numbers]
     lines = [sampling.lines] * len(prompts)  # that are still to end
     running = list(range(len(prompts)))
@@ -336,9 +313,7 @@ def choose(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
         UserError: The logits are not finite.
     """
     if not logits.amax(-1).isfinite().all():
-        raise UserError(
-            "the model's scores are not finite, so there is nothing to sample from: its weights are far too large"
-        )
+        raise UserError("the model's scores are not finite, so there is nothing to sample from: its weights are far too large")
     if sampling.temperature == 0:
         return logits.argmax(-1)
     # In float64 no temperature overflows. At a tiny one the probabilities of all but the likeliest underflow to 0, so that one is taken,

@@ -94,9 +94,7 @@ def small_config(small: Callable[..., list[str]]) -> Callable[..., Config]:
 def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `python scripts/<name>.py ...` as a user does."""
 
-    def run(
-        script: str, *args: str, env: dict[str, str] | None = None, **kwargs: object
-    ) -> subprocess.CompletedProcess[str]:
+    def run(script: str, *args: str, env: dict[str, str] | None = None, **kwargs: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *args]
         environment = {**os.environ, "WANDB_MODE": "offline", **(env or {})}
         return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, **kwargs)  # type: ignore[call-overload]

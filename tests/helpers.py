@@ -108,9 +108,7 @@ def cut_power_at(monkeypatch: pytest.MonkeyPatch, step: int, segment: int | None
     monkeypatch.setattr(TrainStep, "__call__", dying_call)
 
 
-def interrupted(
-    small: Callable[..., list[str]], run: str, overrides: list[str], cuts: list[tuple[int, int | None]]
-) -> None:
+def interrupted(small: Callable[..., list[str]], run: str, overrides: list[str], cuts: list[tuple[int, int | None]]) -> None:
     """Run to the first cut, resume to the second, ..., resume to the end; the same command every time."""
     arguments = small(*overrides, "--train.resume=true", run=run)
     for step, segment in cuts:

@@ -50,27 +50,9 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
     assert load_config(["--config", str(path)]) == config
 
 
-def test_a_printed_configuration_is_the_one_that_it_was_printed_for(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    argv = [
-        "--config",
-        str(CONFIGS / "wikitext2-650.yaml"),
-        "--optim.betas",
-        "[0.8, 0.9]",
-        "--tracking.tags",
-        "[a, '1']",
-    ]
-    argv += [
-        "--train.run_dir",
-        "runs/x: y",
-        "--train.max_steps",
-        "null",
-        "--data.lowercase",
-        "true",
-        "--optim.eps",
-        "1e-9",
-    ]
+def test_a_printed_configuration_is_the_one_that_it_was_printed_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--config", str(CONFIGS / "wikitext2-650.yaml"), "--optim.betas", "[0.8, 0.9]", "--tracking.tags", "[a, '1']"]
+    argv += ["--train.run_dir", "runs/x: y", "--train.max_steps", "null", "--data.lowercase", "true", "--optim.eps", "1e-9"]
     with pytest.raises(SystemExit) as caught:
         load_config([*argv, "--print_config"])
     assert not caught.value.code

@@ -106,17 +106,11 @@ def test_characters(tmp_path: Path) -> None:
     assert set(text) <= set("abc")
 
 
-def test_the_state_is_all_that_is_carried(
-    model: LSTMLanguageModel, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_state_is_all_that_is_carried(model: LSTMLanguageModel, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every new token costs one row, however long the text is."""
     rows = []
     original = LSTMLanguageModel.hidden
-    monkeypatch.setattr(
-        LSTMLanguageModel,
-        "hidden",
-        lambda self, tokens, *rest: rows.append(len(tokens)) or original(self, tokens, *rest),
-    )
+    monkeypatch.setattr(LSTMLanguageModel, "hidden", lambda self, tokens, *rest: rows.append(len(tokens)) or original(self, tokens, *rest))
     sample(model, vocabulary, [1, 4, 5, 6], 3, max_len=9, seed=2)
     assert rows[0] == 4
     assert set(rows[1:]) == {1}
@@ -299,17 +293,13 @@ def test_the_command(cli: Callable[..., subprocess.CompletedProcess[str]], folde
     ascii_only = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     common = ["--model", str(folder.parent), "--seed", str(10**30), "--temperature", "1e308"]
     prompts = "w1 naïve\n\nw3\n"
-    result = cli(
-        "generate", "--prompt_file", "-", "--count", "2", *common, input=prompts, encoding="utf-8", env=ascii_only
-    )
+    result = cli("generate", "--prompt_file", "-", "--count", "2", *common, input=prompts, encoding="utf-8", env=ascii_only)
     assert result.returncode == 0, result.stderr
     expected = generate_texts(["w1 naïve", "", "w3"], 2, 30, 1e308, folder, seed=10**30)
     assert result.stdout == "".join(f"{text}\n" for text in expected)
     assert len(result.stderr.splitlines()) == 1
     command = f"{sys.executable} {ROOT}/scripts/generate.py --count 5000 {' '.join(common)}"
-    shell = subprocess.run(
-        ["bash", "-c", f"{command} | head -1; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True, timeout=200
-    )
+    shell = subprocess.run(["bash", "-c", f"{command} | head -1; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True, timeout=200)
     assert shell.stdout.splitlines()[1:] == ["141"]
     assert shell.stderr == ""
 
@@ -339,9 +329,7 @@ def test_on_a_terminal_the_tokens_come_one_by_one(folder: Path) -> None:
         (["--threads", "0"], "threads"),
     ],
 )
-def test_wrong_use_of_the_command(
-    arguments: list[str], named: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_use_of_the_command(arguments: list[str], named: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("empty").touch()
     with pytest.raises(UserError, match=named) as refusal:
@@ -349,9 +337,7 @@ def test_wrong_use_of_the_command(
     assert refusal.value.status == 2
 
 
-def test_where_no_model_is_named_the_newest_is_taken(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_no_model_is_named_the_newest_is_taken(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert generate_text("w1", 2, seed=0).startswith("w1 ")
     monkeypatch.chdir(tmp_path / "runs")

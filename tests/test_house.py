@@ -45,11 +45,7 @@ def imports(path: Path) -> set[str]:
 
 
 def test_every_module_is_a_room() -> None:
-    modules = {
-        ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        for path in PACKAGE.rglob("*.py")
-        if path.name != "__init__.py"
-    }
+    modules = {".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
     assert modules == set(ROOMS)
 
 

@@ -79,11 +79,7 @@ class Dynamic(Static):
     """Dynamic evaluation (Krause et al., 2018, "Dynamic evaluation of neural sequence models", equations 3 and 6 to 8)."""
 
     name: ClassVar[str] = "dynamic"
-    searched: ClassVar[dict[str, Callable[[Any, float], Any]]] = {
-        "lr": _times,
-        "decay": _at_most_1,
-        "bptt": _rows_times,
-    }
+    searched: ClassVar[dict[str, Callable[[Any, float], Any]]] = {"lr": _times, "decay": _at_most_1, "bptt": _rows_times}
     advice: ClassVar[str] = "dynamic evaluation diverged, choose a smaller --lr"
 
     rule: Literal["sgd", "rms"] = "rms"
@@ -99,10 +95,7 @@ class Dynamic(Static):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(
-            self.reset == "never",
-            f"dynamic evaluation carries what it learned across a reset: leave out --reset {self.reset}",
-        )
+        check(self.reset == "never", f"dynamic evaluation carries what it learned across a reset: leave out --reset {self.reset}")
         check(self.rule in ("sgd", "rms"), f"there is no rule {self.rule!r}: name sgd or rms")
         check(0 <= self.lr < math.inf, f"lr must be a number that is not negative, not {self.lr}")
         check(0 <= self.decay <= 1, f"decay must be in [0, 1], not {self.decay}")
@@ -236,13 +229,7 @@ class DynamicScorer:
         rms: Of each parameter's gradient, as `gradient_rms` gives them; rule `rms` needs them.
     """
 
-    def __init__(
-        self,
-        model: LSTMLanguageModel,
-        columns: int,
-        settings: Dynamic,
-        rms: dict[str, Tensor] | None = None,
-    ) -> None:
+    def __init__(self, model: LSTMLanguageModel, columns: int, settings: Dynamic, rms: dict[str, Tensor] | None = None) -> None:
         self._model = _learning_copy(model)
         self._state = self._model.initial_state(columns)
         self._settings = settings

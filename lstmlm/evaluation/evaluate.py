@@ -45,8 +45,6 @@ def evaluate(
     check(protocol in PROTOCOLS, f"there is no protocol {protocol!r}: name one of {', '.join(PROTOCOLS)}")
     how = PROTOCOLS[protocol](columns=columns, reset=reset, **settings)
     check_split(split)
-    check(
-        text is not None or not (raw or normalize), "raw and normalize need a text: a split is read as training read it"
-    )
+    check(text is not None or not (raw or normalize), "raw and normalize need a text: a split is read as training read it")
     saved = load(model, raw, normalize, dataset, cache_dir)
     return measure(saved, split_text(saved, split) if text is None else file_text(saved, text, text_column), how)

@@ -70,11 +70,7 @@ class Summary:
 
 
 def score_pairs(
-    file: str | Path,
-    model: str | Path | SavedModel | None = None,
-    raw: bool = False,
-    by: By = "sentence",
-    normalize: bool = False,
+    file: str | Path, model: str | Path | SavedModel | None = None, raw: bool = False, by: By = "sentence", normalize: bool = False
 ) -> list[Pair]:
     """Score the pairs of a file, each sentence alone, after `<eos>`.
 
@@ -162,9 +158,7 @@ def _read(path: Path, by: By) -> list[dict[str, Any]]:
             if by != "sentence" and not row.get(f"{by}_method", by in "".join(row)):
                 others += 1
                 continue
-            for name in dict.fromkeys(
-                ["UID", "sentence_bad", *(name for side in METHODS[by] for name in side if name)]
-            ):
+            for name in dict.fromkeys(["UID", "sentence_bad", *(name for side in METHODS[by] for name in side if name)]):
                 value = row.get(name)
                 if not isinstance(value, str) or "\n" in value:
                     raise UserError(f"{path}, row {number} has no {name!r} that is a line of text")

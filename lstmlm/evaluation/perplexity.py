@@ -153,10 +153,7 @@ def evaluate_stream(
 @torch.no_grad()
 @ieee_products()
 def evaluate_whole(
-    model: LSTMLanguageModel,
-    streams: Sequence[Tensor],
-    accelerator: "Accelerator",
-    scored: Callable[[int], object] = lambda targets: None,
+    model: LSTMLanguageModel, streams: Sequence[Tensor], accelerator: "Accelerator", scored: Callable[[int], object] = lambda targets: None
 ) -> list[Evaluation]:
     """Static perplexity of a model on several streams, each at one column by one rank, so each to the bit what a single rank gives.
 
@@ -172,9 +169,7 @@ def evaluate_whole(
     device = model.embedding.weight.device
     nll = torch.zeros(len(streams), dtype=torch.float64)
     segments = (
-        (i, segment_nll)
-        for i in own
-        for segment_nll in _score_table(Table(streams[i], 1, device=device), StaticScorer(model, 1), None)
+        (i, segment_nll) for i in own for segment_nll in _score_table(Table(streams[i], 1, device=device), StaticScorer(model, 1), None)
     )
     for segment, working in rounds(accelerator, segments):
         if segment is not None:
@@ -187,9 +182,7 @@ def evaluate_whole(
 
 @torch.no_grad()
 @ieee_products()
-def score_stream(
-    scorer: Scorer, stream: Tensor, columns: int, device: torch.device | str = "cpu", bptt: int | None = None
-) -> Tensor:
+def score_stream(scorer: Scorer, stream: Tensor, columns: int, device: torch.device | str = "cpu", bptt: int | None = None) -> Tensor:
     """Nll of every target of a stream by one process, float32 (N,), in the order of the stream.
 
     Args:
@@ -264,9 +257,7 @@ class Stretches:
             parts.append(self(ids[first : first + WINDOW_TOKENS], [start - first for start in starts[begin:end]]))
         return torch.cat(parts, -1)
 
-    def _run(
-        self, scorer: Scorer, stretches: list[tuple[int, int]], inputs: Tensor, targets: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _run(self, scorer: Scorer, stretches: list[tuple[int, int]], inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Places (N,) and their scores (..., N) of one segment after the other."""
         stretches = sorted(stretches, key=lambda stretch: stretch[0] - stretch[1])
         begins, ends = torch.tensor(stretches).T  # (B,)
@@ -284,9 +275,7 @@ class Stretches:
             row = end
 
 
-def _score_table(
-    table: Table, scorer: Scorer, bptt: int | None, interrupted: Callable[[], bool] = lambda: False
-) -> Iterator[Tensor]:
+def _score_table(table: Table, scorer: Scorer, bptt: int | None, interrupted: Callable[[], bool] = lambda: False) -> Iterator[Tensor]:
     """Nll of one segment after the other, each float32 (T, B_r) on the CPU."""
     for window in table.windows(bptt or -(-SEGMENT_TOKENS // table.local_columns)):
         if interrupted():

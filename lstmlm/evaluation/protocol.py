@@ -36,13 +36,8 @@ class Static:
 
     def __post_init__(self) -> None:
         check(self.columns >= 1, f"columns must be at least 1, not {self.columns}")
-        check(
-            self.reset in get_args(Reset), f"there is no reset {self.reset!r}: name one of {', '.join(get_args(Reset))}"
-        )
-        check(
-            self.reset == "never" or self.columns == 1,
-            f"--reset {self.reset} scores stretches in parallel already: leave out --columns",
-        )
+        check(self.reset in get_args(Reset), f"there is no reset {self.reset!r}: name one of {', '.join(get_args(Reset))}")
+        check(self.reset == "never" or self.columns == 1, f"--reset {self.reset} scores stretches in parallel already: leave out --columns")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -114,9 +109,7 @@ class Measurement(Evaluation):
         )
 
 
-def measure(
-    saved: SavedModel, text: Text, protocol: Static, scored: Callable[[int], object] = lambda targets: None
-) -> Measurement:
+def measure(saved: SavedModel, text: Text, protocol: Static, scored: Callable[[int], object] = lambda targets: None) -> Measurement:
     """Score a text.
 
     Args:
@@ -130,9 +123,7 @@ def measure(
     """
     stream, device = text.stream, saved.device
     columns = min(protocol.columns, len(stream) - 1)
-    first = protocol.scorer(
-        saved, columns
-    )  # what scorers need of the training split is computed before the clock starts
+    first = protocol.scorer(saved, columns)  # what scorers need of the training split is computed before the clock starts
 
     def told(scorer: Scorer) -> Scorer:
         def score(inputs: Tensor, targets: Tensor) -> Tensor:

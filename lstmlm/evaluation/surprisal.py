@@ -139,11 +139,7 @@ class Reader:
     """
 
     def __init__(
-        self,
-        saved: SavedModel,
-        space: Space = "before",
-        eos: bool = False,
-        scored: Callable[[int], object] = lambda tokens: None,
+        self, saved: SavedModel, space: Space = "before", eos: bool = False, scored: Callable[[int], object] = lambda tokens: None
     ) -> None:
         self.vocabulary, self._eos = saved.text_vocabulary, eos
         check(space in get_args(Space), f"space must be one of {', '.join(get_args(Space))}, not {space!r}")
@@ -152,9 +148,7 @@ class Reader:
             "--space after is for models whose tokens have white space in them: of characters or bpe",
         )
         self._starts = word_starts(self.vocabulary).to(saved.device) if space == "after" else None
-        self._stretches = Stretches(
-            lambda columns: _TokenScorer(saved, columns, self._starts, scored), self.vocabulary.eos, saved.device
-        )
+        self._stretches = Stretches(lambda columns: _TokenScorer(saved, columns, self._starts, scored), self.vocabulary.eos, saved.device)
         self.unfamiliar = Unknown(saved)
         self.tokens, self.unknown, self.bits = 0, 0, 0.0
 
@@ -215,9 +209,7 @@ class _TokenScorer(StaticScorer):
         return scores
 
 
-def read_windows(
-    sentences: Iterable[Sentence], readers: Sequence[Reader]
-) -> Iterator[list[tuple[Sentence, list[Pieces]]]]:
+def read_windows(sentences: Iterable[Sentence], readers: Sequence[Reader]) -> Iterator[list[tuple[Sentence, list[Pieces]]]]:
     """Sentences with what each model says of them, in memory that does not grow with the text."""
     window: list[Sentence] = []
     characters = 0

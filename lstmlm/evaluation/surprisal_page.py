@@ -34,18 +34,14 @@ def elements(sentence: Sentence, pieces: Pieces, by: By) -> list[Shaded]:
     if by == "token":
         units = pieces.units("token")
         numbers = graphemes([unit.text for unit in units])
-        groups = [
-            [unit for unit, number in zip(units, numbers, strict=True) if number == n] for n in dict.fromkeys(numbers)
-        ]
+        groups = [[unit for unit, number in zip(units, numbers, strict=True) if number == n] for n in dict.fromkeys(numbers)]
     else:
         groups = [[unit] for unit in pieces.units(by, sentence.regions)]
     shown = []
     for group in groups:
         bits = sum(unit.measures[0] for unit in group)
         unk, entropy = max(unit.measures[1] for unit in group), group[0].measures[2]
-        shown.append(
-            Shaded("".join(u.text for u in group), bits, unk, entropy, min(int(bits / SHADE_BITS), SHADES - 1))
-        )
+        shown.append(Shaded("".join(u.text for u in group), bits, unk, entropy, min(int(bits / SHADE_BITS), SHADES - 1)))
     return shown
 
 
@@ -76,9 +72,7 @@ def shaded_page(
     sums = [[0, 0.0] for _ in models]
 
     def write(window: Sequence[tuple[Sentence, list[Pieces]]]) -> None:
-        sentences = [
-            [elements(sentence, each, by) for each in pieces] for sentence, pieces in window if pieces[0].texts
-        ]
+        sentences = [[elements(sentence, each, by) for each in pieces] for sentence, pieces in window if pieces[0].texts]
         for shown in sentences:
             for total, own in zip(sums, shown, strict=True):
                 total[0] += len(own)

@@ -61,16 +61,11 @@ class Scoring:
     def __post_init__(self) -> None:
         for name, kinds in {"by": By, "reset": Reset, "space": Space, "layout": Literal["long", "wide"]}.items():
             value, names = getattr(self, name), get_args(kinds)
-            check(
-                value in (*names, *[None] * (name == "by")), f"{name} must be one of {', '.join(names)}, not {value!r}"
-            )
+            check(value in (*names, *[None] * (name == "by")), f"{name} must be one of {', '.join(names)}, not {value!r}")
         wrong = [name for name in self.add if name not in get_args(Addition)]
         check(not wrong, f"add must be of {', '.join(get_args(Addition))}, not {', '.join(wrong)}")
         check((self.by == "region") <= (self.regions is not None), "--by region needs --regions")
-        check(
-            self.regions is None or self.by in (None, "region"),
-            f"--regions has a row for each region: leave out --by {self.by}",
-        )
+        check(self.regions is None or self.by in (None, "region"), f"--regions has a row for each region: leave out --by {self.by}")
         check(self.regions != "", "--regions is empty: name a column or a mark")
 
     def unit(self, saved: Sequence[SavedModel]) -> By:
@@ -97,20 +92,12 @@ class ScoreTable:
     """
 
     def __init__(
-        self,
-        saved: Sequence[SavedModel],
-        names: Sequence[str],
-        scoring: Scoring,
-        values: Sequence[str] = (),
-        labelled: bool = False,
+        self, saved: Sequence[SavedModel], names: Sequence[str], scoring: Scoring, values: Sequence[str] = (), labelled: bool = False
     ) -> None:
         self.by, self._eos, self._names, self._labelled = scoring.unit(saved), scoring.eos, names, labelled
         self._wide, self._long = scoring.layout == "wide", scoring.layout == "long" and len(names) > 1
         self._length, self._previous = "length" in scoring.add, "previous" in scoring.add
-        check(
-            not self._wide or self.by != "token",
-            "--layout wide needs --by word: models cut a text into different tokens",
-        )
+        check(not self._wide or self.by != "token", "--layout wide needs --by word: models cut a text into different tokens")
         words = self.by == "word" or all(model.text_vocabulary.level == "word" for model in saved)
         check("frequency" not in scoring.add or (words and self.by != "region"), "--add frequency needs --by word")
         self._frequencies = [frequencies(model) for model in saved] if "frequency" in scoring.add else []
@@ -139,16 +126,12 @@ class ScoreTable:
         rows: list[list[Any]] = []
         before: list[Any] = [None] * (1 + bool(self._frequencies))
         for unit in units:
-            frequency = [
-                None if unit.text == EOS else frequency(unit.text) for frequency in self._frequencies[place : place + 1]
-            ]
+            frequency = [None if unit.text == EOS else frequency(unit.text) for frequency in self._frequencies[place : place + 1]]
             rows.append([*unit.measures, *frequency, *(before if self._previous else [])])
             before = [unit.measures[0], *frequency]
         return rows
 
-    def _rows(
-        self, sentence: Sentence, units: list[Unit], measures: list[list[Any]], model: Sequence[str] = ()
-    ) -> Iterator[Row]:
+    def _rows(self, sentence: Sentence, units: list[Unit], measures: list[list[Any]], model: Sequence[str] = ()) -> Iterator[Row]:
         before = None
         for unit, values in zip(units, measures, strict=True):
             label = [(*sentence.labels, None)[unit.place - 1]] if self._labelled else []
@@ -159,12 +142,7 @@ class ScoreTable:
 
 
 def score_text(
-    text: str,
-    model: str | Path | SavedModel | None = None,
-    reset: Reset = "line",
-    eos: bool = False,
-    raw: bool = False,
-    **options: Any,
+    text: str, model: str | Path | SavedModel | None = None, reset: Reset = "line", eos: bool = False, raw: bool = False, **options: Any
 ) -> list[Any]:
     """The rows of `lstmlm score` for a text at hand, as named tuples; `pandas.DataFrame` takes them.
 
@@ -191,9 +169,7 @@ def score_text(
     return rows
 
 
-def sentences_of(
-    texts: Iterable[tuple[str, Callable[[], Rows]]], scoring: Scoring, values: Sequence[str] = ()
-) -> Iterator[Sentence]:
+def sentences_of(texts: Iterable[tuple[str, Callable[[], Rows]]], scoring: Scoring, values: Sequence[str] = ()) -> Iterator[Sentence]:
     """Sentences of texts, one after the other.
 
     Args:
@@ -289,10 +265,7 @@ def score_files(
     values = list(first)
     labelled = scoring.regions in values
     if scoring.regions is not None and not labelled:
-        check(
-            not any(map(str.isalnum, scoring.regions)),
-            f"--regions {scoring.regions}: there is no such column; a mark has no letters",
-        )
+        check(not any(map(str.isalnum, scoring.regions)), f"--regions {scoring.regions}: there is no such column; a mark has no letters")
     table = ScoreTable(saved, names, scoring, values, labelled)
     with ExitStack() as stack:
         shown = on_terminal() and not out.standard
@@ -308,9 +281,7 @@ def score_files(
         if shaded:
             characters = table.by == "token" and all(model.text_vocabulary.level == "char" for model in saved)
             unit: By = "region" if table.by == "region" else "token" if characters else "word"
-            shade = stack.enter_context(
-                shaded_page(stack.enter_context(shaded.opened()), ", ".join(files), names, unit)
-            )
+            shade = stack.enter_context(shaded_page(stack.enter_context(shaded.opened()), ", ".join(files), names, unit))
         for window, some in chain([begun], rows):
             if some:
                 write(some)
@@ -328,8 +299,7 @@ def score_files(
 def _names(saved: Sequence[SavedModel], models: Sequence[str | Path | SavedModel | None]) -> list[str]:
     """What rows and columns call each model: its run or folder, or its path where two have the same name."""
     paths = [
-        own.folder if model is None or isinstance(model, SavedModel) else Path(model)
-        for own, model in zip(saved, models, strict=True)
+        own.folder if model is None or isinstance(model, SavedModel) else Path(model) for own, model in zip(saved, models, strict=True)
     ]
     names = [path.parent.name if path.name == "model" else path.name for path in paths]
     names = [str(path) if names.count(name) > 1 else name for name, path in zip(names, paths, strict=True)]
@@ -415,9 +385,7 @@ def parquet(file: BinaryIO, columns: Sequence[str]) -> Iterator[Write]:
             nonlocal writer
             values = dict(zip(columns, zip(*rows, strict=True), strict=True))
             try:
-                table = pyarrow.table(
-                    {name: list(own) for name, own in values.items()}, schema=writer and writer.schema
-                )
+                table = pyarrow.table({name: list(own) for name, own in values.items()}, schema=writer and writer.schema)
             except (pyarrow.ArrowException, OverflowError) as error:
                 raise UserError(f"parquet: the values of a column are of several types: {one_line(error)}") from None
             writer = writer or stack.enter_context(ParquetWriter(file, table.schema))

@@ -66,9 +66,7 @@ def cut(line: str, vocabulary: Vocabulary) -> Cut:
     by_bytes = vocabulary.level == "bpe"
     size: Callable[[str], int] = (lambda text: len(text.encode())) if by_bytes else len
     parts = re.findall(r"\s+|\S+", line)
-    ends = [
-        end for end, part in zip(accumulate(size(read(part)) for part in parts), parts, strict=True) if part.strip()
-    ]
+    ends = [end for end, part in zip(accumulate(size(read(part)) for part in parts), parts, strict=True) if part.strip()]
     token_ends = list(accumulate(size(token) if token in (UNK, EOS) else len(token) for token in tokens))
     text = line if [*map(size, line)] == [*map(size, read(line))] else read(line)
     content = text.encode() if by_bytes else text
@@ -155,9 +153,7 @@ class Unknown:
             tokens: All of them.
         """
         if self._odd:
-            told = "; ".join(
-                f"{token!r} is not {known!r} ({_codes(token, known)})" for token, known in [*self._odd.items()][:5]
-            )
+            told = "; ".join(f"{token!r} is not {known!r} ({_codes(token, known)})" for token, known in [*self._odd.items()][:5])
             more = f" and {len(self._odd) - 5:,} more" if len(self._odd) > 5 else ""
             curly = [token.translate(CURLY) != token for token in self._odd]
             helps = ["--normalize helps"] * (not all(curly)) + ["write straight quotes"] * any(curly)
@@ -178,6 +174,4 @@ def _ordinary(token: str) -> str:
 
 
 def _codes(token: str, known: str) -> str:
-    return ", ".join(
-        f"U+{ord(c):04X} {unicodedata.name(c, '')}".strip() for c in dict.fromkeys(token) if c not in known
-    )
+    return ", ".join(f"U+{ord(c):04X} {unicodedata.name(c, '')}".strip() for c in dict.fromkeys(token) if c not in known)

@@ -101,9 +101,7 @@ class TokenScores(NamedTuple):
 
 
 @torch.no_grad()
-def token_scores(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, members: Tensor | None = None
-) -> TokenScores:
+def token_scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, members: Tensor | None = None) -> TokenScores:
     """Nll and rank of each target, the entropy of the distribution it was drawn from, and the share of some types in that.
 
     Args:

@@ -78,12 +78,7 @@ def _wait_for_all(accelerator: Accelerator, doing: str) -> None:
     store.add(key, 1)
     while (here := store.add(key, 0)) < accelerator.num_processes:
         if time.monotonic() >= told_at:
-            logger.warning(
-                "waiting for %d of %d ranks: they %s",
-                accelerator.num_processes - here,
-                accelerator.num_processes,
-                doing,
-            )
+            logger.warning("waiting for %d of %d ranks: they %s", accelerator.num_processes - here, accelerator.num_processes, doing)
             told_at += TELL_SECONDS
         time.sleep(0.1)
 
@@ -118,16 +113,10 @@ def main_tensors(accelerator: Accelerator, tensors: dict[str, Tensor] | None) ->
     if accelerator.num_processes == 1:
         assert tensors is not None
         return tensors
-    shapes = main_value(
-        accelerator, tensors and {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-    )
+    shapes = main_value(accelerator, tensors and {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
     received = {}
     for name, (shape, dtype) in shapes.items():
-        buffer = (
-            tensors[name].to(accelerator.device)
-            if tensors
-            else torch.empty(shape, dtype=dtype, device=accelerator.device)
-        )
+        buffer = tensors[name].to(accelerator.device) if tensors else torch.empty(shape, dtype=dtype, device=accelerator.device)
         dist.broadcast(buffer, 0)
         received[name] = buffer.cpu()
     return received

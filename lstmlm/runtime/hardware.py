@@ -44,10 +44,7 @@ def local_ranks() -> int:
     return int(value)
 
 
-GROUPS, OWN_GROUP = (
-    Path("/sys/fs/cgroup"),
-    Path("/proc/self/cgroup"),
-)  # of Linux: where they are mounted, and this process's
+GROUPS, OWN_GROUP = (Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))  # of Linux: where they are mounted, and this process's
 
 
 def cpu_quota(groups: Path = GROUPS, own: Path = OWN_GROUP) -> float:
@@ -84,9 +81,7 @@ def memory_left(groups: Path = GROUPS, own: Path = OWN_GROUP) -> float:
             lines = (folder / "memory.stat").read_text().splitlines()
             statistics = {name: int(value) for name, value in map(str.split, lines)}
             prefix = "total_" if is_first_version else ""
-            cached = sum(
-                statistics[f"{prefix}{kind}_file"] for kind in ("active", "inactive")
-            )  # goes where it is needed
+            cached = sum(statistics[f"{prefix}{kind}_file"] for kind in ("active", "inactive"))  # goes where it is needed
             left = min(left, limit - used + cached)
     return left
 

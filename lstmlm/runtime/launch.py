@@ -128,27 +128,18 @@ def start(config: Config) -> Accelerator:
             mixed_precision=PRECISIONS[config.train.precision],
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # TrainStep accumulates by itself
             kwargs_handlers=[
-                InitProcessGroupKwargs(
-                    init_method="restartable://", timeout=timedelta(minutes=config.train.timeout_minutes)
-                ),
+                InitProcessGroupKwargs(init_method="restartable://", timeout=timedelta(minutes=config.train.timeout_minutes)),
                 DistributedDataParallelKwargs(
-                    gradient_as_bucket_view=True,
-                    comm_hook=Hook.BF16 if config.train.compress_gradients else Hook.NO,
+                    gradient_as_bucket_view=True, comm_hook=Hook.BF16 if config.train.compress_gradients else Hook.NO
                 ),
             ],
         )
-    except (
-        ValueError,
-        AssertionError,
-        ImportError,
-    ) as error:  # the environment asks for what this machine or PyTorch has not
+    except (ValueError, AssertionError, ImportError) as error:  # the environment asks for what this machine or PyTorch has not
         raise UsageError(f"Accelerate cannot start: {one_line(error)}") from None
     except (dist.DistError, RuntimeError) as error:
         if "WORLD_SIZE" not in os.environ:
             raise
-        raise UserError(
-            f"the ranks did not find each other within {config.train.timeout_minutes:g} minutes: {one_line(error)}"
-        ) from None
+        raise UserError(f"the ranks did not find each other within {config.train.timeout_minutes:g} minutes: {one_line(error)}") from None
     # After Accelerate, which sets both of these too.
     torch.set_num_threads(config.train.threads or hardware.default_threads())
     hardware.set_float32_products(config.train.precision)
@@ -232,15 +223,9 @@ def check_launch() -> None:
                 f"use `accelerate launch --num_processes N` or scripts/cluster/, or unset {name}"
             )
     ranks = hardware.local_ranks()
-    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in (
-        "true",
-        "1",
-        "yes",
-    )
+    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("true", "1", "yes")
     if on_gpu and ranks > torch.cuda.device_count():
-        raise UsageError(
-            f"{ranks} ranks on this host but {torch.cuda.device_count()} GPUs: start one rank for each GPU"
-        )
+        raise UsageError(f"{ranks} ranks on this host but {torch.cuda.device_count()} GPUs: start one rank for each GPU")
 
 
 def _check_cuda_graph(config: Config, accelerator: Accelerator) -> None:

@@ -36,9 +36,7 @@ def opening(config: Config, corpus: Corpus, train_step: TrainStep, accelerator: 
     return _table(rows)
 
 
-def dry_run(
-    config: Config, corpus: Corpus, train_step: TrainStep, accelerator: Accelerator, figures: dict[str, float]
-) -> list[str]:
+def dry_run(config: Config, corpus: Corpus, train_step: TrainStep, accelerator: Accelerator, figures: dict[str, float]) -> list[str]:
     """What would be trained, and what it needs. The last line is the result.
 
     Args:

@@ -30,14 +30,7 @@ class BestModel:
         model: As it is trained, the bare one.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        accelerator: Accelerator,
-        directory: RunDirectory,
-        corpus: Corpus,
-        model: LSTMLanguageModel,
-    ) -> None:
+    def __init__(self, config: Config, accelerator: Accelerator, directory: RunDirectory, corpus: Corpus, model: LSTMLanguageModel) -> None:
         self._init_from = config.train.init_from
         self._accelerator = accelerator
         self._directory = directory
@@ -93,7 +86,5 @@ class BestModel:
     def _card(self, figures: dict[str, dict[str, Any]] | None = None) -> str:
         notes = ""
         if self._init_from:
-            notes = (
-                f"Training began with the weights and the vocabulary of the model `{model_name(self._init_from)}`.\n"
-            )
+            notes = f"Training began with the weights and the vocabulary of the model `{model_name(self._init_from)}`.\n"
         return model_card(self._model, self._corpus.vocabulary, self.trained_on, figures, notes=notes)

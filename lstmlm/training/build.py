@@ -58,9 +58,7 @@ def build(config: Config, accelerator: Accelerator, origin: str | Path | None = 
     return corpus, TrainStep(config, accelerator, model, table, total_steps)
 
 
-def _load_origin(
-    config: Config, accelerator: Accelerator, origin: str | Path
-) -> tuple[Vocabulary, dict[str, Tensor] | None]:
+def _load_origin(config: Config, accelerator: Accelerator, origin: str | Path) -> tuple[Vocabulary, dict[str, Tensor] | None]:
     """Vocabulary and weights of a saved model, on every rank; no weights where `origin` is a vocabulary."""
     vocabulary = weights = None
     with fail_together(accelerator):

@@ -252,8 +252,6 @@ def _foreign_content(path: Path) -> str | None:
     if path.is_symlink() or not path.is_dir():
         return "it is not a folder"
     foreign = sorted(
-        entry.name
-        for entry in path.iterdir()
-        if entry.name not in (TENSORS, VALUES, MANIFEST) or entry.is_symlink() or not entry.is_file()
+        entry.name for entry in path.iterdir() if entry.name not in (TENSORS, VALUES, MANIFEST) or entry.is_symlink() or not entry.is_file()
     )
     return f"it holds {foreign[0]}, which is not of a checkpoint" if foreign else None

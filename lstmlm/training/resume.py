@@ -38,10 +38,7 @@ FREE_KEYS = {
     "data.subset",
     "data.text_column",
 }
-GROWING_KEYS = {
-    "train.epochs",
-    "train.max_steps",
-}  # may grow, except under a schedule that ends with the run
+GROWING_KEYS = {"train.epochs", "train.max_steps"}  # may grow, except under a schedule that ends with the run
 ENDING = ("cosine", "one_cycle")
 VALIDATION_KEYS = {"train.eval_every"}  # the schedule plateau and the average asgd count validations
 
@@ -174,9 +171,7 @@ def check_fit(saved: Saved, tensors: dict[str, Tensor], expected: dict[str, Tens
         raise UserError(f"{TENSORS} {'lacks' if name in expected else 'has a foreign'} {name}")
     for name, tensor in tensors.items():
         if (tensor.shape, tensor.dtype) != (expected[name].shape, expected[name].dtype):
-            raise UserError(
-                f"{name} is {tensor.dtype} {list(tensor.shape)} instead of {expected[name].dtype} {list(expected[name].shape)}"
-            )
+            raise UserError(f"{name} is {tensor.dtype} {list(tensor.shape)} instead of {expected[name].dtype} {list(expected[name].shape)}")
     cursor, train = saved.cursor, saved.config.train
     ends = segment_ends(saved.config.data, train.seed, table.rows, cursor.epoch)
     begins = [window.segments[0][0] for window in table.cut(ends, train.accumulate)]

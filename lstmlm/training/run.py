@@ -292,14 +292,7 @@ class Run:
         self.progress.line("scoring the validation and the test split at one column")
         figures = self.validation.final_figures(self.cursor.step)
         valid, test = figures["validation"], figures["test"]
-        self._log(
-            {
-                "final/valid_loss": valid["loss"],
-                "final/valid_ppl": valid["ppl"],
-                "test/loss": test["loss"],
-                "test/ppl": test["ppl"],
-            }
-        )
+        self._log({"final/valid_loss": valid["loss"], "final/valid_ppl": valid["ppl"], "test/loss": test["loss"], "test/ppl": test["ppl"]})
         self.seconds.total = self._total_seconds
         summary = {
             **asdict(self.cursor),

@@ -94,9 +94,7 @@ class RunDirectory:
             try:
                 stack.enter_context(locked(lock, wait=False))
             except BlockingIOError:
-                raise UserError(
-                    f"another process is training in {self.path}: wait for it or name another train.run_dir"
-                ) from None
+                raise UserError(f"another process is training in {self.path}: wait for it or name another train.run_dir") from None
             except OSError as error:
                 raise UserError(
                     f"cannot lock {lock}: {error.strerror}; train.run_dir must be on a file system with flock, and .lock must not be a link"
@@ -133,12 +131,9 @@ class RunDirectory:
             try:
                 self.read_config()
             except UserError:
-                raise UserError(
-                    f"{self.path} holds {path.name}, but no run of this project: name another train.run_dir"
-                ) from None
+                raise UserError(f"{self.path} holds {path.name}, but no run of this project: name another train.run_dir") from None
             raise UserError(
-                f"{self.path} holds a run already ({path.name}): go on with it with --train.resume true, "
-                "or name another train.run_dir"
+                f"{self.path} holds a run already ({path.name}): go on with it with --train.resume true, or name another train.run_dir"
             )
 
     def refuse_to_start_afresh(self) -> Config | None:
@@ -159,11 +154,7 @@ class RunDirectory:
             )
         config = self.read_config()
         lost = [self.metrics, self.samples, self.model] if not self.checkpoints.is_dir() else []
-        if (
-            self.summary in present
-            or any(path in present for path in lost)
-            or self._last_step() > config.train.save_every
-        ):
+        if self.summary in present or any(path in present for path in lost) or self._last_step() > config.train.save_every:
             raise UserError(
                 f"the checkpoints of the run in {self.path} are gone: bring back {self.checkpoints}, or name another train.run_dir"
             )

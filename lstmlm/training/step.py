@@ -59,9 +59,7 @@ class TrainStep:
         total_steps: Steps of the whole run, for the schedules that end with it.
     """
 
-    def __init__(
-        self, config: Config, accelerator: Accelerator, model: LSTMLanguageModel, table: Table, total_steps: int
-    ) -> None:
+    def __init__(self, config: Config, accelerator: Accelerator, model: LSTMLanguageModel, table: Table, total_steps: int) -> None:
         self.config = config
         self.accelerator = accelerator
         self.table = table
@@ -75,9 +73,7 @@ class TrainStep:
         set_up(self._optimizer, model, config.optim)
         self._average = WeightAverage(model, config.optim) if config.optim.average else None
         self._segment = torch.zeros((), dtype=torch.int32, device=accelerator.device)  # number of the masks' segment
-        self._losses = torch.zeros(
-            config.train.log_every, 2, device=accelerator.device
-        )  # nll of this rank, gradient norm
+        self._losses = torch.zeros(config.train.log_every, 2, device=accelerator.device)  # nll of this rank, gradient norm
         self._pending: list[tuple[int, int]] = []  # (step, N_step) of the rows of _losses in use
         self._skipped = 0  # updates in a row that fp16 skipped
         self.state: State = model.initial_state(table.local_columns)
@@ -113,9 +109,7 @@ class TrainStep:
                 last = i == len(window.segments) - 1
                 with nullcontext() if last else self.accelerator.no_sync(self.wrapped_model):
                     self._segment.fill_(segment + i)
-                    segment_nll = self._backward(
-                        *self.table.segment(first, end), window.num_targets, window.num_differences
-                    )
+                    segment_nll = self._backward(*self.table.segment(first, end), window.num_targets, window.num_differences)
                     row[0] += segment_nll
             row[1] = self._apply_gradient()
         if self._average is not None:

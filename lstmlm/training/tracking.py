@@ -132,9 +132,7 @@ class Tracking:
             lengths = asdict(values)
             for key, path in self._files.items():
                 if not cut_lines(path, lengths[key]):
-                    print_line(
-                        f"warning: {path} was damaged: lines from before the checkpoint are lost; the run goes on"
-                    )
+                    print_line(f"warning: {path} was damaged: lines from before the checkpoint are lost; the run goes on")
 
     @property
     def _files(self) -> dict[str, Path]:
@@ -251,10 +249,7 @@ def git_state() -> dict[str, Any]:
             return None
 
     commit = git("rev-parse", "HEAD")
-    return {
-        "git_commit": commit,
-        "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")) if commit else None,
-    }
+    return {"git_commit": commit, "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")) if commit else None}
 
 
 def _flushed_length(path: Path) -> int:

@@ -24,9 +24,7 @@ class Validation:
         seconds: Of the run, where the time is added up.
     """
 
-    def __init__(
-        self, model: LSTMLanguageModel, corpus: Corpus, accelerator: Accelerator, progress: Progress, seconds: Seconds
-    ) -> None:
+    def __init__(self, model: LSTMLanguageModel, corpus: Corpus, accelerator: Accelerator, progress: Progress, seconds: Seconds) -> None:
         self._model = model
         self._corpus = corpus
         self._accelerator = accelerator
@@ -52,10 +50,7 @@ class Validation:
             tick(scored)
             return interrupted()
 
-        with (
-            self._seconds.timed("evaluation"),
-            self._progress.scoring("scoring validation", len(stream) - 1) as tick,
-        ):
+        with self._seconds.timed("evaluation"), self._progress.scoring("scoring validation", len(stream) - 1) as tick:
             result = evaluate_stream(self._model, stream, columns, self._accelerator, interrupted=between_segments)
         _refuse_unless_finite("validation", result, step)
         return result
@@ -69,10 +64,7 @@ class Validation:
         splits = ("validation", "test")
         streams = [self._corpus.splits[split] for split in splits]
         targets = sum(len(stream) - 1 for stream in streams)
-        with (
-            self._seconds.timed("evaluation"),
-            self._progress.scoring("scoring validation and test", targets) as tick,
-        ):
+        with self._seconds.timed("evaluation"), self._progress.scoring("scoring validation and test", targets) as tick:
             results = evaluate_whole(self._model, streams, self._accelerator, tick)
         figures = {}
         for split, result in zip(splits, results, strict=True):

@@ -65,9 +65,7 @@ class WandbTracker:
         self._run.finish(exit_code=status)
 
 
-def init_arguments(
-    config: TrackingConfig, run_dir: Path, run_id: str, facts: dict[str, Any], is_main: bool
-) -> dict[str, Any]:
+def init_arguments(config: TrackingConfig, run_dir: Path, run_id: str, facts: dict[str, Any], is_main: bool) -> dict[str, Any]:
     """Arguments of `wandb.init`: the same run again after a resume, and never a question at the terminal.
 
     Args:

@@ -18,7 +18,5 @@ def folder(text_folder: Path, tmp_path: Path, small_config: Callable[..., Config
     torch.manual_seed(0)
     vocabulary = load_corpus(config.data).vocabulary
     model = LSTMLanguageModel(config.model, len(vocabulary))
-    save_pretrained(
-        tmp_path / "model", model, vocabulary, {"dataset": str(text_folder), "subset": None, "level": "word"}
-    )
+    save_pretrained(tmp_path / "model", model, vocabulary, {"dataset": str(text_folder), "subset": None, "level": "word"})
     return tmp_path / "model"

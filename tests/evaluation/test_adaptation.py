@@ -68,13 +68,7 @@ def cache_by_hand(model: LSTMLanguageModel, stream: Tensor, columns: int, settin
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [
-        CACHE,
-        Cache(window=1000, theta=0.5, lambda_=0.9),
-        Cache(window=1, theta=0, lambda_=0),
-        Cache(window=9, lambda_=1 - 1e-9),
-    ],
+    "settings", [CACHE, Cache(window=1000, theta=0.5, lambda_=0.9), Cache(window=1, theta=0, lambda_=0), Cache(window=9, lambda_=1 - 1e-9)]
 )
 @pytest.mark.parametrize(("columns", "bptt"), [(1, 1), (1, 5), (1, 400), (3, 4), (10, 7)])
 def test_cache_by_its_definition(

@@ -73,9 +73,7 @@ def test_a_reader_that_has_enough_ends_it(folder: Path, file: Path, monkeypatch:
             commands.pairs([str(file), "--model", str(folder), "--json"])
 
 
-def test_each_pair_and_each_uid(
-    folder: Path, file: Path, tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
+def test_each_pair_and_each_uid(folder: Path, file: Path, tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     result = cli("pairs", str(file), "--model", str(folder), "--json", "--output", str(tmp_path / "out.jsonl"))
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
@@ -134,9 +132,7 @@ def test_a_file_that_cannot_be_written(folder: Path, file: Path, tmp_path: Path)
     assert error.value.status == 2
 
 
-def test_arrays_and_zipped_files_and_a_uid_called_all(
-    folder: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_arrays_and_zipped_files_and_a_uid_called_all(folder: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [json.loads(line) | {"UID": "all"} for line in file.read_text().splitlines()]
     (tmp_path / "a.json").write_text(json.dumps(rows))
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
@@ -150,17 +146,10 @@ def test_arrays_and_zipped_files_and_a_uid_called_all(
 def test_critical_regions(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As BLiMP's one- and two-prefix methods: p(word | prefix), without an end of the line."""
     whole = {"UID": "a", "sentence_good": "w1 w2 w3", "sentence_bad": "w1 w2 w4"}
-    one = {
-        "one_prefix_method": True,
-        "one_prefix_prefix": "w1 w2",
-        "one_prefix_word_good": "w3",
-        "one_prefix_word_bad": "w4 w5",
-    }
+    one = {"one_prefix_method": True, "one_prefix_prefix": "w1 w2", "one_prefix_word_good": "w3", "one_prefix_word_bad": "w4 w5"}
     prefixes = {"two_prefix_prefix_good": "w1", "two_prefix_prefix_bad": "w2 w6"}
     two = {"two_prefix_method": True, "two_prefix_word": "w3", **prefixes}
-    (tmp_path / "a.jsonl").write_text(
-        "\n".join(map(json.dumps, [whole, whole | one, whole | two | {"one_prefix_method": False}]))
-    )
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [whole, whole | one, whole | two | {"one_prefix_method": False}])))
 
     def word(prefix: str, text: str) -> float:
         ends = bits(folder, f"{prefix} {text}") - bits(folder, prefix)

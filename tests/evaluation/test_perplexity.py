@@ -60,9 +60,7 @@ def products() -> Iterator[None]:
 # What the user chose for all, by the newer and the older switches.
 @pytest.mark.parametrize("chosen", ["nothing", "all", "conv", "medium"])
 @pytest.mark.usefixtures("products")
-def test_products_are_float32_where_training_uses_tf32(
-    chosen: str, model: LSTMLanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_products_are_float32_where_training_uses_tf32(chosen: str, model: LSTMLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     places = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn, torch.backends.cudnn.conv)
     set_float32_products("tf32")
     if chosen == "all":

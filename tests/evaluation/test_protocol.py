@@ -44,12 +44,7 @@ def test_a_result_says_how_it_was_obtained(run: Run, text_folder: Path) -> None:
     assert result["bpc"] == pytest.approx(float(result["nll"]) / math.log(2) / len(text))
     assert result["ppl"] == pytest.approx(math.exp(float(result["nll"]) / int(result["targets"])))
     assert result["loss"] == pytest.approx(math.log(result["ppl"]))
-    assert (result["split"], result["protocol"], result["columns"], result["settings"]) == (
-        "validation",
-        "static",
-        3,
-        {},
-    )
+    assert (result["split"], result["protocol"], result["columns"], result["settings"]) == ("validation", "static", 3, {})
     assert float(result["seconds"]) >= 0
 
 
@@ -113,14 +108,8 @@ def test_from_python(folder: Path, tmp_path: Path, run: Run) -> None:
         (["--protocol", "cache", "--lambda", "1.5"], "lambda must be in"),
         (["--protocol", "dynamic", "--rule", "adam"], "rule must be one of sgd, rms, not adam"),
         (["--protocol", "neural"], "neural"),
-        (
-            ["--reset", "line", "--columns", "2"],
-            "--reset line scores stretches in parallel already: leave out --columns",
-        ),
-        (
-            ["--reset", "line", "--protocol", "dynamic"],
-            "carries what it learned across a reset: leave out --reset line",
-        ),
+        (["--reset", "line", "--columns", "2"], "--reset line scores stretches in parallel already: leave out --columns"),
+        (["--reset", "line", "--protocol", "dynamic"], "carries what it learned across a reset: leave out --reset line"),
         (["--reset", "sentence"], "reset must be one of line, document, never, not sentence"),
         (["--text", "a.txt", "--split", "test"], "--text and --split: the text is in place of the split"),
         (["--columns", "0"], "columns must be at least 1, not 0"),
@@ -187,10 +176,7 @@ def test_stretches_are_scored_as_if_alone(
 
 def test_a_cache_is_emptied_at_a_reset(folder: Path, tmp_path: Path) -> None:
     """Each line scored in a file of its own gives the same."""
-    cache, lines = (
-        {"protocol": "cache", "window": 4, "theta": 0.5, "lambda_": 0.3},
-        ["w0 w1 w0 w1 w0", "w0 w0", "w1 w1 w1"],
-    )
+    cache, lines = ({"protocol": "cache", "window": 4, "theta": 0.5, "lambda_": 0.3}, ["w0 w1 w0 w1 w0", "w0 w0", "w1 w1 w1"])
     scores = []
     for name, text in {"all": lines, **{line: [line] for line in lines}}.items():
         (tmp_path / name).mkdir()
@@ -247,11 +233,7 @@ def test_every_tokens_nll_as_a_file(run: Run, folder: Path, tmp_path: Path) -> N
 def test_a_file_that_cannot_be_written_is_told_first(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lstmlm.model.pretrained.load", None)  # nothing is loaded
     (tmp_path / "folder.parquet").mkdir()
-    for name, named in {
-        "a.csv": "must end with .parquet",
-        "no/a.parquet": "no folder",
-        "folder.parquet": "a folder",
-    }.items():
+    for name, named in {"a.csv": "must end with .parquet", "no/a.parquet": "no folder", "folder.parquet": "a folder"}.items():
         with pytest.raises(UserError, match=named) as error:
             run("--output", str(tmp_path / name))
         assert error.value.status == 2
@@ -282,9 +264,7 @@ def test_any_file_is_a_text(run: Run, text_folder: Path, tmp_path: Path) -> None
         ("a.parquet", b"PAR1", "is damaged", 1),
     ],
 )
-def test_a_text_that_cannot_be_scored_is_told(
-    run: Run, tmp_path: Path, name: str, content: bytes | None, named: str, status: int
-) -> None:
+def test_a_text_that_cannot_be_scored_is_told(run: Run, tmp_path: Path, name: str, content: bytes | None, named: str, status: int) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=named) as error:
@@ -299,9 +279,7 @@ def test_lines_that_cannot_be_told_apart(run: Run, tmp_path: Path) -> None:
     assert run("--text", str(tmp_path / "a.txt"))["targets"] == 5
 
 
-def test_the_example_of_the_docs(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_example_of_the_docs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     result = run("--output", "tokens.parquet")
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/evaluation.md").read_text(), re.DOTALL)

@@ -103,9 +103,7 @@ def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.usefixtures("sizes")
 @pytest.mark.parametrize(("reset", "resets"), [("line", set(range(30))), ("document", {0, 8, 9, 18}), ("never", {0})])
-def test_every_score_is_what_the_model_says_of_the_token_alone(
-    saved: SavedModel, reset: Reset, resets: set[int]
-) -> None:
+def test_every_score_is_what_the_model_says_of_the_token_alone(saved: SavedModel, reset: Reset, resets: set[int]) -> None:
     lines = text(30, 25)
     lines = [line or "w9" for line in lines]
     lines[7] = lines[8] = lines[17] = ""
@@ -133,9 +131,7 @@ def test_a_text_begins_a_document(saved: SavedModel, reset: Reset, resets: set[i
 def test_a_line_scores_what_it_scores_alone(saved: SavedModel) -> None:
     lines = text(60, 40, seed=1)
     together = rows_of([lines], saved)
-    apart = [
-        row._replace(sentence_id=number) for number, line in enumerate(lines, 1) for row in rows_of([[line]], saved)
-    ]
+    apart = [row._replace(sentence_id=number) for number, line in enumerate(lines, 1) for row in rows_of([[line]], saved)]
     assert_same(together, apart)
 
 
@@ -171,14 +167,7 @@ def test_a_window_is_all_that_is_held(saved: SavedModel, monkeypatch: pytest.Mon
 
 def test_score_text(folder: Path) -> None:
     rows = score_text("w1 strange\n\nw3", folder, eos=True)
-    assert [row[:3] for row in rows] == [
-        (1, 1, "w1"),
-        (1, 2, "strange"),
-        (1, 3, "<eos>"),
-        (2, 1, "<eos>"),
-        (3, 1, "w3"),
-        (3, 2, "<eos>"),
-    ]
+    assert [row[:3] for row in rows] == [(1, 1, "w1"), (1, 2, "strange"), (1, 3, "<eos>"), (2, 1, "<eos>"), (3, 1, "w3"), (3, 2, "<eos>")]
     assert [row.unk for row in rows] == [0, 1, 0, 0, 0, 0]
     assert score_text("w1 strange\n\nw3\n", folder) == [row for row in rows if row.token != "<eos>"]
 

@@ -127,9 +127,7 @@ def test_the_page_shades_each_word(folder: Path, text: Path, rows: list[Any], tm
     assert f"{len(rows)} words, {sum(row.surprisal for row in rows) / len(rows):.3f} bits each" in content
 
 
-def test_a_mark_of_byte_order_and_windows_line_ends_are_no_part_of_a_word(
-    folder: Path, rows: list[Any], tmp_path: Path
-) -> None:
+def test_a_mark_of_byte_order_and_windows_line_ends_are_no_part_of_a_word(folder: Path, rows: list[Any], tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbf" + TEXT.replace("\n", "\r\n").encode())
     score_files([str(tmp_path / "b.txt")], [folder], output=tmp_path / "table")
     table = pandas.read_csv(tmp_path / "table", sep="\t", keep_default_na=False)
@@ -155,9 +153,7 @@ def test_characters(tmp_path: Path) -> None:
     words = [line.split(" ")[0] for line in (tmp_path / "table").read_text("utf-8").splitlines()]
     assert words == ["word", "a", "e\u0301b"]
     for by, shown in (("token", ["a", " ", "e\u0301", "b"]), ("word", ["a", "e\u0301b"])):
-        score_files(
-            [str(tmp_path / "a.txt")], [tmp_path], Scoring(by), output=tmp_path / "table", page=tmp_path / "page.html"
-        )
+        score_files([str(tmp_path / "a.txt")], [tmp_path], Scoring(by), output=tmp_path / "table", page=tmp_path / "page.html")
         assert [word for _, word in Page((tmp_path / "page.html").read_text("utf-8")).words] == shown
 
 
@@ -211,9 +207,7 @@ def test_bad_input_is_wrong_use_and_what_was_there_stays(
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_parquet_needs_a_file_and_pyarrow(
-    folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parquet_needs_a_file_and_pyarrow(folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="--output"):
         score_files([str(text)], [folder], form="parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
@@ -243,9 +237,7 @@ def test_a_full_disk(folder: Path, text: Path, tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "table").exists()
 
 
-def test_the_commands_of_the_docs_from_stimuli_to_a_model(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_commands_of_the_docs_from_stimuli_to_a_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     docs = (ROOT / "docs/scoring.md").read_text("utf-8")
     for name in "ab":
@@ -265,9 +257,7 @@ def test_the_commands_of_the_docs_from_stimuli_to_a_model(
     assert joined["condition"].tolist() == ["y", "y"]
 
 
-def test_the_command_in_a_pipe(
-    cli: Callable[..., subprocess.CompletedProcess[str]], folder: Path, rows: list[Any], tmp_path: Path
-) -> None:
+def test_the_command_in_a_pipe(cli: Callable[..., subprocess.CompletedProcess[str]], folder: Path, rows: list[Any], tmp_path: Path) -> None:
     """UTF-8 in and out whatever the locale says, standard output with rows alone; `| head -1` in silence; a full disk in a line."""
     environment = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     result = cli("score", "-", "--model", str(folder), input=TEXT, encoding="utf-8", env=environment)

@@ -68,9 +68,7 @@ def test_of_both_the_caches_settings_are_searched(saved: SavedModel) -> None:
     assert tune(saved, Dynamic(rule="sgd", lr=0.01, bptt=5), 12, 200).protocol.settings["lr"] > 0.01
 
 
-def test_the_command_scores_test_once_with_what_it_found(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_scores_test_once_with_what_it_found(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["--model", str(folder), "--cache_dir", str(tmp_path / "cache"), "--protocol", "cache", "--json"]
     assert commands.evaluate([*common, "--tune", "--evaluations", "5", "--tune_tokens", "200", "--window", "60"]) == 0
     captured = capsys.readouterr()
@@ -107,9 +105,7 @@ def test_wrong_use(folder: Path, arguments: list[str], named: str) -> None:
 
 
 @pytest.mark.slow
-def test_every_protocol_at_once(
-    folder: Path, tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
+def test_every_protocol_at_once(folder: Path, tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     common = ["--model", str(folder), "--cache_dir", str(tmp_path / "cache"), "--evaluations", "2"]
     result = cli("measure_protocols", *common, "--output", str(tmp_path / "out"))
     assert result.returncode == 0, result.stderr

@@ -17,9 +17,7 @@ from lstmlm.evaluation.words import cut, graphemes
 from lstmlm.model.pretrained import SavedModel, load, save_pretrained
 
 TEXT = "the cat sat on the mat .\nthe Dog's naïve, well-known 1,000 日本 cats!\n"
-WORDS = sorted(
-    {*TEXT.split(), "Dog", "'s", "naïve", ",", "well", "@-@", "known", "1", "@,@", "000", "cats", "!", "the dog"[4:]}
-)
+WORDS = sorted({*TEXT.split(), "Dog", "'s", "naïve", ",", "well", "@-@", "known", "1", "@,@", "000", "cats", "!", "the dog"[4:]})
 # What pieces must be put together to: marks, white space of all kinds, what changes its length in lower case or is not seen.
 ALPHABET = [
     *"aZé.,'-\"1 9  \t\u00a0\u2003(…)&",
@@ -88,13 +86,9 @@ def test_every_token_has_its_word(kind: str) -> None:
         if kind in ("bpe", "char") and "\\x" not in "".join(texts):
             assert "".join(texts) == line, "as it stood, white space too"
         if kind in ("word", "raw", "moses"):
-            spelled = [
-                "".join(t for t, w in zip(texts, word_of, strict=True) if w == place) for place in range(len(words))
-            ]
+            spelled = ["".join(t for t, w in zip(texts, word_of, strict=True) if w == place) for place in range(len(words))]
             bare = [word.replace("\x00", "").replace("@-@", "-") for word in words]
-            assert [
-                text.replace("@-@", "-").replace("@,@", ",").replace("@.@", ".") for text in spelled
-            ] == bare or kind == "word"
+            assert [text.replace("@-@", "-").replace("@,@", ",").replace("@.@", ".") for text in spelled] == bare or kind == "word"
 
 
 @pytest.mark.parametrize("kind", ["raw", "moses", "char", "bpe", "lower", "normal"])
@@ -115,9 +109,7 @@ def test_a_words_surprisal_is_the_sum_over_its_tokens(saved: dict[str, SavedMode
         for place, word in enumerate([*words, "<eos>"]):
             own = [i for i, of in enumerate([*word_of, len(words)]) if of == place]
             p = sum(log_p[i, ids[i]].item() for i in own)
-            if (
-                space == "after"
-            ):  # Pimentel and Meister (2024): p(pieces) p(a word ends after them) / p(one ended before them)
+            if space == "after":  # Pimentel and Meister (2024): p(pieces) p(a word ends after them) / p(one ended before them)
                 p += log_p[own[-1] + 1, whole].logsumexp(-1).item() if own[-1] + 1 < len(ids) else 0
                 p -= log_p[own[0], whole].logsumexp(-1).item() if own[0] else 0
             unk = int(vocabulary.unk in [ids[i] for i in own])
@@ -169,9 +161,7 @@ def test_the_users_columns_stay_and_sentences_are_rows(saved: dict[str, SavedMod
         source.write_text(frame.to_json(orient="records", lines=form == "jsonl"))
     cli.score([str(source), "--model", str(saved["bpe"].folder), "--output", str(output)])
     rows = table(output)
-    assert [(row["sentence_id"], row["item"], row["unk_input"]) for row in rows] == [("1", "7", "x")] * 9 + [
-        ("2", "8", "y")
-    ] * 2
+    assert [(row["sentence_id"], row["item"], row["unk_input"]) for row in rows] == [("1", "7", "x")] * 9 + [("2", "8", "y")] * 2
     assert [row["word_id"] for row in rows[-2:]] == ["1", "3"], "the end of a line counts"
     cli.score([str(source), "--model", str(saved["bpe"].folder), "--output", str(output), "--format", "parquet"])
     assert pandas.read_parquet(output)["item"].tolist() == ["7"] * 9 + ["8"] * 2
@@ -204,18 +194,7 @@ def test_several_models(saved: dict[str, SavedModel], tmp_path: Path, capsys: py
     kinds = ("word", "char", "bpe")
     models = [word for kind in kinds for word in ("--model", str(saved[kind].folder))]
     for layout in ("long", "wide"):
-        cli.score(
-            [
-                str(tmp_path / "a.txt"),
-                *models,
-                "--layout",
-                layout,
-                "--output",
-                str(tmp_path / layout),
-                "--html",
-                str(tmp_path / "p"),
-            ]
-        )
+        cli.score([str(tmp_path / "a.txt"), *models, "--layout", layout, "--output", str(tmp_path / layout), "--html", str(tmp_path / "p")])
         told = capsys.readouterr().err.splitlines()[-3:]
         assert [line.partition(":")[0] for line in told] == list(kinds)
         assert all("unknown" in line and "bits each, ppl" in line for line in told)
@@ -225,10 +204,7 @@ def test_several_models(saved: dict[str, SavedModel], tmp_path: Path, capsys: py
         assert [row[f"surprisal_{kind}"] for row in wide] == [str(row.surprisal) for row in rows]
         assert [row["surprisal"] for row in long if row["model"] == kind] == [str(row.surprisal) for row in rows]
     assert (tmp_path / "p").read_text().count('<div class="side">') == 2
-    for wrong, named in {
-        "--layout=wide --by=token": "--layout wide needs --by word",
-        "--model=x/y --model=x/y": "no model",
-    }.items():
+    for wrong, named in {"--layout=wide --by=token": "--layout wide needs --by word", "--model=x/y --model=x/y": "no model"}.items():
         with pytest.raises(UserError, match=named):
             cli.score([str(tmp_path / "a.txt"), *(models if "model" not in wrong else []), *wrong.split()])
 
@@ -243,15 +219,11 @@ def test_frequency_is_of_the_training_text(tmp_path: Path, text_folder: Path, sm
 @pytest.fixture
 def small_trained(text_folder: Path, tmp_path: Path) -> Path:
     vocabulary = Vocabulary.build([(text_folder / "train.txt").read_text()])
-    save_pretrained(
-        tmp_path / "m", LSTMLanguageModel(ModelConfig(4, 4), len(vocabulary)), vocabulary, {"dataset": str(text_folder)}
-    )
+    save_pretrained(tmp_path / "m", LSTMLanguageModel(ModelConfig(4, 4), len(vocabulary)), vocabulary, {"dataset": str(text_folder)})
     return tmp_path / "m"
 
 
-def test_nothing_is_unknown_in_silence(
-    saved: dict[str, SavedModel], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_nothing_is_unknown_in_silence(saved: dict[str, SavedModel], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.txt").write_text("the c\u200bat nai\u0308ve, foreign words cat\u00ad Dog\u2019s\n")
     result = evaluate(saved["word"], text=tmp_path / "a.txt")
     assert result.unknown == 6

@@ -31,10 +31,7 @@ def test_settings_of_other_launchers(name: str, monkeypatch: pytest.MonkeyPatch)
     [
         ("LOCAL_WORLD_SIZE=", "LOCAL_WORLD_SIZE is '' in the environment, no number: unset it"),
         ("LOCAL_WORLD_SIZE=2x RANK=0", "LOCAL_WORLD_SIZE is '2x' in the environment, no number: unset it"),
-        (
-            "WORLD_SIZE=2 RANK=0 MASTER_ADDR=a MASTER_PORT=1 LOCAL_WORLD_SIZE=0",
-            "LOCAL_WORLD_SIZE is '0', no number of processes",
-        ),
+        ("WORLD_SIZE=2 RANK=0 MASTER_ADDR=a MASTER_PORT=1 LOCAL_WORLD_SIZE=0", "LOCAL_WORLD_SIZE is '0', no number of processes"),
         ("LOCAL_RANK=-1", "LOCAL_RANK is '-1' in the environment, no number: unset it"),
         ("LOCAL_RANK=3", "LOCAL_RANK is 3 in the environment, but this process was started as a run of its own"),
         ("LOCAL_WORLD_SIZE=8", "or unset LOCAL_WORLD_SIZE$"),
@@ -45,9 +42,7 @@ def test_settings_of_other_launchers(name: str, monkeypatch: pytest.MonkeyPatch)
         ("SLURM_STEP_NUM_TASKS=2 WORLD_SIZE=2 RANK=0 MASTER_ADDR=a MASTER_PORT=1 LOCAL_RANK=0", None),
     ],
 )
-def test_what_the_environment_says_of_other_processes(
-    environment: str, told: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_environment_says_of_other_processes(environment: str, told: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     for setting in environment.split():
         monkeypatch.setenv(*setting.split("="))
     with pytest.raises(UsageError, match=told) if told else nullcontext():

@@ -36,19 +36,13 @@ def environment(**extra: str) -> dict[str, str]:
 
 def launch(ranks: int, arguments: Sequence[str], **extra: str) -> "subprocess.CompletedProcess[str]":
     """Launch and wait."""
-    return subprocess.run(
-        command(ranks, arguments), capture_output=True, text=True, env=environment(**extra), timeout=200
-    )
+    return subprocess.run(command(ranks, arguments), capture_output=True, text=True, env=environment(**extra), timeout=200)
 
 
 def start(ranks: int, arguments: Sequence[str], script: str = TRAIN, **extra: str) -> "subprocess.Popen[str]":
     """Launch in a process group of its own."""
     return subprocess.Popen(
-        command(ranks, arguments, script),
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(**extra),
-        start_new_session=True,
+        command(ranks, arguments, script), stderr=subprocess.PIPE, text=True, env=environment(**extra), start_new_session=True
     )
 
 
@@ -67,9 +61,7 @@ def wait_for_step(run: Path, step: int, process: "subprocess.Popen[Any]") -> Non
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and process.poll() is None:
         path = run / "metrics.jsonl"
-        if path.exists() and any(
-            json.loads(line)["step"] >= step for line in path.read_text().splitlines(True) if line[-1] == "\n"
-        ):
+        if path.exists() and any(json.loads(line)["step"] >= step for line in path.read_text().splitlines(True) if line[-1] == "\n"):
             time.sleep(0.3)  # the step after it is under way, or paused
             return
         time.sleep(0.02)

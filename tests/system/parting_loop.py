@@ -57,10 +57,7 @@ def main() -> int:
             processes.append(process)
         statuses = [ended(process) for process in processes]
         if statuses != [0, 0]:
-            print(
-                f"pair {number} of {pairs}: exit statuses {statuses} (None: it hung)\n{told.read_text()}",
-                file=sys.stderr,
-            )
+            print(f"pair {number} of {pairs}: exit statuses {statuses} (None: it hung)\n{told.read_text()}", file=sys.stderr)
             return 1
     return 0
 

@@ -56,9 +56,7 @@ def test_protocols(text_folder: Path, tmp_path: Path, small_config: Callable[...
         (tmp_path / f"{name}.txt").write_bytes((text_folder / "train.txt").read_bytes())
     config = small_config(f"--data.dataset={tmp_path}")
     vocabulary = load_corpus(config.data).vocabulary
-    save_pretrained(
-        tmp_path / "model", LSTMLanguageModel(config.model, len(vocabulary)), vocabulary, asdict(config.data)
-    )
+    save_pretrained(tmp_path / "model", LSTMLanguageModel(config.model, len(vocabulary)), vocabulary, asdict(config.data))
     options = ["--tokens=700", "--turns=2", "--precision=fp32", "--threads=1", f"--cache_dir={tmp_path / 'cache'}"]
     command = [sys.executable, str(ROOT / "scripts/benchmark_protocols.py"), f"--model={tmp_path / 'model'}", *options]
     result = subprocess.run(command, capture_output=True, text=True, timeout=250)

@@ -89,9 +89,7 @@ class Slurm:
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
         """What Slurm does with a script that was submitted from the repository's root."""
         command = ["bash", str(self.script), *arguments]
-        process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, env=self._variables, cwd=ROOT, start_new_session=True
-        )
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=self._variables, cwd=ROOT, start_new_session=True)
         self._started.append(process)
         return process
 
@@ -149,9 +147,7 @@ def test_options_that_stopping_and_resuming_depend_on(slurm: Slurm) -> None:
     lines = slurm.script.read_text().splitlines()
     commands = [number for number, line in enumerate(lines) if line and not line.startswith("#")]
     options = [line.removeprefix("#SBATCH ") for line in lines[: commands[0]] if line.startswith("#SBATCH ")]
-    assert {"--requeue", "--signal=USR1@120", "--open-mode=append", "--ntasks-per-node=8", "--gpus-per-node=8"} <= set(
-        options
-    )
+    assert {"--requeue", "--signal=USR1@120", "--open-mode=append", "--ntasks-per-node=8", "--gpus-per-node=8"} <= set(options)
     assert not any(line.startswith("#SBATCH") for line in lines[commands[0] :])
 
 
@@ -173,9 +169,7 @@ def test_a_run_finishes(slurm: Slurm, small: Callable[..., list[str]]) -> None:
     assert slurm.requeued == []
 
 
-def test_the_signal_saves_and_requeues_and_the_next_start_finishes(
-    slurm: Slurm, small: Callable[..., list[str]]
-) -> None:
+def test_the_signal_saves_and_requeues_and_the_next_start_finishes(slurm: Slurm, small: Callable[..., list[str]]) -> None:
     process = slurm.start(*small(*LONG))
     wait_for_step(slurm.run_dir, 20, process)
     slurm.signal_tasks(signal.SIGUSR1)
@@ -265,9 +259,7 @@ def unpublished(value: Any, kind: str, path: str) -> list[str]:
     assert isinstance(value, dict), f"{path} is no {kind}"
     fields = PUBLISHED[kind]
     own = [f"{path}.{name}" for name in value if name not in fields]
-    return own + [
-        name for key in fields.keys() & value for name in unpublished(value[key], fields[key], f"{path}.{key}")
-    ]
+    return own + [name for key in fields.keys() & value for name in unpublished(value[key], fields[key], f"{path}.{key}")]
 
 
 @pytest.fixture
@@ -310,9 +302,7 @@ def test_train_job_has_room_and_time_to_save(train_job: dict[str, Any]) -> None:
     assert f"--train.threads={resources['cpu'] // trainer['numProcPerNode']}" in trainer["args"]
 
 
-def test_train_job_starts_stops_and_goes_on(
-    train_job: dict[str, Any], small: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_train_job_starts_stops_and_goes_on(train_job: dict[str, Any], small: Callable[..., list[str]], tmp_path: Path) -> None:
     """Its command, with the environment that the controller sets for one pod, and SIGTERM as at the pod's end."""
     trainer = train_job["spec"]["trainer"]
     assert "WORKDIR /opt/lstmlm\nCOPY" in (ROOT / "Dockerfile").read_text()

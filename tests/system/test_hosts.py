@@ -47,19 +47,7 @@ def hosts() -> Iterator[list[str]]:
 def start_on(host: str, machine_rank: int, arguments: list[str], *flags: str) -> "subprocess.Popen[str]":
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2"]
     ranks = ["--num_processes", "4", "--machine_rank", str(machine_rank), "--main_process_ip", ADDRESSES[FIRST]]
-    command = [
-        "ip",
-        "netns",
-        "exec",
-        host,
-        *launcher,
-        *ranks,
-        "--main_process_port",
-        "29500",
-        *flags,
-        TRAIN,
-        *arguments,
-    ]
+    command = ["ip", "netns", "exec", host, *launcher, *ranks, "--main_process_port", "29500", *flags, TRAIN, *arguments]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "eth0"}
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -89,9 +77,7 @@ def test_the_second_host_never_comes(hosts: list[str], small: Callable[..., list
     assert not (tmp_path / "run").exists()
 
 
-def test_the_launcher_gives_up_on_the_second_host(
-    hosts: list[str], small: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_the_launcher_gives_up_on_the_second_host(hosts: list[str], small: Callable[..., list[str]], tmp_path: Path) -> None:
     process = start_on(hosts[0], 0, small(), "--rdzv_conf", "timeout=5")
     _, stderr = process.communicate(timeout=100)
     assert process.returncode != 0

@@ -86,9 +86,7 @@ def refused(result: "subprocess.CompletedProcess[str]", named: str, folder: Path
 
 def test_multi_cpu_starts_one_process_and_is_refused(small: Callable[..., list[str]], tmp_path: Path) -> None:
     config = tmp_path / "multi_cpu.yaml"
-    config.write_text(
-        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n"
-    )
+    config.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n")
     result = run([*LAUNCH, "--config_file", str(config), TRAIN, *small()])
     refused(result, "several processes were asked for but only one was started", tmp_path)
 
@@ -149,9 +147,7 @@ def two_different_ranks(small: Callable[..., list[str]], difference: list[str], 
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
         own = environment if rank else {}
         command = [sys.executable, TRAIN, *small(*(difference if rank else []))]
-        processes.append(
-            subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **ranks, **where, **own})
-        )
+        processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **ranks, **where, **own}))
     errors = [process.communicate(timeout=100)[1] for process in processes]
     assert all(process.returncode != 0 for process in processes)
     return [line for error in errors for line in error.splitlines() if line.startswith("error:")]
@@ -164,9 +160,7 @@ def test_ranks_with_different_configurations_are_refused(small: Callable[..., li
     assert not (tmp_path / "run").exists()
 
 
-def test_ranks_with_different_data_are_refused(
-    small: Callable[..., list[str]], text_folder: Path, tmp_path: Path
-) -> None:
+def test_ranks_with_different_data_are_refused(small: Callable[..., list[str]], text_folder: Path, tmp_path: Path) -> None:
     """The same folder name on two hosts, with other content: HOME differs between the ranks."""
     for host, extra in (("a", ""), ("b", "w1 w2\n")):
         folder = tmp_path / host / "text"
@@ -195,13 +189,9 @@ def test_ranks_with_different_data_are_refused(
         ("disk", "0", "No space left on device"),
     ],
 )
-def test_a_fault_of_one_rank_ends_all(
-    kind: str, rank: str, told: str, small: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_a_fault_of_one_rank_ends_all(kind: str, rank: str, told: str, small: Callable[..., list[str]], tmp_path: Path) -> None:
     flags = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", str(free_port())]
-    result = run(
-        [*LAUNCH, *flags, FAULTY, *small()], FAULT=kind, FAULT_RANK=rank, FAULT_STEP="7", CUDA_VISIBLE_DEVICES=""
-    )
+    result = run([*LAUNCH, *flags, FAULTY, *small()], FAULT=kind, FAULT_RANK=rank, FAULT_STEP="7", CUDA_VISIBLE_DEVICES="")
     assert result.returncode != 0
     assert any(told in line for line in error_lines(result.stderr)), result.stderr
     found = checkpoint.checkpoints(tmp_path / "run/checkpoints")
@@ -236,9 +226,7 @@ def test_data_may_take_longer_than_the_timeout(small: Callable[..., list[str]], 
 
 
 @pytest.mark.parametrize("kind", ["kill_end", pytest.param("hang_end", marks=pytest.mark.slow)])
-def test_a_rank_lost_in_the_scoring_at_the_end_ends_the_others(
-    kind: str, small: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_a_rank_lost_in_the_scoring_at_the_end_ends_the_others(kind: str, small: Callable[..., list[str]], tmp_path: Path) -> None:
     arguments = small("--train.max_steps=3", "--train.timeout_minutes=0.25")
     result = run(command(2, arguments, FAULTY), FAULT=kind, FAULT_RANK="1", FAULT_STEP="-1", CUDA_VISIBLE_DEVICES="")
     assert result.returncode != 0

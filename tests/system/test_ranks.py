@@ -17,10 +17,7 @@ from tests.system.launcher import ROOT, command, environment, launch
 # The last row of the small text's table is short, and both epochs end within the run.
 PER_STEP = {"train/loss": 1e-5, "train/grad_norm": 1e-5, "valid/ppl": 1e-6, "test/ppl": 1e-6}
 # bf16 rounds each rank's products to 8 bits, in another order; an epoch's last segment has few targets to average it out.
-PER_STEP_BF16 = {
-    "train/grad_norm": 2e-2,
-    **{f"{split}/{key}": 3e-3 for split in ("train", "valid", "test") for key in ("loss", "ppl")},
-}
+PER_STEP_BF16 = {"train/grad_norm": 2e-2, **{f"{split}/{key}": 3e-3 for split in ("train", "valid", "test") for key in ("loss", "ppl")}}
 
 
 def assert_same_up_to_rounding(actual: Path, expected: Path, tolerances: dict[str, float], weights: float) -> None:
@@ -34,9 +31,7 @@ def assert_same_up_to_rounding(actual: Path, expected: Path, tolerances: dict[st
     for name in e:
         if name == "average.updates":
             assert torch.equal(a[name], e[name]), "the trigger came at the same validation"
-        elif name.startswith(
-            ("model.", "average.")
-        ):  # Adam divides tiny by tiny, so single elements may differ: by norm
+        elif name.startswith(("model.", "average.")):  # Adam divides tiny by tiny, so single elements may differ: by norm
             assert torch.linalg.vector_norm(a[name] - e[name]) <= weights * torch.linalg.vector_norm(e[name]), name
 
 
@@ -50,9 +45,7 @@ def assert_same_up_to_rounding(actual: Path, expected: Path, tolerances: dict[st
         pytest.param(4, ["--train.accumulate=3"], id="4-accumulated", marks=pytest.mark.slow),
     ],
 )
-def test_the_same_run_on_any_number_of_ranks(
-    ranks: int, overrides: list[str], small: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_the_same_run_on_any_number_of_ranks(ranks: int, overrides: list[str], small: Callable[..., list[str]], tmp_path: Path) -> None:
     fresh_train(load_config(small(*overrides, run="one")))
     result = launch(ranks, small(*overrides, run="many"))
     assert result.returncode == 0, result.stderr
@@ -82,9 +75,7 @@ def test_more_ranks_than_columns_are_refused(small: Callable[..., list[str]], tm
 def test_a_prepared_loader_would_break_the_state(tmp_path: Path) -> None:
     """Why the segment loader is never given to `accelerator.prepare`: a rank's next segment does not follow its last one."""
     script = str(ROOT / "tests/system/prepared_loader.py")
-    result = subprocess.run(
-        command(2, [], script=script), capture_output=True, text=True, env=environment(), timeout=100
-    )
+    result = subprocess.run(command(2, [], script=script), capture_output=True, text=True, env=environment(), timeout=100)
     lines = [json.loads(line) for line in result.stderr.splitlines() if line.startswith('{"rank"')]
     assert len(lines) == 2, result.stderr
     for line in lines:

@@ -27,10 +27,7 @@ def kill_all(process: "subprocess.Popen[str]") -> None:
 
 
 # Ranks of the starts, steps at which all but the last are killed, overrides.
-CASES: dict[str, tuple[list[int], list[int], list[str]]] = {
-    "2 then 2 ranks": ([2, 2], [37], []),
-    "2 then 1 rank": ([2, 1], [37], []),
-}
+CASES: dict[str, tuple[list[int], list[int], list[str]]] = {"2 then 2 ranks": ([2, 2], [37], []), "2 then 1 rank": ([2, 1], [37], [])}
 SLOW_CASES: dict[str, tuple[list[int], list[int], list[str]]] = {
     "3 ranks, killed twice": ([3, 3, 3], [17, 37], []),
     "2 ranks, accumulating, killed twice": ([2, 2, 2], [7, 15], ["--train.accumulate=3", "--train.save_every=2"]),
@@ -63,9 +60,7 @@ def test_killed_and_resumed(case: str, small: Callable[..., list[str]], tmp_path
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
-def test_a_signal_to_one_rank_stops_all(
-    number: signal.Signals, small: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_a_signal_to_one_rank_stops_all(number: signal.Signals, small: Callable[..., list[str]], tmp_path: Path) -> None:
     """Rank 1 waits in a step and gets the signal there; both save and leave, and the run goes on as if nothing had been."""
     whole = launch(2, small(*LONG, run="whole"))
     assert whole.returncode == 0, whole.stderr

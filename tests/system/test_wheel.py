@@ -47,12 +47,7 @@ def test_a_wheel_trains_and_generates(tmp_path: Path) -> None:
         generated = run(work, lstmlm, "generate", "--prompt", "Once upon a time", "--max_len", "5")
         assert "using the model that comes with lstmlm" in generated.stderr
         assert generated.stdout.startswith("Once upon a time ")
-    toy = [
-        "--data.dataset=toy",
-        f"--data.cache_dir={tmp_path / 'cache'}",
-        "--train.max_steps=20",
-        "--tracking.trackers=[]",
-    ]
+    toy = ["--data.dataset=toy", f"--data.cache_dir={tmp_path / 'cache'}", "--train.max_steps=20", "--tracking.trackers=[]"]
     run(work, lstmlm, "train", *toy, "--train.run_dir=runs/toy")
     generated = run(work, lstmlm, "generate", "--prompt", "today", "--max_len", "5", "--seed", "1")
     assert generated.stdout.startswith("today ")

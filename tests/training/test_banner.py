@@ -25,16 +25,10 @@ OPTIONS = "--train.run_dir runs/a --train.resume true"
             {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"},
             f"accelerate launch --multi_gpu --num_machines 1 --num_processes 2 scripts/train.py {OPTIONS}",
         ),
-        (
-            "scripts/train.py",
-            {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"},
-            f"the same command on every host with {OPTIONS}",
-        ),
+        ("scripts/train.py", {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, f"the same command on every host with {OPTIONS}"),
     ],
 )
-def test_the_hint_names_what_was_started(
-    program: str, environment: dict[str, str], command: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_hint_names_what_was_started(program: str, environment: dict[str, str], command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [program])
     monkeypatch.setattr(shutil, "which", lambda name: f"{Path(sys.executable).parent}/{name}")
     for name, value in environment.items():
@@ -45,10 +39,7 @@ def test_the_hint_names_what_was_started(
 def test_a_hint_works_outside_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    for python, shown in (
-        (tmp_path / ".venv/bin/python", ".venv/bin/python"),
-        (Path("/opt/a b/python"), "'/opt/a b/python'"),
-    ):
+    for python, shown in ((tmp_path / ".venv/bin/python", ".venv/bin/python"), (Path("/opt/a b/python"), "'/opt/a b/python'")):
         monkeypatch.setattr(sys, "executable", str(python))
         assert typed("lstmlm", "lstmlm") == f"{shown} -m lstmlm"
         assert typed("python") == shown

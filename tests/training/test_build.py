@@ -41,9 +41,7 @@ def warm(small: Callable[..., list[str]], other_text: Path, tmp_path: Path) -> C
     return arguments
 
 
-def test_a_run_begins_as_good_as_its_source_is(
-    warm: Callable[..., list[str]], other_text: Path, tmp_path: Path
-) -> None:
+def test_a_run_begins_as_good_as_its_source_is(warm: Callable[..., list[str]], other_text: Path, tmp_path: Path) -> None:
     fresh_train(load_config(warm("--train.max_steps=3")))
     first = metrics(tmp_path / "run")[0]
     source = evaluate(tmp_path / "source", text=other_text / "valid.txt")
@@ -67,9 +65,7 @@ def test_a_resume_needs_only_the_vocabulary_of_its_own_model(
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_text_becomes_ids_under_the_vocabulary_of_the_source(
-    warm: Callable[..., list[str]], other_text: Path, tmp_path: Path
-) -> None:
+def test_text_becomes_ids_under_the_vocabulary_of_the_source(warm: Callable[..., list[str]], other_text: Path, tmp_path: Path) -> None:
     saved = load(tmp_path / "source")
     model, vocabulary = saved.model, saved.vocabulary
     config = launch.resolve_precision(load_config(warm()))
@@ -125,12 +121,7 @@ def test_a_resume_is_exact_and_does_not_need_the_source(warm: Callable[..., list
     ],
 )
 def test_what_contradicts_the_model_is_refused_with_the_options_that_do_not(
-    vocabulary: Vocabulary,
-    model: ModelConfig,
-    overrides: list[str],
-    told: str,
-    small: Callable[..., list[str]],
-    tmp_path: Path,
+    vocabulary: Vocabulary, model: ModelConfig, overrides: list[str], told: str, small: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     source = LSTMLanguageModel(model, len(vocabulary))

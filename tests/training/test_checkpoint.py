@@ -184,11 +184,7 @@ def test_a_full_disk_is_told_with_path_and_free_space(tmp_path: Path, monkeypatc
 def test_prunes_to_the_newest(tmp_path: Path) -> None:
     for step in range(1, 6):
         publish(tmp_path, step, keep=3)
-    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == [
-        "step_00000005",
-        "step_00000004",
-        "step_00000003",
-    ]
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step_00000005", "step_00000004", "step_00000003"]
 
 
 @pytest.mark.parametrize("name", ["state.safetensors", "state.json", "manifest.json"])
@@ -250,9 +246,7 @@ def test_values_and_tensors_come_back_to_the_bit(tmp_path: Path) -> None:
         (["ghost"], 2, "ghost: "),
     ],
 )
-def test_what_fits_its_manifest_but_is_no_state_is_damaged(
-    keys: list[str], value: Any, named: str, tmp_path: Path
-) -> None:
+def test_what_fits_its_manifest_but_is_no_state_is_damaged(keys: list[str], value: Any, named: str, tmp_path: Path) -> None:
     publish(tmp_path, 1, keep=2)
     forged: Any = values(2)
     if keys:
@@ -279,16 +273,7 @@ def test_a_manifest_of_anything_is_damaged(content: bytes, tmp_path: Path) -> No
     assert "\n" not in fault
 
 
-FOREIGN = (
-    "step_keep",
-    "step_00000001-keep",
-    "step_1",
-    "step_000000003",
-    "step_00000099",
-    "step_00000098",
-    "step_00000097",
-    ".step_x.old",
-)
+FOREIGN = ("step_keep", "step_00000001-keep", "step_1", "step_000000003", "step_00000099", "step_00000098", "step_00000097", ".step_x.old")
 
 
 def test_only_what_is_ours_is_gone_on_from_or_deleted(tmp_path: Path) -> None:
@@ -336,9 +321,7 @@ def test_a_deleted_one_that_a_kill_left_hidden_is_swept(tmp_path: Path) -> None:
 def test_manifest_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     original = checkpoint.write_file
-    monkeypatch.setattr(
-        checkpoint, "write_file", lambda path, content: order.append(path.name) or original(path, content)
-    )
+    monkeypatch.setattr(checkpoint, "write_file", lambda path, content: order.append(path.name) or original(path, content))
     publish(tmp_path, 1)
     assert order[-1] == "manifest.json"
     manifest = json.loads((tmp_path / "step_00000001" / "manifest.json").read_bytes())

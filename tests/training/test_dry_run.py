@@ -22,11 +22,7 @@ def snapshot(folder: Path) -> dict[Path, tuple[int, int]]:
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_nothing_is_written_anywhere(
-    cached: bool,
-    small: Callable[..., list[str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    cached: bool, small: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if cached:
         fresh_train(load_config(small("--train.max_steps=1", run="other")))
@@ -48,9 +44,7 @@ def test_nothing_is_written_anywhere(
     assert sum(line.startswith(("data ", "model ", "time ", "memory ", "disk ")) for line in told) >= 5
 
 
-def test_it_does_the_first_step_and_tells_the_sizes_of_the_files(
-    small: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_it_does_the_first_step_and_tells_the_sizes_of_the_files(small: Callable[..., list[str]], tmp_path: Path) -> None:
     figures = fresh_train(load_config(small("--train.dry_run=true")))
     fresh_train(load_config(small("--train.max_steps=1")))
     assert figures["train/loss"] == metrics(tmp_path / "run")[0]["train/loss"]
@@ -59,9 +53,7 @@ def test_it_does_the_first_step_and_tells_the_sizes_of_the_files(
     assert figures["disk/checkpoint"] <= checkpoint <= figures["disk/checkpoint"] + header
     model = sum(path.stat().st_size for path in (tmp_path / "run/model").iterdir())
     assert figures["disk/model"] <= model <= figures["disk/model"] + header
-    weights = sum(
-        tensor.nbytes for tensor in safetensors.torch.load_file(tmp_path / "run/model/model.safetensors").values()
-    )
+    weights = sum(tensor.nbytes for tensor in safetensors.torch.load_file(tmp_path / "run/model/model.safetensors").values())
     kept = 3 * figures["disk/checkpoint"] + figures["disk/model"]  # two stay, one is written
     assert figures["disk/needed"] == kept + 2 * weights, "best.safetensors, and either while it is replaced"
     assert figures["memory/host"] > 50e6
@@ -92,9 +84,7 @@ def test_what_a_killed_preparation_left_in_the_cache_stays(small: Callable[..., 
     assert {path.read_bytes() for path in left} == {b"half"}
 
 
-def test_a_resume_that_would_be_refused_is_refused(
-    small: Callable[..., list[str]], text_folder: Path, tmp_path: Path
-) -> None:
+def test_a_resume_that_would_be_refused_is_refused(small: Callable[..., list[str]], text_folder: Path, tmp_path: Path) -> None:
     fresh_train(load_config(small("--train.max_steps=1")))
     before = snapshot(tmp_path / "run")
     with pytest.raises(UserError, match=r"cannot resume: optim\.lr was 0\.005 and is 0\.1 now"):
@@ -108,9 +98,7 @@ def test_a_resume_that_would_be_refused_is_refused(
     assert snapshot(tmp_path / "run") == before
 
 
-def test_a_place_that_cannot_hold_the_run_is_told(
-    small: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_place_that_cannot_hold_the_run_is_told(small: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file/run: .*file is not a folder"):
         fresh_train(load_config(small("--train.dry_run=true", run="file/run")))
@@ -124,9 +112,7 @@ def test_a_place_that_cannot_hold_the_run_is_told(
         fresh_train(load_config(small("--train.dry_run=true")))
 
 
-def test_the_memory_told_is_that_of_a_save_too(
-    small: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_memory_told_is_that_of_a_save_too(small: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     saved = []
     save, peak = safetensors.torch.save, dry_run.peak_memory
     monkeypatch.setattr(safetensors.torch, "save", lambda tensors: saved.append(len(save(tensors))))

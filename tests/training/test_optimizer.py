@@ -22,11 +22,7 @@ def test_gradient_norm_is_right_to_a_millionth(size: int) -> None:
     generator = torch.Generator().manual_seed(size)
     # A few large rows and many tiny ones, as the tied weight's gradient has them.
     weight = torch.randn(33_278, size, generator=generator) * torch.rand(33_278, 1, generator=generator) ** 8
-    gradients = [
-        weight,
-        0.1 * torch.randn(4 * size, size, generator=generator),
-        torch.randn(33_278, generator=generator),
-    ]
+    gradients = [weight, 0.1 * torch.randn(4 * size, size, generator=generator), torch.randn(33_278, generator=generator)]
     exact = math.fsum(gradient.double().square().sum().item() for gradient in gradients) ** 0.5
     assert gradient_norm(gradients).item() == pytest.approx(exact, rel=1e-6)
 
@@ -45,12 +41,7 @@ def test_learning_rate_is_a_function_of_the_step() -> None:
 
 RECIPES: dict[str, list[str]] = {
     "adamw": ["--optim.name=adamw", "--optim.weight_decay=0.1", "--optim.betas=[0.8,0.99]", "--optim.eps=1e-7"],
-    "one cycle": [
-        "--optim.name=adamw",
-        "--optim.betas=[0.8,0.99]",
-        "--optim.schedule=one_cycle",
-        "--optim.cycle_beta=0.7",
-    ],
+    "one cycle": ["--optim.name=adamw", "--optim.betas=[0.8,0.99]", "--optim.schedule=one_cycle", "--optim.cycle_beta=0.7"],
     "ema": ["--optim.average=ema", "--optim.average_decay=0.9"],
     "sgd": ["--optim.name=sgd", "--optim.lr=5", "--optim.weight_decay=1e-3"],
     "asgd": ["--optim.name=sgd", "--optim.lr=5", "--optim.average=asgd", "--optim.average_interval=2"],
@@ -61,10 +52,7 @@ RECIPES: dict[str, list[str]] = {
 def test_fifty_steps_are_those_of_pytorch(name: str, small_config: Callable[..., Config]) -> None:
     """With a resume in the middle; the same gradients' arithmetic, but PyTorch's optimizer, its OneCycleLR, swa_utils and ASGD."""
     config = small_config(*RECIPES[name], "--model.dropout=0", "--train.log_every=100", "--optim.grad_clip=0.1")
-    optim, losses = (
-        config.optim,
-        [3.0, 2.0, 2.5, 2.6, 2.7],
-    )  # asgd begins with the fifth: 2.7 > 2.0, two before the last two
+    optim, losses = (config.optim, [3.0, 2.0, 2.5, 2.6, 2.7])  # asgd begins with the fifth: 2.7 > 2.0, two before the last two
     ours = build_step(config)
     ours.total_steps = 50
     plain = copy.deepcopy(ours.model)
@@ -79,19 +67,10 @@ def test_fifty_steps_are_those_of_pytorch(name: str, small_config: Callable[...,
         theirs = kind(parameters, optim.lr, optim.betas, optim.eps, optim.weight_decay)
     if name == "one cycle":
         schedule = OneCycleLR(
-            theirs,
-            optim.lr,
-            50,
-            pct_start=0.25,
-            div_factor=10,
-            final_div_factor=1e4,
-            base_momentum=0.7,
-            max_momentum=0.8,
+            theirs, optim.lr, 50, pct_start=0.25, div_factor=10, final_div_factor=1e4, base_momentum=0.7, max_momentum=0.8
         )
     state = plain.initial_state(20)
-    for step, window in zip(
-        range(50), itertools.chain.from_iterable(ours.windows(i) for i in itertools.count()), strict=False
-    ):
+    for step, window in zip(range(50), itertools.chain.from_iterable(ours.windows(i) for i in itertools.count()), strict=False):
         if step == 25:
             resumed = build_step(config)
             resumed.load_state_dict(*ours.state_dict())
@@ -126,9 +105,7 @@ def test_one_cycle_is_a_function_of_the_step() -> None:
     optim = OptimConfig(schedule="one_cycle", lr=2.0, cycle_warmup=0.3, cycle_beta=0.7, betas=(0.8, 0.99))
     model = torch.nn.Linear(1, 1)
     theirs = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.8, 0.99))
-    schedule = OneCycleLR(
-        theirs, 2.0, 97, pct_start=0.3, div_factor=10, final_div_factor=1e4, base_momentum=0.7, max_momentum=0.8
-    )
+    schedule = OneCycleLR(theirs, 2.0, 97, pct_start=0.3, div_factor=10, final_div_factor=1e4, base_momentum=0.7, max_momentum=0.8)
     for step in range(97):
         (group,) = theirs.param_groups
         assert learning_rate(optim, step, 97) == pytest.approx(group["lr"])

@@ -19,9 +19,7 @@ def test_a_profiled_run_is_the_same_run(small: Callable[..., list[str]], tmp_pat
     assert {path.name for path in (tmp_path / "run/profile").iterdir()} == {"trace.json", "table.txt"}
     events = json.loads((tmp_path / "run/profile/trace.json").read_bytes())["traceEvents"]
     names = [event["name"] for event in events if event.get("ph") == "X"]
-    assert sorted(name for name in names if name.startswith("ProfilerStep#")) == [
-        f"ProfilerStep#{n}" for n in (10, 11, 12)
-    ]
+    assert sorted(name for name in names if name.startswith("ProfilerStep#")) == [f"ProfilerStep#{n}" for n in (10, 11, 12)]
     assert sum("Adam.step" in name for name in names) == 3
     table = (tmp_path / "run/profile/table.txt").read_text()
     assert len([line for line in table.splitlines() if "::" in line]) <= 10

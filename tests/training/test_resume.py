@@ -18,9 +18,7 @@ from tests.training.test_checkpoint import tensors, values
 
 
 def config(**changes: Any) -> Config:
-    return load_config(
-        [f"--{key.replace('__', '.')}={'null' if value is None else value}" for key, value in changes.items()]
-    )
+    return load_config([f"--{key.replace('__', '.')}={'null' if value is None else value}" for key, value in changes.items()])
 
 
 def test_free_keys_may_change_and_epochs_may_grow() -> None:
@@ -44,11 +42,7 @@ def test_the_docs_list_the_free_keys() -> None:
         ({}, {"train__seed": 2}, "train.seed was 1 and is 2"),
         ({}, {"train__epochs": 1}, "train.epochs was 40 and is 1 now; it may only grow"),
         ({}, {"train__max_steps": 5}, "train.max_steps was None and is 5"),
-        (
-            {"optim__schedule": "cosine"},
-            {"optim__schedule": "cosine", "train__epochs": 50},
-            "train.epochs was 40 and is 50",
-        ),
+        ({"optim__schedule": "cosine"}, {"optim__schedule": "cosine", "train__epochs": 50}, "train.epochs was 40 and is 50"),
     ],
 )
 def test_another_configuration_is_refused(before: dict[str, Any], now: dict[str, Any], message: str) -> None:

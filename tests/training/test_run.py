@@ -37,11 +37,7 @@ from tests.helpers import (
 pytestmark = pytest.mark.system  # whole runs or processes
 
 # The small run has 30 windows, 15 an epoch; a checkpoint every 7. With 3 segments a window, 10 and 5.
-PLATEAU = (
-    "--optim.schedule=plateau",
-    "--optim.lr=0.1",
-    "--train.eval_every=2",
-)  # a rate too high to get better for long
+PLATEAU = ("--optim.schedule=plateau", "--optim.lr=0.1", "--train.eval_every=2")  # a rate too high to get better for long
 CASES: dict[str, tuple[list[str], list[tuple[int, int | None]]]] = {
     "before the first checkpoint": ([], [(3, None)]),
     "mid epoch": ([], [(10, None)]),
@@ -74,9 +70,7 @@ def test_interrupted_and_resumed_is_uninterrupted(case: str, small: Callable[...
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
-def test_plateau_cuts_the_rate_after_validations_that_are_no_better(
-    small: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_plateau_cuts_the_rate_after_validations_that_are_no_better(small: Callable[..., list[str]], tmp_path: Path) -> None:
     """Every line tells the rate of its last step, that of the run's end too, which follows a validation that cuts it."""
     settings = ("--train.eval_every=1", "--train.log_every=4", "--optim.plateau_factor=0.5", "--optim.warmup_steps=2")
     fresh_train(load_config(small(*PLATEAU, *settings)))
@@ -150,9 +144,7 @@ def test_a_run_whose_max_steps_grew_is_the_longer_run(small: Callable[..., list[
     """Grown in the middle of an epoch and of a log interval; the shorter run's last figures leave no trace."""
     fresh_train(load_config(small("--train.max_steps=25", "--train.log_every=4", run="long")))
     for steps in (9, 18, 25):
-        fresh_train(
-            load_config(small(f"--train.max_steps={steps}", "--train.log_every=4", "--train.resume=true", run="grown"))
-        )
+        fresh_train(load_config(small(f"--train.max_steps={steps}", "--train.log_every=4", "--train.resume=true", run="grown")))
     assert_same_run(tmp_path / "grown", tmp_path / "long")
 
 
@@ -189,17 +181,13 @@ def test_the_exported_model_scores_as_the_summary_says(small: Callable[..., list
     assert result.columns == 1
 
 
-def test_logged_figures_do_not_depend_on_how_often_they_are_read(
-    small: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_logged_figures_do_not_depend_on_how_often_they_are_read(small: Callable[..., list[str]], tmp_path: Path) -> None:
     fresh_train(load_config(small("--train.log_every=15", run="a")))
     fresh_train(load_config(small("--train.log_every=15", "--train.save_every=1", run="b")))
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
 
 
-def test_a_finished_run_is_left_alone(
-    small: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_run_is_left_alone(small: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = fresh_train(load_config(small()))
     before = (tmp_path / "run/metrics.jsonl").read_bytes()
     assert fresh_train(load_config(small("--train.resume=true"))) == summary
@@ -207,9 +195,7 @@ def test_a_finished_run_is_left_alone(
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == before
 
 
-def test_resume_leaves_a_finished_run_without_checkpoints_alone(
-    small: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_resume_leaves_a_finished_run_without_checkpoints_alone(small: Callable[..., list[str]], tmp_path: Path) -> None:
     fresh_train(load_config(small()))
     shutil.rmtree(tmp_path / "run/checkpoints")
     with pytest.raises(UserError, match=r"the checkpoints of the run in .* are gone"):
@@ -230,24 +216,14 @@ def test_resume_before_the_first_checkpoint_refuses_another_configuration(
 
 def test_a_directory_with_a_run_is_refused_without_resume(small: Callable[..., list[str]], tmp_path: Path) -> None:
     fresh_train(load_config(small()))
-    before = {
-        path: path.stat().st_mtime_ns
-        for path in (tmp_path / "run").rglob("*")
-        if path.is_file() and path.name != ".lock"
-    }
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != ".lock"}
     with pytest.raises(UserError, match="holds a run already"):
         fresh_train(load_config(small()))
-    after = {
-        path: path.stat().st_mtime_ns
-        for path in (tmp_path / "run").rglob("*")
-        if path.is_file() and path.name != ".lock"
-    }
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != ".lock"}
     assert before == after
 
 
-def test_resume_refuses_another_configuration_or_other_data(
-    small: Callable[..., list[str]], text_folder: Path, tmp_path: Path
-) -> None:
+def test_resume_refuses_another_configuration_or_other_data(small: Callable[..., list[str]], text_folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(text_folder, data)
     fresh_train(load_config(small(f"--data.dataset={data}")))
@@ -338,9 +314,7 @@ def unfinished(small: Callable[..., list[str]], step: int = 25) -> list[str]:
 
 
 @pytest.mark.parametrize("loss", ["deleted", "emptied", "not mounted", "a file"])
-def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(
-    loss: str, small: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(loss: str, small: Callable[..., list[str]], tmp_path: Path) -> None:
     arguments = unfinished(small)
     checkpoints = tmp_path / "run/checkpoints"
     shutil.rmtree(checkpoints)
@@ -423,9 +397,7 @@ def test_the_model_of_a_run_that_grew_is_the_longer_runs(
 
 
 @pytest.mark.parametrize("settings", [[], ["--train.eval_every=1"]])
-def test_a_validation_that_is_not_finite_ends_the_run(
-    settings: list[str], small: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_a_validation_that_is_not_finite_ends_the_run(settings: list[str], small: Callable[..., list[str]], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the validation loss is not finite after step 1"):
         fresh_train(load_config(small("--optim.lr=1e38", "--train.max_steps=1", *settings)))
     assert not (tmp_path / "run/model").exists()
@@ -434,9 +406,7 @@ def test_a_validation_that_is_not_finite_ends_the_run(
         assert list((tmp_path / "run/checkpoints").iterdir()) == []
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(
-    small: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(small: Callable[..., list[str]], tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
         call = TrainStep.__call__
 
@@ -458,9 +428,7 @@ def test_more_columns_than_pairs(small: Callable[..., list[str]]) -> None:
         train(load_config(small("--data.batch_size=100000")))
 
 
-def test_a_run_directory_is_chosen(
-    small: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_directory_is_chosen(small: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     outcome = train(load_config(small("--train.run_dir=null", "--tracking.run_name=trial", "--train.max_steps=2")))
     assert outcome.run_dir.parent == Path("runs")

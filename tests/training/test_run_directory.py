@@ -57,9 +57,7 @@ def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "LSTMLanguageModel", refused)
 
 
-def test_a_finished_run_answers_before_anything_expensive(
-    small: Callable[..., list[str]], request: pytest.FixtureRequest
-) -> None:
+def test_a_finished_run_answers_before_anything_expensive(small: Callable[..., list[str]], request: pytest.FixtureRequest) -> None:
     summary = fresh_train(load_config(small()))
     request.getfixturevalue("nothing_expensive")
     assert fresh_train(load_config(small("--train.resume=true"))) == summary
@@ -69,10 +67,7 @@ def test_a_finished_run_answers_before_anything_expensive(
 
 @pytest.mark.usefixtures("nothing_expensive")
 def test_a_busy_run_answers_before_anything_expensive(small: Callable[..., list[str]], tmp_path: Path) -> None:
-    with (
-        RunDirectory(tmp_path / "run").held(),
-        pytest.raises(UserError, match="another process is training in"),
-    ):
+    with RunDirectory(tmp_path / "run").held(), pytest.raises(UserError, match="another process is training in"):
         fresh_train(load_config(small("--train.resume=true")))
 
 
@@ -148,10 +143,7 @@ def test_no_flock_and_no_home_are_told(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(files.fcntl, "flock", none)
     with (
-        pytest.raises(
-            UserError,
-            match=r"cannot lock .*\.lock: No locks available; train.run_dir must be on a file system with flock",
-        ),
+        pytest.raises(UserError, match=r"cannot lock .*\.lock: No locks available; train.run_dir must be on a file system with flock"),
         RunDirectory(tmp_path / "run").held(),
     ):
         pass

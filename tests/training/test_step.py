@@ -36,9 +36,7 @@ class PlainModel(nn.Module):
         return self.decoder(y), state
 
 
-def plain_losses(
-    model: PlainModel, stream: list[int], columns: int, bptt: int, count: int, config: Config
-) -> list[float]:
+def plain_losses(model: PlainModel, stream: list[int], columns: int, bptt: int, count: int, config: Config) -> list[float]:
     """The columns cut by hand; all the same length here, as everybody else has them."""
     rows = (len(stream) - 1) // columns
     assert rows * columns == len(stream) - 1, "this loop knows no short column"
@@ -145,9 +143,7 @@ def test_state_dict_is_all_that_the_next_steps_depend_on(small_config: Callable[
 def test_the_layout_is_that_of_the_state_dict(small_config: Callable[..., Config]) -> None:
     train_step = build_step(small_config("--model.tie_weights=false", "--model.embedding_size=8"))
     tensors, layout = train_step.state_dict()[0], train_step.layout()
-    assert {name: (t.shape, t.dtype) for name, t in layout.items()} == {
-        name: (t.shape, t.dtype) for name, t in tensors.items()
-    }
+    assert {name: (t.shape, t.dtype) for name, t in layout.items()} == {name: (t.shape, t.dtype) for name, t in tensors.items()}
     assert all(tensor.is_meta for tensor in layout.values())
 
 
@@ -157,14 +153,7 @@ def test_the_layout_is_that_of_the_state_dict(small_config: Callable[..., Config
     [
         ["--optim.schedule=cosine", "--optim.warmup_steps=5"],
         ["--model.dropout=0", "--optim.name=sgd", "--optim.schedule=one_cycle"],
-        [
-            *EVERYTHING,
-            *ADAMW,
-            "--train.accumulate=1",
-            "--data.bptt_jitter=0",
-            "--optim.cycle_beta=null",
-            "--optim.average=ema",
-        ],
+        [*EVERYTHING, *ADAMW, "--train.accumulate=1", "--data.bptt_jitter=0", "--optim.cycle_beta=null", "--optim.average=ema"],
     ],
     ids=["adam", "sgd", "adamw"],
 )

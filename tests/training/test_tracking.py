@@ -150,9 +150,7 @@ def test_a_failed_run_is_told_and_the_next_one_is_another(small: Small, tmp_path
     assert [line["step"] for line in b.history if "train/loss" in line] == [1, 2, 3]
 
 
-def test_the_environment_names_what_the_configuration_leaves_open(
-    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_names_what_the_configuration_leaves_open(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_PROJECT", "from-environment")
     monkeypatch.setenv("WANDB_NAME", "named")
@@ -162,9 +160,7 @@ def test_the_environment_names_what_the_configuration_leaves_open(
     once = ("--tracking.trackers=[wandb]", "--train.max_steps=1")
     fresh_train(load_config(small(*once, run="a")))
     wandb.teardown()
-    fresh_train(
-        load_config(small(*once, "--tracking.project=p", "--tracking.run_name=n", "--tracking.tags=[t]", run="b"))
-    )
+    fresh_train(load_config(small(*once, "--tracking.project=p", "--tracking.run_name=n", "--tracking.tags=[t]", run="b")))
     (a,), (b,) = offline_runs(tmp_path / "a"), offline_runs(tmp_path / "b")
     assert (a.run.project, a.run.display_name, list(a.run.tags)) == ("from-environment", "named", ["x", "y"])
     assert (a.run.run_group, a.run.run_id) == ("group", "chosen12")
@@ -255,9 +251,7 @@ def test_a_tracker_that_cannot_start_leaves_none_running(small: Small, monkeypat
 
 def test_all_missing_trackers_are_named_at_once(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "find_spec", lambda name: None if name != "wandb" else name)
-    with pytest.raises(
-        UserError, match=r"not installed: tensorboard, trackio; pip install 'lstmlm.tensorboard,trackio.'"
-    ):
+    with pytest.raises(UserError, match=r"not installed: tensorboard, trackio; pip install 'lstmlm.tensorboard,trackio.'"):
         train(load_config(small("--tracking.trackers=[wandb, tensorboard, trackio]", "--tracking.mode=offline")))
 
 

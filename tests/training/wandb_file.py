@@ -57,10 +57,7 @@ class OfflineRun:
     @property
     def history(self) -> list[dict[str, Any]]:
         """Lines of metrics; a nested value under its dotted key."""
-        return [
-            {".".join(item.nested_key): json.loads(item.value_json) for item in line.item}
-            for line in self.all("history")
-        ]
+        return [{".".join(item.nested_key): json.loads(item.value_json) for item in line.item} for line in self.all("history")]
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Where the time of a few steps goes, by PyTorch's profiler."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,9 @@ def profiled(accelerator: Accelerator, steps: int, folder: Path) -> Iterator[Cal
     Yields:
         To be called after every step, with whether it was the last: nothing after the call belongs to that one.
     """
+    os.environ.setdefault(
+        "KINETO_LOG_LEVEL", "99"
+    )  # else the profiler's library writes lines of its own to standard error
     done = 0
 
     def write(profiler: profile) -> None:

@@ -28,9 +28,7 @@ def profiled(accelerator: Accelerator, steps: int, folder: Path) -> Iterator[Cal
     Yields:
         To be called after every step, with whether it was the last: nothing after the call belongs to that one.
     """
-    os.environ.setdefault(
-        "KINETO_LOG_LEVEL", "99"
-    )  # else the profiler's library writes lines of its own to standard error
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler's library writes lines of its own to standard error
     done = 0
 
     def write(profiler: profile) -> None:

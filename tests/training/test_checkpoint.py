@@ -187,6 +187,14 @@ def test_prunes_to_the_newest(tmp_path: Path) -> None:
     assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step_00000005", "step_00000004", "step_00000003"]
 
 
+def test_one_too_many_that_a_killed_save_has_left_goes_when_the_run_goes_on(tmp_path: Path) -> None:
+    for step in range(1, 5):
+        publish(tmp_path, step, keep=9)
+    checkpoint.prune(tmp_path / "step_00000003", keep=2)
+    left = [path.name for path in checkpoint.checkpoints(tmp_path)]
+    assert left == ["step_00000004", "step_00000003", "step_00000002"], "a later one is not its business"
+
+
 @pytest.mark.parametrize("name", ["state.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
 def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, name: str, damage: str) -> None:

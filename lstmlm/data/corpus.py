@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lstmlm.config import DataConfig
-from lstmlm.console import UsageError, UserError
+from lstmlm.console import UserError
 from lstmlm.data.sources import SPLITS, Source, open_source
 from lstmlm.data.tokenize import EOS, UNK, Words
 from lstmlm.data.vocabulary import Vocabulary
-from lstmlm.files import cannot_write, locked, open_file, replacing
+from lstmlm.files import cannot_write, locked, open_file, replacing, user_path
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -89,38 +89,20 @@ class Corpus:
         for split, facts in self.facts.items():
             line = f"{split}: {facts.lines:,} lines, {facts.tokens:,} tokens, {facts.unknown / facts.tokens:.2%} {UNK}"
             if split == "train":
-                types = f"{len(self.vocabulary):,} types, {facts.once:,} of them seen once"
-                line += f", {types}, longest line {facts.longest:,} tokens"
-            line += f" ({facts.part})" if facts.part else ""
-            told.append(line)
+                line += f", {len(self.vocabulary):,} types, {facts.once:,} of them seen once, longest line {facts.longest:,} tokens"
+            told.append(f"{line} ({facts.part})" if facts.part else line)
         return told
 
 
 Watch = Callable[[str, Iterator[str]], Iterator[str]]
 
 
-class _Watched:
-    """A source that hands its blocks to `watch` and gives on what comes back."""
-
-    def __init__(self, source: Source, watch: Watch) -> None:
-        self._source, self._watch = source, watch
-
-    def fingerprint(self, split: str) -> str:
-        """As `Source`."""
-        return self._source.fingerprint(split)
-
-    def blocks(self, split: str) -> Iterator[str]:
-        """As `Source`."""
-        return self._watch(f"reading split {split}", self._source.blocks(split))
-
-    def part(self, split: str) -> str:
-        """As `Source`."""
-        return self._source.part(split)
+def unwatched(name: str, blocks: Iterator[str]) -> Iterator[str]:
+    """The blocks as they come."""
+    return blocks
 
 
-def load_corpus(
-    data: DataConfig, vocabulary: Vocabulary | None = None, watch: Watch = lambda name, blocks: blocks, processes: int = 1
-) -> Corpus:
+def load_corpus(data: DataConfig, vocabulary: Vocabulary | None = None, watch: Watch = unwatched, processes: int = 1) -> Corpus:
     """Vocabulary and token ids of all three splits, from the cache where it has them.
 
     Args:
@@ -133,9 +115,17 @@ def load_corpus(
         UserError: The data cannot be read, a split is missing or empty, a file is not UTF-8, the vocabulary has no token of the text, or
             the cache has no room.
     """
-    source = _Watched(open_source(data), watch)
-    vocabulary = vocabulary or _own_vocabulary(source, data, processes)
-    loaded = {split: _load_split(source, data, split, vocabulary, processes) for split in SPLITS}
+    source = open_source(data)
+    keys = {split: source.fingerprint(split) for split in SPLITS}
+    if vocabulary is None:
+        rules = (data.level, data.min_count, data.max_size, data.tokenizer, data.lowercase, data.normalize)
+
+        def write(file: BinaryIO) -> None:
+            blocks = watch("reading split train", source.blocks("train"))
+            file.write(Vocabulary.build(blocks, *rules, processes).to_bytes())
+
+        vocabulary = _cached(data, ".vocab.json", ("vocabulary", FORMAT, keys["train"], *rules), Vocabulary.load, write)
+    loaded = {split: _load_split(data, split, vocabulary, processes, source, key, watch) for split, key in keys.items()}
     if len(vocabulary) <= 2:
         raise UserError(
             f"the vocabulary has only {UNK} and {EOS}, so there is nothing to learn: no token of the training split of {data.dataset} "
@@ -144,25 +134,9 @@ def load_corpus(
     digest = hashlib.sha256(vocabulary.fingerprint.encode())
     for stream, _ in loaded.values():
         digest.update(stream.numpy().data)
-    corpus = Corpus(
-        vocabulary,
-        {split: stream for split, (stream, _) in loaded.items()},
-        {split: facts for split, (_, facts) in loaded.items()},
-        digest.hexdigest(),
-    )
-    _warn(corpus.facts, data)
-    return corpus
-
-
-def _own_vocabulary(source: Source, data: DataConfig, processes: int) -> Vocabulary:
-    """The vocabulary of the training split."""
-    rules = (data.level, data.min_count, data.max_size, data.tokenizer, data.lowercase, data.normalize)
-    path = _cache(data) / f"{_key('vocabulary', FORMAT, source.fingerprint('train'), *rules)}.vocab.json"
-
-    def write(file: BinaryIO) -> None:
-        file.write(Vocabulary.build(source.blocks("train"), *rules, processes).to_bytes())
-
-    return _cached(path, Vocabulary.load, write)
+    facts = {split: facts for split, (_, facts) in loaded.items()}
+    _warn(facts, data)
+    return Corpus(vocabulary, {split: stream for split, (stream, _) in loaded.items()}, facts, digest.hexdigest())
 
 
 def fingerprint(stream: Tensor) -> str:
@@ -176,16 +150,18 @@ def load_split(data: DataConfig, split: str, vocabulary: Vocabulary, processes: 
     Raises:
         UserError: As `load_corpus`.
     """
-    return _load_split(open_source(data), data, split, vocabulary, processes)
+    source = open_source(data)
+    return _load_split(data, split, vocabulary, processes, source, source.fingerprint(split), unwatched)
 
 
-def _load_split(source: Source, data: DataConfig, split: str, vocabulary: Vocabulary, processes: int) -> tuple[Tensor, SplitFacts]:
-    path = _cache(data) / f"{_key('tokens', FORMAT, source.fingerprint(split), split, vocabulary.fingerprint)}.tokens"
-
+def _load_split(
+    data: DataConfig, split: str, vocabulary: Vocabulary, processes: int, source: Source, key: str, watch: Watch
+) -> tuple[Tensor, SplitFacts]:
     def write(file: BinaryIO) -> None:
-        _write_tokens(file, vocabulary, vocabulary.encode_blocks(source.blocks(split), processes), source.part(split))
+        blocks = watch(f"reading split {split}", source.blocks(split))
+        _write_tokens(file, vocabulary, vocabulary.encode_blocks(blocks, processes), source.part(split))
 
-    stream, facts = _cached(path, _map_tokens, write)
+    stream, facts = _cached(data, ".tokens", ("tokens", FORMAT, key, split, vocabulary.fingerprint), _map_tokens, write)
     if len(stream) < 2:
         raise UserError(f"split {split!r} of {data.dataset} is empty: it has {len(stream)} tokens, the least is 2")
     return stream, facts
@@ -213,19 +189,10 @@ def _warn(facts: dict[str, SplitFacts], data: DataConfig) -> None:
         )
 
 
-def _key(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-
-
-def _cache(data: DataConfig) -> Path:
-    try:
-        return Path(data.cache_dir).expanduser()
-    except RuntimeError:
-        raise UsageError(f"there is no home folder for {data.cache_dir}: name another folder with the option cache_dir") from None
-
-
-def _cached(path: Path, load: Callable[[Path], T], write: Callable[[BinaryIO], object]) -> T:
-    """`load(path)`. Where the file is absent or damaged, one process of this host writes it first."""
+def _cached(data: DataConfig, ending: str, parts: Sequence[object], load: Callable[[Path], T], write: Callable[[BinaryIO], object]) -> T:
+    """What was made of `parts`, read by `load`. Where its file is absent or damaged, one process of this host writes it first."""
+    folder = user_path(data.cache_dir)
+    path = folder / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}{ending}"
 
     def found() -> T | None:
         try:
@@ -237,8 +204,8 @@ def _cached(path: Path, load: Callable[[Path], T], write: Callable[[BinaryIO], o
         # A file appears whole, so reading needs no lock, and a read-only cache works.
         if (content := found()) is not None:
             return content
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.parent / "lock", wait=True):
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / "lock", wait=True):
             if (content := found()) is not None:
                 return content
             if path.exists():
@@ -251,8 +218,7 @@ def _cached(path: Path, load: Callable[[Path], T], write: Callable[[BinaryIO], o
 
 
 def _write_tokens(file: BinaryIO, vocabulary: Vocabulary, blocks: Iterable[tuple[str, NDArray[np.int32]]], part: str) -> None:
-    digest = hashlib.sha256()
-    counts = np.zeros(len(vocabulary), np.int64)
+    digest, counts = hashlib.sha256(), np.zeros(len(vocabulary), np.int64)
     lines = words = characters = longest = 0
     own = vocabulary.level != "word" or vocabulary.tokenizer != "whitespace"  # whether its tokens are other than words
     begun = 0  # tokens of the line that the next block goes on with
@@ -289,21 +255,13 @@ def _write_tokens(file: BinaryIO, vocabulary: Vocabulary, blocks: Iterable[tuple
 def _map_tokens(path: Path) -> tuple[Tensor, SplitFacts]:
     damaged = UserError(f"{path} is damaged")
     with open_file(path) as file:
-        end = os.fstat(file.fileno()).st_size - _DIGEST
-        if end < 4:
-            raise damaged
-        file.seek(end - 4)
-        length = end - 4 - int.from_bytes(file.read(4), "little")  # bytes of the ids
-        if length < 0 or length % 4:
+        if not os.fstat(file.fileno()).st_size:
             raise damaged
         # A private mapping: pages are read when touched and shared between the processes of a host.
-        stream = torch.empty(0, dtype=torch.int32)
-        if length:
-            stream = torch.from_numpy(np.memmap(file, np.int32, "c", shape=(length // 4,)))
-        digest = hashlib.sha256(stream.numpy().data)
-        file.seek(length)
-        facts = file.read(end - 4 - length)
-        digest.update(facts + file.read(4))
-        if digest.digest() != file.read():
-            raise damaged
+        content = np.memmap(file, np.uint8, "c")
+    body, digest = content[:-_DIGEST], content[-_DIGEST:]
+    if hashlib.sha256(body.data).digest() != digest.tobytes():
+        raise damaged
+    length = len(body) - 4 - int.from_bytes(body[-4:].tobytes(), "little")  # bytes of the ids
+    stream, facts = torch.from_numpy(body[:length].view(np.int32)), body[length:-4].tobytes()
     return stream, SplitFacts(**json.loads(facts))

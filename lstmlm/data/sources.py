@@ -9,7 +9,9 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,19 +47,16 @@ class Source(Protocol):
 
     def part(self, split: str) -> str:
         """Which part of the data set the split is, where the data set does not say it itself; else empty."""
+        return ""
 
 
-class FileSource:
-    """Files that make up the splits, read in the order of their names.
+@dataclass
+class FileSource(Source):
+    """Files that make up the splits, read in the order of their names."""
 
-    Args:
-        files: The files of each split.
-        column: Where the text of a row stands.
-        place: The name that the user gave, for messages.
-    """
-
-    def __init__(self, files: dict[str, list[Path]], column: str, place: str) -> None:
-        self.files, self.column, self.place = files, column, place
+    files: dict[str, list[Path]]  # of each split
+    column: str  # where the text of a row stands
+    place: str  # the name that the user gave, for messages
 
     def _files(self, split: str) -> list[Path]:
         if split not in self.files:
@@ -66,142 +65,127 @@ class FileSource:
         return self.files[split]
 
     def fingerprint(self, split: str) -> str:
-        """As `Source`."""
         return " ".join([self.column, *(f"{form_of(path)} {_file_hash(path)}" for path in self._files(split))])
 
     def blocks(self, split: str) -> Iterator[str]:
-        """As `Source`."""
         for path in self._files(split):
             yield from read_blocks(path, self.column)
 
-    def part(self, split: str) -> str:
-        """As `Source`."""
-        return ""
 
+@dataclass
+class PieceSource(Source):
+    """One file of n lines (a text) or rows (other forms): the first 9n // 10 train, up to 19n // 20 validate, the rest test."""
 
-class PieceSource:
-    """One file of n lines (a text) or rows (other forms): the first 9n // 10 train, up to 19n // 20 validate, the rest test.
+    path: Path
+    column: str  # where the text of a row stands
 
-    Args:
-        path: The file.
-        column: Where the text of a row stands.
-    """
+    @cached_property
+    def _hash(self) -> str:
+        return _file_hash(self.path)
 
-    def __init__(self, path: Path, column: str) -> None:
-        self.path, self.column = path, column
-        self._kind = "lines" if form_of(path) == "text" else "rows"
-        self._units = 0
-        self._hash = ""
+    @cached_property
+    def _units(self) -> int:
+        return units(self.path, self.column)
 
     def fingerprint(self, split: str) -> str:
-        """As `Source`."""
-        self._hash = self._hash or _file_hash(self.path)
         return f"90/5/5 {split} {self.column} {form_of(self.path)} {self._hash}"
 
     def blocks(self, split: str) -> Iterator[str]:
-        """As `Source`."""
         return read_blocks(self.path, self.column, *self._ends(split))
 
     def part(self, split: str) -> str:
-        """As `Source`."""
-        return f"{self._kind} {_span(*self._ends(split), self._units)}"
+        first, end = self._ends(split)
+        return f"{self._kind} {first + 1:,} to {end:,} of {self._units:,}"
+
+    @property
+    def _kind(self) -> str:
+        return "lines" if form_of(self.path) == "text" else "rows"
 
     def _ends(self, split: str) -> tuple[int, int]:
-        self._units = self._units or units(self.path, self.column)
-        if self._units < LEAST_UNITS:
-            raise UserError(
-                f"{self.path} has {self._units} {self._kind}, and to be cut into splits it needs {LEAST_UNITS}: give a folder with "
-                "train.txt, validation.txt and test.txt instead"
-            )
-        return _cut(self._units, SPLITS)[split]
+        return _cut(self._units, SPLITS, f"{self.path} has {self._units} {self._kind}")[split]
 
 
-def _cut(n: int, splits: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """First and end of each split, where n lines or rows are cut into train and one or two others, a twentieth each."""
+def _cut(n: int, splits: Sequence[str], has: str) -> dict[str, tuple[int, int]]:
+    """First and end of each split, where n lines or rows are cut into train and one or two others, a twentieth each.
+
+    Raises:
+        UserError: They are too few, with what the data set `has`.
+    """
+    if n < LEAST_UNITS:
+        remedy = "give a folder with train.txt, validation.txt and test.txt instead"
+        raise UserError(f"{has}, and to be cut into splits it needs {LEAST_UNITS}: {remedy}")
     starts = [0, *(n * (20 - left) // 20 for left in range(len(splits) - 1, 0, -1)), n]
     return dict(zip(splits, pairwise(starts), strict=True))
 
 
-def _span(first: int, end: int, n: int) -> str:
-    return f"{first + 1:,} to {end:,} of {n:,}"
+@dataclass
+class HubSource(Source):
+    """A data set on the Hugging Face Hub, or a folder that only the library `datasets` understands."""
 
+    dataset: str  # Hub id or folder
+    subset: str | None  # its configuration; None where it has only one
+    column: str  # where the text of a row stands
 
-class HubSource:
-    """A data set on the Hugging Face Hub, or a folder that only the library `datasets` understands.
+    @cached_property
+    def _rows(self) -> Any:
+        return _load_dataset(self.dataset, self.subset)
 
-    Args:
-        dataset: Hub id or folder.
-        subset: Its configuration; None where it has only one.
-        column: Where the text of a row stands.
-    """
+    @cached_property
+    def _units(self) -> int:
+        return sum(1 for _ in self._values("train"))
 
-    def __init__(self, dataset: str, subset: str | None, column: str) -> None:
-        self.dataset, self.subset, self.column = dataset, subset, column
-        self._rows: Any = None
-        self._units = 0  # rows of its train
-        self._fingerprints: dict[str, str] = {}
+    @cached_property
+    def _folder_hash(self) -> str:
+        folder, digest = Path(self.dataset).expanduser(), hashlib.sha256()
+        for path in _files_below(folder):
+            digest.update(f"{path.relative_to(folder)} {_file_hash(path)} ".encode())
+        return digest.hexdigest()
 
     def _place(self, split: str) -> tuple[str, int, int | None]:
         """Where the split stands: the data set's own split, and the first and the end row of it; None = all.
 
         Another name for the split will do. Of what the data set lacks, each is a twentieth of its train, at the end.
         """
-        self._rows = self._rows or _load_dataset(self.dataset, self.subset)
         own = {NAMES[name]: name for name in reversed(NAMES) if name in self._rows}
         absent = [name for name in SPLITS if name not in own]
         if split in own and not (split == "train" and absent):
             return own[split], 0, None
         if "train" not in own:
             raise UsageError(f"data set {self.dataset} has no split {split!r}, only {', '.join(self._rows)}")
-        self._units = self._units or sum(len(batch[self.column]) for batch in self._batches("train"))
-        if self._units < LEAST_UNITS:
-            raise UserError(
-                f"data set {self.dataset} has no split {' and no split '.join(map(repr, absent))}, and {self._units} rows of train: to be "
-                f"cut it needs {LEAST_UNITS}"
-            )
-        return "train", *_cut(self._units, ["train", *absent])[split]
+        lacks = f"no split {' and no split '.join(map(repr, absent))}"
+        return "train", *_cut(self._units, ["train", *absent], f"data set {self.dataset} has {lacks}, and {self._units} rows of train")[
+            split
+        ]
 
     def fingerprint(self, split: str) -> str:
-        """As `Source`."""
-        if split not in self._fingerprints:
+        if Path(self.dataset).expanduser().is_dir():  # its files: no need to import datasets when the tokens are cached
+            content = self._folder_hash
+        else:
             digest = hashlib.sha256()
-            folder = Path(self.dataset).expanduser()
-            if folder.is_dir():  # the files themselves: no need to import datasets when the tokens are cached
-                for path in _files_below(folder):
-                    digest.update(f"{path.relative_to(folder)} {_file_hash(path)} ".encode())
-            else:
-                for block in self.blocks(split):
-                    digest.update(block.encode())
-            self._fingerprints[split] = digest.hexdigest()
-        return f"{split} {self.subset} {self.column} {self._fingerprints[split]}"
+            for block in self.blocks(split):
+                digest.update(block.encode())
+            content = digest.hexdigest()
+        return f"{split} {self.subset} {self.column} {content}"
 
     def blocks(self, split: str) -> Iterator[str]:
-        """As `Source`."""
-        return rows_to_blocks(self._texts(split))
+        name, first, end = self._place(split)
+        rows = islice(enumerate(self._values(name), 1), first, end)
+        return rows_to_blocks(row_text(value, number, f"split {name!r} of {self.dataset}", self.column) for number, value in rows)
 
     def part(self, split: str) -> str:
-        """As `Source`."""
         name, first, end = self._place(split)
         if end is not None:
-            return f"rows {_span(first, end, self._units)} of the data set's split {name}"
+            return f"rows {first + 1:,} to {end:,} of {self._units:,} of the data set's split {name}"
         return f"the data set's split {name}" if name != split else ""
 
-    def _texts(self, split: str) -> Iterator[str]:
-        name, first, end = self._place(split)
-        number = 0
-        for batch in self._batches(name):
-            for value in batch[self.column]:
-                number += 1
-                if first < number and (end is None or number <= end):
-                    yield row_text(value, number, f"split {name!r} of {self.dataset}", self.column)
-
-    def _batches(self, name: str) -> Iterator[dict[str, list[object]]]:
+    def _values(self, name: str) -> Iterator[object]:
         number, place = 0, f"split {name!r} of {self.dataset}"
         with _by_the_library(lambda: f"cannot read {place} after row {number}"):
             for batch in self._rows[name].iter(batch_size=1000):
                 check_column(self.column, batch, place)
-                yield batch
-                number += len(batch[self.column])
+                for value in batch[self.column]:
+                    yield value
+                    number += 1
 
 
 def _load_dataset(dataset: str, subset: str | None) -> Any:
@@ -255,22 +239,16 @@ def _by_the_library(problem: Callable[[], str], remedy: str = "") -> Iterator[No
         log.handlers, log.propagate = before
 
 
-class ToySource:
+class ToySource(Source):
     """The built-in toy language; the splits differ in their seed."""
 
     def fingerprint(self, split: str) -> str:
-        """As `Source`."""
         digest = hashlib.sha256(f"{split} {toy.TOKENS[split]}".encode())
         digest.update(Path(toy.__file__).read_bytes())
         return digest.hexdigest()
 
     def blocks(self, split: str) -> Iterator[str]:
-        """As `Source`."""
         return rows_to_blocks(toy.split_text(split).lines)
-
-    def part(self, split: str) -> str:
-        """As `Source`."""
-        return ""
 
 
 def open_source(data: DataConfig) -> Source:
@@ -386,10 +364,9 @@ def find_splits(folder: Path) -> dict[str, list[Path]]:
         names = " and ".join(str(path.relative_to(folder)) for path in forms.values())
         raise UsageError(f"{folder} mixes forms, {names}: keep the files of one form")
     for files in splits.values():
-        stem = files[0].name.lower().removesuffix(".gz").rpartition(".")[0]
-        of = (_SPLIT_NAME.fullmatch(stem) or {"of": None})["of"]
-        if of and len(files) != int(of):
-            raise UsageError(f"{folder}: {files[0].name} is one of {int(of)} files, but {len(files)} are there")
+        match = _SPLIT_NAME.fullmatch(files[0].name.lower().removesuffix(".gz").rpartition(".")[0])
+        if match and match["of"] and len(files) != int(match["of"]):
+            raise UsageError(f"{folder}: {files[0].name} is one of {int(match['of'])} files, but {len(files)} are there")
     return splits
 
 

@@ -21,7 +21,7 @@ import pytest
 
 from lstmlm import UserError, Vocabulary, cli
 from lstmlm.config import DataConfig
-from lstmlm.console import UsageError, reading_bar
+from lstmlm.console import reading_bar
 from lstmlm.data import corpus, reading, sources, toy
 from lstmlm.data.corpus import load_corpus, load_split
 
@@ -286,7 +286,7 @@ def test_a_file_system_without_locks_is_told(data: DataConfig, monkeypatch: pyte
 
 
 def test_no_home_folder(data: DataConfig) -> None:
-    with pytest.raises(UsageError, match="no home folder"):
+    with pytest.raises(UserError, match="no home folder"):
         load_corpus(dataclasses.replace(data, cache_dir="~nobody-of-this-name/cache"))
 
 

@@ -54,6 +54,7 @@ def test_splits_are_found_by_names(tmp_path: Path, names: list[str], wanted: lis
         (["train.csv", "train-1.csv"], r"train-\*\.csv and train\.csv claim to be split 'train'"),
         (["train.parquet", "test.txt"], r"mixes forms, train\.parquet and test\.txt"),
         (["train-0-of-3.txt", "train-2-of-3.txt"], "is one of 3 files, but 2 are there"),
+        (["train/train-0-of-2.txt"], "is one of 2 files, but 1 are there"),
     ],
 )
 def test_what_is_not_clear_is_not_chosen(tmp_path: Path, names: list[str], message: str) -> None:
@@ -207,7 +208,7 @@ def test_splits_that_a_data_set_lacks_are_cut_from_its_train(
 
 
 def test_a_data_set_too_short_to_be_cut(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no split 'validation' and no split 'test', and 19 rows of train: .* needs 20"):
+    with pytest.raises(UserError, match=r"no split 'validation' and no split 'test', and 19 rows of train, .* needs 20"):
         text_of(library_folder(tmp_path, {"train": 19}), "test")
 
 

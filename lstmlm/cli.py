@@ -13,7 +13,7 @@ from typing import Any
 
 import lstmlm
 from lstmlm.config import argument_parser, load_config, named_options, parse
-from lstmlm.console import UsageError, check, on_terminal, print_line, print_result, reading_bar, run_script, scoring_bar, standard_output
+from lstmlm.console import UsageError, bar, check, on_terminal, print_line, print_result, reading_bar, run_script, standard_output
 from lstmlm.files import Output, user_path
 
 Arguments = Sequence[str] | None  # without the program's name; None takes the process's own
@@ -144,8 +144,8 @@ def evaluate(argv: Arguments = None) -> int:
     text = file_text(saved, args.text, args.text_column) if args.text else split_text(saved, split)
 
     def score(text: Text, protocol: Static) -> Measurement:
-        with scoring_bar(text.name, len(text.stream), on_terminal()) as scored:
-            return measure(saved, text, protocol, scored)
+        with bar(text.name, "token", on_terminal(), len(text.stream)) as scored:
+            return measure(saved, text, protocol, scored.update)
 
     tuned: dict[str, Any] = {}
     if args.tune:

@@ -227,23 +227,19 @@ def perplexity(ppl: float | None) -> str:
     return f"{ppl:.2f}" if ppl < 1e6 else f"{ppl:.1e}"
 
 
-@contextmanager
-def scoring_bar(name: str, targets: int | None, shown: bool) -> Iterator[Callable[[int], object]]:
-    """A bar while a text is scored.
+def bar(name: str, unit: str, shown: bool, total: int | None = None, delay: float = 0) -> "tqdm[Any]":
+    """A bar that goes away at its end.
 
     Args:
-        name: Of the text.
-        targets: To be scored; None = nobody knows how many.
+        name: Of what is done.
+        unit: Of what is counted.
         shown: Whether there is anybody to see it.
-
-    Yields:
-        To be called with the number of targets scored since the last call.
+        total: To be counted; None = nobody knows.
+        delay: Seconds before it appears.
     """
-    if not shown:
-        yield lambda scored: None
-        return
-    with tqdm(total=targets, desc=printable(name), unit="token", unit_scale=True, leave=False, dynamic_ncols=True) as bar:
-        yield bar.update
+    return tqdm(
+        desc=printable(name), unit=unit, unit_scale=True, disable=not shown, total=total, delay=delay, leave=False, dynamic_ncols=True
+    )
 
 
 def reading_bar(name: str, blocks: Iterator[str]) -> Iterator[str]:
@@ -253,11 +249,10 @@ def reading_bar(name: str, blocks: Iterator[str]) -> Iterator[str]:
         name: What is done, to be shown.
         blocks: Of the text.
     """
-    hidden = not on_terminal()
-    with tqdm(desc=printable(name), unit="char", unit_scale=True, leave=False, dynamic_ncols=True, delay=1, disable=hidden) as bar:
+    with bar(name, "char", on_terminal(), delay=1) as shown:
         for block in blocks:
             yield block
-            bar.update(len(block))
+            shown.update(len(block))
 
 
 BAR_WIDTH = 12  # columns of a terminal that the bar has at least
@@ -275,9 +270,7 @@ class Progress:
     """
 
     def __init__(self, shown: bool, total_steps: int, steps_per_epoch: int, step: int) -> None:
-        self._shown = shown
-        self._total = total_steps
-        self._per_epoch = steps_per_epoch
+        self._shown, self._total, self._per_epoch = shown, total_steps, steps_per_epoch
         self._first, self._begin = step, time.monotonic()
         self._on_terminal = shown and on_terminal()
         self._figures: list[str] = []  # of the last log interval, the most wanted first
@@ -324,7 +317,7 @@ class Progress:
 
     @contextmanager
     def scoring(self, name: str, targets: int) -> Iterator[Callable[[int], object]]:
-        """Shows how far a scoring is: as `scoring_bar` on a terminal, else in a line now and then.
+        """Shows how far a scoring is: in a bar on a terminal, else in a line now and then.
 
         Args:
             name: Of what is scored.
@@ -334,8 +327,8 @@ class Progress:
             To be called with the number of targets scored since the last call.
         """
         if self._on_terminal:
-            with scoring_bar(name, targets, True) as tick:
-                yield tick
+            with bar(name, "token", True, targets) as shown:
+                yield shown.update
             return
         begin = told = time.monotonic()
         done = 0

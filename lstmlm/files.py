@@ -36,21 +36,20 @@ def write_file(path: Path, content: bytes) -> None:
     Raises:
         FileExistsError: Something has this name already, be it a link.
     """
-    _write(path, content, os.O_EXCL | os.O_NOFOLLOW)
+    with _opened(path, os.O_EXCL | os.O_NOFOLLOW) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def append_file(path: Path, content: bytes) -> None:
     """Add to a file's end."""
-    _write(path, content, os.O_APPEND, wait=False)
+    with _opened(path, os.O_APPEND) as file:
+        file.write(content)
 
 
-def _write(path: Path, content: bytes, mode: int, wait: bool = True) -> None:
-    with _NamedFile(path, os.open(path, os.O_WRONLY | os.O_CREAT | mode, 0o644)) as file:
-        rest = memoryview(content)
-        while rest:
-            rest = rest[file.write(rest) :]
-        if wait:
-            os.fsync(file.fileno())
+def _opened(path: Path, mode: int) -> BinaryIO:
+    return io.BufferedWriter(_NamedFile(path, os.open(path, os.O_WRONLY | os.O_CREAT | mode, 0o644)))
 
 
 class _NamedFile(io.FileIO):
@@ -80,11 +79,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     A file keeps its permissions. A link is replaced; `Output` writes through it.
     """
-    temporary: Path | None = None
+    temporary = _temporary(path.parent)
     try:
         sweep(path.parent)
-        permissions = stat.S_IMODE(path.stat().st_mode) if path.is_file() else None
-        temporary, descriptor = _create(path.parent, permissions)
+        descriptor = _create(temporary, stat.S_IMODE(path.stat().st_mode) if path.is_file() else None)
         with io.BufferedWriter(_NamedFile(path, descriptor)) as file:
             yield file
             file.flush()
@@ -92,18 +90,20 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             temporary.replace(path)
         sync_folder(path.parent)
     except BaseException as error:
-        if temporary:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.filename == str(temporary):
-                error.filename = str(path)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = str(path)
         raise
 
 
-def _create(folder: Path, permissions: int | None = None) -> tuple[Path, int]:
-    """A new file under a name that no other has, open for writing. Its lock tells `sweep` that its writer lives."""
+def _temporary(folder: Path) -> Path:
+    return folder / f".lstmlm-{_HOST}-{uuid.uuid4().hex}.tmp"
+
+
+def _create(path: Path, permissions: int | None = None) -> int:
+    """Make a temporary file and open it for writing. Its lock tells `sweep` that its writer lives."""
     while True:
-        path = folder / f".lstmlm-{_HOST}-{uuid.uuid4().hex}.tmp"
         mode = 0o666 if permissions is None else permissions
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
         if permissions is not None:
@@ -112,7 +112,7 @@ def _create(folder: Path, permissions: int | None = None) -> tuple[Path, int]:
         with suppress(OSError):  # without locks: nobody sweeps there
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if path.exists():  # no sweeper came before the lock
-            return path, descriptor
+            return descriptor
         os.close(descriptor)
 
 
@@ -233,8 +233,7 @@ class Output:
         except OSError as error:
             raise UsageError(f"{told}: {error.strerror}") from None
         self.standard = str(name) in STANDARD_OUTPUT or (facts is not None and os.path.samestat(facts, os.fstat(1)))
-        null = facts is not None and stat.S_ISCHR(facts.st_mode) and path.samefile(os.devnull)
-        self.plain = not self.standard and not null
+        self.plain = not self.standard and not (facts and stat.S_ISCHR(facts.st_mode) and path.samefile(os.devnull))
         self.path = Path(os.path.realpath(path))
         if not self.plain:
             check(not self.standard or sys.stdout is not None, f"{told}: standard output is closed")
@@ -246,22 +245,10 @@ class Output:
         if owner := _owner(self.path, again):
             raise UsageError(f"{told} is a file of the model or run in {owner}: name another file")
         check(self.path.parent.is_dir(), f"{told}: there is no folder {self.path.parent}")
-        try:
-            temporary, descriptor = _create(self.path.parent)
-            os.close(descriptor)
-            temporary.unlink()
-        except OSError as error:
-            raise UsageError(f"{told}: cannot write to {self.path.parent}: {error.strerror}") from None
+        _check_room(self.path.parent, told)
 
     def keep(self, kept: Iterable[str | Path]) -> None:
-        """Refuse to be one of these files, by whatever name.
-
-        Args:
-            kept: As above.
-
-        Raises:
-            UsageError: Naming the file.
-        """
+        """Refuse to be one of these files, by whatever name; `kept` and errors are as above."""
         for file in chain.from_iterable(map(_files, kept)) if self.plain else ():
             same = self.path.exists() and file.exists() and self.path.samefile(file)
             if same or self.path == file.absolute():
@@ -274,12 +261,8 @@ class Output:
         Raises:
             UserError: It cannot be written.
         """
-        if self.standard:
-            with standard_output() as out:
-                yield out
-            return
         try:
-            with replacing(self.path) if self.plain else self.path.open("wb") as file:
+            with standard_output() if self.standard else replacing(self.path) if self.plain else self.path.open("wb") as file:
                 yield file
         except OSError as error:
             if error.filename != str(self.path):
@@ -310,31 +293,27 @@ class OutputFolder:
         name: str | Path,
         files: Sequence[str] = (),
         again: str | None = None,
-        kept: Iterable[str | Path] = (),
+        kept: Sequence[str | Path] = (),
         option: str = "--output",
     ) -> None:
         self.path, self._again, self._option = user_path(name), again, option
-        told, kept = f"{option} {name}", list(kept)
+        told = f"{option} {name}"
         check(str(name) not in STANDARD_OUTPUT, f"{told}: standard output is no folder")
         try:
-            folders = [self.path, *self.path.absolute().parents]
-            nearest = next(folder for folder in folders if folder.exists() or folder.is_symlink())
-            check(nearest.is_dir(), f"{told}: {nearest} is not a folder")
-            check(os.access(nearest, os.W_OK | os.X_OK), f"{told}: {nearest} cannot be written to")
+            nearest = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists() or folder.is_symlink())
             there = [file for file in files if os.path.lexists(self.path / file)]
         except OSError as error:
             raise UsageError(f"{told}: {error.strerror}") from None
+        check(nearest.is_dir(), f"{told}: {nearest} is not a folder")
+        _check_room(nearest, told)
         owner = _owner(Path(os.path.realpath(self.path)), again)
         check(owner is None, f"{told} is a folder of the run in {owner}: name another folder")
         check(not there or again in there, f"{told} holds {', '.join(there)}, which would be lost: name another folder")
-        for file in files if nearest == self.path else ():
+        for file in there:
             Output(self.path / file, kept, option, again)
 
     def write(self, contents: dict[str, bytes]) -> None:
-        """Write files, each in one step, `again` first.
-
-        Args:
-            contents: Of each name.
+        """Write a file of each name, each in one step, `again` first.
 
         Raises:
             UserError: One cannot be written.
@@ -345,6 +324,15 @@ class OutputFolder:
             raise UserError(cannot_write(error)) from None
         for name in sorted(contents, key=lambda name: name != self._again):
             Output(self.path / name, (), self._option, self._again).write(contents[name])
+
+
+def _check_room(folder: Path, told: str) -> None:
+    """Refuse a folder in which no file can be made."""
+    try:
+        os.close(_create(temporary := _temporary(folder)))
+        temporary.unlink()
+    except OSError as error:
+        raise UsageError(f"{told}: cannot write to {folder}: {error.strerror}") from None
 
 
 def _files(path: str | Path) -> list[Path]:
@@ -377,26 +365,20 @@ def locked(path: Path, wait: bool) -> Iterator[None]:
         OSError: The file cannot be made, or its file system has no locks.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    told_at = time.monotonic() + 1
     try:
-        try:
-            _lock(descriptor, path, wait)
-        except OSError as error:
-            error.filename = str(path)  # which a failing lock does not tell by itself
-            raise
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if not wait or not isinstance(error, BlockingIOError):
+                    error.filename = str(path)  # which a failing lock does not tell by itself
+                    raise
+            if time.monotonic() >= told_at:
+                logger.warning("waiting for another process, which holds %s", path)
+                told_at += 60
+            time.sleep(0.05)
         yield
     finally:
         os.close(descriptor)
-
-
-def _lock(descriptor: int, path: Path, wait: bool) -> None:
-    told_at = time.monotonic() + 1
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait:
-                raise
-        if time.monotonic() >= told_at:
-            logger.warning("waiting for another process, which holds %s", path)
-            told_at += 60
-        time.sleep(0.05)

@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
-from lstmlm.console import UsageError, UserError, check, on_terminal, one_line, scoring_bar
+from lstmlm.console import UsageError, UserError, bar, check, on_terminal, one_line
 from lstmlm.data.reading import read_rows
 from lstmlm.data.tokenize import EOS, plain, prepared
 from lstmlm.evaluation.perplexity import exponential
@@ -268,9 +268,8 @@ def score_files(
         check(not any(map(str.isalnum, scoring.regions)), f"--regions {scoring.regions}: there is no such column; a mark has no letters")
     table = ScoreTable(saved, names, scoring, values, labelled)
     with ExitStack() as stack:
-        shown = on_terminal() and not out.standard
-        bars = [stack.enter_context(scoring_bar(name, None, shown)) for name in names]
-        readers = [Reader(model, scoring.space, scoring.eos, bar) for model, bar in zip(saved, bars, strict=True)]
+        bars = [stack.enter_context(bar(name, "token", on_terminal() and not out.standard)) for name in names]
+        readers = [Reader(model, scoring.space, scoring.eos, shown.update) for model, shown in zip(saved, bars, strict=True)]
         windows = read_windows(sentences_of(texts, scoring, values), readers)
         rows = ((window, list(table.rows(window))) for window in windows)
         begun = next((each for each in rows if each[1]), None)

@@ -351,7 +351,7 @@ def test_what_kills_left_hidden_is_gone_at_the_end(small: Callable[..., list[str
     arguments = unfinished(small)
     run = tmp_path / "run"
     for folder in (run, run / "model"):
-        os.close(files._create(folder)[1])
+        os.close(files._create(files._temporary(folder)))
     for name in (".step_00000007.old", ".step_00000028.tmp"):
         (run / "checkpoints" / name).mkdir()
         (run / "checkpoints" / name / "state.json").write_text("{")

@@ -13,6 +13,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -65,10 +66,9 @@ def read_blocks(path: Path, column: str, first: int = 0, end: int | None = None)
     """
     if path.suffix.lower() == ".conllu":
         check_form(path)
-    if form_of(path) in ("text", None):
-        return blocks_of(_text(path) if end is None else _lines_between(_text(path), first, end))
-    rows = enumerate(_rows(path, column))
-    return rows_to_blocks(text for number, (text, _) in rows if number >= first and (end is None or number < end))
+    if form_of(path) not in ("text", None):
+        return rows_to_blocks(islice((text for text, _ in _rows(path, column)), first, end))
+    return blocks_of(_text(path)) if end is None else rows_to_blocks(islice(lines_of(_text(path)), first, end))
 
 
 def read_rows(path: Path, column: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -163,23 +163,6 @@ def _joined(rows: Iterable[str]) -> Iterator[str]:
             yield "".join(held)
             held, size = [], 0
     yield "".join(held)
-
-
-def _lines_between(pieces: Iterable[str], first: int, end: int) -> Iterator[str]:
-    """Lines `first` to `end` - 1 of a text that comes in pieces."""
-    line = 0  # number of the line within which the piece begins
-    for piece in pieces:
-        after = line + piece.count("\n")
-        if after >= first:
-            yield piece[_line_start(piece, first - line) : _line_start(piece, end - line) if after >= end else None]
-        if after >= end:
-            return
-        line = after
-
-
-def _line_start(text: str, lines: int) -> int:
-    """Where the text goes on after so many line ends."""
-    return len(text) - len(text.split("\n", lines)[lines]) if lines > 0 else 0
 
 
 def _text(path: Path) -> Iterator[str]:

@@ -79,13 +79,11 @@ class Table:
         """Inputs and targets of rows first ... end - 1 of this rank's columns, each int64 (T, B_r)."""
         rows = self._row_numbers[first:end, None]  # (T, 1)
         places = self._starts + rows  # (T, B_r)
-        inputs = self._shard[places].long()
-        targets = self._shard[places + 1].long() if end < self.rows else self._last_targets(places, rows)
-        return inputs, targets
-
-    def _last_targets(self, places: Tensor, rows: Tensor) -> Tensor:
+        if end < self.rows:
+            return self._shard[places].long(), self._shard[places + 1].long()
         present = rows < self._lengths  # (T, B_r)
-        return self._shard[torch.where(present, places + 1, 0)].long().masked_fill_(~present, IGNORE)
+        targets = self._shard[torch.where(present, places + 1, 0)].long().masked_fill_(~present, IGNORE)
+        return self._shard[places].long(), targets
 
     def targets_in(self, first: int, end: int) -> int:
         """Targets in rows first ... end - 1 over ALL ranks, known without communication."""

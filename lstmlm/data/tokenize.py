@@ -12,6 +12,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Protocol
 
@@ -42,48 +43,43 @@ class Tokenizer(Protocol):
 
     def tally(self, text: str) -> tuple[list[str], NDArray[np.int32]]:
         """The same, for much text: distinct tokens by first appearance, and for each token (n,) its place among them."""
+        return _tally(self.tokenize(text))
 
     def join(self, tokens: Sequence[str]) -> str:
         """Text of the tokens of one line."""
 
 
-class Words:
+class Words(Tokenizer):
     """A token stands between white space."""
 
     def tokenize(self, text: str) -> Sequence[str]:
-        """As `Tokenizer`."""
         return text.replace("\n", f" {EOS} ").split()
 
     def tally(self, text: str) -> tuple[list[str], NDArray[np.int32]]:
-        """As `Tokenizer`; Arrow's idea of white space is Python's."""
-        import pyarrow.compute
+        import pyarrow.compute  # whose idea of white space is Python's
 
         spaced = text.replace("\n", f" {EOS} ").strip()  # at an end, Arrow finds an empty word beside white space
         return _tally(pyarrow.compute.utf8_split_whitespace(pyarrow.array([spaced])).values if spaced else [])
 
     def join(self, tokens: Sequence[str]) -> str:
-        """As `Tokenizer`."""
         return " ".join(tokens)
 
 
-class Characters:
+class Characters(Tokenizer):
     """A token is a character: a Unicode code point."""
 
     def tokenize(self, text: str) -> Sequence[str]:
-        """As `Tokenizer`."""
         return [EOS if character == "\n" else character for character in text]
 
     def tally(self, text: str) -> tuple[list[str], NDArray[np.int32]]:
-        """As `Tokenizer`."""
         codes, places = _tally(np.frombuffer(text.encode("utf-32-le"), np.uint32))
         return [EOS if code == ord("\n") else chr(code) for code in codes], places
 
     def join(self, tokens: Sequence[str]) -> str:
-        """As `Tokenizer`."""
         return "".join(tokens)
 
 
-class Moses:
+class Moses(Tokenizer):
     """A token is a word or a punctuation mark, by the English rules of Moses (Koehn et al., 2007), as WikiText was cut.
 
     Args:
@@ -102,16 +98,11 @@ class Moses:
         self._whole = [re.escape(token) for token in (UNK, EOS, *MARKS)]
 
     def tokenize(self, text: str) -> Sequence[str]:
-        """As `Tokenizer`."""
         lines = ([token for piece in _pieces(line) for token in self._piece(piece)] for line in text.split("\n"))
         return _by_lines(lines)
 
-    def tally(self, text: str) -> tuple[list[str], NDArray[np.int32]]:
-        """As `Tokenizer`."""
-        return _tally(self.tokenize(text))
-
     def join(self, tokens: Sequence[str]) -> str:
-        """As `Tokenizer`: no space before a full stop, `@-@` and its like as they were."""
+        """No space before a full stop, `@-@` and its like as they were."""
         text = re.sub(r"(?:^| )@([-,.])@(?: |$)", r"\1", " ".join(tokens))
         return self._detokenizer.detokenize(text.split(), unescape=False)
 
@@ -136,7 +127,7 @@ def _pieces(line: str) -> Iterator[str]:
     yield line[start:]
 
 
-class Subwords:
+class Subwords(Tokenizer):
     """A token is a piece of a word, by byte-pair encoding (Sennrich et al., 2016) over bytes, so no text is unknown.
 
     Args:
@@ -178,41 +169,32 @@ class Subwords:
         return sorted(model["vocab"], key=model["vocab"].__getitem__), [" ".join(pair) for pair in model["merges"]]
 
     def tokenize(self, text: str) -> Sequence[str]:
-        """As `Tokenizer`."""
         lines = self._bpe.encode_batch_fast(text.split("\n"))  # which leaves out all but the ids
         return _by_lines([self._tokens[i] for i in line.ids] for line in lines)
 
-    def tally(self, text: str) -> tuple[list[str], NDArray[np.int32]]:
-        """As `Tokenizer`."""
-        return _tally(self.tokenize(text))
-
     def join(self, tokens: Sequence[str]) -> str:
-        """As `Tokenizer`."""
         return self._decoder.decode(list(tokens))
 
 
 INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))  # soft hyphen, zero-width space, word joiner, byte-order mark
 
 
-class Prepared:
-    """A tokenizer of a text that is changed first.
+@dataclass
+class Prepared(Tokenizer):
+    """A tokenizer of a text that `lowercase` and `normalize` change first, as in `DataConfig`."""
 
-    Args:
-        tokenizer: Cuts the changed text.
-        lowercase, normalize: As in `DataConfig`.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, lowercase: bool, normalize: bool) -> None:
-        self.tokenizer, self._lowercase, self._normalize = tokenizer, lowercase, normalize
-        self.join = tokenizer.join
+    tokenizer: Tokenizer
+    lowercase: bool
+    normalize: bool
 
     def tokenize(self, text: str) -> Sequence[str]:
-        """As `Tokenizer`."""
-        return self.tokenizer.tokenize(prepared(text, self._lowercase, self._normalize))
+        return self.tokenizer.tokenize(prepared(text, self.lowercase, self.normalize))
 
     def tally(self, text: str) -> tuple[list[str], NDArray[np.int32]]:
-        """As `Tokenizer`."""
-        return self.tokenizer.tally(prepared(text, self._lowercase, self._normalize))
+        return self.tokenizer.tally(prepared(text, self.lowercase, self.normalize))
+
+    def join(self, tokens: Sequence[str]) -> str:
+        return self.tokenizer.join(tokens)
 
 
 def prepared(text: str, lowercase: bool, normalize: bool) -> str:
@@ -236,17 +218,16 @@ def tallies(tokenizer: Tokenizer, texts: Iterable[str], processes: int) -> Itera
     """
     rest = iter(texts)
     first = list(islice(rest, ALONE)) if processes > 1 else []
+    texts = chain(first, rest)
     if len(first) < ALONE:
-        for text in chain(first, rest):
-            yield text, *tokenizer.tally(text)
+        yield from ((text, *tokenizer.tally(text)) for text in texts)
         return
     import joblib
 
-    all_texts = chain(first, rest)
     # Windows of few texts bound the memory. The processes end some seconds after the last, or when this one ends.
     alive = {"idle_worker_timeout": 5, "initializer": _end_with, "initargs": (os.getpid(),)}
     with joblib.Parallel(processes, backend="loky", batch_size=1, **alive) as parallel:
-        while window := list(islice(all_texts, 4 * processes)):
+        while window := list(islice(texts, 4 * processes)):
             found = parallel(joblib.delayed(tokenizer.tally)(text) for text in window)
             yield from ((text, *tally) for text, tally in zip(window, found, strict=True))
 

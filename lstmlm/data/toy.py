@@ -1,15 +1,15 @@
 """A toy language whose every probability is known, to prove that the state is carried.
 
-A document opens with a title that fixes its attributes, a person, a place and an animal, each one of K = 60 equally likely
-values. Every line of the document then uses all three, in frames with freely chosen verbs:
+A document opens with a title that fixes its attributes, a person, a place and an animal, each one of K = 60 equally likely values. Every
+line of the document then uses all three, in frames with freely chosen verbs:
 
     = Nora Paris fox =
     today Nora painted the fox in Paris .
     in Paris the fox followed Nora again .
 
-Each choice is drawn at the token it decides, from a distribution that depends on earlier tokens only. So the probability
-reported for a token is the true predictive one, and the best possible perplexity (the oracle) is known. A model whose
-state is reset at every segment cannot know the title; `reset_ppl` bounds from below what any such model reaches.
+Each choice is drawn at the token it decides, from a distribution that depends on earlier tokens only. So the probability reported for a
+token is the true predictive one, and the best possible perplexity (the oracle) is known. A model whose state is reset at every segment
+cannot know the title; `reset_ppl` bounds from below what any such model reaches.
 """
 
 import math
@@ -26,22 +26,20 @@ TITLE = "="
 
 ATTRIBUTES: dict[str, list[str]] = {
     "person": """
-        Ada Alma Anna Boris Bruno Carl Clara Daisy David Edgar Elena Emil Erik Esther Felix Flora Frank Greta
-        Hanna Hugo Ida Igor Ines Iris Ivan Jana Jonas Julia Karin Kurt Laura Leo Lina Lucas Magda Marta Max Mila
-        Nadia Nils Nora Olga Oscar Otto Paula Peter Rosa Ruth Sara Simon Sofia Sven Tanja Theo Tilda Ulla Vera
-        Viktor Walter Yara
+        Ada Alma Anna Boris Bruno Carl Clara Daisy David Edgar Elena Emil Erik Esther Felix Flora Frank Greta Hanna Hugo Ida Igor Ines Iris
+        Ivan Jana Jonas Julia Karin Kurt Laura Leo Lina Lucas Magda Marta Max Mila Nadia Nils Nora Olga Oscar Otto Paula Peter Rosa Ruth
+        Sara Simon Sofia Sven Tanja Theo Tilda Ulla Vera Viktor Walter Yara
     """.split(),
     "place": """
-        Aarhus Athens Basel Bergen Berlin Bern Bilbao Bonn Bruges Cardiff Cologne Cork Dresden Dublin Florence
-        Geneva Genoa Ghent Graz Hamburg Helsinki Krakow Leeds Leipzig Lille Lisbon Ljubljana London Lyon Madrid
-        Malmo Milan Minsk Munich Nantes Naples Nice Odessa Oslo Oxford Palermo Paris Parma Porto Prague Riga
-        Rome Salzburg Seville Sofiya Tallinn Trieste Turin Turku Utrecht Valencia Venice Vienna Vilnius Zurich
+        Aarhus Athens Basel Bergen Berlin Bern Bilbao Bonn Bruges Cardiff Cologne Cork Dresden Dublin Florence Geneva Genoa Ghent Graz
+        Hamburg Helsinki Krakow Leeds Leipzig Lille Lisbon Ljubljana London Lyon Madrid Malmo Milan Minsk Munich Nantes Naples Nice Odessa
+        Oslo Oxford Palermo Paris Parma Porto Prague Riga Rome Salzburg Seville Sofiya Tallinn Trieste Turin Turku Utrecht Valencia Venice
+        Vienna Vilnius Zurich
     """.split(),
     "animal": """
-        ant ape badger bat bear beaver bee bison boar buffalo camel cat cow crab crane crow deer dog donkey dove
-        duck eagle eel elk falcon ferret fox frog goat goose hare hawk hedgehog heron horse lamb lion lizard
-        lynx magpie mole moose mouse mule otter owl ox panda pig pony puffin rabbit raven seal sheep snail stork
-        swan tiger wolf
+        ant ape badger bat bear beaver bee bison boar buffalo camel cat cow crab crane crow deer dog donkey dove duck eagle eel elk falcon
+        ferret fox frog goat goose hare hawk hedgehog heron horse lamb lion lizard lynx magpie mole moose mouse mule otter owl ox panda pig
+        pony puffin rabbit raven seal sheep snail stork swan tiger wolf
     """.split(),
 }
 VERBS = ["saw", "fed", "found", "heard", "painted", "followed"]
@@ -85,9 +83,8 @@ class ToyText:
     def reset_ppl(self, bptt: int, columns: int = 1) -> float:
         """Lower bound, on average, for the perplexity of any model whose state is reset at every segment.
 
-        Such a model is given all but the attributes: where in which frame it stands, and that the document goes on.
-        It still has to guess an attribute's first use in a segment among K values, unless the segment's own input
-        tokens show it.
+        Such a model is given all but the attributes: where in which frame it stands, and that the document goes on. It still has to guess
+        an attribute's first use in a segment among K values, unless the segment's own input tokens show it.
 
         Args:
             bptt: Rows of a segment.

@@ -10,8 +10,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lstmlm import UserError
 from lstmlm.data import reading
@@ -89,14 +87,6 @@ def test_every_tokenizer_reads_the_odd_characters_as_documented() -> None:
 def test_blocks_of_a_long_line_are_short_where_it_may_be_cut(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "BLOCK", 20)
     assert max(map(len, blocks_of([line]))) <= 40 + line.count(".")
-
-
-@given(st.lists(st.text("ab\n", max_size=8), max_size=6), st.integers(0, 12), st.integers(0, 12))
-@settings(max_examples=200)
-def test_lines_between(pieces: list[str], first: int, more: int) -> None:
-    text = "".join(pieces)
-    wanted = text.splitlines(keepends=True)[first : first + more]
-    assert "".join(reading._lines_between(pieces, first, first + more)) == "".join(wanted)
 
 
 def cut(path: Path) -> None:

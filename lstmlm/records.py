@@ -43,10 +43,9 @@ def read_json(path: Path, kind: type[T], others: Literal["forbid", "allow"] = "f
         UserError: It cannot be read, or is not a `kind`: naming the file and the first thing that is wrong.
     """
     try:
-        values = json.loads(read_file(path, MOST_JSON))
+        return as_kind(path, json.loads(read_file(path, MOST_JSON)), kind, others)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
-    return as_kind(path, values, kind, others)
 
 
 def read_yaml(path: Path, kind: type[T]) -> T:
@@ -93,15 +92,14 @@ def _check_each(path: Path, contents: Sequence[bytes], kind: type[T], others: Li
 
     adapter, checked = TypeAdapter(kind), []
     for number, content in enumerate(contents, start=1):
-        line = f"line {number}: " if len(contents) > 1 else ""
         try:
             checked.append(adapter.validate_json(content, strict=True, extra=others))
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
-            raise _damaged(path, f"{line}{place}{first['msg']}") from None
         except (UserError, ValueError, TypeError, RecursionError) as error:  # the first is a check of the dataclass itself
-            raise _damaged(path, f"{line}{error}") from None
+            reason = str(error)
+            if isinstance(error, ValidationError):
+                first = error.errors(include_url=False)[0]
+                reason = ": ".join([*filter(None, [".".join(map(str, first["loc"]))]), first["msg"]])
+            raise _damaged(path, f"line {number}: {reason}" if len(contents) > 1 else reason) from None
     return checked
 
 

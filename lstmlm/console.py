@@ -43,12 +43,7 @@ def check(holds: bool, message: str) -> None:
 
 
 def one_line(reason: object, most: int = 300) -> str:
-    """An error, or what it says, in one line.
-
-    Args:
-        reason: To be told.
-        most: Characters at most.
-    """
+    """An error, or what it says, in one line of `most` characters at most."""
     return " ".join(str(reason).split())[:most]
 
 
@@ -206,8 +201,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _hold_standard_streams() -> None:
-    """Where a standard stream is closed (`2>&-`), the next file to be opened, a checkpoint, would get its number, and whatever a library
-    writes there would go into it."""
+    """Else, where a standard stream is closed (`2>&-`), a checkpoint would get its number, and all that a library writes there."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
@@ -243,12 +237,7 @@ def bar(name: str, unit: str, shown: bool, total: int | None = None, delay: floa
 
 
 def reading_bar(name: str, blocks: Iterator[str]) -> Iterator[str]:
-    """Blocks of text as they come, with a bar of characters on a terminal where reading takes longer than a second.
-
-    Args:
-        name: What is done, to be shown.
-        blocks: Of the text.
-    """
+    """Blocks of text as they come, with a bar of characters on a terminal where reading takes longer than a second."""
     with bar(name, "char", on_terminal(), delay=1) as shown:
         for block in blocks:
             yield block
@@ -286,14 +275,7 @@ class Progress:
             self._bar.update(step - self._bar.n)
 
     def show(self, step: int, loss: float, ppl: float, tokens_per_second: float) -> None:
-        """After a log interval.
-
-        Args:
-            step: Steps done.
-            loss: Of the interval.
-            ppl: Of the interval.
-            tokens_per_second: Of the interval.
-        """
+        """After a log interval: the steps done so far, and the figures of the interval."""
         self._figures = [f"ppl {perplexity(ppl)}", f"{tokens_per_second:,.0f} tokens/s", f"loss {loss:.3f}"]
         if self._bar is None:
             self.line(", ".join(self._fields(step)))
@@ -317,11 +299,7 @@ class Progress:
 
     @contextmanager
     def scoring(self, name: str, targets: int) -> Iterator[Callable[[int], object]]:
-        """Shows how far a scoring is: in a bar on a terminal, else in a line now and then.
-
-        Args:
-            name: Of what is scored.
-            targets: To be scored.
+        """Shows how far a scoring of `targets` targets is: in a bar on a terminal, else in a line now and then.
 
         Yields:
             To be called with the number of targets scored since the last call.

@@ -185,12 +185,8 @@ def open_file(path: Path) -> io.BufferedReader:
 def read_file(path: Path, most: int | None = None) -> bytes:
     """The content of a file.
 
-    Args:
-        path: Of the file.
-        most: Bytes that it may have; None = any number.
-
     Raises:
-        UserError: It cannot be read, or is larger.
+        UserError: It cannot be read, or has more bytes than `most`.
     """
     try:
         with open_file(path) as file:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lstmlm import console
-from lstmlm.console import Progress, UserError, one_line, print_line, print_result, printable, run_script, standard_output
+from lstmlm.console import Progress, UserError, print_line, print_result, printable, run_script, standard_output
 
 EVIL = "a\x1b[31m\x07\r\u202eb\x9b\udcff"
 
@@ -78,7 +78,7 @@ def test_a_result_in_a_pipe_is_exact(capfdbinary: pytest.CaptureFixture[bytes]) 
     ("error", "line", "status"),
     [
         (UserError("no\nuse \x1b"), r"error: no\nuse \x1b", 1),
-        (FileNotFoundError(2, "No such file or directory", "a\nb"), "error: a b: No such file or directory", 1),
+        (FileNotFoundError(2, "No such file or directory", " a\n\n b\t"), "error: a b: No such file or directory", 1),
         (PermissionError(13, "Permission denied", "a"), "error: a: Permission denied", 1),
         (OSError(36, "File name too long", "a" * 999), f"error: {'a' * 300}: File name too long", 1),
         (KeyboardInterrupt(), "error: interrupted; what was saved before is intact", 130),
@@ -102,10 +102,6 @@ def test_standard_output_that_cannot_be_written_is_told(monkeypatch: pytest.Monk
         patch.setattr(sys, "stdout", full)
         with pytest.raises(UserError, match="cannot write to standard output: No space left on device"):
             print_result("a" * 99_999)
-
-
-def test_an_error_of_many_lines_is_one() -> None:
-    assert one_line(ValueError(" a\n\n b\tc "), 4) == "a b "
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> io.StringIO:

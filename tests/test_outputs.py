@@ -109,6 +109,12 @@ def test_what_cannot_be_read_is_one_line(command: list[str], place: Path, capsys
     assert state(place) == before
 
 
+def test_a_run_directory_that_cannot_be_made(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.txt", "a.txt/b", "fifo", "/dev/zero", LONG):
+        line = refusal(["train", "--tracking.trackers=[]", "--data.dataset=toy", f"--train.run_dir={name}"], capsys)
+        assert f"cannot write {name}" in line
+
+
 def test_a_prompt_that_is_no_text_is_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for raw in ([], ["--raw"]):
         assert refusal(["generate", "--model=run", "--prompt=w1 \udcff", *raw], capsys).endswith(r"UTF-8: w1 \udcff")

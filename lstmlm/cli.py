@@ -13,7 +13,7 @@ from typing import Any
 
 import lstmlm
 from lstmlm.config import argument_parser, load_config, named_options, parse
-from lstmlm.console import UsageError, bar, check, on_terminal, print_line, print_result, reading_bar, run_script, standard_output
+from lstmlm.console import UsageError, bar, check, print_line, print_result, printable, reading_bar, run_script, standard_output
 from lstmlm.files import Output, user_path
 
 Arguments = Sequence[str] | None  # without the program's name; None takes the process's own
@@ -144,7 +144,7 @@ def evaluate(argv: Arguments = None) -> int:
     text = file_text(saved, args.text, args.text_column) if args.text else split_text(saved, split)
 
     def score(text: Text, protocol: Static) -> Measurement:
-        with bar(text.name, "token", on_terminal(), len(text.stream)) as scored:
+        with bar(text.name, "token", len(text.stream)) as scored:
             return measure(saved, text, protocol, scored.update)
 
     tuned: dict[str, Any] = {}
@@ -226,11 +226,9 @@ def pairs(argv: Arguments = None) -> int:
     if args.json:
         tell(json.dumps({name: dataclasses.asdict(summary) for name, summary in summaries.items()}))
     else:
-        rows = [
-            f"{name}\t{summary.pairs}\t{summary.accuracy:.4f}\t{summary.ties}\t{summary.unknown:.4f}" for name, summary in summaries.items()
-        ]
-        for line in ["UID\tpairs\taccuracy\tties\tunknown", *rows]:
-            tell(line)
+        tell("UID\tpairs\taccuracy\tties\tunknown")
+        for name, each in summaries.items():  # in a name, a tab would end its column
+            tell(f"{printable(name)}\t{each.pairs}\t{each.accuracy:.4f}\t{each.ties}\t{each.unknown:.4f}")
     return 0
 
 

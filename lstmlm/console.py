@@ -64,20 +64,17 @@ def print_line(message: str) -> None:
 
     Where it is closed or full, or its reader is gone, the line is lost and the run goes on.
     """
+    _show(_taken_back() + printable(message, "\t") + "\n")
+
+
+def _show(text: str) -> None:
     if sys.stderr is not None:  # print would take standard output
         with suppress(OSError, ValueError):
-            print(_taken_back() + printable(message, "\t") + "\n", end="", file=sys.stderr, flush=True)
+            print(text, end="", file=sys.stderr, flush=True)
 
 
 STARTING = "starting ..."  # on a terminal, until something else is there: torch takes seconds to load
 _shown: list[str] = []
-
-
-def _say_starting() -> None:
-    if on_terminal() and _first_on_host():
-        with suppress(OSError, ValueError):
-            print(STARTING, end="\r", file=sys.stderr, flush=True)
-            _shown.append(STARTING)
 
 
 def _taken_back() -> str:
@@ -104,9 +101,7 @@ def standard_output() -> Iterator[BinaryIO]:
     """
     if sys.stdout is None:
         raise UserError("standard output is closed, and the result would be lost")
-    if taken_back := _taken_back():
-        with suppress(OSError, ValueError):
-            print(taken_back, end="", file=sys.stderr, flush=True)
+    _show(_taken_back())
     try:
         terminal = sys.stdout.isatty()
         yield cast(BinaryIO, _Terminal(sys.stdout.buffer)) if terminal else sys.stdout.buffer
@@ -164,7 +159,9 @@ def run_script(main: Callable[[], int]) -> int:
     rank's number. Python's traceback follows, because the cause may be a defect of the program.
     """
     _hold_standard_streams()
-    _say_starting()
+    if on_terminal() and _first_on_host():
+        _show(f"{STARTING}\r")
+        _shown.append(STARTING)
     logger = logging.getLogger("lstmlm")
     logger.handlers, logger.propagate = [_LineHandler()], False
     rank, several = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1") != "1"
@@ -221,24 +218,23 @@ def perplexity(ppl: float | None) -> str:
     return f"{ppl:.2f}" if ppl < 1e6 else f"{ppl:.1e}"
 
 
-def bar(name: str, unit: str, shown: bool, total: int | None = None, delay: float = 0) -> "tqdm[Any]":
-    """A bar that goes away at its end.
+def bar(name: str, unit: str, total: int | None = None, delay: float = 0, shown: bool = True) -> "tqdm[Any]":
+    """A bar on a terminal; it goes away at its end.
 
     Args:
         name: Of what is done.
         unit: Of what is counted.
-        shown: Whether there is anybody to see it.
         total: To be counted; None = nobody knows.
         delay: Seconds before it appears.
+        shown: False = there is none.
     """
-    return tqdm(
-        desc=printable(name), unit=unit, unit_scale=True, disable=not shown, total=total, delay=delay, leave=False, dynamic_ncols=True
-    )
+    hidden = not (shown and on_terminal())
+    return tqdm(desc=printable(name), unit=unit, unit_scale=True, total=total, delay=delay, leave=False, dynamic_ncols=True, disable=hidden)
 
 
 def reading_bar(name: str, blocks: Iterator[str]) -> Iterator[str]:
     """Blocks of text as they come, with a bar of characters on a terminal where reading takes longer than a second."""
-    with bar(name, "char", on_terminal(), delay=1) as shown:
+    with bar(name, "char", delay=1) as shown:
         for block in blocks:
             yield block
             shown.update(len(block))
@@ -305,7 +301,7 @@ class Progress:
             To be called with the number of targets scored since the last call.
         """
         if self._on_terminal:
-            with bar(name, "token", True, targets) as shown:
+            with bar(name, "token", targets) as shown:
                 yield shown.update
             return
         begin = told = time.monotonic()

@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
-from lstmlm.console import UsageError, UserError, bar, check, on_terminal, one_line
+from lstmlm.console import UsageError, UserError, bar, check, one_line
 from lstmlm.data.reading import read_rows
 from lstmlm.data.tokenize import EOS, plain, prepared
 from lstmlm.evaluation.perplexity import exponential
@@ -268,7 +268,7 @@ def score_files(
         check(not any(map(str.isalnum, scoring.regions)), f"--regions {scoring.regions}: there is no such column; a mark has no letters")
     table = ScoreTable(saved, names, scoring, values, labelled)
     with ExitStack() as stack:
-        bars = [stack.enter_context(bar(name, "token", on_terminal() and not out.standard)) for name in names]
+        bars = [stack.enter_context(bar(name, "token", shown=not out.standard)) for name in names]
         readers = [Reader(model, scoring.space, scoring.eos, shown.update) for model, shown in zip(saved, bars, strict=True)]
         windows = read_windows(sentences_of(texts, scoring, values), readers)
         rows = ((window, list(table.rows(window))) for window in windows)

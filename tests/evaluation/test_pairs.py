@@ -99,10 +99,11 @@ def test_each_pair_and_each_uid(folder: Path, file: Path, tmp_path: Path, cli: C
 
 
 def test_a_table_for_people(folder: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text(file.read_text().replace('"order"', r'"or\tder\u001b"'))
     assert commands.pairs([str(file), "--model", str(folder)]) == 0
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert rows[0] == ["UID", "pairs", "accuracy", "ties", "unknown"]
-    assert [row[0] for row in rows[1:]] == ["agreement", "order", "all"]
+    assert [row[0] for row in rows[1:]] == ["agreement", r"or\tder\x1b", "all"]
     assert rows[1][1] == "3"
 
 

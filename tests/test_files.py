@@ -111,6 +111,14 @@ def test_a_full_disk_is_told_with_the_files_name(tmp_path: Path, monkeypatch: py
     assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("new", 0o640)
 
 
+def test_a_folder_that_goes_during_the_work_is_told_with_the_files_name(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    output = Output(tmp_path / "gone/a")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(UserError, match=rf"^cannot write {output.path}: No such file or directory \("):
+        output.write(b"new")
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with an input, a model, a run, and things that are no files; the process stands in it."""
@@ -178,10 +186,7 @@ def test_an_output_may_be_a_file_a_link_a_null_device_or_standard_output(place: 
     Path("dangling").symlink_to("new")
     for name in ("other", "link", "dangling", "plain", "run/notes"):
         Output(name, ["input"]).write(name.encode())
-    assert Path("other").read_text() == "link"
-    assert Path("new").read_text() == "dangling"
-    assert Path("plain").read_text() == "plain"
-    assert Path("run/notes").read_text() == "run/notes"
+    assert [Path(name).read_text() for name in ("other", "new", "plain", "run/notes")] == ["link", "dangling", "plain", "run/notes"]
     assert Path("link").is_symlink()
     assert Path("dangling").is_symlink()
     null = Output(os.devnull)

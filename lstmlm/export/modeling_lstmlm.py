@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 
 class LstmLmConfig(PreTrainedConfig):
@@ -61,6 +61,7 @@ class LstmLmForCausalLM(PreTrainedModel, GenerationMixin):
 
     config_class = LstmLmConfig
     base_model_prefix = "model"
+    _input_embed_layer = "embedding"
     _tied_weights_keys = {"decoder.weight": "embedding.weight"}  # noqa: RUF012 (transformers reads it so)
     _is_stateful = True
 
@@ -73,18 +74,13 @@ class LstmLmForCausalLM(PreTrainedModel, GenerationMixin):
         self.dropout = nn.Dropout(config.model["dropout"])
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embedding
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.embedding = value
-
     def get_output_embeddings(self) -> nn.Module:
         return self.decoder
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.decoder = new_embeddings
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor,
@@ -92,9 +88,8 @@ class LstmLmForCausalLM(PreTrainedModel, GenerationMixin):
         state: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> LstmLmOutput | tuple[Tensor, ...]:
+    ) -> LstmLmOutput:
         """Logits, loss and state of texts side by side.
 
         Args:
@@ -103,15 +98,13 @@ class LstmLmForCausalLM(PreTrainedModel, GenerationMixin):
             state: (B, 2, L, H), to go on from; None = zeros, before the first token of a text.
             labels: (B, T), the input ids; they are shifted here. -100 = not scored.
             use_cache: Whether the new state is returned; None = it is.
-            return_dict: False = a tuple.
             kwargs: To transformers' loss.
         """
         mask = input_ids != self.config.padding_id
         if attention_mask is not None:
             mask = mask & attention_mask[:, -input_ids.shape[1] :].bool()
         if state is None:
-            shape = (len(input_ids), 2, self.config.num_hidden_layers, self.config.hidden_size)
-            state = self.decoder.weight.new_zeros(shape)
+            state = self.decoder.weight.new_zeros(len(input_ids), 2, self.config.num_hidden_layers, self.config.hidden_size)
         order = (~mask).byte().argsort(dim=1, stable=True)  # real tokens first, in their order
         tokens = input_ids.masked_fill(~mask, 0).gather(1, order)
         outputs, state = self._run_layers(tokens, mask.sum(1), state)
@@ -120,8 +113,7 @@ class LstmLmForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        output = LstmLmOutput(loss, logits, state if use_cache is not False else None)
-        return output.to_tuple() if return_dict is False else output
+        return LstmLmOutput(loss, logits, state if use_cache is not False else None)
 
     def _run_layers(self, tokens: Tensor, lengths: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """The last layer's outputs (B, T, H), and the state after each row's last real token."""

@@ -6,9 +6,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors
-import safetensors.torch
-
 from lstmlm.console import UserError
 from lstmlm.data.tokenize import INVISIBLE
 from lstmlm.data.vocabulary import EOS, UNK, Vocabulary
@@ -73,14 +70,11 @@ def export_transformers(model: str | Path, folder: str | Path) -> None:
         "padding_id": tokenizer.pad_token_id,
         **ends,
     }
-    saved = read_file(source / WEIGHTS)
-    weights, header = safetensors.torch.load(saved), saved[8 : 8 + int.from_bytes(saved[:8], "little")]
-    metadata = {**json.loads(header).get("__metadata__", {}), "format": "pt"}
     contents = {
         CODE.name: CODE.read_bytes(),
         VOCABULARY: vocabulary.to_bytes(),
         CARD: (card + USAGE).encode(),
-        WEIGHTS: _with_sorted_metadata(safetensors.torch.save(weights, metadata)),
+        WEIGHTS: _told_to_be_of_torch(read_file(source / WEIGHTS)),
         GENERATION: json.dumps(ends | {"pad_token_id": tokenizer.pad_token_id}, indent=2).encode(),
         CONFIG: json.dumps(config, indent=2).encode(),
     }
@@ -89,11 +83,11 @@ def export_transformers(model: str | Path, folder: str | Path) -> None:
         output.write({path.name: path.read_bytes() for path in Path(scratch).iterdir()} | contents)
 
 
-def _with_sorted_metadata(content: bytes) -> bytes:
-    """The bytes of a safetensors file with its metadata in order, which safetensors writes in a random one."""
+def _told_to_be_of_torch(content: bytes) -> bytes:
+    """A safetensors file whose header says `format: pt`, as transformers wants, with its metadata in order, not in the writer's random one."""
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    header["__metadata__"] = dict(sorted({**header.get("__metadata__", {}), "format": "pt"}.items()))
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format's alignment
     return len(text).to_bytes(8, "little") + text + content[end:]

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from lstmlm import score_text
-from lstmlm.export.transformers import export_transformers
-from tests.export.test_transformers import make_model
+from tests.export.test_transformers import make_exported, read_model, read_tokenizer
 
 pytestmark = pytest.mark.slow
 TEXTS = ["w1 w2 w3", "w9", "w5 w5 w6 w7 w8"]
@@ -19,17 +18,13 @@ TEXTS = ["w1 w2 w3", "w9", "w5 w5 w6 w7 w8"]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    make_model(tmp_path / "own")
-    export_transformers(tmp_path / "own", tmp_path / "exported")
+    make_exported(tmp_path)
     return tmp_path / "exported"
 
 
 def test_minicons(folder: Path) -> None:
     scorer = pytest.importorskip("minicons.scorer")
-    transformers = pytest.importorskip("transformers")
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    theirs = scorer.IncrementalLMScorer(model, "cpu", tokenizer=tokenizer)
+    theirs = scorer.IncrementalLMScorer(read_model(folder), "cpu", tokenizer=read_tokenizer(folder))
     for text, scores in zip(TEXTS, theirs.token_score(TEXTS, surprisal=True, base_two=True), strict=True):
         own = score_text(text, model=folder)
         words = text.split()

@@ -84,7 +84,7 @@ def export_transformers(model: str | Path, folder: str | Path) -> None:
 
 
 def _told_to_be_of_torch(content: bytes) -> bytes:
-    """A safetensors file whose header says `format: pt`, as transformers wants, with its metadata in order, not in the writer's random one."""
+    """A safetensors file whose header says `format: pt`, as transformers wants, with its metadata in order: the writer's is random."""
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
     header["__metadata__"] = dict(sorted({**header.get("__metadata__", {}), "format": "pt"}.items()))

@@ -3,68 +3,39 @@
 import json
 import math
 import re
-import subprocess
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
-from lstmlm import load_config
+from lstmlm import UserError, cli, load_config
+from lstmlm.console import UsageError
 from lstmlm.files import Output
 from lstmlm.report.page import plain, write_report
+from lstmlm.report.plots import PLOTS
 from tests.helpers import fresh_train
 from tests.report.conftest import SUMMARY, WriteRun, metric_lines
-from tests.system.launcher import error_lines
 
 pytestmark = pytest.mark.system  # whole runs or processes
-VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 
-class Page(HTMLParser):
-    """Words of each table cell and of the rest, and what a browser would fetch."""
+class Page:
+    """Words of each table cell and of the rest, what a browser would fetch, and ids. A page is XML too, so each element is closed."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.rows: list[list[str]] = []
-        self.words: list[str] = []
-        self.fetched: list[str] = []
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.feed(path.read_text())
-        assert self.open == [], "every element is closed"
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-        for name, value in attributes:
-            if name in ("src", "href", "xlink:href") and not (value or "").startswith("#"):
-                self.fetched.append(value or "")
-            if name == "id":
-                self.ids.append(value or "")
-        if tag == "script":
-            self.fetched.append("script")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attributes)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        if words := " ".join(data.split()):
-            if {"td", "th"} & set(self.open):
-                self.rows[-1][-1] = f"{self.rows[-1][-1]} {words}".strip()
-            self.words.append(words)
+        self.source = path.read_text()
+        root = ElementTree.fromstring(self.source)
+        self.rows = [[" ".join(" ".join(cell.itertext()).split()) for cell in row] for row in root.iter("tr")]
+        self.words = {" ".join(text.split()) for text in root.itertext()}
+        names = [(name, value) for element in root.iter() for name, value in element.items()]
+        self.ids = [value for name, value in names if name == "id"]
+        self.fetched = [value for name, value in names if name.endswith(("src", "href")) and not value.startswith("#")]
+        self.fetched += [element.tag for element in root.iter() if element.tag.endswith("script")]
 
 
 def test_what_the_page_says(write_run: WriteRun, tmp_path: Path) -> None:
@@ -94,10 +65,8 @@ def test_what_the_page_says(write_run: WriteRun, tmp_path: Path) -> None:
     assert results[1] == ["going not finished, epoch 1 of 40, auto", "95.00 epoch 1, 10 columns", "-", "-", "600,000", "1:40:00", "100"]
     assert page.rows[3:6] == [["run", "optim.lr"], ["<b>finished", "0.002"], ["going", "0.001"]]
     assert page.rows[7] == ["<b>finished", "test-cache.json", "test", "cache", "1", "-", "70.52 1.500 bits per character"]
-    assert {"text 1 <eos>", "text 2 <eos>", "1 earlier"} <= set(page.words)
-    assert {path.name for path in (tmp_path / "plots").iterdir()} == {f"{name}.png" for name in page.ids if "-" in name} | {
-        "throughput.png"
-    }
+    assert {"text 1 <eos>", "text 2 <eos>", "1 earlier"} <= page.words
+    assert {path.stem for path in (tmp_path / "plots").iterdir()} == {plot.name for plot in PLOTS} <= set(page.ids)
 
 
 def test_one_run_shows_its_configuration_and_compares_nothing(write_run: WriteRun, tmp_path: Path) -> None:
@@ -105,7 +74,7 @@ def test_one_run_shows_its_configuration_and_compares_nothing(write_run: WriteRu
     page = Page(tmp_path / "page.html")
     assert "Run only" in page.words
     assert "optim.lr" in page.words
-    assert not {"What differs between the configurations", "Sample texts", "Evaluations beside the model"} & set(page.words)
+    assert not {"What differs between the configurations", "Sample texts", "Evaluations beside the model"} & page.words
 
 
 def test_many_differences_stand_in_rows(write_run: WriteRun, tmp_path: Path) -> None:
@@ -126,23 +95,24 @@ def test_seeds_are_one_row_and_the_lowest_is_among_the_same_tokens(write_run: Wr
     characters = run("characters", 3.0, "--data.level=char")
     diverged = run("diverged", math.inf, "--optim.lr=9")
     write_report([*runs, worse, better, characters, diverged], Output(tmp_path / "page.html"))
-    rows = Page(tmp_path / "page.html").rows[1:6]
+    page = Page(tmp_path / "page.html")
+    rows = page.rows[1:6]
     assert [row[3].split(" static")[0] for row in rows] == ["82.00 ± 1.00", "85.00", "79.50", "3.00", "inf"]
     assert rows[0][0].startswith("seed-1 (3 seeds) 3 finished of seed-1, seed-2, seed-3, ")
-    bold = re.findall(r'class="best">\s*([\d.]+)', (tmp_path / "page.html").read_text())
+    bold = re.findall(r'class="best">\s*([\d.]+)', page.source)
     assert sorted(set(bold)) == ["79.50", "90.02"], "not of the characters, whose tokens are others"
 
 
-def test_a_real_run_from_the_command_line(
-    small: Callable[..., list[str]], cli: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+def test_a_real_run(small: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, caplog: Any) -> None:
     fresh_train(load_config(small()))
     summary = json.loads((tmp_path / "run/summary.json").read_bytes())
     (tmp_path / "foreign").mkdir()
-    result = cli("report", "run", "foreign", "--output", "page.html", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == "page.html\n"
-    assert result.stderr == "warning: foreign holds no run (no config.yaml): left out\n"
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    caplog.clear()
+    assert cli.report(["run", "foreign", "--output", "page.html"]) == 0
+    assert capsys.readouterr().out == "page.html\n"
+    assert caplog.messages == ["foreign holds no run (no config.yaml): left out"]
     row = Page(tmp_path / "page.html").rows[1]
     test = summary["test"]
     assert row[3] == f"{test['ppl']:.2f} {test['bpc']:.3f} bits per character static, 1 column"
@@ -150,14 +120,18 @@ def test_a_real_run_from_the_command_line(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "named"), [([], 2, "runs"), (["absent"], 1, "no run to report on in absent"), (["--outt=x", "a"], 2, "--outt")]
+    ("arguments", "error", "named"),
+    [
+        ([], UsageError, "name run directories"),
+        (["absent"], UserError, "no run to report on in absent"),
+        (["a", "--group=g"], UsageError, "belong to --wandb"),
+        (["--wandb=a/b", "--png=folder"], UsageError, "--png belongs to a page"),
+    ],
 )
-def test_wrong_use(
-    cli: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, arguments: list[str], status: int, named: str
-) -> None:
-    result = cli("report", *arguments, cwd=tmp_path)
-    assert result.returncode == status
-    assert named in error_lines(result.stderr)[-1]
+def test_wrong_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], error: type[Exception], named: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=named):
+        cli.report(arguments)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -27,32 +27,15 @@ def batch(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randint(31, (rows, columns), generator=generator), torch.randint(31, (rows, columns), generator=generator)
 
 
-def test_reference_model_has_3_52_million_parameters() -> None:
-    assert sum(p.numel() for p in LSTMLanguageModel(ModelConfig(), 33_278).parameters()) == 3_522_678
-
-
-def test_initial_weights() -> None:
+def test_initial_weights(model: LSTMLanguageModel) -> None:
+    assert model.decoder.weight is model.embedding.weight
+    model.load_weights(LSTMLanguageModel(SMALL, vocab_size=31).weights())
+    assert model.decoder.weight is model.embedding.weight
+    assert LSTMLanguageModel(ModelConfig(), 33_278).num_parameters == 3_522_678
     model = LSTMLanguageModel(ModelConfig(embedding_size=10, hidden_size=20, tie_weights=False, init_range=0.2), 500)
     for weight in (model.embedding.weight, model.decoder.weight):
         assert 0.19 < weight.abs().max() <= 0.2
     assert not model.decoder.bias.any()
-
-
-def test_equals_a_stacked_lstm_without_dropout(model: LSTMLanguageModel) -> None:
-    stacked = nn.LSTM(12, 12, num_layers=2)
-    for i, layer in enumerate(model.layers):
-        for name, weight in layer.named_parameters():
-            getattr(stacked, name.replace("l0", f"l{i}")).data.copy_(weight)
-    tokens, targets = batch(9, 4)
-    outputs, (h, c) = stacked(F.embedding(tokens, model.embedding.weight))
-    logits = F.linear(outputs, model.decoder.weight, model.decoder.bias)
-    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
-    nll, penalty, state = model(tokens, model.initial_state(4), targets)
-    torch.testing.assert_close(nll, expected)
-    torch.testing.assert_close(torch.stack([h for h, _ in state]), h)
-    torch.testing.assert_close(torch.stack([c for _, c in state]), c)
-    torch.testing.assert_close(model.logits(tokens, model.initial_state(4))[0], logits)
-    assert not penalty.any()
 
 
 RECIPE = ModelConfig(
@@ -122,25 +105,32 @@ def test_two_segments_with_carried_state_are_one_long_segment(model: LSTMLanguag
     assert abs(first + reset - whole) > 1e-3, "the state matters"
 
 
-@pytest.mark.parametrize("through", ["nll", "logits"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_gradients_are_those_of_plain_functions(tied: bool, through: str) -> None:
-    model = LSTMLanguageModel(ModelConfig(embedding_size=12, hidden_size=12, tie_weights=tied), 31)
-    tokens, targets = batch(7, 4)
-    outputs = F.embedding(tokens, model.embedding.weight)
-    for layer in model.layers:
-        outputs, _ = nn.LSTM.forward(layer, outputs)
+def test_equals_a_stacked_lstm_without_dropout(tied: bool) -> None:
+    torch.manual_seed(0)
+    model, stacked = LSTMLanguageModel(ModelConfig(embedding_size=12, hidden_size=12, tie_weights=tied), 31), nn.LSTM(12, 12, num_layers=2)
+    for i, layer in enumerate(model.layers):
+        for name, weight in layer.named_parameters():
+            delattr(stacked, name.replace("l0", f"l{i}"))
+            setattr(stacked, name.replace("l0", f"l{i}"), weight)
+    tokens, targets = batch(9, 4)
+    targets[2, 1] = -100
+    outputs, state = stacked(F.embedding(tokens, model.embedding.weight))
     logits = F.linear(outputs, model.decoder.weight, model.decoder.bias)
-    plain = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
-    if through == "nll":
-        ours, _, _ = model(tokens, model.initial_state(4), targets)
-    else:
-        logits, _ = model.logits(tokens, model.initial_state(4))
-        ours = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+    nll, penalty, ours = model(tokens, model.initial_state(4), targets)
+    scores, _, scored = model.score(tokens, model.initial_state(4), targets)
+    own_logits, _ = model.logits(tokens, model.initial_state(4))
+    torch.testing.assert_close((nll, scores, own_logits), (expected.sum(), expected.detach(), logits))
+    assert not penalty.any()
+    for carried in (ours, scored):
+        torch.testing.assert_close(tuple(torch.stack(part) for part in zip(*carried, strict=True)), state)
     parameters = list(model.parameters())
-    gradients = torch.autograd.grad(ours, parameters), torch.autograd.grad(plain, parameters)
     assert len(parameters) == (10 if tied else 11)
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+    own_nll = F.cross_entropy(own_logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    of_nll, of_logits, plain = (torch.autograd.grad(value, parameters) for value in (nll, own_nll, expected.sum()))
+    torch.testing.assert_close(of_nll, plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(of_logits, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_backward_makes_one_tensor_as_large_as_the_tied_weight() -> None:
@@ -176,20 +166,3 @@ def test_autocast_gives_no_lstm_of_a_gpu_float16_for_bf16(precision: torch.dtype
     finally:
         torch.set_autocast_enabled("cuda", False)
         torch.set_autocast_dtype("cuda", before)
-
-
-def test_score_is_the_nll_of_each_target(model: LSTMLanguageModel) -> None:
-    tokens, targets = batch(6, 3)
-    targets[2, 1] = -100
-    logits, state = model.logits(tokens, model.initial_state(3))
-    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
-    nll, _, scored_state = model.score(tokens, model.initial_state(3), targets)
-    torch.testing.assert_close(nll, expected.detach())
-    torch.testing.assert_close(scored_state, state)
-
-
-def test_tie_is_one_tensor() -> None:
-    model = LSTMLanguageModel(SMALL, vocab_size=31)
-    assert model.decoder.weight is model.embedding.weight
-    model.load_weights(LSTMLanguageModel(SMALL, vocab_size=31).weights())
-    assert model.decoder.weight is model.embedding.weight

@@ -198,7 +198,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _hold_standard_streams() -> None:
-    """Else, where a standard stream is closed (`2>&-`), a checkpoint would get its number, and all that a library writes there."""
+    """Open each standard stream that is closed (`2>&-`): a checkpoint would get its number, and all that a library writes there."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)

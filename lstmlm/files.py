@@ -229,7 +229,7 @@ class Output:
         except OSError as error:
             raise UsageError(f"{told}: {error.strerror}") from None
         self.standard = str(name) in STANDARD_OUTPUT or (facts is not None and os.path.samestat(facts, os.fstat(1)))
-        self.plain = not self.standard and not (facts and stat.S_ISCHR(facts.st_mode) and path.samefile(os.devnull))
+        self.plain = not self.standard and not (facts and path.samefile(os.devnull))
         self.path = Path(os.path.realpath(path))
         if not self.plain:
             check(not self.standard or sys.stdout is not None, f"{told}: standard output is closed")

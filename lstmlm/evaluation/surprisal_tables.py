@@ -286,8 +286,9 @@ def score_files(
                 write(some)
             if shade:
                 shade(window)
-    for reader in readers:
-        reader.unfamiliar.warn(", ".join(files), reader.unknown, reader.tokens)
+    for name, reader in zip(names, readers, strict=True):
+        told = ", ".join(files) + f", model {name}" * (len(names) > 1)
+        reader.unfamiliar.warn(told, reader.unknown, reader.tokens)
     return [
         f"{name}: {reader.tokens:,} tokens, {reader.unknown / reader.tokens:.2%} unknown, {reader.bits / reader.tokens:.4f} bits each, "
         f"ppl {exponential(reader.bits / reader.tokens * math.log(2)):.2f}"

@@ -29,8 +29,9 @@ def run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run
     """`lstmlm evaluate --json` in this process."""
 
     def evaluate_json(*arguments: str) -> dict[str, object]:
-        common = ["--model", str(folder), "--cache_dir", str(tmp_path / "cache"), "--json"]
-        assert cli.evaluate([*common, *arguments]) == 0
+        common = ["--cache_dir", str(tmp_path / "cache"), "--json"]
+        model = [] if "--model" in arguments else ["--model", str(folder)]
+        assert cli.evaluate([*common, *model, *arguments]) == 0
         result: dict[str, object] = json.loads(capsys.readouterr().out)
         return result
 

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lstmlm import Config, load_config
 from tests.helpers import ROOT, forget_accelerate
+from tests.processes import SECONDS, Processes
 from tests.recorded import recorded_graphs  # noqa: F401 (a fixture)
 
 WIKITEXT = "LSTMLM_WIKITEXT"  # folder of WikiText-2 in Hub layout
@@ -92,12 +94,14 @@ def small_config(small: Callable[..., list[str]]) -> Callable[..., Config]:
 
 @pytest.fixture
 def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `python scripts/<name>.py ...` as a user does."""
+    """Run `python scripts/<name>.py ...` as a user does; with standard input in a fresh interpreter."""
 
-    def run(script: str, *args: str, env: dict[str, str] | None = None, **kwargs: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *args]
+    def run(script: str, *args: str, env: dict[str, str] | None = None, cwd: Path | None = None, **kwargs: Any) -> Any:
+        words = [str(ROOT / "scripts" / f"{script}.py"), *args]
         environment = {**os.environ, "WANDB_MODE": "offline", **(env or {})}
-        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, **kwargs)  # type: ignore[call-overload]
+        if not kwargs:
+            return Processes(words, [environment], cwd).wait()
+        return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, timeout=SECONDS, cwd=cwd, **kwargs)
 
     return run
 

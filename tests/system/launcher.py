@@ -1,4 +1,4 @@
-"""Starting the real launcher: several gloo ranks on this machine's CPU; and waiting for what a run does."""
+"""Several gloo ranks on this machine's CPU, with the real launcher and without; and waiting for what a run does."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.helpers import ROOT
+from tests.processes import Processes
 
 TRAIN = str(ROOT / "scripts" / "train.py")
 FAULTY = str(ROOT / "tests" / "system" / "faulty_train.py")
@@ -34,20 +35,26 @@ def environment(**extra: str) -> dict[str, str]:
     return {**os.environ, "ACCELERATE_USE_CPU": "true", "WANDB_MODE": "offline", **extra}
 
 
-def launch(ranks: int, arguments: Sequence[str], **extra: str) -> "subprocess.CompletedProcess[str]":
-    """Launch and wait."""
-    return subprocess.run(command(ranks, arguments), capture_output=True, text=True, env=environment(**extra), timeout=200)
+def ranks(count: int, **extra: str) -> list[dict[str, str]]:
+    """What a launcher puts into the environment of each rank."""
+    if count == 1:
+        return [environment(**extra)]
+    world = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [environment(**world, RANK=str(rank), LOCAL_RANK=str(rank), **extra) for rank in range(count)]
 
 
-def start(ranks: int, arguments: Sequence[str], script: str = TRAIN, **extra: str) -> "subprocess.Popen[str]":
-    """Launch in a process group of its own."""
-    return subprocess.Popen(
-        command(ranks, arguments, script), stderr=subprocess.PIPE, text=True, env=environment(**extra), start_new_session=True
-    )
+def start(count: int, arguments: Sequence[str], script: str = TRAIN, **extra: str) -> Processes:
+    """Start so many ranks."""
+    return Processes([script, *arguments], ranks(count, **extra))
+
+
+def launch(count: int, arguments: Sequence[str], script: str = TRAIN, **extra: str) -> "subprocess.CompletedProcess[str]":
+    """Start so many ranks and wait."""
+    return start(count, arguments, script, **extra).wait()
 
 
 def pause_at(step: int, rank: int = 0) -> dict[str, str]:
-    """Environment for FAULTY that makes a rank wait for a signal before step number `step`."""
+    """Environment for FAULTY that makes a rank say `paused` before step number `step` and wait for a signal."""
     return {"FAULT": "pause", "FAULT_STEP": str(step), "FAULT_RANK": str(rank)}
 
 
@@ -58,11 +65,11 @@ def error_lines(stderr: str) -> list[str]:
 
 def wait_for_step(run: Path, step: int, process: "subprocess.Popen[Any]") -> None:
     """Until the metrics of that step are there."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 150
     while time.monotonic() < deadline and process.poll() is None:
         path = run / "metrics.jsonl"
         if path.exists() and any(json.loads(line)["step"] >= step for line in path.read_text().splitlines(True) if line[-1] == "\n"):
-            time.sleep(0.3)  # the step after it is under way, or paused
             return
         time.sleep(0.02)
+    process.kill()
     raise AssertionError(f"never reached step {step}: {process.communicate()[1]}")

@@ -1,6 +1,7 @@
 """The benchmark command runs and says what it promises; its figures are not judged here."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,8 @@ import pytest
 from lstmlm import Config, LSTMLanguageModel
 from lstmlm.data.corpus import load_corpus
 from lstmlm.model.pretrained import save_pretrained
-from tests.system.launcher import ROOT
+from tests.helpers import ROOT
+from tests.processes import SECONDS, Processes
 
 SMALL = ["--model.embedding_size=12", "--model.hidden_size=12", "--data.bptt=5", "--data.batch_size=4", "--steps=2"]
 PROMISED = (
@@ -23,7 +25,7 @@ PROMISED = (
 def benchmark(text_folder: Path, cache: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     data = [f"--data.dataset={text_folder}", f"--data.cache_dir={cache}"]
     command = [sys.executable, str(ROOT / "scripts/benchmark.py"), *data, *SMALL, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=250)
+    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
 
 
 def test_one_json_object(text_folder: Path, tmp_path: Path) -> None:
@@ -58,8 +60,7 @@ def test_protocols(text_folder: Path, tmp_path: Path, small_config: Callable[...
     vocabulary = load_corpus(config.data).vocabulary
     save_pretrained(tmp_path / "model", LSTMLanguageModel(config.model, len(vocabulary)), vocabulary, asdict(config.data))
     options = ["--tokens=700", "--turns=2", "--precision=fp32", "--threads=1", f"--cache_dir={tmp_path / 'cache'}"]
-    command = [sys.executable, str(ROOT / "scripts/benchmark_protocols.py"), f"--model={tmp_path / 'model'}", *options]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    result = Processes([str(ROOT / "scripts/benchmark_protocols.py"), f"--model={tmp_path / 'model'}", *options], [os.environ]).wait()
     assert result.returncode == 0, result.stderr
     figures = json.loads(result.stdout)
     assert figures["threads"] == 1

@@ -18,7 +18,7 @@ import pytest
 
 from lstmlm import load_config
 from tests.helpers import assert_same_run, fresh_train
-from tests.system.launcher import FAULTY, TRAIN, error_lines, pause_at, start, wait_for_step
+from tests.system.launcher import FAULTY, TRAIN, error_lines, pause_at, start
 
 LOG_LINE = r"\d\d:\d\d:\d\d epoch \d+/\d+, step [\d,]+/[\d,]+, "
 Small = Callable[..., list[str]]
@@ -121,14 +121,14 @@ def test_stopped_and_killed_and_started_again_is_one_run(small: Small, tmp_path:
     arguments = small(*overrides, "--train.resume=true", run="cut")
     for step, number in {11: signal.SIGKILL, 30: signal.SIGTERM, 50: signal.SIGUSR1, 70: signal.SIGINT, 90: signal.SIGKILL}.items():
         process = start(1, arguments, FAULTY, **pause_at(step))
-        wait_for_step(tmp_path / "cut", step, process)
+        process.wait_for("paused")
         process.send_signal(number)
-        _, stderr = process.communicate(timeout=60)
+        stopped = process.wait()
         if number == signal.SIGKILL:
             continue
-        assert process.returncode == 128 + number, stderr
-        assert f"stopped by signal {int(number)} after step {step + 1}" in stderr
-        assert "Traceback" not in stderr
+        assert stopped.returncode == 128 + number, stopped.stderr
+        assert f"stopped by signal {int(number)} after step {step + 1}" in stopped.stderr
+        assert "Traceback" not in stopped.stderr
         assert (tmp_path / f"cut/checkpoints/step_{step + 1:08d}").exists(), "which was not due"
         assert (tmp_path / "cut/model/model.safetensors").exists(), "the current weights, as no model was exported yet"
     for run in (arguments, small(*overrides, run="whole")):
@@ -139,15 +139,15 @@ def test_stopped_and_killed_and_started_again_is_one_run(small: Small, tmp_path:
 @pytest.mark.parametrize("epochs", [1, 2], ids=["the last", "not the last"])
 def test_a_signal_cuts_a_validation_short_and_it_is_made_up_for(epochs: int, small: Small, tmp_path: Path) -> None:
     overrides = (f"--train.epochs={epochs}", "--train.eval_columns=1")
-    environment = {"FAULT": "pause_validation", "FAULT_STEP": "-1", "FAULT_RANK": "0"}
-    process = start(1, small(*overrides, "--train.resume=true", run="cut"), FAULTY, **environment)
-    wait_for_step(tmp_path / "cut", 15, process)
+    arguments = small(*overrides, "--train.resume=true", run="cut")
+    process = start(1, arguments, FAULTY, FAULT="pause_validation", FAULT_STEP="-1", FAULT_RANK="0")
+    process.wait_for("paused")
     process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, stderr
-    assert "stopped by signal 15 after step 15" in stderr
-    assert "validation ppl" not in stderr
-    (hint,) = (line for line in stderr.splitlines() if "stopped by" in line)
+    stopped = process.wait()
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
+    assert "stopped by signal 15 after step 15" in stopped.stderr
+    assert "validation ppl" not in stopped.stderr
+    (hint,) = (line for line in stopped.stderr.splitlines() if "stopped by" in line)
     program, script, *hinted = shlex.split(hint.split("go on with: ")[1])
     assert (Path(program).name.rstrip("0123456789."), script) == ("python", FAULTY)
     for run in (hinted, small(*overrides, run="whole")):
@@ -158,12 +158,11 @@ def test_a_signal_cuts_a_validation_short_and_it_is_made_up_for(epochs: int, sma
 def test_a_later_second_signal_ends_at_once(small: Small, tmp_path: Path) -> None:
     """A duplicate within a second is the same notice; a later one is not. The step itself never ends."""
     process = start(1, small("--train.save_every=100000"), FAULTY, **pause_at(9), FAULT_PAUSES="9")
-    wait_for_step(tmp_path / "run", 9, process)
+    process.wait_for("paused")
     for pause in (0.2, 1.5, 0):
         process.send_signal(signal.SIGTERM)
         time.sleep(pause)
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGTERM
+    assert process.wait().returncode == -signal.SIGTERM
     assert list((tmp_path / "run/checkpoints").iterdir()) == [], "nothing was due, and nothing is half written"
 
 

@@ -61,22 +61,7 @@ def test_two_hosts_of_two_ranks(hosts: list[str], small: Callable[..., list[str]
     assert_same_up_to_rounding(tmp_path / "many", tmp_path / "one", PER_STEP, weights=1e-5)
 
 
-def test_the_second_host_never_comes(hosts: list[str], small: Callable[..., list[str]], tmp_path: Path) -> None:
-    """The two ranks of the first host, as a scheduler starts them, wait as long as they were told to and say so once."""
-    processes = []
-    for rank in (0, 1):
-        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
-        where = {"MASTER_ADDR": ADDRESSES[FIRST], "MASTER_PORT": "29500", "GLOO_SOCKET_IFNAME": "eth0"}
-        command = ["ip", "netns", "exec", hosts[0], sys.executable, TRAIN, *small("--train.timeout_minutes=0.05")]
-        environment = {**os.environ, **ranks, **where, "ACCELERATE_USE_CPU": "true"}
-        processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
-    lines = [line for process in processes for line in process.communicate(timeout=100)[1].splitlines()]
-    assert all(process.returncode == 1 for process in processes)
-    (line,) = [line for line in lines if line.startswith("error:")]
-    assert "the ranks did not find each other within 0.05 minutes" in line
-    assert not (tmp_path / "run").exists()
-
-
+@pytest.mark.slow
 def test_the_launcher_gives_up_on_the_second_host(hosts: list[str], small: Callable[..., list[str]], tmp_path: Path) -> None:
     process = start_on(hosts[0], 0, small(), "--rdzv_conf", "timeout=5")
     _, stderr = process.communicate(timeout=100)

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ import torch
 import yaml
 from accelerate.utils import DistributedType
 
-from lstmlm import load_config
+from lstmlm import load_config, train
 from lstmlm.console import UsageError
 from lstmlm.data.corpus import load_corpus
 from lstmlm.evaluation.perplexity import evaluate_stream
@@ -23,41 +23,31 @@ from lstmlm.model.pretrained import load
 from lstmlm.runtime.launch import _check_cuda_graph
 from lstmlm.training import checkpoint
 from tests.helpers import metrics
-from tests.system.launcher import FAULTY, ROOT, TRAIN, command, error_lines, free_port, launch
+from tests.processes import SECONDS, Processes
+from tests.system.launcher import FAULTY, ROOT, TRAIN, command, error_lines, free_port, launch, ranks
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 
 
 def run(command: list[str], **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=SECONDS)
 
 
-def ranks_of(folder: Path) -> int:
-    return json.loads((folder / "summary.json").read_bytes())["ranks"]
-
-
-# The flags that a CPU box needs so that the two ranks of a launch meant for GPUs find each other.
-TWO_RANKS = {
-    "multi_cpu.yaml": [*LAUNCH, "--config_file", str(ROOT / "configs/accelerate/multi_cpu.yaml")],
-    "plain multi_gpu flags": [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--num_machines", "1"],
-    "bare torchrun": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"],
-}
-
-
-@pytest.mark.parametrize("name", TWO_RANKS)
-def test_two_ranks_on_a_cpu_box(name: str, small: Callable[..., list[str]], tmp_path: Path) -> None:
-    port = ["--master_port" if "torchrun" in name else "--main_process_port", str(free_port())]
-    result = run([*TWO_RANKS[name], *port, TRAIN, *small("--train.max_steps=3")], CUDA_VISIBLE_DEVICES="")
+@pytest.mark.parametrize(
+    ("launcher", "port", "count"),
+    [
+        ([*LAUNCH, "--config_file", str(ROOT / "configs/accelerate/multi_cpu.yaml")], "--main_process_port", 2),
+        ([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"], "--master_port", 2),
+        ([*LAUNCH, "--config_file", str(ROOT / "accelerate_config.yaml")], "--main_process_port", 1),
+    ],
+    ids=["multi_cpu.yaml", "bare torchrun", "one rank"],
+)
+def test_launchers_on_a_cpu_box(launcher: list[str], port: str, count: int, small: Callable[..., list[str]], tmp_path: Path) -> None:
+    """`--multi_gpu` by itself is what `test_after_a_restart_by_the_launcher_the_run_is_the_same` starts, cpu.yaml the smoke run."""
+    result = run([*launcher, port, str(free_port()), TRAIN, *small("--train.max_steps=3")], CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 0, result.stderr
-    assert ranks_of(tmp_path / "run") == 2
+    assert json.loads((tmp_path / "run/summary.json").read_bytes())["ranks"] == count
     assert len([line for line in metrics(tmp_path / "run") if "train/loss" in line]) == 3
-
-
-@pytest.mark.parametrize("config", ["accelerate_config.yaml", "configs/accelerate/cpu.yaml"])
-def test_one_rank_configs(config: str, small: Callable[..., list[str]], tmp_path: Path) -> None:
-    result = run([*LAUNCH, "--config_file", str(ROOT / config), TRAIN, *small("--train.max_steps=3")])
-    assert result.returncode == 0, result.stderr
-    assert ranks_of(tmp_path / "run") == 1
 
 
 def test_every_launch_config_is_what_its_header_says() -> None:
@@ -105,11 +95,18 @@ def test_multi_cpu_starts_one_process_and_is_refused(small: Callable[..., list[s
     ],
 )
 def test_refused_at_the_start(
-    environment: dict[str, str], arguments: list[str], named: str, small: Callable[..., list[str]], tmp_path: Path
+    environment: dict[str, str],
+    arguments: list[str],
+    named: str,
+    small: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    result = run([sys.executable, TRAIN, *small(*arguments)], CUDA_VISIBLE_DEVICES="", **environment)
-    refused(result, named, tmp_path)
-    assert result.returncode == 2
+    for name, value in {"CUDA_VISIBLE_DEVICES": "", **environment}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=named):
+        train(load_config(small(*arguments)))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -133,28 +130,24 @@ def test_where_a_cuda_graph_is_refused(
 
 def test_bf16_where_the_cpu_cannot_is_refused(small: Callable[..., list[str]], tmp_path: Path) -> None:
     """oneDNN is told to use no more than AVX2."""
-    command = [sys.executable, TRAIN, *small("--train.precision=bf16")]
-    result = run(command, ONEDNN_MAX_CPU_ISA="AVX2", CUDA_VISIBLE_DEVICES="")
+    result = launch(1, small("--train.precision=bf16"), ONEDNN_MAX_CPU_ISA="AVX2", CUDA_VISIBLE_DEVICES="")
     refused(result, "this CPU cannot run an LSTM in bf16", tmp_path)
 
 
-def two_different_ranks(small: Callable[..., list[str]], difference: list[str], **environment: str) -> list[str]:
-    """Standard errors of two ranks started by hand, the second with other arguments or environment."""
-    port = str(free_port())
-    processes = []
-    for rank in (0, 1):
-        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-        own = environment if rank else {}
-        command = [sys.executable, TRAIN, *small(*(difference if rank else []))]
-        processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **ranks, **where, **own}))
-    errors = [process.communicate(timeout=100)[1] for process in processes]
-    assert all(process.returncode != 0 for process in processes)
-    return [line for error in errors for line in error.splitlines() if line.startswith("error:")]
+def two_different_ranks(first: list[str], second: list[str], homes: Sequence[str] = (os.environ["HOME"],) * 2) -> str:
+    """What is wrong with two ranks that were given different arguments or home folders."""
+    processes = [
+        Processes([TRAIN, *arguments], [own | {"HOME": home}])
+        for arguments, own, home in zip((first, second), ranks(2), homes, strict=True)
+    ]
+    results = [process.wait() for process in processes]
+    assert all(result.returncode != 0 for result in results)
+    (line,) = [line for result in results for line in error_lines(result.stderr)]
+    return line
 
 
 def test_ranks_with_different_configurations_are_refused(small: Callable[..., list[str]], tmp_path: Path) -> None:
-    (line,) = two_different_ranks(small, ["--optim.lr=0.1"])
+    line = two_different_ranks(small(), small("--optim.lr=0.1"))
     assert "configuration differs between ranks" in line
     assert "optim.lr is 0.005 on rank 0 and 0.1 on rank 1" in line
     assert not (tmp_path / "run").exists()
@@ -168,15 +161,19 @@ def test_ranks_with_different_data_are_refused(small: Callable[..., list[str]], 
         for path in text_folder.iterdir():
             (folder / path.name).write_text(path.read_text() + extra)
 
-    def on_host_a(*overrides: str) -> list[str]:
-        return small("--data.dataset=~/text", *overrides)
-
-    os.environ["HOME"], before = str(tmp_path / "a"), os.environ["HOME"]
-    try:
-        (line,) = two_different_ranks(on_host_a, [], HOME=str(tmp_path / "b"))
-    finally:
-        os.environ["HOME"] = before
+    arguments = small("--data.dataset=~/text")
+    line = two_different_ranks(arguments, arguments, [str(tmp_path / "a"), str(tmp_path / "b")])
     assert "data differs between ranks" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_host_that_never_comes(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    """The two ranks of the first host, as a scheduler starts them, wait as long as they were told to and say so once."""
+    first_host = [own | {"LOCAL_WORLD_SIZE": "2"} for own in ranks(4)[:2]]
+    result = Processes([TRAIN, *small("--train.timeout_minutes=0.05")], first_host).wait()
+    assert result.returncode == 1
+    (line,) = error_lines(result.stderr)
+    assert "the ranks did not find each other within 0.05 minutes" in line
     assert not (tmp_path / "run").exists()
 
 
@@ -190,8 +187,7 @@ def test_ranks_with_different_data_are_refused(small: Callable[..., list[str]], 
     ],
 )
 def test_a_fault_of_one_rank_ends_all(kind: str, rank: str, told: str, small: Callable[..., list[str]], tmp_path: Path) -> None:
-    flags = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", str(free_port())]
-    result = run([*LAUNCH, *flags, FAULTY, *small()], FAULT=kind, FAULT_RANK=rank, FAULT_STEP="7", CUDA_VISIBLE_DEVICES="")
+    result = launch(2, small(), FAULTY, FAULT=kind, FAULT_RANK=rank, FAULT_STEP="7")
     assert result.returncode != 0
     assert any(told in line for line in error_lines(result.stderr)), result.stderr
     found = checkpoint.checkpoints(tmp_path / "run/checkpoints")
@@ -203,13 +199,12 @@ def test_a_fault_of_one_rank_ends_all(kind: str, rank: str, told: str, small: Ca
 def test_scoring_at_the_end_is_shared_and_may_last_longer_than_the_timeout(
     small: Callable[..., list[str]], tmp_path: Path, one_thread: None
 ) -> None:
-    """Rank 1 scores the test split for 20 s, rank 0 the validation split and then waits; the timeout is 15 s."""
-    arguments = small("--train.max_steps=3", "--train.timeout_minutes=0.25")
-    faults = {"FAULT": "slow_end", "FAULT_RANK": "1", "FAULT_STEP": "-1", "CUDA_VISIBLE_DEVICES": ""}
-    result = run(command(2, arguments, FAULTY), **faults)
+    """Rank 1 scores the test split for 12 s, rank 0 the validation split and then waits; the timeout is 9 s."""
+    arguments = small("--train.max_steps=3", "--train.timeout_minutes=0.15")
+    result = launch(2, arguments, FAULTY, FAULT="slow_end", FAULT_RANK="1", FAULT_STEP="-1")
     assert result.returncode == 0, result.stderr
     summary = json.loads((tmp_path / "run/summary.json").read_bytes())
-    assert summary["seconds"]["evaluation"] > 15
+    assert summary["seconds"]["evaluation"] > 9
     model = load(tmp_path / "run").model
     corpus = load_corpus(load_config(arguments).data)
     for split, name in (("validation", "valid"), ("test", "test")):
@@ -219,8 +214,7 @@ def test_scoring_at_the_end_is_shared_and_may_last_longer_than_the_timeout(
 def test_data_may_take_longer_than_the_timeout(small: Callable[..., list[str]], tmp_path: Path) -> None:
     """Rank 1 prepares data for 9 s longer than rank 0, as a slower host does; the timeout is 6 s."""
     arguments = small("--train.max_steps=3", "--train.timeout_minutes=0.1")
-    faults = {"FAULT": "slow_data", "FAULT_RANK": "1", "FAULT_STEP": "9", "CUDA_VISIBLE_DEVICES": ""}
-    result = run(command(2, arguments, FAULTY), **faults)
+    result = launch(2, arguments, FAULTY, FAULT="slow_data", FAULT_RANK="1", FAULT_STEP="9")
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("waiting for 1 of 2 ranks: they still prepare the data") >= 2
 
@@ -240,8 +234,8 @@ def test_after_a_restart_by_the_launcher_the_run_is_the_same(small: Callable[...
     whole = launch(2, small(run="whole"))
     assert whole.returncode == 0, whole.stderr
     flags = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", str(free_port())]
-    command = [*LAUNCH, *flags, "--max_restarts", "1", FAULTY, *small("--train.resume=true")]
-    result = run(command, FAULT="kill", FAULT_RANK="1", FAULT_STEP="9", FAULT_ONCE="1", CUDA_VISIBLE_DEVICES="")
+    restarting = [*LAUNCH, *flags, "--max_restarts", "1", FAULTY, *small("--train.resume=true")]
+    result = run(restarting, FAULT="kill", FAULT_RANK="1", FAULT_STEP="9", FAULT_ONCE="1", CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 0, result.stderr
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
 

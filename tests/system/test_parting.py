@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.launcher import ROOT, command, environment
+from tests.system.launcher import ROOT, environment, launch
 
 PARTING = str(Path(__file__).parent / "parting_train.py")
 LOOP = str(Path(__file__).parent / "parting_loop.py")
@@ -19,9 +19,7 @@ PAIRS = int(os.environ.get("LSTMLM_PARTINGS", "300"))
 
 @pytest.mark.parametrize("fault", ["none", "exception", "signal"])
 def test_groups_end_last_and_without_a_wrapper(fault: str, small: Callable[..., list[str]]) -> None:
-    arguments = command(2, small("--train.max_steps=12"), PARTING)
-    faults = environment(FAULT=fault, FAULT_RANK="1", FAULT_STEP="5")
-    result = subprocess.run(arguments, capture_output=True, text=True, env=faults, timeout=200)
+    result = launch(2, small("--train.max_steps=12"), PARTING, FAULT=fault, FAULT_RANK="1", FAULT_STEP="5")
     assert (result.returncode == 0) == (fault == "none")
     parted = re.findall(r"parting: rank (\d) ends (\w+) with (\d+) wrappers", result.stderr)
     ended = {rank: [group for r, group, _ in parted if r == rank] for rank in ("0", "1")}

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
+from tests.processes import SECONDS
 from tests.system.launcher import ROOT, wait_for_step
 
 
@@ -38,10 +39,10 @@ def test_a_preempted_trial_goes_on_in_its_own_directory(small: Callable[..., lis
             wait_for_step(run, 5, trial)
         finally:
             trial.terminate()
-        assert trial.wait(60) == 143, "W&B requeues what was marked as preempted and did not end with 0"
+        assert trial.wait(SECONDS) == 143, "W&B requeues what was marked as preempted and did not end with 0"
     stopped = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     with start(command) as trial:
-        assert trial.wait(60) == 0, (tmp_path / "log").read_text()
+        assert trial.wait(SECONDS) == 0, (tmp_path / "log").read_text()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert stopped < 1500
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 1501))

@@ -17,7 +17,7 @@ from lstmlm.training.optimizer import WeightAverage, first_beta, gradient_norm, 
 from tests.helpers import build_step
 
 
-@pytest.mark.parametrize("size", [100, 650, 1500])
+@pytest.mark.parametrize("size", [100, 650])
 def test_gradient_norm_is_right_to_a_millionth(size: int) -> None:
     generator = torch.Generator().manual_seed(size)
     # A few large rows and many tiny ones, as the tied weight's gradient has them.

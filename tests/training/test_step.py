@@ -1,6 +1,5 @@
 """One update against an independent loop in plain PyTorch, and the figures an update leaves behind."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lstmlm import Config, LSTMLanguageModel, UserError, load_config
+from lstmlm import Config, LSTMLanguageModel, load_config
 from lstmlm.data.corpus import load_corpus
 from tests.helpers import ADAMW, EVERYTHING, build_step, run_steps
 
@@ -96,48 +95,6 @@ def test_accumulated_gradient_is_that_of_the_whole_window(small_config: Callable
     assert result.nll == pytest.approx(total.item(), rel=1e-5)
     norm = torch.stack([p.grad.norm() for p in plain.parameters() if p.grad is not None]).norm().item()
     assert result.grad_norm == pytest.approx(norm, rel=1e-4)
-
-
-def test_clipping(small_config: Callable[..., Config]) -> None:
-    """With plain gradient descent in mind: two clips that both bite change Adam's first step by nothing, its moments by their ratio."""
-    moments = []
-    for clip in (0.01, 0.02):
-        train_step = build_step(small_config(f"--optim.grad_clip={clip}", "--model.dropout=0"))
-        run_steps(train_step, 1)
-        tensors, _ = train_step.state_dict()
-        moments.append(tensors["optimizer.exp_avg.embedding.weight"])
-    torch.testing.assert_close(moments[1], 2 * moments[0], rtol=1e-4, atol=1e-9)
-
-
-def test_a_loss_that_is_not_finite_names_its_step(small_config: Callable[..., Config]) -> None:
-    train_step = build_step(small_config("--train.log_every=100"))
-    windows = list(train_step.table.windows(10))
-    for number in range(5):
-        if number == 3:
-            with torch.no_grad():
-                train_step.model.decoder.bias[0] = math.nan
-        train_step(windows[number], number, number)
-    with pytest.raises(UserError, match="not finite at step 4 "):
-        train_step.read()
-
-
-def test_state_dict_is_all_that_the_next_steps_depend_on(small_config: Callable[..., Config]) -> None:
-    config = small_config("--train.log_every=100")
-    train_step = build_step(config)
-    windows = list(train_step.table.windows(10))
-    for number in range(4):
-        train_step(windows[number], number, number)
-    tensors, values = train_step.state_dict()
-    other = build_step(config)
-    with torch.no_grad():
-        for parameter in other.model.parameters():
-            parameter.mul_(0.5)
-    other.load_state_dict(tensors, values)
-    for number in range(4, 8):
-        train_step(windows[number], number, number)
-        other(windows[number], number, number)
-    assert [r.nll for r in train_step.read()][4:] == [r.nll for r in other.read()]
-    torch.testing.assert_close(train_step.state_dict()[0], other.state_dict()[0], rtol=0, atol=0)
 
 
 def test_the_layout_is_that_of_the_state_dict(small_config: Callable[..., Config]) -> None:

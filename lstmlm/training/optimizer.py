@@ -15,7 +15,7 @@ KEPT = {"adam": ("exp_avg", "exp_avg_sq"), "adamw": ("exp_avg", "exp_avg_sq"), "
 def make_optimizer(model: nn.Module, optim: OptimConfig, recorded: bool) -> torch.optim.Optimizer:
     """The optimizer of a model that is on its device already.
 
-    AdamW decays every parameter, biases too, as the recipes that the presets follow do (fastai).
+    AdamW decays every parameter, biases too (fastai, whose recipe the presets follow, leaves the decoder's out).
 
     Args:
         model: Whose parameters it updates.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from lstmlm.config import Config
+from lstmlm.config import Config, ModelConfig
 from lstmlm.console import duration, perplexity
 from lstmlm.data import toy
 from lstmlm.data.corpus import Corpus
@@ -70,12 +70,20 @@ def _described(config: Config, corpus: Corpus, train_step: TrainStep, accelerato
     return {
         "data": data.dataset,
         **dict(line.split(": ", 1) for line in corpus.lines()),
-        "model": f"{model.shape} LSTM, {train_step.model.num_parameters:,} parameters, dropout {model.dropout:g}"
+        "model": f"{model.shape} LSTM, {train_step.model.num_parameters:,} parameters, {_dropout(model)}"
         + (f", begun with {train.init_from}" if train.init_from else ""),
         "device": f"{device}, {train.precision}, {torch.get_num_threads()} CPU threads a rank",
-        "ranks": f"{ranks}, {shares} of {data.batch_size} columns each; segments of {data.bptt} rows",
+        "ranks": f"{ranks}, {shares} of {data.batch_size} columns each; segments of {'about ' * bool(data.bptt_jitter)}{data.bptt} rows",
         "steps": f"{train_step.total_steps:,}, {epochs:,.4g} epochs of {train_step.steps_per_epoch:,}",
     }
+
+
+def _dropout(model: ModelConfig) -> str:
+    """What is dropped: of the embeddings and each layer's output, then of the types and the recurrent weights."""
+    units = [f"{p:g}" for p in model.unit_dropout]
+    kinds = {"types": model.dropout_types, "weights": model.dropout_weights}
+    named = "".join(f", {name} {p:g}" for name, p in kinds.items() if p)
+    return f"dropout {'-'.join(units if len({*units}) > 1 else units[:1])}{' locked' * model.dropout_locked}{named}"
 
 
 def facts(config: Config, corpus: Corpus, train_step: TrainStep, accelerator: Accelerator) -> dict[str, Any]:

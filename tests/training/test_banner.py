@@ -3,12 +3,15 @@
 import math
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lstmlm.config import Config
-from lstmlm.training.banner import closing, resume_command, typed
+from lstmlm.data.corpus import load_corpus
+from lstmlm.training.banner import closing, opening, resume_command, typed
+from tests.helpers import build_step
 
 OPTIONS = "--train.run_dir runs/a --train.resume true"
 
@@ -43,6 +46,24 @@ def test_a_hint_works_outside_of_the_environment(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(sys, "executable", str(python))
         assert typed("lstmlm", "lstmlm") == f"{shown} -m lstmlm"
         assert typed("python") == shown
+
+
+@pytest.mark.parametrize(
+    ("overrides", "dropout"),
+    [
+        ([], "dropout 0.5"),
+        (
+            ["--model.dropout_input=0.2", "--model.dropout_hidden=0", "--model.dropout_types=0.1", "--model.dropout_locked=true"],
+            "dropout 0.2-0-0.5 locked, types 0.1",
+        ),
+        ([f"--model.dropout_{kind}=0.3" for kind in ("input", "hidden", "output", "weights")], "dropout 0.3, weights 0.3"),
+    ],
+)
+def test_the_dropout_that_is_told_is_the_one_in_use(overrides: list[str], dropout: str, small_config: Callable[..., Config]) -> None:
+    config = small_config(*overrides)
+    train_step = build_step(config)
+    (line,) = (line for line in opening(config, load_corpus(config.data), train_step, train_step.accelerator) if line.startswith("model "))
+    assert line.endswith(f" parameters, {dropout}")
 
 
 def test_a_run_without_a_finite_perplexity_ends_in_clear_lines() -> None:

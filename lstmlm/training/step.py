@@ -112,7 +112,7 @@ class TrainStep:
                     segment_nll = self._backward(*self.table.segment(first, end), window.num_targets, window.num_differences)
                     row[0] += segment_nll
             row[1] = self._apply_gradient()
-        if self._average is not None:
+        if self._average is not None and not self._optimizer.step_was_skipped:  # by fp16
             self._average.update()
         self._pending.append((step, window.num_targets))
 

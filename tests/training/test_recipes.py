@@ -55,6 +55,17 @@ def test_a_validation_leaves_training_as_it_was(small_config: Callable[..., Conf
         assert torch.equal(tensor, before[name])
 
 
+def test_an_update_that_fp16_skips_is_not_averaged(small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    train_step = build_step(small_config("--optim.average=ema", "--train.log_every=100"))
+    run_steps(train_step, 3)
+    before = train_step.state_dict()[0]
+    monkeypatch.setattr(train_step._optimizer, "_is_overflow", True)  # fp16 itself needs a GPU
+    train_step(next(train_step.windows(epoch=1)), 3, 3)
+    after = train_step.state_dict()[0]
+    assert torch.equal(before["average.updates"], after["average.updates"])
+    assert torch.equal(before["average.embedding.weight"], after["average.embedding.weight"])
+
+
 @pytest.mark.parametrize("rows", [1, 7, 9, 20, 333, 26_107])
 @pytest.mark.parametrize(("bptt", "jitter"), [(10, 2.5), (70, 5.0)])
 def test_drawn_segments_cover_every_row_once(rows: int, bptt: int, jitter: float) -> None:

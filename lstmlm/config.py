@@ -29,7 +29,7 @@ PLACES = ("data.cache_dir", "train.run_dir", "train.resume")
 
 
 MOST = 10**12  # of steps, rows and the like: more than anybody has, and exact in every type they are kept in
-MOST_UNITS, MOST_LAYERS, MOST_THREADS = 65_536, 1024, 1024
+MOST_UNITS, MOST_LAYERS, MOST_THREADS = 65_536, 124, 1024  # of layers: as many as the dropout masks have places for
 MOST_LOGGED = 10**6  # steps whose losses are kept until they are logged
 MOST_PROFILED = 1000  # steps; each has some hundred events, all kept in memory
 
@@ -75,11 +75,11 @@ class _Section:
             check(value != "", f"{section}.{key.name} is empty: give it a value, or leave it out")
             for number in value if isinstance(value, tuple | list) else [value]:
                 check(
-                    bounds is None or number is None or number in bounds, f"{section}.{key.name} must be {bounds}, not {_as_written(value)}"
+                    bounds is None or number is None or number in bounds, f"{section}.{key.name} must be {bounds}, not {as_written(value)}"
                 )
 
 
-def _as_written(value: Any) -> Any:
+def as_written(value: Any) -> Any:
     """A value as the command line takes it."""
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -488,7 +488,7 @@ def load_config(
         UsageError: Unknown key, wrong type, missing file, a value out of range, a file after what it would overwrite.
     """
     argv = list(argv if argv is not None else () if sections else sys.argv[1:])
-    argv += [f"--{key}={_as_written(value)}" for key, value in flatten(sections).items()]
+    argv += [f"--{key}={as_written(value)}" for key, value in flatten(sections).items()]
     _check_file(argv)
     parser = argument_parser(description)
     parser.add_argument("--config", action="config", help="YAML file; overrides come after it.")

@@ -1,13 +1,12 @@
 """What a run is made of: the data as ids, the table, the model, the step."""
 
-import json
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from lstmlm.config import Config
+from lstmlm.config import Config, as_written
 from lstmlm.console import UsageError, reading_bar
 from lstmlm.data.corpus import Corpus, load_corpus
 from lstmlm.data.table import Table
@@ -76,7 +75,9 @@ def _load_origin(config: Config, accelerator: Accelerator, origin: str | Path) -
 
 def _check_settings(config: Config, model: LSTMLanguageModel, vocabulary: Vocabulary) -> None:
     """Refuse a configuration that describes another model or vocabulary than the one that the run is to begin with."""
-    sizes = ("embedding_size", "hidden_size", "num_layers", "tie_weights")
+    sizes = ["embedding_size", "num_layers", "tie_weights"]
+    if model.config.layer_sizes != config.model.layer_sizes:  # a single tied layer does not have hidden_size units
+        sizes.insert(1, "hidden_size")
     rules = ("level", "tokenizer", "lowercase", "normalize")
     has = {f"model.{name}": getattr(model.config, name) for name in sizes}
     has |= {f"data.{name}": getattr(vocabulary, name) for name in rules}
@@ -85,7 +86,7 @@ def _check_settings(config: Config, model: LSTMLanguageModel, vocabulary: Vocabu
         has["data.max_size"] = len(vocabulary)
     values = config.to_flat_dict()
     differing = {key: value for key, value in has.items() if values[key] != value}
-    options = [f"--{key} {value if isinstance(value, str) else json.dumps(value)}" for key, value in differing.items()]
+    options = [f"--{key} {as_written(value)}" for key, value in differing.items()]
     if options:
         raise UsageError(
             f"train.init_from {config.train.init_from} is another model than the configuration describes: say {' '.join(options)}"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lstmlm.config import Config
+from lstmlm.config import Config, as_written
 from lstmlm.console import UserError, print_line
 from lstmlm.data.table import Table
 from lstmlm.files import sweep
@@ -194,6 +194,7 @@ def check_config(saved: Config, config: Config) -> None:
     old, new = saved.to_flat_dict(), config.to_flat_dict()
     for key in sorted(new):
         before, now = old[key], new[key]
+        said = f"cannot resume: {key} was {as_written(before)} and is {as_written(now)} now"
         counts = new["optim.schedule"] == "plateau" or new["optim.average"] == "asgd"
         free = FREE_KEYS - VALIDATION_KEYS if counts else FREE_KEYS
         if before == now or key in free or key.startswith("tracking."):
@@ -201,8 +202,8 @@ def check_config(saved: Config, config: Config) -> None:
         if key in GROWING_KEYS and new["optim.schedule"] not in ENDING:
             if now is None or (before is not None and now > before):
                 continue
-            raise UserError(f"cannot resume: {key} was {before} and is {now} now; it may only grow")
-        raise UserError(f"cannot resume: {key} was {before} and is {now} now; set it back or start a new train.run_dir")
+            raise UserError(f"{said}; it may only grow")
+        raise UserError(f"{said}; set it back or start a new train.run_dir")
 
 
 def check_data(saved: str, fingerprint: str) -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lstmlm.config import ModelConfig
-from lstmlm.model.dropout import Masks, make_masks, random_words, threshold
+from lstmlm.config import MOST_LAYERS, MOST_UNITS, ModelConfig
+from lstmlm.model.dropout import PLACE_BITS, SEGMENTS, TYPES, WEIGHTS, Masks, make_masks, random_words, threshold
 
 
 def number(value: int) -> Tensor:
@@ -106,6 +106,11 @@ def test_neighbours_are_independent(pair: str, bits: int) -> None:
     # Wilson and Hilferty (1931): the cube root of chi-square / freedom is nearly normal.
     deviation = ((chi_square / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / math.sqrt(2 / (9 * freedom))
     assert abs(deviation) < 4, f"chi-square {chi_square:.0f} at {freedom} degrees of freedom"
+
+
+def test_what_all_columns_share_has_places_of_its_own() -> None:
+    assert MOST_LAYERS < SEGMENTS < WEIGHTS < TYPES < 2**7
+    assert MOST_UNITS < 2**PLACE_BITS
 
 
 def test_places_of_rows_and_columns_are_distinct() -> None:

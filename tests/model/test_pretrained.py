@@ -164,7 +164,7 @@ def test_what_is_not_the_file_it_should_be_is_told_in_a_line_that_names_it(
         ({"data": {"dataset": 3}}, "data.dataset"),
         ({"fingerprints": {"test": 3}}, "fingerprints.test"),
         # Nothing of this size is allocated.
-        ({"model": {"hidden_size": 65536, "embedding_size": 65536, "num_layers": 1024}}, "the weights are not those"),
+        ({"model": {"hidden_size": 65536, "embedding_size": 65536, "num_layers": 124}}, "the weights are not those"),
         ({"model": {"hidden_size": 1 << 40, "embedding_size": 1 << 40}}, "must be from 1 to 65,536"),
     ],
 )

@@ -117,7 +117,8 @@ def test_a_resume_is_exact_and_does_not_need_the_source(warm: Callable[..., list
             ["--data.min_count=2", "--data.max_size=9"],
             "say --model.tie_weights false --data.tokenizer moses --data.lowercase true --data.min_count 1 --data.max_size 3$",
         ),
-        (Vocabulary(["<unk>", "<eos>", "w"], level="char"), ModelConfig(12, 12), [], "say --data.level char$"),
+        # A single tied layer has embedding_size units.
+        (Vocabulary(["<unk>", "<eos>", "w"], level="char"), ModelConfig(12, 99, 1), ["--model.num_layers=1"], "say --data.level char$"),
     ],
 )
 def test_what_contradicts_the_model_is_refused_with_the_options_that_do_not(

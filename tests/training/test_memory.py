@@ -37,7 +37,9 @@ def test_the_memory_of_a_gpu_and_of_its_host(full: str, small_config: Callable[.
         check_memory(small_config(), 60, 1000, accelerator)
 
 
-@pytest.mark.parametrize("sizes", [["--model.hidden_size=65536", "--model.embedding_size=65536"], ["--model.num_layers=1024"]])
+@pytest.mark.parametrize(
+    "sizes", [["--model.hidden_size=65536", "--model.embedding_size=65536"], ["--model.num_layers=124", "--model.hidden_size=24"]]
+)
 def test_a_model_that_no_memory_holds_is_refused_before_it_is_made(
     sizes: list[str], small_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

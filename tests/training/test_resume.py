@@ -41,7 +41,7 @@ def test_the_docs_list_the_free_keys() -> None:
         ({}, {"optim__lr": 0.2}, "optim.lr was 0.001 and is 0.2"),
         ({}, {"train__seed": 2}, "train.seed was 1 and is 2"),
         ({}, {"train__epochs": 1}, "train.epochs was 40 and is 1 now; it may only grow"),
-        ({}, {"train__max_steps": 5}, "train.max_steps was None and is 5"),
+        ({}, {"train__max_steps": 5}, "train.max_steps was null and is 5"),
         ({"optim__schedule": "cosine"}, {"optim__schedule": "cosine", "train__epochs": 50}, "train.epochs was 40 and is 50"),
     ],
 )

@@ -1,9 +1,8 @@
 """Dropout masks without a generator: a hash of a unit's coordinates decides whether the unit is kept.
 
 A mask is a pure function of (seed, segment, place in the model, row, column, unit); masks that all columns share leave the column
-out. So a rank computes the masks of its own columns and
-no others, nothing random is ever saved, and a CUDA graph needs the segment's number and nothing else. The hash uses only wrapping int32
-multiplication, addition, exclusive or and shifts, which give the same bits on every device.
+out. So a rank computes the masks of its own columns and no others, nothing random is ever saved, and a CUDA graph needs the segment's
+number alone. The hash uses only wrapping int32 multiplication, addition, exclusive or and shifts: the same bits on every device.
 
 The idea of counters in place of a generator's history is that of Salmon et al. (2011), "Parallel random numbers: as easy as 1, 2, 3".
 """

@@ -78,10 +78,8 @@ def token_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tens
     _check_targets(targets, len(weight))
     counted = targets != IGNORE
     scored = targets.where(counted, 0)[:, None]  # (N, 1)
-    log_probs = [
-        _softmax(rows, decoder, target)[1] for rows, target in zip(_chunks(inputs, decoder), _chunks(scored, decoder), strict=True)
-    ]
-    return -torch.cat(log_probs)[:, 0] * counted
+    chunks = zip(_chunks(inputs, decoder), _chunks(scored, decoder), strict=True)
+    return -torch.cat([_softmax(rows, decoder, target)[1] for rows, target in chunks])[:, 0] * counted
 
 
 class TokenScores(NamedTuple):
@@ -138,19 +136,13 @@ def _describe(rows: Tensor, decoder: Tensor, target: Tensor, belongs: Tensor | N
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        dtype: torch.dtype,
-        grad_enabled: bool,  # asked by the caller: within a Function gradients are always off
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype, grad_enabled: bool
     ) -> tuple[Tensor, Tensor]:
         layout = _layout(hidden, dtype)
         inputs, decoder = _operands(hidden, weight, bias, dtype, layout)
         counted = (targets != IGNORE)[:, None]  # (N, 1)
         scored = targets[:, None].where(counted, 0)  # (N, 1)
-        with_grad = grad_enabled and any(ctx.needs_input_grad)
+        with_grad = grad_enabled and any(ctx.needs_input_grad)  # the caller tells, as within a Function gradients are always off
         sums = torch.promote_types(dtype, torch.float32)
         nll = torch.zeros((), dtype=sums, device=hidden.device)
         token_nll, hidden_grads, weight_grad = [], [], None
@@ -192,14 +184,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             of_weight = of_weight * scale
         else:  # in place, as a second block of this size costs more than a second pass
             of_weight = of_weight.new_empty(ctx.shape, dtype=weight_dtype).copy_(of_weight).mul_(scale)
-        return (
-            hidden_grad[:, :size].to(hidden_dtype) * scale,
-            of_weight,
-            weight_grad[:vocab_size, size].to(weight_dtype) * scale if ctx.has_bias else None,
-            None,
-            None,
-            None,
-        )
+        of_bias = weight_grad[:vocab_size, size].to(weight_dtype) * scale if ctx.has_bias else None
+        return hidden_grad[:, :size].to(hidden_dtype) * scale, of_weight, of_bias, None, None, None
 
 
 class _Layout(NamedTuple):
@@ -241,9 +227,7 @@ def refuse_second_derivatives() -> None:
         RuntimeError: The backward was asked for a graph (`create_graph=True`).
     """
     if torch.is_grad_enabled():
-        raise RuntimeError(
-            "the model's loss is once differentiable: a second derivative (create_graph=True) needs torch's own cross_entropy"
-        )
+        raise RuntimeError("the loss is once differentiable: a second derivative (create_graph=True) needs torch's own cross_entropy")
 
 
 def _check_targets(targets: Tensor, vocab_size: int) -> None:

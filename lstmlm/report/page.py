@@ -51,7 +51,6 @@ def render(rows: Sequence[Row], figures: Sequence[tuple[plots.Plot, str]]) -> st
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["plain"] = plain
-    environment.globals |= {"colour": plots.colour, "dashes": plots.dashes}
     differing = differences(rows)
     results = [_result(row) for row in rows]
     for figure in ("best", "valid", "test"):
@@ -66,10 +65,7 @@ def render(rows: Sequence[Row], figures: Sequence[tuple[plots.Plot, str]]) -> st
         differing=differing,
         shared={key: rows[0].config(key) for key in rows[0].records[0].config if key not in differing and not key.startswith(ELSEWHERE)},
         figures=[(plot.name, f"{plot.title}, over {plot.over}", figure) for plot, figure in figures],
-        ink=plots.INK,
-        muted=plots.MUTED,
-        grid=plots.GRID,
-        dark=plots.DARK,
+        style=plots,
     )
 
 
@@ -119,13 +115,12 @@ def _perplexity(figures: Sequence[Figures], where: str | None = None) -> dict[st
     ppls = [math.inf if one.ppl is None else one.ppl for one in figures]
     bpcs = [one.bpc for one in figures if one.bpc is not None]
     deviation = f" ± {stdev(ppls):.2f}" if len(ppls) > 1 and all(map(math.isfinite, ppls)) else ""
-    facts = [where or figures[0].protocol, f"{figures[0].columns} column{'s' * (figures[0].columns > 1)}"]
     return {
         "ppl": fmean(ppls),
         "targets": figures[0].targets,
         "shown": f"{fmean(ppls):,.2f}{deviation}",
         "bpc": f"{fmean(bpcs):.3f} bits per character" if bpcs else None,
-        "how": ", ".join(facts),
+        "how": f"{where or figures[0].protocol}, {figures[0].columns} column{'s' * (figures[0].columns > 1)}",
     }
 
 

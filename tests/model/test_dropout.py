@@ -58,7 +58,9 @@ GOLDEN = [
 GOLDEN_LAST = 3765320873
 
 
-def test_the_words_are_those_of_plain_integers() -> None:
+def test_words_and_thresholds_are_those_of_plain_integers() -> None:
+    for probability, word in ((0.0, -(2**31)), (0.5, 0), (1.0, 2**31 - 1), (0.25, -(2**30))):
+        assert threshold(probability) == word
     ours = words(seed=7, segment=12_345, rows=3, columns=4, units=5, place=1)
     plain = [plain_word(7, 12_345, r, c, (1 << 24) + u) for r in range(3) for c in range(4) for u in range(5)]
     assert [word % 2**32 for word in ours.flatten().tolist()] == plain
@@ -120,16 +122,8 @@ def test_places_of_rows_and_columns_are_distinct() -> None:
 
 
 CONFIG = ModelConfig(embedding_size=12, hidden_size=20, num_layers=3, dropout=0.3, tie_weights=False)
-EVERY_KIND = dataclasses.replace(
-    CONFIG,
-    tie_weights=True,
-    dropout_input=0.2,
-    dropout_hidden=0.4,
-    dropout_output=0.6,
-    dropout_types=0.1,
-    dropout_weights=0.5,
-    dropout_locked=True,
-)
+KINDS = {"dropout_input": 0.2, "dropout_hidden": 0.4, "dropout_output": 0.6, "dropout_types": 0.1, "dropout_weights": 0.5}
+EVERY_KIND = ModelConfig(embedding_size=12, hidden_size=20, num_layers=3, dropout_locked=True, **KINDS)
 TOKENS = torch.arange(70).view(7, 10) % 9
 
 
@@ -197,8 +191,3 @@ def test_masks_of_some_columns_are_those_columns_of_all(config: ModelConfig) -> 
     for p, w in zip(part.weights, whole.weights, strict=True):
         assert p is w is None or torch.equal(p, w)  # type: ignore[arg-type]
     assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize(("probability", "word"), [(0.0, -(2**31)), (0.5, 0), (1.0, 2**31 - 1), (0.25, -(2**30))])
-def test_threshold(probability: float, word: int) -> None:
-    assert threshold(probability) == word

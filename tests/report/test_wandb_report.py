@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("wandb_workspaces")
 
+from lstmlm.cli import report
 from lstmlm.console import UsageError
 from lstmlm.report.wandb_report import build, to_json
 from tests.system.launcher import error_lines
@@ -63,25 +64,22 @@ def test_report_and_workspace_hold_the_same(group: str | None) -> None:
     assert group is None or group in views["report"]["displayName"]
 
 
-@pytest.mark.parametrize("target", ["lm", "a/b/c", "/lm", "somebody/", ""])
-def test_a_target_is_entity_and_project(target: str) -> None:
-    with pytest.raises(UsageError, match="--wandb takes ENTITY/PROJECT"):
-        build(target, None)
+@pytest.mark.parametrize(
+    ("target", "group", "message"),
+    [(target, None, "--wandb takes ENTITY/PROJECT") for target in ("lm", "a/b/c", "/lm", "somebody/", "")]
+    + [("somebody/lm", group, "wandb-workspaces' filters misread") for group in ("lr=0.1", "a>b", "a<b", "it's", "a\\b")],
+)
+def test_what_cannot_be_shown_is_refused(target: str, group: str | None, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        build(target, group)
 
 
-@pytest.mark.parametrize("group", ["lr=0.1", "a>b", "a<b", "it's", "a\\b"])
-def test_a_group_that_the_library_would_misread_is_refused(group: str) -> None:
-    with pytest.raises(UsageError, match="wandb-workspaces' filters misread"):
-        build("somebody/lm", group)
-
-
-def test_the_command(cli: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+def test_the_command(cli: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nobody = {"WANDB_API_KEY": "", "HOME": str(tmp_path / "home"), "NETRC": str(tmp_path / "none")}
     command = ("--wandb", "somebody/lm", "--group", "g")
-    result = cli("report", *command, "--dry_run", "views.json", cwd=tmp_path, env=nobody)
-    assert (result.returncode, result.stdout) == (0, "views.json\n"), result.stderr
+    assert report([*command, "--dry_run", str(tmp_path / "views.json")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/views.json\n"
     assert json.loads((tmp_path / "views.json").read_bytes()).keys() == {"report", "workspace"}
     result = cli("report", *command, cwd=tmp_path, env=nobody)
-    assert result.returncode == 1
+    assert (result.returncode, result.stdout) == (1, "")
     assert "no W&B key found" in error_lines(result.stderr)[0]
-    assert result.stdout == ""

@@ -44,13 +44,10 @@ def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write(f"rows/train-{number:05}.jsonl", json.dumps({"story": "\n".join(lines)}) + "\n")
 
 
-def test_there_are_commands() -> None:
-    assert len(COMMANDS) == 7
-
-
 @pytest.mark.usefixtures("texts")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command: str, tmp_path: Path) -> None:
+    assert len(COMMANDS) == 7
     config = load_config([*shlex.split(command)[2:], f"--data.cache_dir={tmp_path / 'cache'}"])
     corpus = load_corpus(config.data)
     for split, lines in zip(("train", "validation", "test"), SPLITS.values(), strict=True):

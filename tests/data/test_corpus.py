@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,23 +36,14 @@ def brute_force(path: Path) -> list[str]:
     return [token for line in path.read_text().splitlines() for token in [*line.split(), "<eos>"]]
 
 
-def test_text_folder(data: DataConfig) -> None:
-    loaded = load_corpus(data)
-    for split, name in (("train", "train"), ("validation", "valid"), ("test", "test")):
-        tokens = [loaded.vocabulary.tokens[i] for i in loaded.splits[split]]
-        assert tokens == brute_force(Path(data.dataset) / f"{name}.txt")
-
-
-def test_a_word_of_validation_only_is_unknown(data: DataConfig) -> None:
+def test_text_folder_and_a_word_that_training_has_not(data: DataConfig) -> None:
     (Path(data.dataset) / "valid.txt").write_text("w1 novel w2\n")
     loaded = load_corpus(data)
+    for split, name in (("train", "train"), ("test", "test")):
+        tokens = [loaded.vocabulary.tokens[i] for i in loaded.splits[split]]
+        assert tokens == brute_force(Path(data.dataset) / f"{name}.txt")
     assert "novel" not in loaded.vocabulary
     assert loaded.splits["validation"].tolist()[1] == loaded.vocabulary.unk
-
-
-def test_characters(data: DataConfig) -> None:
-    loaded = load_corpus(dataclasses.replace(data, level="char"))
-    assert loaded.vocabulary.decode(loaded.splits["test"].tolist()) == (Path(data.dataset) / "test.txt").read_text()
 
 
 def test_toy_is_the_generated_text(tmp_path: Path) -> None:
@@ -122,18 +112,6 @@ def test_wikitext_2_has_the_published_counts(wikitext: str, tmp_path: Path) -> N
     assert [len(stream) for stream in loaded.splits.values()] == [2_088_628, 217_646, 245_569]
 
 
-def test_a_second_start_reads_no_text(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = load_corpus(data)
-
-    def refuse(self: object, split: str) -> Iterator[str]:
-        raise AssertionError("tokenized again")
-
-    monkeypatch.setattr(sources.FileSource, "blocks", refuse)
-    second = load_corpus(data)
-    assert second.fingerprint == first.fingerprint
-    assert second.vocabulary.tokens == first.vocabulary.tokens
-
-
 def test_prepare_makes_what_training_needs(
     data: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,12 +122,10 @@ def test_prepare_makes_what_training_needs(
     told = capsys.readouterr().out
     assert cli.prepare([*arguments, f"--train.init_from={tmp_path}"]) == 0
 
-    def refuse(self: object, split: str) -> Iterator[str]:
-        raise AssertionError("read again")
-
-    monkeypatch.setattr(sources.FileSource, "blocks", refuse)
+    monkeypatch.delattr(sources.FileSource, "blocks")
     loaded = load_corpus(data)
     assert told.splitlines()[:3] == loaded.lines()
+    assert told.splitlines()[0] == "train: 160 lines, 2,811 tokens, 0.00% <unk>, 60 types, 0 of them seen once, longest line 30 tokens"
     assert told.splitlines()[3:] == [f"cache: 0.0 MB of token ids in {data.cache_dir}"]
     assert load_corpus(data, others).vocabulary is others
 
@@ -183,11 +159,11 @@ def test_a_damaged_cache_is_rebuilt_and_told(data: DataConfig, damage: str, patt
     assert caplog.messages == []
 
 
-def _load_and_count(data: DataConfig) -> str:
+def fingerprint_of(data: DataConfig) -> str:
     return load_corpus(data).fingerprint
 
 
-def test_one_process_of_a_host_builds(data: DataConfig, tmp_path: Path) -> None:
+def test_one_process_of_a_host_builds(data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counter = tmp_path / "builds"
     original = corpus._write_tokens
 
@@ -196,38 +172,27 @@ def test_one_process_of_a_host_builds(data: DataConfig, tmp_path: Path) -> None:
             file.write("x")
         original(*arguments)  # type: ignore[arg-type]
 
-    corpus._write_tokens = counting
-    try:
-        with multiprocessing.get_context("fork").Pool(4) as pool:
-            fingerprints = pool.map(_load_and_count, [data] * 4)
-    finally:
-        corpus._write_tokens = original
-    assert len(set(fingerprints)) == 1
+    monkeypatch.setattr(corpus, "_write_tokens", counting)
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        assert len(set(pool.map(fingerprint_of, [data] * 4))) == 1
     assert counter.read_text() == "xxx", "one build for each split"
 
 
-def test_load_split_under_a_given_vocabulary(data: DataConfig) -> None:
-    loaded = load_corpus(data)
-    assert load_split(data, "test", loaded.vocabulary)[0].equal(loaded.splits["test"])
-
-
-def test_not_utf8_names_file_and_byte(data: DataConfig) -> None:
-    (Path(data.dataset) / "valid.txt").write_bytes(b"good line\nbad \xff line\n")
-    with pytest.raises(UserError, match=r"valid\.txt is not UTF-8 at byte 14"):
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        *((name, b"", "is empty") for name in ("train", "valid", "test")),
+        ("valid", None, r"'validation' is missing.*validation\.txt or valid\.txt"),
+        ("valid", b"good\n" * 10 + b"\xff\n", r"valid\.txt is not UTF-8 at byte 50"),
+    ],
+)
+def test_a_refused_split_leaves_nothing_half_made(data: DataConfig, name: str, content: bytes | None, message: str) -> None:
+    path = Path(data.dataset) / f"{name}.txt"
+    path.write_bytes(content) if content is not None else path.unlink()
+    with pytest.raises(UserError, match=message):
         load_corpus(data)
-
-
-@pytest.mark.parametrize("name", ["train", "valid", "test"])
-def test_empty_split(data: DataConfig, name: str) -> None:
-    (Path(data.dataset) / f"{name}.txt").write_text("")
-    with pytest.raises(UserError, match="is empty"):
-        load_corpus(data)
-
-
-def test_missing_split(data: DataConfig) -> None:
-    (Path(data.dataset) / "valid.txt").unlink()
-    with pytest.raises(UserError, match=r"'validation' is missing.*validation\.txt or valid\.txt"):
-        load_corpus(data)
+    kept = [path.suffix for path in Path(data.cache_dir).glob("*")]
+    assert set(kept) <= {".json", ".tokens", ""}, "vocabulary, splits before it and lock"
 
 
 @pytest.mark.parametrize(
@@ -245,15 +210,24 @@ def test_bad_hub_layout(tmp_path: Path, layout: dict[str, object], subset: str, 
     assert "\n" not in str(caught.value)
 
 
-def test_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such file or folder"):
-        load_corpus(DataConfig(dataset=str(tmp_path / "absent")))
+@pytest.mark.parametrize(
+    ("cache", "message"),
+    [
+        ("file/cache", r"cannot write .*name another folder with the option cache_dir"),
+        ("no locks", r"no locks/lock: No locks available.*another folder with the option cache_dir"),
+        ("~nobody-of-this-name/cache", "no home folder"),
+    ],
+)
+def test_cache_that_cannot_be_written(data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str, message: str) -> None:
+    def no_locks(*args: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-
-def test_cache_that_cannot_be_written(data: DataConfig, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write .*name another folder with the option cache_dir"):
-        load_corpus(dataclasses.replace(data, cache_dir=str(tmp_path / "file" / "cache")))
+    if cache == "no locks":
+        monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(UserError, match=message):
+        load_corpus(dataclasses.replace(data, cache_dir=cache))
 
 
 def test_the_same_data_under_another_path_is_the_same(data: DataConfig, tmp_path: Path) -> None:
@@ -276,20 +250,6 @@ def test_a_complete_cache_is_read_without_writing(data: DataConfig, monkeypatch:
     assert {path: path.stat().st_mtime_ns for path in before} == {p: s.st_mtime_ns for p, s in before.items()}
 
 
-def test_a_file_system_without_locks_is_told(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_locks(*args: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    with pytest.raises(UserError, match=r"cache/lock: No locks available.*another folder with the option cache_dir"):
-        load_corpus(data)
-
-
-def test_no_home_folder(data: DataConfig) -> None:
-    with pytest.raises(UserError, match="no home folder"):
-        load_corpus(dataclasses.replace(data, cache_dir="~nobody-of-this-name/cache"))
-
-
 def test_waiting_for_another_process_is_told(data: DataConfig, caplog: pytest.LogCaptureFixture) -> None:
     lock = Path(data.cache_dir) / "lock"
     lock.parent.mkdir()
@@ -301,14 +261,6 @@ def test_waiting_for_another_process_is_told(data: DataConfig, caplog: pytest.Lo
     assert [message for message in caplog.messages if message.startswith("waiting for another process")] == [
         f"waiting for another process, which holds {lock}"
     ]
-
-
-def test_a_refused_split_leaves_nothing_half_made(data: DataConfig) -> None:
-    (Path(data.dataset) / "valid.txt").write_bytes(b"good\n" * 10 + b"\xff\n")
-    with pytest.raises(UserError, match="not UTF-8"):
-        load_corpus(data)
-    kept = {path.suffix for path in Path(data.cache_dir).iterdir()}
-    assert kept == {".json", ".tokens", ""}, "vocabulary, training split and lock"
 
 
 @pytest.mark.parametrize("level", ["word", "char"])
@@ -323,20 +275,11 @@ def test_facts_are_those_of_the_text(data: DataConfig, level: str, monkeypatch: 
     assert (facts.lines, facts.characters) == (4, len(text.replace("\r", "")) + 1)
     assert facts.words == 3 + 3 + 40 + 4
     ids = loaded.splits["validation"].tolist()
-    lines = " ".join(map(str, ids)).split(" 1 ")
     assert facts.tokens == len(ids)
     assert facts.unknown == ids.count(0) > 0
     assert facts.once == sum(ids.count(i) == 1 for i in set(ids))
     assert facts.written_eos == (1 if level == "word" else 0)
-    assert facts.longest == (41 if level == "word" else 121)
-    assert level == "char" or max(len(line.split()) for line in lines) == 41, "its <eos>, the last token, among them"
-
-
-def test_lines_tell_the_numbers(data: DataConfig) -> None:
-    (Path(data.dataset) / "valid.txt").write_text("w1 w2\nnovel\n")
-    lines = load_corpus(data).lines()
-    assert lines[1] == "validation: 2 lines, 5 tokens, 20.00% <unk>"
-    assert lines[0].startswith("train: 160 lines, ") and " types, " in lines[0]
+    assert facts.longest == (41 if level == "word" else 121), "its <eos> among them"
 
 
 def warnings(data: DataConfig, caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -377,14 +320,12 @@ def test_whoever_watches_sees_all_of_the_text_that_is_read(text_folder: Path, tm
             seen.append((name, block))
             yield block
 
-    corpus = load_corpus(data, watch=watch)
-    texts = {
-        split: (text_folder / f"{name}.txt").read_text()
-        for split, name in {"train": "train", "validation": "valid", "test": "test"}.items()
-    }
+    loaded = load_corpus(data, watch=watch)
+    names = {"train": "train", "validation": "valid", "test": "test"}
+    texts = {split: (text_folder / f"{name}.txt").read_text() for split, name in names.items()}
     passes = ("train", *texts)  # the first for the vocabulary
     assert seen == [(f"reading split {split}", texts[split]) for split in passes]
-    assert load_corpus(data, watch=watch).fingerprint == corpus.fingerprint
+    assert load_corpus(data, watch=watch).fingerprint == loaded.fingerprint
     assert len(seen) == len(passes), "what is cached is not read again"
 
 
@@ -393,10 +334,13 @@ def test_a_bar_at_a_terminal_where_reading_takes_long(monkeypatch: pytest.Monkey
         def isatty(self) -> bool:
             return True
 
+    seconds = [0.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: seconds[0])
+
     def slow() -> Iterator[str]:
         for _ in range(3):
             yield "x" * 1000
-            time.sleep(0.6)
+            seconds[0] += 0.6
 
     for blocks, stream, shown in ((slow(), Terminal(), True), (slow(), io.StringIO(), False), (iter("a"), Terminal(), False)):
         monkeypatch.setattr(sys, "stderr", stream)

@@ -5,6 +5,7 @@ import gzip
 import os
 import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -62,11 +63,6 @@ def test_what_is_not_clear_is_not_chosen(tmp_path: Path, names: list[str], messa
         find_splits(touch(tmp_path, *names))
 
 
-def test_several_files_are_read_in_their_order(tmp_path: Path) -> None:
-    touch(tmp_path, "train/2.txt", "train/10.txt", "train/1.txt.gz")
-    assert text_of(tmp_path, "train") == "train/1.txt.gz\ntrain/2.txt\ntrain/10.txt\n"
-
-
 def test_subsets(tmp_path: Path) -> None:
     touch(tmp_path, "one/train.txt")
     assert text_of(tmp_path, "train") == "one/train.txt\n", "the only one"
@@ -106,12 +102,6 @@ def test_one_file_is_cut_at_line_ends(tmp_path: Path, n: int, ending: str) -> No
     assert len({source.fingerprint(split) for split in SPLITS}) == 3
 
 
-def test_a_short_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "book.txt").write_text("a\n" * 19)
-    with pytest.raises(UserError, match=r"book\.txt has 19 lines, and to be cut into splits it needs 20"):
-        text_of(tmp_path / "book.txt", "train")
-
-
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
@@ -139,22 +129,15 @@ def test_a_relative_name_is_local_where_it_exists(tmp_path: Path, monkeypatch: p
     assert text_of("some/thing", "train") == "some/thing/train.txt\n"
 
 
-def test_the_place_has_no_part_in_the_fingerprint(tmp_path: Path) -> None:
-    touch(tmp_path / "a", "train.txt")
-    touch(tmp_path / "b" / "c", "train.txt")
-    first, second = (open_source(DataConfig(dataset=str(tmp_path / name))) for name in ("a", "b/c/"))
-    assert first.fingerprint("train") == second.fingerprint("train")
-
-
 def test_neither_here_nor_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    def not_found(*args: object) -> None:
-        raise datasets.exceptions.DatasetNotFoundError
-
-    monkeypatch.setattr(datasets, "load_dataset", not_found)
+    errors: list[Exception] = [datasets.exceptions.DatasetNotFoundError(), ConnectionError("Couldn't reach 'bok' on the Hub")]
+    monkeypatch.setattr(datasets, "load_dataset", Mock(side_effect=errors))
     with pytest.raises(UsageError, match="no such file or folder, and not on the Hub"):
         text_of("no-such-thing", "train")
+    with pytest.raises(UserError, match=r"data set bok, which is no file or folder here: Couldn't reach .*; name a file"):
+        text_of("bok", "train")
 
 
 @pytest.mark.parametrize(
@@ -207,9 +190,12 @@ def test_splits_that_a_data_set_lacks_are_cut_from_its_train(
     assert source.part("validation") == part
 
 
-def test_a_data_set_too_short_to_be_cut(tmp_path: Path) -> None:
+def test_what_is_too_short_to_be_cut(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no split 'validation' and no split 'test', and 19 rows of train, .* needs 20"):
         text_of(library_folder(tmp_path, {"train": 19}), "test")
+    (tmp_path / "book.txt").write_text("a\n" * 19)
+    with pytest.raises(UserError, match=r"book\.txt has 19 lines, and to be cut into splits it needs 20"):
+        text_of(tmp_path / "book.txt", "train")
 
 
 def test_a_cache_of_the_hub_that_cannot_be_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,14 +216,3 @@ def test_a_cache_of_the_hub_that_cannot_be_written_is_read(tmp_path: Path, monke
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert text_of("owner/name", "test") == "a\nb\n"
     assert [path.name for path in complete.parent.iterdir()] == ["abc"]
-
-
-def test_a_name_that_is_neither_here_nor_to_be_had_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    def unreachable(*args: object) -> None:
-        raise ConnectionError("Couldn't reach 'bok' on the Hub")
-
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(UserError, match=r"data set bok, which is no file or folder here: Couldn't reach .*; name a file"):
-        text_of("bok", "train")

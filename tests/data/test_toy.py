@@ -85,7 +85,7 @@ def brute_force_reset_nll(text: toy.ToyText, bptt: int, columns: int) -> float:
     return total / pairs
 
 
-@pytest.mark.parametrize(("bptt", "columns"), [(30, 1), (30, 20), (7, 3), (10**6, 1)])
+@pytest.mark.parametrize(("bptt", "columns"), [(30, 1), (30, 20), (7, 3)])
 def test_reset_bound_against_its_definition(text: toy.ToyText, bptt: int, columns: int) -> None:
     assert text.reset_ppl(bptt, columns) == pytest.approx(math.exp(brute_force_reset_nll(text, bptt, columns)), rel=1e-12)
 

@@ -299,6 +299,12 @@ def local_files(dataset: str) -> list[Path]:
     return [place, *below] if place.exists() else []
 
 
+def has_own_splits(dataset: str, subset: str | None) -> bool:
+    """Whether a `data.dataset` is a folder that has split files of its own, and none of a subset."""
+    folder = user_path(dataset)
+    return folder.is_dir() and not (subset and (folder / subset).is_dir()) and bool(find_splits(folder))
+
+
 def subset_of(data: DataConfig) -> str | None:
     """`data.subset`, where null means WikiText-2 for the default data set."""
     return data.subset or (DEFAULT_SUBSET if data.dataset == DEFAULT_DATASET else None)

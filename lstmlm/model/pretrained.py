@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from lstmlm.config import RUN_CONFIG, Config, DataConfig, ModelConfig
 from lstmlm.console import UserError, one_line, print_line, printable
-from lstmlm.data.sources import is_local, subset_of
+from lstmlm.data.sources import has_own_splits, is_local, subset_of
 from lstmlm.data.vocabulary import Vocabulary
 from lstmlm.files import MODEL_FILES, read_file, replace_file, user_path
 from lstmlm.model.language_model import LSTMLanguageModel
@@ -233,7 +233,8 @@ class SavedModel:
         is_place = dataset != data.dataset or is_local(dataset) or "/" not in dataset
         if self.dataset is None and not is_here and is_place:
             raise UserError(f"the model was trained on {dataset}, and there is no such file or folder here: name it with --dataset")
-        return replace(data, dataset=dataset, cache_dir=self.cache_dir or data.cache_dir)
+        subset = None if self.dataset and has_own_splits(dataset, data.subset) else data.subset
+        return replace(data, dataset=dataset, subset=subset, cache_dir=self.cache_dir or data.cache_dir)
 
 
 def load(

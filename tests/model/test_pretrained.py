@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 
 from lstmlm import LSTMLanguageModel, UserError, Vocabulary, evaluate, generate_text, score_text
 from lstmlm.config import DataConfig, ModelConfig
+from lstmlm.data.sources import open_source
 from lstmlm.evaluation.pairs import score_pairs
 from lstmlm.model import pretrained
 from lstmlm.model.pretrained import SavedModel, find_model, load, model_card, read_config, save_pretrained
@@ -259,3 +260,17 @@ def test_the_newest_run_is_taken_where_none_is_named(
     monkeypatch.setattr(pretrained, "BUNDLED", tmp_path / "absent")
     with pytest.raises(UserError, match="no model in"):
         find_model(runs=tmp_path / "a")
+
+
+def test_a_named_folder_of_split_files_has_no_subset_unless_it_holds_it(model: LSTMLanguageModel, tmp_path: Path) -> None:
+    save_pretrained(tmp_path / "model", model, words(31), DATA | {"dataset": "owner/name", "subset": "one"})
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "test.txt").write_text("a b\n")
+    saved = load(tmp_path / "model", dataset=str(texts))
+    assert "".join(open_source(saved.data).blocks("test")) == "a b\n"
+    (texts / "one").mkdir()
+    (texts / "one" / "test.txt").write_text("c\n")
+    saved = load(tmp_path / "model", dataset=str(texts))
+    assert "".join(open_source(saved.data).blocks("test")) == "c\n"
+    assert load(tmp_path / "model").data.subset == "one"

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,9 +23,18 @@ ROOT = Path(__file__).parents[2]
 RESULTS = sorted(path.parent for path in (ROOT / "results").glob("*/run.json"))
 
 
+@pytest.fixture(scope="module")
+def trained() -> dict[str, Path]:
+    return {}
+
+
 @pytest.fixture
-def run(small_config: Callable[..., Config], tmp_path: Path) -> Path:
-    fresh_train(small_config("--train.max_steps=9"))
+def run(small_config: Callable[..., Config], tmp_path: Path, trained: dict[str, Path]) -> Path:
+    """A run of nine steps, trained once and copied for each test."""
+    if not trained:
+        fresh_train(small_config("--train.max_steps=9", run="trained"))
+        trained["run"] = tmp_path / "trained"
+    shutil.copytree(trained["run"], tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -39,7 +49,7 @@ def test_a_record_holds_the_run_and_no_place(run: Path, tmp_path: Path) -> None:
     written = load_config(["--config", str(folder / "config.yaml")])
     assert load_config(shlex.split(record["command"])[2:]) == written
     assert (written.model.hidden_size, written.train.max_steps) == (12, 9)
-    places = [str(tmp_path), str(Path(yaml.safe_load((run / "config.yaml").read_text())["data"]["dataset"]).parent)]
+    places = [str(tmp_path.parent), str(Path(yaml.safe_load((run / "config.yaml").read_text())["data"]["dataset"]).parent)]
     assert [path for path in folder.iterdir() for place in places if place in path.read_text()] == []
     publish_results(run, folder, "Owner/name")
     assert load_config(["--config", str(folder / "config.yaml")]).data.dataset == "Owner/name"
@@ -142,7 +152,7 @@ def test_a_model_to_give_away(run: Path, tmp_path: Path, text_folder: Path) -> N
     assert told["test"] == evaluate(folder, "test", dataset=str(text_folder)).ppl
     assert told["test"] == pytest.approx(json.loads((run / "summary.json").read_bytes())["test"]["ppl"], abs=0.01)
     assert card.data.datasets == ["Owner/name"]
-    assert [path.name for path in folder.iterdir() if str(tmp_path) in path.read_text(errors="replace")] == []
+    assert [path.name for path in folder.iterdir() if str(tmp_path.parent) in path.read_text(errors="replace")] == []
 
 
 def test_weights_that_16_bits_would_spoil_stay_in_32(run: Path, tmp_path: Path, text_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

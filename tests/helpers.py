@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from accelerate.state import AcceleratorState, PartialState
 
 from lstmlm import Config, LSTMLanguageModel, load_config, train
@@ -117,6 +118,12 @@ def interrupted(small: Callable[..., list[str]], run: str, overrides: list[str],
             with pytest.raises(PowerCutError):
                 fresh_train(load_config(arguments))
     fresh_train(load_config(arguments))
+
+
+def data_card(subset: str, paths: dict[str, str]) -> str:
+    """README.md of a data set in the Hub's layout, which says where the files of each split are."""
+    files = [{"split": split, "path": path} for split, path in paths.items()]
+    return f"---\n{yaml.safe_dump({'configs': [{'config_name': subset, 'data_files': files}]})}---\n"
 
 
 def skip_without_bf16() -> None:

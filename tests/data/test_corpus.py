@@ -23,6 +23,7 @@ from lstmlm.config import DataConfig
 from lstmlm.console import reading_bar
 from lstmlm.data import corpus, reading, sources, toy
 from lstmlm.data.corpus import load_corpus, load_split
+from tests.helpers import data_card
 
 
 @pytest.fixture
@@ -53,19 +54,16 @@ def test_toy_is_the_generated_text(tmp_path: Path) -> None:
 
 def hub_layout(folder: Path, splits: tuple[str, ...] = ("train", "validation", "test"), column: str = "text") -> Path:
     (folder / "some-subset").mkdir(parents=True)
-    lines = []
     for split in splits:
-        rows = ["", f" = {split} = \n", "", "a b c \n"]
-        pq.write_table(pa.table({column: rows}), folder / "some-subset" / f"{split}-00000-of-00001.parquet")
-        lines.append(f"  - split: {split}\n    path: some-subset/{split}-*")
-    yaml = "configs:\n- config_name: some-subset\n  data_files:\n" + "\n".join(lines)
-    (folder / "README.md").write_text(f"---\n{yaml}\n---\n")
+        rows = pa.table({column: ["", f" = {split} = \n", "", "a b c \n"]})
+        pq.write_table(rows, folder / "some-subset" / f"{split}-00000-of-00001.parquet")
+    paths = {split: f"some-subset/{split}-*" for split in splits}
+    (folder / "README.md").write_text(data_card("some-subset", paths))
     return folder
 
 
 def test_hub_layout(tmp_path: Path) -> None:
-    folder = hub_layout(tmp_path / "set")
-    data = DataConfig(dataset=str(folder), subset="some-subset", cache_dir=str(tmp_path / "cache"))
+    data = DataConfig(dataset=str(hub_layout(tmp_path / "set")), subset="some-subset", cache_dir=str(tmp_path / "cache"))
     loaded = load_corpus(data)
     tokens = [loaded.vocabulary.tokens[i] for i in loaded.splits["train"]]
     assert tokens == ["<eos>", "=", "train", "=", "<eos>", "<eos>", "a", "b", "c", "<eos>"]
@@ -94,8 +92,7 @@ def test_what_only_the_library_finds_is_refused_in_one_line(
     monkeypatch.chdir(tmp_path)
     folder, places = tmp_path / "parquet", {"train": "a", "validation": "b", "test": "c"}
     folder.mkdir()
-    lines = [f"  - split: {split}\n    path: {name}.{ending}" for split, name in places.items()]
-    (folder / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files:\n" + "\n".join(lines) + "\n---\n")
+    (folder / "README.md").write_text(data_card("default", {split: f"{name}.{ending}" for split, name in places.items()}))
     for name in places.values():
         (folder / f"{name}.{ending}").write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:

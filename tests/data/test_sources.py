@@ -14,6 +14,7 @@ from lstmlm.config import DataConfig
 from lstmlm.console import UsageError
 from lstmlm.data import sources
 from lstmlm.data.sources import SPLITS, find_splits, open_source
+from tests.helpers import data_card
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -160,12 +161,9 @@ ROWS = [f"row {i}" for i in range(40)]
 
 def library_folder(folder: Path, rows: dict[str, int]) -> Path:
     """A data set in the Hub's layout, whose card alone says which file is which split."""
-    lines = []
     for name, number in rows.items():
         (folder / f"{name}_.jsonl").write_text("".join(f'{{"text": "{row}"}}\n' for row in ROWS[:number]))
-        lines.append(f"  - split: {name}\n    path: {name}_.jsonl\n")
-    head = "configs:\n- config_name: default\n  data_files:\n"
-    (folder / "README.md").write_text(f"---\n{head}{''.join(lines)}---\n")
+    (folder / "README.md").write_text(data_card("default", {name: f"{name}_.jsonl" for name in rows}))
     return folder
 
 

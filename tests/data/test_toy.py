@@ -15,12 +15,9 @@ def text() -> toy.ToyText:
     return toy.generate(8_000, seed=3)
 
 
-def test_same_seed_same_text(text: toy.ToyText) -> None:
+def test_same_seed_same_text_and_its_lines_are_its_tokens(text: toy.ToyText) -> None:
     assert toy.generate(8_000, seed=3) == text
     assert toy.generate(1000, seed=4).tokens != text.tokens[:1000]
-
-
-def test_lines_and_tokens_agree(text: toy.ToyText) -> None:
     assert " ".join(f"{line} <eos>" for line in text.lines).split() == text.tokens
     assert text.lines[0].startswith("= ")
 

@@ -26,7 +26,6 @@ def test_unknown_words_and_line_ends() -> None:
     vocabulary = Vocabulary.build(["a b"])
     assert vocabulary.encode("a x b") == [2, 0, 3, 1]
     assert vocabulary.encode("") == [1]
-    assert vocabulary.encode("a", eos=False) == [2]
     assert vocabulary.decode([2, 0, 3, 1, 2]) == "a <unk> b\na"
 
 

@@ -166,9 +166,8 @@ def test_scores_are_those_of_the_models_own_code(
     assert cli.import_model([str(tmp_path / "model.pt"), "--vocab", vocab, "--output", folder]) == 0
     assert capsys.readouterr().out == f"{folder}\n"
     saved = load(folder)
-    loaded, vocabulary = saved.model, saved.vocabulary
-    assert vocabulary.tokens == WORDS
-    assert loaded.config.tie_weights == (kind not in ("untied", "one layer"))
+    assert saved.vocabulary.tokens == WORDS
+    assert saved.model.config.tie_weights == (kind not in ("untied", "one layer"))
 
     (tmp_path / "text.txt").write_text(TEST)  # "slept" is not known
     cli.score([str(tmp_path / "text.txt"), "--model", folder, "--eos", "true"])
@@ -279,29 +278,26 @@ class QRNNLayer(nn.Module):
 def spoiled(kind: str, model: Any) -> Any:
     """A model with one thing wrong, or its state dict."""
     state = model.state_dict()
-    if kind == "code":
-        model.drop.p = Evil()
-    elif kind == "code in a state dict":
-        return state | {"encoder.weight": Evil()}
-    elif kind == "QRNN":
-        model.rnn = QRNNLayer()
-    elif kind == "max_norm":
-        model.encoder.max_norm = 1.0
-    elif kind == "no bias":
-        model.decoder.bias = None
+    changes = {
+        "code": (model.drop, "p", Evil()),
+        "QRNN": (model, "rnn", QRNNLayer()),
+        "max_norm": (model.encoder, "max_norm", 1.0),
+        "no bias": (model.decoder, "bias", None),
+    }
+    if kind in changes:
+        setattr(*changes[kind])
     elif kind == "cycle":
         model._modules["again"] = model
     elif kind in ("nan", "infinite in float32"):
         model.encoder.double().weight.data[3, 2] = math.nan if kind == "nan" else 1e300
-    elif kind == "integers":
-        return state | {"decoder.bias": torch.ones(8, dtype=torch.int64)}
-    elif kind == "more":
-        return state | {"rnn.weight_hr_l0": torch.ones(3, 3)}
-    elif kind == "no decoder":
-        return {name: weight for name, weight in state.items() if "decoder" not in name}
-    elif kind == "a tensor":
-        return torch.ones(3)
-    return model
+    return {
+        "code in a state dict": state | {"encoder.weight": Evil()},
+        "gru's state": state,
+        "integers": state | {"decoder.bias": torch.ones(8, dtype=torch.int64)},
+        "more": state | {"rnn.weight_hr_l0": torch.ones(3, 3)},
+        "no decoder": {name: weight for name, weight in state.items() if "decoder" not in name},
+        "a tensor": torch.ones(3),
+    }.get(kind, model)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -330,7 +326,7 @@ def test_what_is_no_such_model_is_refused_and_nothing_of_it_is_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     model = theirs["model"].RNNModel(8, 5, 7, 2, rnn=nn.GRU if "gru" in kind else nn.LSTM)
-    content = model.state_dict() if kind == "gru's state" else spoiled(kind, model)
+    content = spoiled(kind, model)
     if kind == "split softmax":
         content = [model, theirs["awd"].SplitCrossEntropyLoss([2800, 20000, 76000]), None]
     save(content, tmp_path / "model.pt", legacy)

@@ -197,18 +197,29 @@ def _rows(path: Path, column: str, whole: bool = False) -> Iterator[tuple[str, d
     with _reading(path, lambda: f"row {number + 1}"):
         for row in READERS[str(form_of(path))](path, column, whole):
             number += 1
-            yield row_text(row[column], number, str(path), column), row
+            text = row_text(row[column], number, str(path), column)
+            if whole:
+                _check_unicode(row, path, f"row {number}")
+            yield text, row
+
+
+def _check_unicode(values: object, path: Path, place: str) -> None:
+    try:
+        json.dumps(values, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path} is not UTF-8 in {place}: convert it first") from None
 
 
 def _csv(path: Path, column: str, whole: bool, dialect: str = "excel") -> Iterator[dict[str, Any]]:
     csv.field_size_limit(sys.maxsize)  # a row may hold a book
-    # Bytes that are not UTF-8 become surrogates, which `row_text` refuses with the row's number.
+    # Bytes that are not UTF-8 become surrogates, which `row_text` and `_check_unicode` refuse with the row's number.
     with _open(path) as binary, io.TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="") as file:
         rows = csv.reader(file, dialect, strict=True)
         names = next(rows, [])
+        _check_unicode(names, path, "its first line")
         check_column(column, names, str(path))
-        if whole and len(set(names)) < len(names):
-            raise csv.Error("two columns have the same name")
+        if whole and (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
+            raise UserError(f"{path} has two columns {twice!r}: give each a name of its own")
         for row in rows:
             if row and len(row) != len(names):  # an empty line is no row
                 within = "comma" if dialect == "excel" else "tab"

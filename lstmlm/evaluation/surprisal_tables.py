@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
-from lstmlm.console import UsageError, UserError, bar, check, one_line
+from lstmlm.console import UsageError, UserError, bar, check
 from lstmlm.data.reading import read_rows
 from lstmlm.data.tokenize import EOS, plain, prepared
 from lstmlm.evaluation.perplexity import exponential
@@ -107,7 +107,11 @@ class ScoreTable:
         own = ["sentence_id", f"{self.by}_id", self.by, *["label"] * labelled, *["model"] * self._long]
         own += [f"{measure}_{name}" for name in names for measure in measures] if self._wide else measures
         own += ["length"] * self._length + ["previous_length"] * (self._length and self._previous)
-        self.columns = [*own, *(f"{name}_input" if name in own else name for name in values)]
+        self.columns = own
+        for name in values:
+            while name in self.columns:
+                name += "_input"
+            self.columns.append(name)
 
     def rows(self, window: Window) -> Iterator[Row]:
         """Of some sentences, in the order of the text."""
@@ -301,7 +305,8 @@ def _names(saved: Sequence[SavedModel], models: Sequence[str | Path | SavedModel
     paths = [
         own.folder if model is None or isinstance(model, SavedModel) else Path(model) for own, model in zip(saved, models, strict=True)
     ]
-    names = [path.parent.name if path.name == "model" else path.name for path in paths]
+    whole = [path.resolve() if path.name in ("", "..") else path for path in paths]  # . and .. have a name too
+    names = [path.parent.name if path.name == "model" else path.name for path in whole]
     names = [str(path) if names.count(name) > 1 else name for name, path in zip(names, paths, strict=True)]
     check(len({*names}) == len(names), f"--model {next((n for n in names if names.count(n) > 1), '')} is named twice")
     return names
@@ -383,11 +388,13 @@ def parquet(file: BinaryIO, columns: Sequence[str]) -> Iterator[Write]:
 
         def write(rows: Sequence[Row]) -> None:
             nonlocal writer
-            values = dict(zip(columns, zip(*rows, strict=True), strict=True))
-            try:
-                table = pyarrow.table({name: list(own) for name, own in values.items()}, schema=writer and writer.schema)
-            except (pyarrow.ArrowException, OverflowError) as error:
-                raise UserError(f"parquet: the values of a column are of several types: {one_line(error)}") from None
+            arrays = {}
+            for name, values in zip(columns, zip(*rows, strict=True), strict=True):
+                try:
+                    arrays[name] = pyarrow.array(values, writer and writer.schema.field(name).type)
+                except (pyarrow.ArrowException, OverflowError):
+                    raise UserError(f"parquet has one type for a column, and {name} has values of several: use --format jsonl") from None
+            table = pyarrow.table(arrays)
             writer = writer or stack.enter_context(ParquetWriter(file, table.schema))
             writer.write_table(table)
 

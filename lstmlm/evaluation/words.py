@@ -140,9 +140,12 @@ class Unknown:
     def see(self, text: str) -> None:
         """Remember the words that only look as if they were known."""
         if self._vocabulary.level == "word" and ODD.search(text):
-            for token in self._vocabulary.tokenize(text):
-                if token not in self._vocabulary and (ordinary := _ordinary(token)) in self._vocabulary:
-                    self._odd[token] = ordinary
+            for word in filter(ODD.search, text.split()):
+                if word not in self._odd and not self._knows(word) and self._knows(ordinary := _ordinary(word)):
+                    self._odd[word] = ordinary
+
+    def _knows(self, word: str) -> bool:
+        return all(token in self._vocabulary for token in self._vocabulary.tokenize(word))
 
     def warn(self, name: str, unknown: int, tokens: int) -> None:
         """Say what is wrong, and what helps.

@@ -183,6 +183,10 @@ def test_characters(tmp_path: Path) -> None:
         (["b.csv", "--regions", "labels"], "b.csv, row 1 has 2 words, but 3 labels in column labels"),
         (["a.txt", "b.csv"], "b.csv, row 1: the column labels is not in all rows and files"),
         (["a.txt", "--model", "run"], "--model run is named twice"),
+        (["note.csv"], "note.csv is not UTF-8 in row 2: convert it first"),
+        (["utf16.csv"], "utf16.csv is not UTF-8 in its first line: convert it first"),
+        (["half.jsonl"], "half.jsonl is not UTF-8 in row 1: convert it first"),
+        (["twice.csv"], "twice.csv has two columns 'item': give each a name of its own"),
         ([], "files"),
     ],
 )
@@ -193,6 +197,10 @@ def test_bad_input_is_wrong_use_and_what_was_there_stays(
     Path("latin.txt").write_bytes("the na\nnaïve".encode("latin-1"))
     Path("empty.txt").touch()
     Path("b.csv").write_text("text,labels\nthe NA,a b c\n")
+    Path("note.csv").write_text("text,note\nthe,x\nNA,naïve\n", "latin-1")
+    Path("utf16.csv").write_text("text,item\nthe,1\n", "utf-16")
+    Path("half.jsonl").write_text('{"text": "the", "note": ["\\ud800"]}\n')
+    Path("twice.csv").write_text("item,item,text\n1,2,the\n")
     Path("blank.txt").write_text(" \n\n")
     Path("table").write_text("earlier")
     before = sorted(path.name for path in tmp_path.iterdir())

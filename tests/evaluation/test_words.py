@@ -167,6 +167,24 @@ def test_the_users_columns_stay_and_sentences_are_rows(saved: dict[str, SavedMod
     assert pandas.read_parquet(output)["item"].tolist() == ["7"] * 9 + ["8"] * 2
 
 
+def test_columns_of_the_user_that_have_names_of_ours(saved: dict[str, SavedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(saved["word"].folder)
+    (tmp_path / "a.csv").write_text("word_input,text,word,surprisal_bpe\nb,cat,a,c\n")
+    wide = ["--by", "word", "--layout", "wide", "--model", ".", "--model", str(saved["bpe"].folder)]
+    cli.score([str(tmp_path / "a.csv"), *wide, "--output", str(tmp_path / "out")])
+    (row,) = table(tmp_path / "out")
+    assert [row[name] for name in ("word", "word_input", "word_input_input", "surprisal_bpe_input")] == ["cat", "b", "a", "c"]
+    assert "surprisal_word" in row, "a folder named by a dot has its own name"
+
+
+def test_a_column_of_several_types_is_none_of_parquet(saved: dict[str, SavedModel], tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "cat", "note": 1}\n{"text": "cat", "note": "x"}\n')
+    with pytest.raises(UserError, match="note has values of several: use --format jsonl"):
+        cli.score(
+            [str(tmp_path / "a.jsonl"), "--model", str(saved["word"].folder), "--format", "parquet", "--output", str(tmp_path / "out")]
+        )
+
+
 @pytest.mark.parametrize("kind", ["word", "raw", "bpe"])
 def test_regions_are_sums_of_words(saved: dict[str, SavedModel], tmp_path: Path, kind: str) -> None:
     marked = [row | {"text": str(row["text"]).replace("\n", "|")} for row in STIMULI]
@@ -235,6 +253,9 @@ def test_nothing_is_unknown_in_silence(saved: dict[str, SavedModel], tmp_path: P
         assert "'c\\u200bat' is not 'cat' (U+200B ZERO WIDTH SPACE)" in odd
         assert "U+2019 RIGHT SINGLE QUOTATION MARK); --normalize helps and write straight quotes" in odd
         assert "% of the tokens are <unk>, whose scores say little: --raw cuts English" in many
+    caplog.clear()
+    cli.score([str(tmp_path / "a.txt"), "--model", str(saved["moses"].folder), "--output", str(tmp_path / "out")])
+    assert "'nai\u0308ve,' is not 'naïve,' (U+0069 LATIN SMALL LETTER I, U+0308 COMBINING DIAERESIS)" in caplog.messages[0]
     caplog.clear()
     rows = score_text("the c\u200bat cat\u00ad", saved["word"], normalize=True)
     assert [(row.token, row.unk) for row in rows] == [("the", 0), ("c\u200bat", 0), ("cat\u00ad", 0)]

@@ -21,16 +21,8 @@ if TYPE_CHECKING:
 INK, MUTED, GRID = "#222222", "#666666", "#dddddd"
 COLOURS = ("#0072b2", "#d55e00", INK, "#009e73", "#80107a", "#d17a9a")
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
-DARK = {
-    "#0072b2": "#4f9fe8",
-    "#d55e00": "#e8743b",
-    INK: "#f0f0f0",
-    "#009e73": "#12916b",
-    "#80107a": "#9550c8",
-    "#d17a9a": "#ffc24d",
-    MUTED: "#a3a9b2",
-    GRID: "#343942",
-}
+DARKENED = ("#4f9fe8", "#e8743b", "#f0f0f0", "#12916b", "#9550c8", "#ffc24d", "#a3a9b2", "#343942")
+DARK = dict(zip((*COLOURS, MUTED, GRID), DARKENED, strict=True))
 WIDTH, HEIGHT, FONT = 5.4, 3.1, 9.5  # inches, inches without the legend, points
 LINE, LETTER = 0.165, 0.08  # inches that a line and a letter of the legend take
 LONGEST_NAME = 26  # letters of a name that are shown

@@ -69,17 +69,13 @@ def test_what_the_page_says(write_run: WriteRun, tmp_path: Path) -> None:
     assert {path.stem for path in (tmp_path / "plots").iterdir()} == {plot.name for plot in PLOTS} <= set(page.ids)
 
 
-def test_one_run_shows_its_configuration_and_compares_nothing(write_run: WriteRun, tmp_path: Path) -> None:
-    write_report([write_run("only", metric_lines(10))], Output(tmp_path / "page.html"))
-    page = Page(tmp_path / "page.html")
-    assert "Run only" in page.words
-    assert "optim.lr" in page.words
-    assert not {"What differs between the configurations", "Sample texts", "Evaluations beside the model"} & page.words
-
-
-def test_many_differences_stand_in_rows(write_run: WriteRun, tmp_path: Path) -> None:
+def test_one_run_compares_nothing_and_many_differences_stand_in_rows(write_run: WriteRun, tmp_path: Path) -> None:
     a = write_run("a", metric_lines(10))
     b = write_run("b", metric_lines(10), "--optim.lr=0.5", "--train.epochs=3", "--model.dropout=0.1")
+    write_report([a], Output(tmp_path / "page.html"))
+    words = Page(tmp_path / "page.html").words
+    assert {"Run a", "optim.lr"} <= words
+    assert not {"What differs between the configurations", "Sample texts", "Evaluations beside the model"} & words
     write_report([a, b], Output(tmp_path / "page.html"))
     rows = Page(tmp_path / "page.html").rows
     assert rows[3:] == [["key", "a", "b"], ["model.dropout", "0.5", "0.1"], ["optim.lr", "0.001", "0.5"], ["train.epochs", "40", "3"]]

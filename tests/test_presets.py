@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from lstmlm import Config, load_config
+from lstmlm import Config, LSTMLanguageModel, load_config
 from tests.helpers import build_step
 
 FOLDER = Path(__file__).parent.parent / "configs"
@@ -28,3 +30,13 @@ def test_a_preset_trains(name: str, small_config: Callable[..., Config]) -> None
     losses = [result.nll / result.num_targets for result in train_step.read()]
     assert len(losses) == train_step.steps_per_epoch
     assert all(math.isfinite(loss) and loss < 1.5 * losses[0] for loss in losses)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if re.search(r"\d M parameters", (FOLDER / f"{name}.yaml").read_text())])
+def test_a_preset_has_the_parameters_that_its_first_lines_tell(name: str) -> None:
+    path = FOLDER / f"{name}.yaml"
+    told = re.findall(r"([\d.]+) M parameters", path.read_text())
+    types = 10_000 if name == "ptb" else 33_278
+    with torch.device("meta"):
+        parameters = LSTMLanguageModel(load_config(["--config", str(path)]).model, types).num_parameters
+    assert [float(number) for number in told] == [pytest.approx(parameters / 1e6, rel=0.02)]

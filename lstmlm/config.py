@@ -27,7 +27,6 @@ RUN_CONFIG = "config.yaml"  # in a run's directory: the configuration as resolve
 # Keys that say where one machine keeps things, not what is computed.
 PLACES = ("data.cache_dir", "train.run_dir", "train.resume")
 
-
 MOST = 10**12  # of steps, rows and the like: more than anybody has, and exact in every type they are kept in
 MOST_UNITS, MOST_LAYERS, MOST_THREADS = 65_536, 124, 1024  # of layers: as many as the dropout masks have places for
 MOST_LOGGED = 10**6  # steps whose losses are kept until they are logged
@@ -74,9 +73,8 @@ class _Section:
             value, bounds = getattr(self, key.name), key.metadata.get("bounds")
             check(value != "", f"{section}.{key.name} is empty: give it a value, or leave it out")
             for number in value if isinstance(value, tuple | list) else [value]:
-                check(
-                    bounds is None or number is None or number in bounds, f"{section}.{key.name} must be {bounds}, not {as_written(value)}"
-                )
+                fits = bounds is None or number is None or number in bounds
+                check(fits, f"{section}.{key.name} must be {bounds}, not {as_written(value)}")
 
 
 def as_written(value: Any) -> Any:
@@ -231,15 +229,10 @@ class OptimConfig(_Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        cycle = self.schedule == "one_cycle"
-        check(
-            not (cycle and self.warmup_steps),
-            f"optim.schedule one_cycle has a warm-up of its own, but optim.warmup_steps is {self.warmup_steps}: leave it 0",
-        )
-        check(
-            self.cycle_beta is None or (cycle and self.name != "sgd"),
-            "optim.cycle_beta needs optim.schedule one_cycle and optim.name adam or adamw: set it to null",
-        )
+        cycle, warmup, has_betas = self.schedule == "one_cycle", self.warmup_steps, self.name != "sgd"
+        check(not (cycle and warmup), f"optim.schedule one_cycle has a warm-up of its own, but optim.warmup_steps is {warmup}: leave it 0")
+        fits = self.cycle_beta is None or (cycle and has_betas)
+        check(fits, "optim.cycle_beta needs optim.schedule one_cycle and optim.name adam or adamw: set it to null")
 
 
 @dataclass(frozen=True)
@@ -326,11 +319,9 @@ class TrackingConfig(_Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        name = self.run_name
-        check(
-            name is None or (len(os.fsencode(name)) <= 200 and name.isprintable() and name not in (".", "..") and not {*"/\\"} & {*name}),
-            f"tracking.run_name becomes a folder's name: up to 200 bytes and no / or \\, not {name!r}",
-        )
+        name = self.run_name or "-"
+        names_folder = len(os.fsencode(name)) <= 200 and name.isprintable() and name not in (".", "..") and not {*"/\\"} & {*name}
+        check(names_folder, f"tracking.run_name becomes a folder's name: up to 200 bytes and no / or \\, not {name!r}")
 
 
 @dataclass(frozen=True)
@@ -338,15 +329,10 @@ class Config:
     """Everything a run is a function of, besides the data."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    """The text and how it is cut into columns."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """The tied LSTM language model."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """One optimizer update."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """The run: how long, how exact, what is written when."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Where metrics go besides `metrics.jsonl`."""
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as nested dictionaries of plain values, as written to `config.yaml`."""
@@ -363,7 +349,6 @@ SECTIONS: dict[str, Any] = {section.name: section.type for section in fields(Con
 
 
 def flatten(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Nested sections as dotted keys."""
     return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
 
 
@@ -441,27 +426,23 @@ def _check_file(argv: list[str]) -> None:
         UsageError: Naming the option, or the file and the line.
     """
     places = [place for place, argument in enumerate(argv) if argument.partition("=")[0] == "--config"]
+    check(places in ([], [0]), "--config must come first: what stands before it would be overwritten silently")
     if not places:
         return
-    if places != [0]:
-        raise UsageError("--config must come first: what stands before it would be overwritten silently")
-    _, given, value = argv[0].partition("=")
-    value = value if given else "".join(argv[1:2])
-    if not value:  # which `parse` refuses
+    _, given, path = argv[0].partition("=")
+    path = path if given else "".join(argv[1:2])
+    if not path:  # which `parse` refuses
         return
-    path = user_path(value)
     try:
-        content = load_yaml(path)
+        content = load_yaml(user_path(path))
     except UserError as error:
         raise UsageError(f"--config: {error}") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} holds no keys with values, such as `data:` or `data.batch_size: 20`")
+    check(isinstance(content, dict), f"{path} holds no keys with values, such as `data:` or `data.batch_size: 20`")
     for key, values in content.items():
-        section = str(key).partition(".")[0]
-        if key == section and not isinstance(values, dict):
-            raise UsageError(f"{path} holds no keys with values below {key}")
-        if key != section and section in content:
-            raise UsageError(f"{path} has {key} beside {section}, which may say it too: write it below {section}")
+        section, dotted, _ = str(key).partition(".")
+        check(bool(dotted) or isinstance(values, dict), f"{path} holds no keys with values below {key}")
+        twice = dotted and section in content
+        check(not twice, f"{path} has {key} beside {section}, which may say it too: write it below {section}")
 
 
 def named_options(parser: "ArgumentParser", argv: Sequence[str] | None = None) -> set[str]:

@@ -31,7 +31,6 @@ from lstmlm.model.pretrained import WEIGHTS, load, model_card, model_folder, mod
 from lstmlm.records import read_json_lines
 from lstmlm.runtime.hardware import default_threads, processor
 from lstmlm.training import checkpoint
-from lstmlm.training.checkpoint import Saved
 from lstmlm.training.run_directory import RunDirectory
 
 RECORD, EVALUATIONS = "run.json", "evaluations"
@@ -63,7 +62,7 @@ def publish_results(run: str | Path, folder: str | Path, dataset: str | None = N
     content = directory.metrics.read_bytes()
     content = content[: content.rfind(b"\n") + 1]  # a run that goes on may be within a line
     summary = directory.read_summary()
-    saved = next((values for _, values in checkpoint.whole(directory.checkpoints) if isinstance(values, Saved)), None)
+    saved = next((values for _, values in checkpoint.whole(directory.checkpoints)), None)
     versions = saved.versions if saved else (summary or {}).get("versions", {})
     record = {
         "command": command(config),

@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from lstmlm import Config, load_config
-from tests.helpers import ROOT, forget_accelerate
+from tests.helpers import ROOT, forget_accelerate, small_arguments
 from tests.processes import SECONDS, Processes
 from tests.recorded import recorded_graphs  # noqa: F401 (a fixture)
 
@@ -62,26 +63,7 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small(text_folder: Path, tmp_path: Path) -> Callable[..., list[str]]:
     """Arguments of a run that takes a second, dropout on; overrides come after."""
-
-    def arguments(*overrides: str, run: str = "run") -> list[str]:
-        return [
-            f"--data.dataset={text_folder}",
-            f"--data.cache_dir={tmp_path / 'cache'}",
-            "--data.bptt=10",
-            "--model.embedding_size=12",
-            "--model.hidden_size=12",
-            "--optim.lr=0.005",
-            "--optim.grad_clip=0.05",
-            "--train.epochs=2",
-            "--train.log_every=1",
-            "--train.save_every=7",
-            "--train.threads=1",
-            "--tracking.trackers=[]",
-            f"--train.run_dir={tmp_path / run}",
-            *overrides,
-        ]
-
-    return arguments
+    return partial(small_arguments, text_folder, tmp_path)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What many test files do: train a whole run, interrupt it, and compare two of them."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lstmlm.training import checkpoint
 from lstmlm.training.step import TrainStep
 
 ROOT = Path(__file__).parent.parent
+Small = Callable[..., list[str]]  # the fixture `small`
 
 # What depends on the machine and its load, not on the configuration.
 TIMINGS = ("train/tokens_per_second", "seconds", "time/", "memory/")
@@ -40,6 +42,25 @@ EVERYTHING = [
 ]
 ADAMW = ["--optim.name=adamw", "--optim.weight_decay=0.1", "--optim.schedule=one_cycle", "--optim.cycle_beta=0.7"]
 ASGD = ["--optim.name=sgd", "--optim.lr=20", "--optim.average=asgd", "--optim.average_interval=1"]
+
+
+def small_arguments(text: Path, folder: Path, *overrides: str, run: str = "run") -> list[str]:
+    return [
+        f"--data.dataset={text}",
+        f"--data.cache_dir={folder / 'cache'}",
+        "--data.bptt=10",
+        "--model.embedding_size=12",
+        "--model.hidden_size=12",
+        "--optim.lr=0.005",
+        "--optim.grad_clip=0.05",
+        "--train.epochs=2",
+        "--train.log_every=1",
+        "--train.save_every=7",
+        "--train.threads=1",
+        "--tracking.trackers=[]",
+        f"--train.run_dir={folder / run}",
+        *overrides,
+    ]
 
 
 def forget_accelerate() -> None:
@@ -107,6 +128,24 @@ def cut_power_at(monkeypatch: pytest.MonkeyPatch, step: int, segment: int | None
         call(self, window, number, first_segment)
 
     monkeypatch.setattr(TrainStep, "__call__", dying_call)
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, number: int, event: Callable[[TrainStep], object]) -> None:
+    """Let something happen before step `number`."""
+    call = TrainStep.__call__
+
+    def eventful(self: TrainStep, window: Any, step: int, segment: int) -> None:
+        if step == number:
+            event(self)
+        call(self, window, step, segment)
+
+    monkeypatch.setattr(TrainStep, "__call__", eventful)
+
+
+def poison(step: TrainStep) -> None:
+    """Make every later loss infinite."""
+    with torch.no_grad():
+        step.model.decoder.bias.fill_(math.inf)
 
 
 def interrupted(small: Callable[..., list[str]], run: str, overrides: list[str], cuts: list[tuple[int, int | None]]) -> None:

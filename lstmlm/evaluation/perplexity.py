@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # scoring by one process does without, and starts sooner
     from accelerate import Accelerator
 
 SEGMENT_TOKENS = 1 << 12  # targets that a rank scores at a time; no result depends on it, nor on the next
-WINDOW_TOKENS = 1 << 16  # tokens of a text whose stretches run side by side
+PIECE_TOKENS = 1 << 16  # tokens of a piece of a text, whose stretches run side by side
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,7 @@ def evaluate_stream(
     columns: int = 1,
     accelerator: "Accelerator | None" = None,
     bptt: int | None = None,
+    scored: Callable[[int], object] = lambda targets: None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Static perplexity of a model on a stream, in float32 whatever the training's precision.
@@ -129,6 +130,7 @@ def evaluate_stream(
         columns: Columns of all ranks together; a rank that has none adds zero.
         accelerator: Where several ranks share the work; every rank calls this then.
         bptt: Rows scored at a time; None = about SEGMENT_TOKENS targets. The result does not depend on it.
+        scored: Called with about the number of targets that all ranks scored since the last call.
         interrupted: Asked before each segment.
 
     Raises:
@@ -142,9 +144,10 @@ def evaluate_stream(
     nll = torch.zeros((), dtype=torch.float64)
     local = table.local_columns
     segments = _score_table(table, StaticScorer(model, local), bptt, interrupted) if local else iter(())
-    for segment_nll, _ in rounds(accelerator, segments):
+    for segment_nll, working in rounds(accelerator, segments):
         if segment_nll is not None:
             nll += segment_nll.double().sum()
+        scored(working * SEGMENT_TOKENS)
     if accelerator:
         nll = sum_over_ranks(accelerator, nll)
     return Evaluation(len(stream), table.num_targets, nll.item(), columns)
@@ -250,11 +253,11 @@ class Stretches:
         return scores
 
     def all(self, ids: Tensor, starts: list[int]) -> Tensor:
-        """The same for a whole text, in pieces of WINDOW_TOKENS."""
+        """The same for a whole text, in pieces of PIECE_TOKENS."""
         parts = []
-        for first in range(0, len(ids), WINDOW_TOKENS):
-            begin, end = (bisect.bisect_left(starts, place) for place in (first, first + WINDOW_TOKENS))
-            parts.append(self(ids[first : first + WINDOW_TOKENS], [start - first for start in starts[begin:end]]))
+        for first in range(0, len(ids), PIECE_TOKENS):
+            begin, end = (bisect.bisect_left(starts, place) for place in (first, first + PIECE_TOKENS))
+            parts.append(self(ids[first : first + PIECE_TOKENS], [start - first for start in starts[begin:end]]))
         return torch.cat(parts, -1)
 
     def _run(self, scorer: Scorer, stretches: list[tuple[int, int]], inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -31,19 +31,13 @@ STOP_CHECK_STEPS = 10  # steps between two agreements of several ranks on whethe
 
 
 def check_alike(accelerator: Accelerator, what: str, values: dict[str, Any]) -> None:
-    """Refuse to go on where `values` are not the same on every rank.
-
-    Args:
-        accelerator: Of this run.
-        what: Name of the values in the message.
-        values: Anything JSON can hold, by name.
+    """Refuse to go on where `values`, which the message calls `what`, are not the same on every rank.
 
     Raises:
         UserError: On every rank, naming the first value that differs and the ranks.
     """
-    for rank, other in enumerate(gather_object([values])):
-        if rank == 0:
-            first = other
+    first, *others = gather_object([values])
+    for rank, other in enumerate(others, start=1):
         for name in first:
             if other[name] != first[name]:
                 raise UserError(
@@ -54,13 +48,9 @@ def check_alike(accelerator: Accelerator, what: str, values: dict[str, Any]) -> 
 
 @contextmanager
 def together_however_long(accelerator: Accelerator, doing: str) -> Iterator[None]:
-    """Run a block that may take one rank hours longer than another, and wait at its end for all.
+    """Run a block that may take one rank hours longer than another, and wait at its end for all; a line each minute says what they do.
 
     The wait is no collective: the ranks count in the group's store, so none is taken for lost after `train.timeout_minutes`.
-
-    Args:
-        accelerator: Of this run.
-        doing: What the others still do, for a line each minute.
     """
     try:
         yield
@@ -157,11 +147,8 @@ class StopRequest:
     """Whether somebody asked the run to stop: SIGTERM, SIGUSR1, SIGINT or, where nohup does not ignore it, SIGHUP on any rank.
 
     The first signal sets a flag that is read between steps. A second one within a second counts as the same notice, because a
-    launcher and a scheduler may both deliver it. A later one ends the process at once, as signals do by default.
-
-    Args:
-        accelerator: Of the run.
-        timeout_minutes: How long a rank waits for the others' answer.
+    launcher and a scheduler may both deliver it. A later one ends the process at once, as signals do by default. A rank waits for
+    the others' answer for `timeout_minutes`.
     """
 
     def __init__(self, accelerator: Accelerator, timeout_minutes: float) -> None:
@@ -170,9 +157,7 @@ class StopRequest:
         self._previous: dict[int, Any] = {}
         self._several = accelerator.num_processes > 1
         # Over gloo, in host memory, so that asking does not wait for a GPU.
-        self._group = None
-        if self._several:
-            self._group = dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes))
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes)) if self._several else None
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():

@@ -5,6 +5,7 @@ import math
 import os
 import platform
 import resource
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -48,12 +49,7 @@ GROUPS, OWN_GROUP = (Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))  # of Li
 
 
 def cpu_quota(groups: Path = GROUPS, own: Path = OWN_GROUP) -> float:
-    """CPUs that Linux's control groups give this process (a container's `--cpus`); infinite where there is no quota.
-
-    Args:
-        groups: Where they are mounted: version 2's `cpu.max`, or version 1's `cpu/cpu.cfs_quota_us` and `cpu.cfs_period_us`.
-        own: Tells this process's group. Every group above it counts too.
-    """
+    """CPUs that Linux's control groups give this process (a container's `--cpus`); infinite where there is no quota."""
     quota = math.inf
     for folder, is_first_version in _control_groups("cpu", groups, own):
         with suppress(OSError, ValueError):  # no such file, or the word `max`
@@ -67,12 +63,7 @@ def cpu_quota(groups: Path = GROUPS, own: Path = OWN_GROUP) -> float:
 
 
 def memory_left(groups: Path = GROUPS, own: Path = OWN_GROUP) -> float:
-    """Bytes that Linux's control groups leave to this process (a container's `--memory`); infinite where there is no limit.
-
-    Args:
-        groups: Where they are mounted: version 2's `memory.max`, or version 1's `memory/memory.limit_in_bytes`.
-        own: Tells this process's group. Every group above it counts too.
-    """
+    """Bytes that Linux's control groups leave to this process (a container's `--memory`); infinite where there is no limit."""
     left = math.inf
     for folder, is_first_version in _control_groups("memory", groups, own):
         names = ("limit_in_bytes", "usage_in_bytes") if is_first_version else ("max", "current")
@@ -87,18 +78,15 @@ def memory_left(groups: Path = GROUPS, own: Path = OWN_GROUP) -> float:
 
 
 def _control_groups(controller: str, groups: Path, own: Path) -> Iterator[tuple[Path, bool]]:
-    """Folders of this process's control group and of those above it, and whether they are of version 1."""
+    """Folders of this process's control group and of those above it, whose limits hold too; and whether they are of version 1."""
     with suppress(OSError):
         for line in own.read_text().splitlines():
             _, controllers, name = line.split(":", 2)
-            root = groups / controller if controllers else groups
             if controllers and controller not in controllers.split(","):
                 continue
+            root = groups / controller if controllers else groups
             group = root / name.lstrip("/")
-            for folder in (group, *group.parents):
-                if not folder.is_relative_to(root):
-                    break
-                yield folder, bool(controllers)
+            yield from ((folder, bool(controllers)) for folder in (group, *group.parents) if folder.is_relative_to(root))
 
 
 def free_memory(device: torch.device) -> float:
@@ -121,11 +109,7 @@ def keep_memory() -> None:
 
 
 def use_machine(threads: int | None = None) -> None:
-    """Set up the process of a script, which has the machine to itself: use all physical cores, and keep freed memory.
-
-    Args:
-        threads: CPU threads, 1 to 1024; None = the physical cores.
-    """
+    """Set up the process of a script, which has the machine to itself: `threads` CPU threads, 1 to 1024, None = the physical cores."""
     check(threads is None or 1 <= threads <= 1024, f"threads must be from 1 to 1024, not {threads}")
     torch.set_num_threads(threads or default_threads())
     keep_memory()
@@ -163,11 +147,7 @@ def settings_kept() -> Iterator[None]:
 
 
 def set_float32_products(precision: str) -> None:
-    """Choose how an NVIDIA GPU multiplies float32 numbers.
-
-    Args:
-        precision: `train.precision`: TF32 under `tf32` and, in the LSTM alone, `bf16`; else IEEE.
-    """
+    """Choose how an NVIDIA GPU multiplies float32 numbers: TF32 under `train.precision` tf32 and, in the LSTM alone, bf16; else IEEE."""
     lstm = precision in ("tf32", "bf16")
     # The older switches set the newer ones too. Setting the newer ones would make an older one unreadable.
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
@@ -203,22 +183,31 @@ def device_kind(device: torch.device) -> str:
 
 
 def memory_in_use(device: torch.device) -> dict[str, float]:
-    """GiB of this process: on the `host` now, and on its `gpu`, where it has one, the most so far."""
-    memory = {"host": psutil.Process().memory_info().rss / 2**30}
-    if device.type == "cuda":
-        memory["gpu"] = torch.cuda.max_memory_reserved(device) / 2**30
-    return memory
+    """Bytes of this process: on the `host` now, and on its `gpu`, where it has one, the most so far."""
+    gpu = {"gpu": torch.cuda.max_memory_reserved(device)} if device.type == "cuda" else {}
+    return {"host": psutil.Process().memory_info().rss, **gpu}
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """Bytes that this process has used at most, on the `host` and on its `gpu`, where it has one."""
+    """The same, with the most so far on the `host` too."""
     unit = 1 if sys.platform == "darwin" else 1024
-    memory: dict[str, float] = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    if device.type == "cuda":
-        memory["gpu"] = torch.cuda.max_memory_reserved(device)
-    return memory
+    return memory_in_use(device) | {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
 
 
 def package_versions() -> dict[str, str]:
     """Versions that decide what a run computes."""
     return {name: version(name) for name in ("torch", "accelerate")}
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the git checkout that this package is imported from, and whether files have changed since. None outside a checkout."""
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    commit = git("rev-parse", "HEAD")
+    return {"git_commit": commit, "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")) if commit else None}

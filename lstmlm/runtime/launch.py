@@ -19,30 +19,16 @@ from torch import distributed as dist
 from torch.distributed import PrefixStore, Store
 
 from lstmlm.config import Config
-from lstmlm.console import UsageError, UserError, one_line
+from lstmlm.console import UsageError, UserError, check, one_line
 from lstmlm.runtime import hardware
 from lstmlm.runtime.distributed import check_alike, fail_together
 
-PRECISIONS: dict[Literal["auto", "fp32", "tf32", "bf16", "fp16"], str] = {
-    "fp32": "no",
-    "tf32": "no",
-    "bf16": "bf16",
-    "fp16": "fp16",
-}  # ours -> Accelerate's
+# Ours -> Accelerate's
+PRECISIONS: dict[Literal["auto", "fp32", "tf32", "bf16", "fp16"], str] = {"fp32": "no", "tf32": "no", "bf16": "bf16", "fp16": "fp16"}
 
-
-FOREIGN = (
-    "ACCELERATE_USE_DEEPSPEED",
-    "ACCELERATE_USE_MEGATRON_LM",
-    "ACCELERATE_USE_FSDP",
-    "ACCELERATE_USE_PARALLELISM_CONFIG",
-    "ACCELERATE_USE_SAGEMAKER",
-    "ACCELERATE_FP8_BACKEND",
-    "ACCELERATE_DYNAMO_BACKEND",
-    "ACCELERATE_DEBUG_MODE",
-)  # what a launcher's configuration, or another job's environment, may set and no run of ours can do
-
-
+# What a launcher's configuration, or another job's environment, may set and no run of ours can do
+FOREIGN_SETTINGS = "USE_DEEPSPEED USE_MEGATRON_LM USE_FSDP USE_PARALLELISM_CONFIG USE_SAGEMAKER FP8_BACKEND DYNAMO_BACKEND DEBUG_MODE"
+FOREIGN = [f"ACCELERATE_{name}" for name in FOREIGN_SETTINGS.split()]
 OF_A_LAUNCH = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # numbers that a launcher sets beside WORLD_SIZE
 # Numbers of processes that other programs start
 OF_OTHERS = ("SLURM_STEP_NUM_TASKS", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -58,10 +44,7 @@ def resolve_precision(config: Config) -> Config:
     launched = next((ours for ours, theirs in PRECISIONS.items() if theirs == launcher), None)
     wanted = config.train.precision
     if launched is None:
-        raise UsageError(
-            f"precision {launcher} is not supported: the model has no layer that would use it; "
-            "launch with --mixed_precision no, bf16 or fp16"
-        )
+        raise UsageError(f"precision {launcher} is not supported: launch with --mixed_precision no, bf16 or fp16")
     # The launcher also says `no` where nobody asked for a precision, so only another answer contradicts the configuration.
     if wanted == "auto":
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=launched))
@@ -143,30 +126,30 @@ def start(config: Config) -> Accelerator:
     # After Accelerate, which sets both of these too.
     torch.set_num_threads(config.train.threads or hardware.default_threads())
     hardware.set_float32_products(config.train.precision)
-    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-        raise UsageError(
-            f"distributed type {accelerator.distributed_type.value} is not supported: every rank holds the whole model; "
-            "launch with --multi_gpu"
-        )
-    world_size = accelerator.num_processes
-    asked_for = int(os.environ.get("WORLD_SIZE", "1"))
-    if asked_for != world_size:
-        raise UsageError(
-            f"{asked_for} processes were asked for (WORLD_SIZE) but {world_size} started: use "
-            "`accelerate launch --multi_gpu --num_processes N --num_machines 1 scripts/train.py`"
-        )
+    kind, world_size, asked_for = accelerator.distributed_type, accelerator.num_processes, int(os.environ.get("WORLD_SIZE", "1"))
+    check(
+        kind in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU),
+        f"distributed type {kind.value} is not supported: every rank holds the whole model; launch with --multi_gpu",
+    )
+    check(
+        asked_for == world_size,
+        f"{asked_for} processes were asked for (WORLD_SIZE) but {world_size} started: use "
+        "`accelerate launch --multi_gpu --num_processes N --num_machines 1 scripts/train.py`",
+    )
     with fail_together(accelerator):
         _check_device(config.train.precision, accelerator.device)
-        _check_cuda_graph(config, accelerator)
-        if config.train.compress_gradients and (world_size == 1 or dist.get_backend() != "nccl"):
-            raise UsageError("train.compress_gradients needs several ranks on GPUs (NCCL): leave it false here")
+        if config.train.cuda_graph:
+            _check_cuda_graph(config, accelerator)
+        if config.train.compress_gradients:
+            nccl = world_size > 1 and dist.get_backend() == "nccl"
+            check(nccl, "train.compress_gradients needs several ranks on GPUs (NCCL): leave it false here")
     check_alike(accelerator, "configuration", config.to_flat_dict())
     check_alike(accelerator, "package versions", hardware.package_versions())
-    if world_size > config.data.batch_size:
-        raise UsageError(
-            f"{world_size} ranks but data.batch_size {config.data.batch_size}: every rank needs a column; "
-            "start fewer ranks or raise data.batch_size"
-        )
+    columns = config.data.batch_size
+    check(
+        world_size <= columns,
+        f"{world_size} ranks but data.batch_size {columns}: every rank needs a column; start fewer ranks or raise data.batch_size",
+    )
     return accelerator
 
 
@@ -190,73 +173,72 @@ def check_launch() -> None:
     Raises:
         UsageError: With what was asked for, what was started, and the command that works.
     """
+    says = os.environ
+    alone = "this process was started as a run of its own"
+    launcher = "start it with `accelerate launch --num_processes N`, or unset"
     for name in FOREIGN:
-        if os.environ.get(name, "").lower() not in ("", "0", "no", "none", "off", "false"):
-            raise UsageError(
-                f"{name} is {os.environ[name]}: DeepSpeed, Megatron-LM, FSDP, other parallelism, SageMaker, FP8, Dynamo and Accelerate's "
-                "debug mode are not supported; unset it, or take it out of the launcher's configuration"
-            )
+        check(
+            says.get(name, "").lower() in ("", "0", "no", "none", "off", "false"),
+            f"{name} is {says.get(name)}: DeepSpeed, Megatron-LM, FSDP, other parallelism, SageMaker, FP8, Dynamo and Accelerate's debug "
+            "mode are not supported; unset it, or take it out of the launcher's configuration",
+        )
     for name in ("WORLD_SIZE", *OF_A_LAUNCH, *OF_OTHERS):
-        if not os.environ.get(name, "1").isdecimal():
-            raise UsageError(f"{name} is {os.environ[name]!r} in the environment, no number: unset it")
-    world = os.environ.get("WORLD_SIZE")
-    if "MASTER_ADDR" in os.environ and world is None:
-        raise UsageError(
-            "several processes were asked for but only one was started (distributed_type MULTI_CPU does that): on one CPU host use "
-            "`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N --num_machines 1 scripts/train.py`"
-        )
-    if world is not None and not all(name in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")):
-        raise UsageError(
-            f"WORLD_SIZE is {world} in the environment, but this process was started as a run of its own (RANK, MASTER_ADDR or "
-            "MASTER_PORT is missing): start it with `accelerate launch --num_processes N`, or unset WORLD_SIZE"
-        )
-    for name in OF_A_LAUNCH if world is None else ():
-        if name in os.environ:
-            raise UsageError(
-                f"{name} is {os.environ[name]} in the environment, but this process was started as a run of its own (WORLD_SIZE is "
-                f"missing): start it with `accelerate launch --num_processes N`, or unset {name}"
+        check(says.get(name, "1").isdecimal(), f"{name} is {says.get(name)!r} in the environment, no number: unset it")
+    if "WORLD_SIZE" in says:
+        for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+            check(
+                name in says,
+                f"WORLD_SIZE is {says['WORLD_SIZE']} in the environment, but {alone} ({name} is missing): {launcher} WORLD_SIZE",
             )
-    for name in OF_OTHERS if world is None else ():
-        if int(os.environ.get(name, "1")) > 1:
-            raise UsageError(
-                f"{name} is {os.environ[name]}: srun or mpirun started several processes, and each would train a run of its own; "
-                f"use `accelerate launch --num_processes N` or scripts/cluster/, or unset {name}"
+    else:
+        check(
+            "MASTER_ADDR" not in says,
+            "several processes were asked for but only one was started (distributed_type MULTI_CPU does that): on one CPU host use "
+            "`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N --num_machines 1 scripts/train.py`",
+        )
+        for name in OF_A_LAUNCH:
+            check(
+                name not in says, f"{name} is {says.get(name)} in the environment, but {alone} (WORLD_SIZE is missing): {launcher} {name}"
+            )
+        for name in OF_OTHERS:
+            check(
+                int(says.get(name, "1")) <= 1,
+                f"{name} is {says.get(name)}: srun or mpirun started several processes, and each would train a run of its own; use "
+                f"`accelerate launch --num_processes N` or scripts/cluster/, or unset {name}",
             )
     ranks = hardware.local_ranks()
     on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("true", "1", "yes")
-    if on_gpu and ranks > torch.cuda.device_count():
-        raise UsageError(f"{ranks} ranks on this host but {torch.cuda.device_count()} GPUs: start one rank for each GPU")
+    gpus = torch.cuda.device_count()
+    check(not on_gpu or ranks <= gpus, f"{ranks} ranks on this host but {gpus} GPUs: start one rank for each GPU")
 
 
 def _check_cuda_graph(config: Config, accelerator: Accelerator) -> None:
-    if not config.train.cuda_graph:
-        return
-    device = accelerator.device.type
     several = accelerator.distributed_type is not DistributedType.NO  # DDP, even around one rank
-    obstacles = [
-        (device != "cuda", f"this is a {device}"),
-        (several, f"there is a group of {accelerator.num_processes} rank(s)"),
-        (config.train.precision == "fp16", "fp16 waits for the device at every step"),
-        (config.train.accumulate > 1, "train.accumulate is not 1"),
-        (config.data.bptt_jitter > 0, "data.bptt_jitter gives every segment another length"),
-        (config.optim.cycle_beta is not None, "optim.cycle_beta changes a number that the graph holds"),
-    ]
-    for stands, reason in obstacles:
-        if stands:
-            raise UsageError(
-                f"train.cuda_graph is for one GPU without torchrun and for steps that are all alike, but {reason}: leave it false"
-            )
+    obstacles = {
+        f"this is a {accelerator.device.type}": accelerator.device.type != "cuda",
+        f"there is a group of {accelerator.num_processes} rank(s)": several,
+        "fp16 waits for the device at every step": config.train.precision == "fp16",
+        "train.accumulate is not 1": config.train.accumulate > 1,
+        "data.bptt_jitter gives every segment another length": config.data.bptt_jitter > 0,
+        "optim.cycle_beta changes a number that the graph holds": config.optim.cycle_beta is not None,
+    }
+    for reason, stands in obstacles.items():
+        check(
+            not stands, f"train.cuda_graph is for one GPU without torchrun and for steps that are all alike, but {reason}: leave it false"
+        )
 
 
 def _check_device(precision: str, device: torch.device) -> None:
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"ACCELERATE_TORCH_DEVICE is {device}, but PyTorch finds no such GPU: unset it")
-    if precision == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
-        raise UsageError("train.precision tf32 needs an NVIDIA GPU of the Ampere generation or later; use fp32")
-    if precision == "fp16" and device.type == "cpu":
-        raise UsageError("train.precision fp16 needs a GPU: a CPU would silently compute in fp32; use fp32 or bf16")
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UsageError("train.precision bf16: this GPU has no bf16 arithmetic; use fp32 or fp16")
+    gpu = device.type == "cuda"
+    check(not gpu or torch.cuda.is_available(), f"ACCELERATE_TORCH_DEVICE is {device}, but PyTorch finds no such GPU: unset it")
+    if precision == "tf32":
+        ampere = gpu and torch.cuda.get_device_capability(device) >= (8, 0)
+        check(ampere, "train.precision tf32 needs an NVIDIA GPU of the Ampere generation or later; use fp32")
+    if precision == "fp16":
+        check(device.type != "cpu", "train.precision fp16 needs a GPU: a CPU would silently compute in fp32; use fp32 or bf16")
+    if precision == "bf16" and gpu:
+        arithmetic = torch.cuda.is_bf16_supported(including_emulation=False)
+        check(arithmetic, "train.precision bf16: this GPU has no bf16 arithmetic; use fp32 or fp16")
     if precision == "bf16" and device.type == "cpu":
         try:
             with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -14,38 +14,22 @@ from lstmlm.config import Config, ModelConfig
 from lstmlm.console import duration, perplexity
 from lstmlm.data import toy
 from lstmlm.data.corpus import Corpus
-from lstmlm.runtime.hardware import device_kind, local_ranks, package_versions
+from lstmlm.runtime.hardware import device_kind, git_state, local_ranks, package_versions
 from lstmlm.training.step import TrainStep
-from lstmlm.training.tracking import git_state
 
 
 def opening(config: Config, corpus: Corpus, train_step: TrainStep, accelerator: Accelerator) -> list[str]:
-    """What is trained, on what, how, and where it goes.
-
-    Args:
-        config: Resolved, with `train.run_dir`.
-        corpus: Of the run.
-        train_step: Of the run.
-        accelerator: Of the run.
-    """
+    """What is trained, on what, how, and where it goes."""
     folder = config.train.run_dir
-    rows = _described(config, corpus, train_step, accelerator) | {
-        "writes to": str(folder),
-        "to stop": f"Ctrl-C or SIGTERM; then go on with: {resume_command(folder)}",
-    }
-    return _table(rows)
+    rows = {"writes to": str(folder), "to stop": f"Ctrl-C or SIGTERM; then go on with: {resume_command(folder)}"}
+    return _table(_described(config, corpus, train_step, accelerator) | rows)
 
 
 def dry_run(config: Config, corpus: Corpus, train_step: TrainStep, accelerator: Accelerator, figures: dict[str, float]) -> list[str]:
-    """What would be trained, and what it needs. The last line is the result.
-
-    Args:
-        config, corpus, train_step, accelerator: As for `opening`.
-        figures: As `training.dry_run` measures them.
-    """
+    """What would be trained, and what it needs, as `training.dry_run` measures it. The last line is the result."""
     gpu = f", gpu {_size(figures['memory/gpu'])}" if "memory/gpu" in figures else ""
     kept = config.train.keep_checkpoints
-    rows = _described(config, corpus, train_step, accelerator) | {
+    rows = {
         "losses": f"{figures['train/loss']:.4f} in one training step, {figures['valid/loss']:.4f} in one of validation",
         "time": f"about {duration(figures['time/total'])}: {1000 * figures['time/step']:,.0f} ms a step, "
         f"{duration(figures['time/validation'])} a validation",
@@ -55,7 +39,7 @@ def dry_run(config: Config, corpus: Corpus, train_step: TrainStep, accelerator: 
         f"{_size(figures['disk/free'])} are free",
         "result": "a run can start; nothing was written",
     }
-    return _table(rows)
+    return _table(_described(config, corpus, train_step, accelerator) | rows)
 
 
 def _described(config: Config, corpus: Corpus, train_step: TrainStep, accelerator: Accelerator) -> dict[str, str]:
@@ -87,11 +71,7 @@ def _dropout(model: ModelConfig) -> str:
 
 
 def facts(config: Config, corpus: Corpus, train_step: TrainStep, accelerator: Accelerator) -> dict[str, Any]:
-    """What a reader of the run should know, for the trackers: the configuration, and what came of it here.
-
-    Args:
-        config, corpus, train_step, accelerator: As for `opening`.
-    """
+    """What a reader of the run should know, for the trackers: the configuration, and what came of it here."""
     return {
         **config.to_dict(),
         "ranks": accelerator.num_processes,
@@ -105,18 +85,11 @@ def facts(config: Config, corpus: Corpus, train_step: TrainStep, accelerator: Ac
 
 
 def closing(config: Config, summary: dict[str, Any], steps_per_epoch: int, run_dir: Path) -> list[str]:
-    """The results of a run and commands to try next. The last line is the result.
-
-    Args:
-        config: Of the run.
-        summary: As `summary.json`.
-        steps_per_epoch: Of the run.
-        run_dir: Of the run.
-    """
+    """The results of a run, as in `summary.json`, and commands to try next. The last line is the result."""
     seconds, valid, test = summary["seconds"], summary["valid"], summary["test"]
     speed = f", {summary['tokens'] / seconds['training']:,.0f} tokens/s in training" if seconds["training"] else ""
     told = ", ".join(f"{name} {duration(seconds[name])}" for name in ("training", "evaluation", "saving", "tracking"))
-    folder = shlex.quote(str(run_dir))
+    command, folder = typed("lstmlm", "lstmlm"), shlex.quote(str(run_dir))
     best_step = summary["best_step"]
     where = f"epoch {-(-best_step // steps_per_epoch)}, step {best_step:,}: " if best_step else ""  # older checkpoints
     if not best_step and config.train.init_from:
@@ -126,8 +99,8 @@ def closing(config: Config, summary: dict[str, Any], steps_per_epoch: int, run_d
     rows = {
         "best": f"{where}validation ppl {perplexity(summary['best'])} while training",
         "time": f"{duration(seconds['total'])} ({told}){speed}",
-        "next": f'{typed("lstmlm", "lstmlm")} generate --model {folder} --prompt "" --count 3',
-        "": f"{typed('lstmlm', 'lstmlm')} report {folder}",
+        "next": f'{command} generate --model {folder} --prompt "" --count 3',
+        "": f"{command} report {folder}",
         **_comparable(valid, test),
         **proof,
         "result": f"test ppl {perplexity(test['ppl'])}, validation ppl {perplexity(valid['ppl'])} "
@@ -148,12 +121,7 @@ def _comparable(valid: dict[str, Any], test: dict[str, Any]) -> dict[str, str]:
 
 
 def typed(name: str, module: str = "") -> str:
-    """A command of this Python's environment as it can be typed in this folder, whether that environment is active or not.
-
-    Args:
-        name: Of the command.
-        module: That does the same; none for Python itself.
-    """
+    """A command of this environment, or the module that does the same, as it can be typed here, be the environment active or not."""
     found, python = shutil.which(name), Path(sys.executable)
     if found and Path(found).parent == python.parent:
         return name

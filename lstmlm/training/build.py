@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from lstmlm.config import Config, as_written
-from lstmlm.console import UsageError, reading_bar
+from lstmlm.console import check, reading_bar
 from lstmlm.data.corpus import Corpus, load_corpus
 from lstmlm.data.table import Table
 from lstmlm.data.vocabulary import Vocabulary
@@ -26,7 +26,7 @@ def build(config: Config, accelerator: Accelerator, origin: str | Path | None = 
 
     Args:
         config: With the precision resolved.
-        accelerator: Of the run.
+        accelerator: Of this process.
         origin: As for `load`: a model whose vocabulary and weights the run begins with; or the file of a vocabulary, of a run
             that goes on, whose weights are in its checkpoint. Only the main rank reads it. None = the vocabulary of the training split,
             and random weights.
@@ -39,11 +39,11 @@ def build(config: Config, accelerator: Accelerator, origin: str | Path | None = 
         corpus = load_corpus(config.data, vocabulary, reading_bar, cores())
     check_alike(accelerator, "data", {"fingerprint of the tokens": corpus.fingerprint[:12]})
     stream = corpus.splits["train"]
-    if config.data.batch_size >= len(stream):
-        raise UsageError(
-            f"data.batch_size is {config.data.batch_size}, but the {len(stream)} tokens of the training split make only "
-            f"{len(stream) - 1} pairs of input and target, and every column needs one"
-        )
+    check(
+        config.data.batch_size < len(stream),
+        f"data.batch_size is {config.data.batch_size}, but the {len(stream)} tokens of the training split make only "
+        f"{len(stream) - 1} pairs of input and target, and every column needs one",
+    )
     with fail_together(accelerator):
         check_memory(config, len(corpus.vocabulary), len(stream), accelerator)
     rank, world_size = accelerator.process_index, accelerator.num_processes
@@ -60,16 +60,14 @@ def build(config: Config, accelerator: Accelerator, origin: str | Path | None = 
 def _load_origin(config: Config, accelerator: Accelerator, origin: str | Path) -> tuple[Vocabulary, dict[str, Tensor] | None]:
     """Vocabulary and weights of a saved model, on every rank; no weights where `origin` is a vocabulary."""
     vocabulary = weights = None
+    path = user_path(origin)
     with fail_together(accelerator):
-        if accelerator.is_main_process:
-            path = user_path(origin)
-            if path.name == VOCABULARY:
-                vocabulary, weights = Vocabulary.load(path), {}
-            else:
-                saved = load(path, device="cpu")
-                model, vocabulary = saved.model, saved.vocabulary
-                _check_settings(config, model, vocabulary)
-                weights = model.weights()
+        if accelerator.is_main_process and path.name == VOCABULARY:
+            vocabulary, weights = Vocabulary.load(path), {}
+        elif accelerator.is_main_process:
+            saved = load(path, device="cpu")
+            _check_settings(config, saved.model, saved.vocabulary)
+            vocabulary, weights = saved.vocabulary, saved.model.weights()
     return main_value(accelerator, vocabulary), main_tensors(accelerator, weights)
 
 
@@ -87,7 +85,5 @@ def _check_settings(config: Config, model: LSTMLanguageModel, vocabulary: Vocabu
     values = config.to_flat_dict()
     differing = {key: value for key, value in has.items() if values[key] != value}
     options = [f"--{key} {as_written(value)}" for key, value in differing.items()]
-    if options:
-        raise UsageError(
-            f"train.init_from {config.train.init_from} is another model than the configuration describes: say {' '.join(options)}"
-        )
+    origin = config.train.init_from
+    check(not options, f"train.init_from {origin} is another model than the configuration describes: say {' '.join(options)}")

@@ -25,7 +25,7 @@ import safetensors.torch
 from torch import Tensor
 
 from lstmlm.config import Config
-from lstmlm.console import UserError
+from lstmlm.console import UserError, print_line
 from lstmlm.files import cannot_write, read_file, sync_folder, write_file
 from lstmlm.records import read_json, to_json
 from lstmlm.training.cursor import Cursor, Interval, Seconds
@@ -37,53 +37,32 @@ _HIDDEN_NAME = re.compile(r"\.step_\d{8,}\.(tmp|old)")
 
 @dataclass
 class Logged:
-    """What the trackers go on from.
+    """What the trackers go on from."""
 
-    Attributes:
-        run_id: Of the run, the same over all of its starts.
-        resume_count: Starts before this one.
-        metrics_bytes: Length of `metrics.jsonl`.
-        samples_bytes: Length of `samples.jsonl`.
-    """
-
-    run_id: str
-    resume_count: int
-    metrics_bytes: int
-    samples_bytes: int = 0
+    run_id: str  # the same over all starts of the run
+    resume_count: int  # starts before this one
+    metrics_bytes: int  # length of `metrics.jsonl`
+    samples_bytes: int = 0  # length of `samples.jsonl`
 
 
 @dataclass
 class Saved:
-    """The content of `state.json`.
-
-    Attributes:
-        config: Of the run. A key that the writing version did not know has its default.
-        data_fingerprint: Of vocabulary and tokens.
-        cursor: Where the run stands.
-        interval: What is not logged yet.
-        tracking: What the trackers go on from.
-        versions: Of the packages that decide what is computed.
-        seconds: Where the time went.
-        scaler: State of fp16's gradient scaler.
-        masks: Name of the function that made the dropout masks.
-    """
+    """The content of `state.json`; what the writing version did not know has its default."""
 
     config: Config
-    data_fingerprint: str
+    data_fingerprint: str  # of vocabulary and tokens
     cursor: Cursor
-    interval: Interval
+    interval: Interval  # what is not logged yet
     tracking: Logged
-    versions: dict[str, str]
+    versions: dict[str, str]  # of the packages that decide what is computed
     seconds: Seconds = field(default_factory=Seconds)
-    scaler: dict[str, Any] | None = None
-    masks: str | None = None
+    scaler: dict[str, Any] | None = None  # state of fp16's gradient scaler
+    masks: str | None = None  # name of the function that made the dropout masks
 
 
 @dataclass
 class _File:
-    """What the manifest says of a file."""
-
-    bytes: int
+    bytes: int  # as the manifest says
     sha256: str
 
 
@@ -161,8 +140,8 @@ def checkpoints(folder: Path) -> list[Path]:
     return [folder / name for step in sorted(steps, reverse=True) if (name := f"step_{step:08d}") in names]
 
 
-def whole(folder: Path) -> Iterator[tuple[Path, Saved | str]]:
-    """The checkpoints, newest first, each with its values, or with the reason why it is not whole.
+def whole(folder: Path) -> Iterator[tuple[Path, Saved]]:
+    """The checkpoints that are whole, newest first, each with its values; a line tells of any other.
 
     Raises:
         UserError: The folder cannot be read.
@@ -171,7 +150,7 @@ def whole(folder: Path) -> Iterator[tuple[Path, Saved | str]]:
         try:
             yield path, verify(path)
         except UserError as error:
-            yield path, str(error)
+            print_line(f"skipping the damaged checkpoint {path}: {error}")
 
 
 def verify(path: Path) -> Saved:
@@ -180,8 +159,7 @@ def verify(path: Path) -> Saved:
     Raises:
         UserError: It is not whole; the message says why.
     """
-    foreign = _foreign_content(path)
-    if foreign:
+    if foreign := _foreign_content(path):
         raise UserError(foreign)
     manifest = read_json(path / MANIFEST, dict[str, _File])
     for name in (TENSORS, VALUES):

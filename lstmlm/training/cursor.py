@@ -14,33 +14,19 @@ from lstmlm.training.step import StepResult
 
 @dataclass
 class Cursor:
-    """Where the run stands: what has been done, and so what comes next.
+    """Where the run stands: what has been done, and so what comes next."""
 
-    Attributes:
-        epoch: Passes completed.
-        row: Next row of the table.
-        step: Optimizer steps done.
-        segment: Segments done, over the whole run.
-        tokens: Targets predicted so far, over all ranks.
-        best: Lowest validation perplexity so far.
-        best_step: Step of that validation; 0 where a version that did not keep it wrote the checkpoint.
-        stale: Validations since the best one.
-        rate_cuts: How often the schedule `plateau` has cut the learning rate.
-        validated: Step of the last validation.
-        owes_validation: Whether a stop cut short the validation that was due at `step`.
-    """
-
-    epoch: int = 0
-    row: int = 0
-    step: int = 0
-    segment: int = 0
-    tokens: int = 0
-    best: float | None = None
-    best_step: int = 0
-    stale: int = 0
-    rate_cuts: int = 0
-    validated: int = 0
-    owes_validation: bool = False
+    epoch: int = 0  # passes completed
+    row: int = 0  # the next one of the table
+    step: int = 0  # optimizer steps done
+    segment: int = 0  # segments done, over the whole run
+    tokens: int = 0  # targets predicted so far, over all ranks
+    best: float | None = None  # lowest validation perplexity so far
+    best_step: int = 0  # of that validation; 0 where a version that did not keep it wrote the checkpoint
+    stale: int = 0  # validations since the best one
+    rate_cuts: int = 0  # how often the schedule `plateau` has cut the learning rate
+    validated: int = 0  # step of the last validation
+    owes_validation: bool = False  # whether a stop cut short the validation that was due at `step`
 
     def advance(self, window: Window) -> None:
         """One step further."""
@@ -60,14 +46,9 @@ class Cursor:
         return {"step": self.step, "epoch": self.epoch + (self.row > 0), "tokens": self.tokens}
 
     def take(self, ppl: float, optim: OptimConfig) -> bool:
-        """Take note of a validation at this step.
+        """Take note of a validation's perplexity at this step, and tell whether it is the best so far.
 
-        Args:
-            ppl: Its perplexity.
-            optim: Says after how many without a new best the learning rate is cut.
-
-        Returns:
-            Whether it is the best so far.
+        The schedule `plateau` cuts the learning rate after some without a new best.
         """
         self.validated, self.owes_validation = self.step, False
         best = math.isfinite(ppl) and (self.best is None or ppl < self.best)
@@ -124,21 +105,13 @@ class Interval:
 
 @dataclass
 class Seconds:
-    """Where the time of a run went, summed over its starts. Work that a kill destroyed is not counted.
+    """Where the time of a run went, summed over its starts. Work that a kill destroyed is not counted."""
 
-    Attributes:
-        total: Wall time since the run directory was opened.
-        training: In steps.
-        evaluation: In validation and final scoring.
-        saving: Of checkpoints and models.
-        tracking: Waiting for the trackers.
-    """
-
-    total: float = 0.0
-    training: float = 0.0
-    evaluation: float = 0.0
-    saving: float = 0.0
-    tracking: float = 0.0
+    total: float = 0.0  # wall time since the run directory was opened
+    training: float = 0.0  # in steps
+    evaluation: float = 0.0  # in validation and final scoring
+    saving: float = 0.0  # of checkpoints and models
+    tracking: float = 0.0  # waiting for the trackers
 
     @contextmanager
     def timed(self, activity: str) -> Iterator[None]:

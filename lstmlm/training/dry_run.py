@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import safetensors.torch
@@ -35,10 +35,7 @@ TIMED_STEPS = 6  # the first one is slow: libraries choose their kernels, and me
 
 
 def dry_run(config: Config) -> Outcome:
-    """Try whether a run could start, and measure what it needs.
-
-    Args:
-        config: With the precision resolved.
+    """Try whether a run of a configuration, its precision resolved, could start, and measure what it needs.
 
     Returns:
         With this `summary`: `train/loss` and `valid/loss` of one step, in nats; `time/step`, `time/validation` and `time/total`, what
@@ -51,10 +48,8 @@ def dry_run(config: Config) -> Outcome:
     train = config.train
     directory = RunDirectory(train.run_dir or "runs")
     with _terminable(), launch.started(config) as accelerator, _scratch_cache(config, accelerator) as cache:
-        saved = None
         with fail_together(accelerator):
-            if accelerator.is_main_process:
-                saved = _check_directory(config, directory)
+            saved = _check_directory(config, directory) if accelerator.is_main_process else None
         saved = main_value(accelerator, saved)
         scratch_config = replace(config, data=replace(config.data, cache_dir=str(cache)))
         corpus, train_step = build(scratch_config, accelerator, resume.origin(config, directory, saved))
@@ -68,11 +63,9 @@ def dry_run(config: Config) -> Outcome:
         each_target = (time.perf_counter() - begin) / valid.targets
         tensors, _ = train_step.state_dict()
         if accelerator.is_main_process:
-            # For its memory: a save has the tensors and the content of their file at once.
-            safetensors.torch.save(tensors)
-        sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
-        size = sum(sizes.values())
-        weights = sum(size for name, size in sizes.items() if name.startswith("model."))
+            safetensors.torch.save(tensors)  # for its memory: a save has the tensors and the content of their file at once
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        weights = sum(tensor.nbytes for name, tensor in tensors.items() if name.startswith("model."))
         model = weights + len(corpus.vocabulary.to_bytes())
         memory = peak_memory(accelerator.device)
         train_step.close()
@@ -122,8 +115,8 @@ def _check_directory(config: Config, directory: RunDirectory) -> Saved | None:
     if not config.train.resume:
         directory.refuse_to_overwrite()
         return None
-    first = next(resume.candidates(config, directory), None)
-    return first and first[1]
+    _, saved = next(resume.candidates(config, directory), (None, None))
+    return saved
 
 
 def _check_disk(figures: dict[str, float], directory: RunDirectory) -> None:
@@ -162,9 +155,8 @@ def _scratch_cache(config: Config, accelerator: Accelerator) -> Iterator[Path]:
                 folder.mkdir(mode=0o700)
                 cache = user_path(config.data.cache_dir).absolute()
                 # Whole files, never written to; a *.tmp would be, through its link.
-                for pattern in ("*.tokens", "*.vocab.json"):
-                    for file in cache.glob(pattern):
-                        (folder / file.name).symlink_to(file)
+                for file in chain(cache.glob("*.tokens"), cache.glob("*.vocab.json")):
+                    (folder / file.name).symlink_to(file)
         yield folder
     finally:
         if accelerator.is_local_main_process:

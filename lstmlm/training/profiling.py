@@ -18,12 +18,7 @@ ROWS = 10  # of the table
 
 @contextmanager
 def profiled(accelerator: Accelerator, steps: int, folder: Path) -> Iterator[Callable[[bool], None]]:
-    """Profile the steps of this process that follow the first ones, and leave `trace.json` and `table.txt` in a folder.
-
-    Args:
-        accelerator: Of the run.
-        steps: How many.
-        folder: Made where it does not exist.
+    """Profile so many steps of this process after the first ones, and leave `trace.json` and `table.txt` in a folder.
 
     Yields:
         To be called after every step, with whether it was the last: nothing after the call belongs to that one.
@@ -32,14 +27,14 @@ def profiled(accelerator: Accelerator, steps: int, folder: Path) -> Iterator[Cal
     done = 0
 
     def write(profiler: profile) -> None:
-        trace, temporary = folder / "trace.json", folder / ".trace.json"
+        trace, temporary, table = folder / "trace.json", folder / ".trace.json", folder / "table.txt"
         order = "self_cpu_time_total" if accelerator.device.type == "cpu" else "self_device_time_total"
         try:
             folder.mkdir(exist_ok=True)
             profiler.export_chrome_trace(str(temporary))
             temporary.replace(trace)
-            replace_file(folder / "table.txt", profiler.key_averages().table(sort_by=order, row_limit=ROWS).encode())
-            print_line(f"profile: {trace} (for ui.perfetto.dev) and {folder / 'table.txt'}")
+            replace_file(table, profiler.key_averages().table(sort_by=order, row_limit=ROWS).encode())
+            print_line(f"profile: {trace} (for ui.perfetto.dev) and {table}")
         except OSError as error:  # not worth the run
             print_line(f"warning: no profile: {cannot_write(error)}")
 

@@ -18,51 +18,29 @@ from lstmlm.training.checkpoint import TENSORS, Saved, checkpoints, load_tensors
 from lstmlm.training.run_directory import RunDirectory
 from lstmlm.training.segments import segment_ends
 
-# Configuration keys that a resumed run may change: they do not touch what is computed, other than its rounding.
-FREE_KEYS = {
-    "train.log_every",
-    "train.eval_every",
-    "train.patience",
-    "train.save_every",
-    "train.keep_checkpoints",
-    "train.threads",
-    "train.cuda_graph",
-    "train.compress_gradients",
-    "train.timeout_minutes",
-    "train.profile",
-    "train.run_dir",
-    "train.resume",
-    "train.dry_run",
-    "data.cache_dir",
-    "data.dataset",  # where the data are; what they are, the fingerprint of the tokens decides
-    "data.subset",
-    "data.text_column",
-}
+# Configuration keys that a resumed run may change: they do not touch what is computed, other than its rounding. Of the data they say
+# where they are; what they are, the fingerprint of the tokens decides.
+FREE_KEYS = set(
+    """
+    train.log_every train.eval_every train.patience train.save_every train.keep_checkpoints train.threads train.cuda_graph
+    train.compress_gradients train.timeout_minutes train.profile train.run_dir train.resume train.dry_run
+    data.cache_dir data.dataset data.subset data.text_column
+    """.split()
+)
 GROWING_KEYS = {"train.epochs", "train.max_steps"}  # may grow, except under a schedule that ends with the run
 ENDING = ("cosine", "one_cycle")
-VALIDATION_KEYS = {"train.eval_every"}  # the schedule plateau and the average asgd count validations
 
 
 class Past(NamedTuple):
-    """What a run's directory holds of it.
+    """What a run's directory holds of it."""
 
-    Attributes:
-        saved: Values of the newest checkpoint; None where the run starts afresh.
-        found: The checkpoints to go on from, as `candidates` gives them.
-        summary: The final figures of a run that has nothing left to do; None where it has, or where it has grown since.
-    """
-
-    saved: Saved | None = None
-    found: Iterator[tuple[Path, Saved]] = iter(())
-    summary: dict[str, Any] | None = None
+    saved: Saved | None = None  # values of the newest checkpoint; None where the run starts afresh
+    found: Iterator[tuple[Path, Saved]] = iter(())  # the checkpoints to go on from, as `candidates` gives them
+    summary: dict[str, Any] | None = None  # final figures of a run that has nothing left to do
 
 
 def find_past(config: Config, directory: RunDirectory) -> Past:
-    """Find what a run goes on from, and make the directory ready for it: what a killed process has left half done goes.
-
-    Args:
-        config: Of the run that wants to go on.
-        directory: Of the run; this process holds its lock.
+    """Find what a run goes on from, and make the directory, whose lock is held, ready: what a killed process left half done goes.
 
     Raises:
         UserError: As `candidates`.
@@ -97,10 +75,6 @@ def candidates(config: Config, directory: RunDirectory) -> Iterator[tuple[Path, 
 
     A damaged one is passed over with a line.
 
-    Args:
-        config: Of the run that wants to go on.
-        directory: Of the run.
-
     Raises:
         UserError: The next one is of another configuration, no other one is whole, or the directory holds a run whose checkpoints
             are gone.
@@ -112,18 +86,15 @@ def candidates(config: Config, directory: RunDirectory) -> Iterator[tuple[Path, 
             check_config(written, config)
         return
     for path, saved in whole(folder):
-        if isinstance(saved, Saved):
-            check_config(saved.config, config)
-            yield path, saved
-        else:
-            print_line(f"skipping the damaged checkpoint {path}: {saved}")
+        check_config(saved.config, config)
+        yield path, saved
     raise UserError(f"no checkpoint in {folder} is whole: name another train.run_dir to start afresh")
 
 
 def load_newest_that_fits(
     found: Iterator[tuple[Path, Saved]], fingerprint: str, expected: dict[str, Tensor], table: Table, keep: int
 ) -> tuple[Saved, dict[str, Tensor]]:
-    """Values and tensors of the first checkpoint that is one of this run. Older ones that a killed save has left go.
+    """Values and tensors of the first checkpoint that is one of this run. Older ones that a killed save has left, beyond `keep`, go.
 
     Args:
         found: As `candidates` gives them, at least one.
@@ -156,13 +127,7 @@ def load_newest_that_fits(
 
 
 def check_fit(saved: Saved, tensors: dict[str, Tensor], expected: dict[str, Tensor], table: Table) -> None:
-    """Refuse a checkpoint that is not one of this run, whatever its manifest says.
-
-    Args:
-        saved: Its values.
-        tensors: Its tensors.
-        expected: Tensors of the run as it stands now.
-        table: Of the training stream.
+    """Refuse a checkpoint's values and tensors that are not of this run, which has `expected` tensors, whatever its manifest says.
 
     Raises:
         UserError: What does not fit.
@@ -184,34 +149,24 @@ def check_fit(saved: Saved, tensors: dict[str, Tensor], expected: dict[str, Tens
 def check_config(saved: Config, config: Config) -> None:
     """Refuse to go on from a checkpoint of another configuration.
 
-    Args:
-        saved: The checkpoint's configuration.
-        config: That of the run that wants to go on.
-
     Raises:
         UserError: Naming the key, its old and its new value.
     """
     old, new = saved.to_flat_dict(), config.to_flat_dict()
+    # The schedule plateau and the average asgd count validations.
+    fixed = {"train.eval_every"} if config.optim.schedule == "plateau" or config.optim.average == "asgd" else set()
     for key in sorted(new):
         before, now = old[key], new[key]
-        said = f"cannot resume: {key} was {as_written(before)} and is {as_written(now)} now"
-        counts = new["optim.schedule"] == "plateau" or new["optim.average"] == "asgd"
-        free = FREE_KEYS - VALIDATION_KEYS if counts else FREE_KEYS
-        if before == now or key in free or key.startswith("tracking."):
+        if before == now or key in FREE_KEYS - fixed or key.startswith("tracking."):
             continue
-        if key in GROWING_KEYS and new["optim.schedule"] not in ENDING:
-            if now is None or (before is not None and now > before):
-                continue
-            raise UserError(f"{said}; it may only grow")
-        raise UserError(f"{said}; set it back or start a new train.run_dir")
+        may_grow = key in GROWING_KEYS and config.optim.schedule not in ENDING
+        if not may_grow or (now is not None and (before is None or now <= before)):
+            advice = "it may only grow" if may_grow else "set it back or start a new train.run_dir"
+            raise UserError(f"cannot resume: {key} was {as_written(before)} and is {as_written(now)} now; {advice}")
 
 
 def check_data(saved: str, fingerprint: str) -> None:
-    """Refuse to go on with other data than the checkpoint's.
-
-    Args:
-        saved: The checkpoint's fingerprint of vocabulary and tokens.
-        fingerprint: That of the run that wants to go on.
+    """Refuse to go on with other data than the checkpoint's, by the fingerprints of vocabulary and tokens.
 
     Raises:
         UserError: They differ.

@@ -1,10 +1,9 @@
 """A run: its directory, its cursor, and what happens at its events."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,17 +28,11 @@ from lstmlm.training.validation import Validation
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """How a run ended."""
 
-    Attributes:
-        run_dir: Where everything is; of a dry run, where it would be.
-        signal: Number of the signal that stopped it, or 0.
-        summary: The content of `summary.json`; of a dry run, what it measured; None where the run was stopped before its end.
-    """
-
-    run_dir: Path
-    signal: int = 0
-    summary: dict[str, Any] | None = None
+    run_dir: Path  # where everything is; of a dry run, where it would be
+    signal: int = 0  # number of the signal that stopped it, or 0
+    summary: dict[str, Any] | None = None  # as `summary.json`; of a dry run, what it measured; None where a signal stopped the run
 
 
 class Events(NamedTuple):
@@ -49,7 +42,6 @@ class Events(NamedTuple):
     evaluate: bool
     epoch: bool
     save: bool
-    end: bool
 
 
 class Run:
@@ -65,11 +57,6 @@ class Run:
 
     Raises:
         UserError: On entering: the directory holds another run, is in use, or cannot be written.
-
-    Attributes:
-        config: With `train.run_dir` too.
-        finished: How the run ended, where it is finished already; else None.
-        cursor: Where the run stands.
     """
 
     def __init__(self, config: Config, accelerator: Accelerator) -> None:
@@ -79,13 +66,11 @@ class Run:
             new = RunDirectory.new(config) if config.train.run_dir is None and main else None
         run_dir = main_value(accelerator, str(new.path) if new else config.train.run_dir)
         self.directory = new or RunDirectory(run_dir)
-        self.config = dataclasses.replace(config, train=dataclasses.replace(config.train, run_dir=run_dir))
-        self.cursor = Cursor()
-        self.interval = Interval()
-        self.seconds = Seconds()
+        self.config = replace(config, train=replace(config.train, run_dir=run_dir))
+        self.cursor, self.interval, self.seconds = Cursor(), Interval(), Seconds()
         self._opened = time.perf_counter()
         self.tracking = Tracking(self.config, accelerator, self.directory)
-        self.finished: Outcome | None = None
+        self.finished: Outcome | None = None  # where the run has nothing left to do
         self._is_main = accelerator.is_main_process
         self._found: Iterator[tuple[Path, Saved]] = iter(())  # checkpoints to go on from; the main rank's
         self._saved: Saved | None = None  # values of the first of them
@@ -119,15 +104,11 @@ class Run:
 
     @property
     def origin(self) -> str | Path | None:
-        """The saved model that the run begins with; of a run that goes on, the vocabulary in its own model."""
+        """As `build` takes it."""
         return resume.origin(self.config, self.directory, self._saved)
 
     def begin(self, corpus: Corpus, train_step: TrainStep) -> None:
         """Take over the checkpoint where there is one to go on from, and start the trackers.
-
-        Args:
-            corpus: Of the run.
-            train_step: Of the run; its total_steps say where the run ends.
 
         Raises:
             UserError: The data are not the checkpoint's, or a tracker cannot start.
@@ -174,7 +155,6 @@ class Run:
             evaluate=epoch if train.eval_every is None else step % train.eval_every == 0,
             epoch=epoch,
             save=step % train.save_every == 0 or end,
-            end=end,
         )
 
     def ended(self) -> bool:
@@ -206,7 +186,7 @@ class Run:
                 "time/evaluation": self.seconds.evaluation,
                 "time/saving": self.seconds.saving,
                 "time/waiting": self.seconds.tracking / self._total_seconds,
-                **{f"memory/{name}": used for name, used in memory_in_use(self.accelerator.device).items()},
+                **{f"memory/{name}": used / 2**30 for name, used in memory_in_use(self.accelerator.device).items()},
             }
         )
         figures = (metrics[f"train/{name}"] for name in ("loss", "ppl", "tokens_per_second"))

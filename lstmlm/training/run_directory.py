@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +37,14 @@ class Summary(TypedDict):
 
 
 class RunDirectory:
-    """The places of a run's files.
-
-    Args:
-        path: `train.run_dir`; nothing needs to be there.
-    """
+    """The places of a run's files below `train.run_dir`, where nothing needs to be."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = user_path(path)
-        self.config = self.path / RUN_CONFIG
-        self.metrics = self.path / "metrics.jsonl"
-        self.samples = self.path / "samples.jsonl"
-        self.checkpoints = self.path / "checkpoints"
-        self.model = self.path / "model"
+        self.path = path = user_path(path)
+        self.config, self.metrics, self.samples = path / RUN_CONFIG, path / "metrics.jsonl", path / "samples.jsonl"
+        self.checkpoints, self.model, self.summary = path / "checkpoints", path / "model", path / "summary.json"
+        self.evaluations, self.profile, self.tensorboard = path / "evaluations", path / "profile", path / "tensorboard"
         self.due_model = self.checkpoints / "best.safetensors"
-        self.summary = self.path / "summary.json"
-        self.evaluations = self.path / "evaluations"
-        self.profile = self.path / "profile"
-        self.tensorboard = self.path / "tensorboard"
         self._made: list[Path] = []  # made here; removed again where the start fails
 
     @classmethod
@@ -67,16 +58,12 @@ class RunDirectory:
         first = Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
         made = [] if first.parent.exists() else [first.parent]
         first.parent.mkdir(exist_ok=True)
-        path, number = first, 1
-        while True:
-            try:
-                path.mkdir()
+        for number in count(1):
+            directory = cls(first.with_name(f"{first.name}-{number}") if number > 1 else first)
+            with suppress(FileExistsError):
+                directory.path.mkdir()
                 break
-            except FileExistsError:
-                number += 1
-                path = first.with_name(f"{first.name}-{number}")
-        directory = cls(path)
-        directory._made = [path, *made]
+        directory._made = [directory.path, *made]
         return directory
 
     @contextmanager
@@ -116,10 +103,9 @@ class RunDirectory:
         """
         path = self.path.absolute()
         nearest = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
-        if not nearest.is_dir():
-            raise UserError(f"cannot write {self.path}: {nearest} is not a folder; name another train.run_dir")
-        if not os.access(nearest, os.W_OK | os.X_OK):
-            raise UserError(f"cannot write {self.path}: {nearest} is not writable; name another train.run_dir")
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+            reason = "writable" if nearest.is_dir() else "a folder"
+            raise UserError(f"cannot write {self.path}: {nearest} is not {reason}; name another train.run_dir")
 
     def refuse_to_overwrite(self) -> None:
         """Refuse a directory that holds a run.
@@ -128,13 +114,12 @@ class RunDirectory:
             UserError: Naming what it holds.
         """
         for path in self._present():
+            told = f"holds a run already ({path.name}): go on with it with --train.resume true, or"
             try:
                 self.read_config()
             except UserError:
-                raise UserError(f"{self.path} holds {path.name}, but no run of this project: name another train.run_dir") from None
-            raise UserError(
-                f"{self.path} holds a run already ({path.name}): go on with it with --train.resume true, or name another train.run_dir"
-            )
+                told = f"holds {path.name}, but no run of this project:"
+            raise UserError(f"{self.path} {told} name another train.run_dir")
 
     def refuse_to_start_afresh(self) -> Config | None:
         """Refuse a directory without a checkpoint whose other files show that there was one.
@@ -149,26 +134,21 @@ class RunDirectory:
         if not present:
             return None
         if self.config not in present:
-            raise UserError(
-                f"{self.path} holds {present[0].name} but no {self.config.name}, so no run of this project: name another train.run_dir"
-            )
+            name = f"{present[0].name} but no {self.config.name}"
+            raise UserError(f"{self.path} holds {name}, so no run of this project: name another train.run_dir")
         config = self.read_config()
-        lost = [self.metrics, self.samples, self.model] if not self.checkpoints.is_dir() else []
-        if self.summary in present or any(path in present for path in lost) or self._last_step() > config.train.save_every:
-            raise UserError(
-                f"the checkpoints of the run in {self.path} are gone: bring back {self.checkpoints}, or name another train.run_dir"
-            )
+        steps = [line.get("step") for line in read_json_lines(self.metrics)]
+        past_a_save = any(isinstance(step, int) and step > config.train.save_every for step in steps)
+        begun = not self.checkpoints.is_dir() and {self.metrics, self.samples, self.model} & {*present}
+        if self.summary in present or begun or past_a_save:
+            gone = f"the checkpoints of the run in {self.path} are gone"
+            raise UserError(f"{gone}: bring back {self.checkpoints}, or name another train.run_dir")
         return config
 
     def _present(self) -> list[Path]:
         """The files of a run that exist."""
         paths = (self.config, self.metrics, self.samples, self.checkpoints, self.model, self.summary)
         return [path for path in paths if os.path.lexists(path)]
-
-    def _last_step(self) -> int:
-        """The last step that `metrics.jsonl` tells of."""
-        steps = [line.get("step") for line in read_json_lines(self.metrics)]
-        return max([0, *(step for step in steps if isinstance(step, int))])
 
     def read_config(self) -> Config:
         """The configuration that was written here.
@@ -179,7 +159,6 @@ class RunDirectory:
         return read_yaml(self.config, Config)
 
     def write_config(self, config: Config) -> None:
-        """Write the resolved configuration."""
         replace_file(self.config, yaml.safe_dump(config.to_dict(), sort_keys=False).encode())
 
     def read_summary(self) -> dict[str, Any] | None:

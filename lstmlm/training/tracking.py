@@ -1,7 +1,6 @@
 """Writes the events of a run where people look: always to two files of JSON lines, and to the trackers that Accelerate starts."""
 
 import os
-import subprocess
 import sys
 import uuid
 from collections.abc import Callable
@@ -9,106 +8,25 @@ from contextlib import redirect_stdout, suppress
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import filter_trackers
 
-from lstmlm.config import Config, flatten
+from lstmlm.config import Config
 from lstmlm.console import UserError, one_line, print_line
 from lstmlm.files import sync_folder
 from lstmlm.records import append_line, cut_lines
 from lstmlm.runtime.distributed import fail_together
 from lstmlm.training.checkpoint import Logged
 from lstmlm.training.run_directory import RunDirectory
-from lstmlm.training.wandb_tracker import WandbTracker, init_arguments
+from lstmlm.training.trackers import TensorBoardTracker, Tracker, TrackioTracker, WandbTracker, wandb_arguments
 
 PROJECT = "lstmlm"  # where neither the configuration nor WANDB_PROJECT names one
 
 
-class Tracker(Protocol):
-    """What a tracker does with a run's events."""
-
-    name: str
-
-    def metrics(self, values: dict[str, Any]) -> None:
-        """A line of metrics, `tokens` among them."""
-
-    def samples(self, tokens: int, texts: list[str]) -> None:
-        """Sample texts of the model after `tokens` tokens."""
-
-    def model(self, folder: Path, step: int, ppl: float) -> None:
-        """The best model so far was written to `folder`."""
-
-    def alert(self, title: str, text: str) -> None:
-        """Something that people should see at once."""
-
-    def finish(self, status: int) -> None:
-        """The run ended with this exit status."""
-
-
-class ScalarTracker:
-    """One of Accelerate's trackers. It shows metrics over `tokens` and nothing else."""
-
-    def __init__(self, tracker: Any) -> None:
-        self.name: str = tracker.name
-        self._tracker = tracker
-
-    def metrics(self, values: dict[str, Any]) -> None:
-        """As `Tracker`."""
-        self._tracker.log(values, step=values["tokens"])
-
-    def samples(self, tokens: int, texts: list[str]) -> None:
-        """Not shown."""
-
-    def model(self, folder: Path, step: int, ppl: float) -> None:
-        """Not shown."""
-
-    def alert(self, title: str, text: str) -> None:
-        """Not shown."""
-
-    def finish(self, status: int) -> None:
-        """As `Tracker`."""
-        self._tracker.finish()
-
-
-class TensorBoardTracker(ScalarTracker):
-    """TensorBoard. The configuration is in its HPARAMS tab, sample texts in its TEXT tab."""
-
-    def __init__(self, tracker: Any, facts: dict[str, Any]) -> None:
-        super().__init__(tracker)
-        sections = {name: values for name, values in facts.items() if isinstance(values, dict)}
-        flat = flatten(sections) | {name: value for name, value in facts.items() if name not in sections}
-        known = {name: value if isinstance(value, int | float | str) else str(value) for name, value in flat.items()}
-        tracker.tracker.add_hparams(known, {}, run_name=".")  # no folder of their own
-
-    def samples(self, tokens: int, texts: list[str]) -> None:
-        """As `Tracker`."""
-        self._tracker.tracker.add_text("samples", "\n\n".join(texts), tokens)
-
-
-class TrackioTracker(ScalarTracker):
-    """trackio. It keeps the key `step` for its own axis. A run that `trackio.finish` has not ended is ended a second time at exit."""
-
-    def metrics(self, values: dict[str, Any]) -> None:
-        """As `Tracker`."""
-        super().metrics({key: value for key, value in values.items() if key != "step"})
-
-    def finish(self, status: int) -> None:
-        """As `Tracker`."""
-        import trackio
-
-        trackio.finish()
-
-
 class Tracking:
-    """Sends the events of a run to the files and the trackers. Every rank has one; only the main rank's writes.
-
-    Args:
-        config: Of the run, resolved.
-        accelerator: Of the run.
-        directory: Of the run.
-    """
+    """Sends the events of a run to the files and the trackers. Every rank has one; only the main rank's writes."""
 
     def __init__(self, config: Config, accelerator: Accelerator, directory: RunDirectory) -> None:
         self._config = config.tracking
@@ -140,10 +58,7 @@ class Tracking:
         return {"metrics_bytes": self._directory.metrics, "samples_bytes": self._directory.samples}
 
     def start(self, facts: dict[str, Any]) -> None:
-        """Start the trackers; every rank calls it.
-
-        Args:
-            facts: The resolved configuration and what else a reader of the run should know.
+        """Start the trackers, and tell them the facts; every rank calls it.
 
         Raises:
             UserError: A tracker is not installed or cannot start.
@@ -167,7 +82,7 @@ class Tracking:
         with fail_together(self._accelerator), redirect_stdout(sys.stderr):  # trackio prints there
             try:
                 if "wandb" in names:
-                    arguments["wandb"] = init_arguments(self._config, run_dir, self.run_id, facts, is_main)
+                    arguments["wandb"] = wandb_arguments(self._config, run_dir, self.run_id, facts, is_main)
                 if "trackio" in names:  # which knows a run by its name
                     run_name = f"{self._config.run_name or run_dir.name}-{self.run_id}"
                     group = self._config.group
@@ -183,21 +98,12 @@ class Tracking:
             self._trackers = [self._our_tracker(tracker, facts) for tracker in self._accelerator.trackers]
 
     def metrics(self, values: dict[str, Any]) -> None:
-        """One line of `metrics.jsonl`, and the same to the trackers.
-
-        Args:
-            values: `step`, `epoch`, `tokens`, and any of the metrics.
-        """
+        """One line of `metrics.jsonl`, and the same to the trackers: `step`, `epoch`, `tokens`, and any of the metrics."""
         self._write_line(self._directory.metrics, values)
         self._tell(lambda tracker: tracker.metrics(values))
 
     def samples(self, position: dict[str, int], texts: list[str]) -> None:
-        """One line of `samples.jsonl`, and the texts to the trackers.
-
-        Args:
-            position: `step`, `epoch` and `tokens` at which the model wrote them.
-            texts: Sampled.
-        """
+        """One line of `samples.jsonl`, and the texts to the trackers; `position` is the `step`, `epoch` and `tokens` of the model."""
         self._write_line(self._directory.samples, {**position, "texts": texts})
         self._tell(lambda tracker: tracker.samples(position["tokens"], texts))
 
@@ -210,11 +116,7 @@ class Tracking:
         self._tell(lambda tracker: tracker.alert(title, text))
 
     def finish(self, status: int) -> None:
-        """End the trackers' runs, once.
-
-        Args:
-            status: Exit status of the run: 0, 1, or 128 + signal.
-        """
+        """End the trackers' runs, once, with the exit status of the run: 0, 1, or 128 + signal."""
         with redirect_stdout(sys.stderr):
             self._tell(lambda tracker: tracker.finish(status))
         self._trackers = []
@@ -223,7 +125,7 @@ class Tracking:
     def _our_tracker(self, tracker: Any, facts: dict[str, Any]) -> Tracker:
         """What tells one of Accelerate's trackers of the events."""
         if tracker.name == "wandb":
-            return WandbTracker(tracker.tracker, self._config.log_model)
+            return WandbTracker(tracker, self._config.log_model)
         return TrackioTracker(tracker) if tracker.name == "trackio" else TensorBoardTracker(tracker, facts)
 
     def _write_line(self, path: Path, values: dict[str, Any]) -> None:
@@ -236,20 +138,6 @@ class Tracking:
                 event(tracker)
             except Exception as error:  # each tracker raises its own kinds, and none is worth the run
                 print_line(f"warning: {tracker.name} failed: {one_line(error)}")
-
-
-def git_state() -> dict[str, Any]:
-    """Commit of the git checkout that this package is imported from, and whether files have changed since. None outside a checkout."""
-
-    def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        try:
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return None
-
-    commit = git("rev-parse", "HEAD")
-    return {"git_commit": commit, "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")) if commit else None}
 
 
 def _flushed_length(path: Path) -> int:

@@ -2,56 +2,38 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from accelerate import Accelerator
 
 from lstmlm.console import Progress
 from lstmlm.data.corpus import Corpus
-from lstmlm.evaluation.perplexity import SEGMENT_TOKENS, Evaluation, bits_per_character, evaluate_stream, evaluate_whole, word_ppl
+from lstmlm.evaluation.perplexity import Evaluation, bits_per_character, evaluate_stream, evaluate_whole, word_ppl
 from lstmlm.model.language_model import LSTMLanguageModel
 from lstmlm.training.cursor import Seconds
 from lstmlm.training.step import NotFiniteError
 
 
+@dataclass(frozen=True)
 class Validation:
-    """Scores the model of a run; every rank calls the same methods.
+    """Scores the model of a run, the bare one; every rank calls the same methods."""
 
-    Args:
-        model: Of the run, the bare one.
-        corpus: Of the run.
-        accelerator: Of the run.
-        progress: Shows how far the scoring is.
-        seconds: Of the run, where the time is added up.
-    """
-
-    def __init__(self, model: LSTMLanguageModel, corpus: Corpus, accelerator: Accelerator, progress: Progress, seconds: Seconds) -> None:
-        self._model = model
-        self._corpus = corpus
-        self._accelerator = accelerator
-        self._progress = progress
-        self._seconds = seconds
+    model: LSTMLanguageModel
+    corpus: Corpus
+    accelerator: Accelerator
+    progress: Progress
+    seconds: Seconds  # of the run, where the time is added up
 
     def score(self, step: int, columns: int, interrupted: Callable[[], bool]) -> Evaluation:
-        """Score the validation split as it is scored while training.
-
-        Args:
-            step: Steps done.
-            columns: `train.eval_columns`.
-            interrupted: Asked between segments.
+        """Score the validation split after `step` steps, at `train.eval_columns` columns; `interrupted` is asked between segments.
 
         Raises:
             InterruptedError: `interrupted` said so.
             NotFiniteError: The loss is not finite.
         """
-        stream = self._corpus.splits["validation"]
-        scored = SEGMENT_TOKENS * self._accelerator.num_processes
-
-        def between_segments() -> bool:
-            tick(scored)
-            return interrupted()
-
-        with self._seconds.timed("evaluation"), self._progress.scoring("scoring validation", len(stream) - 1) as tick:
-            result = evaluate_stream(self._model, stream, columns, self._accelerator, interrupted=between_segments)
+        stream = self.corpus.splits["validation"]
+        with self.seconds.timed("evaluation"), self.progress.scoring("scoring validation", len(stream) - 1) as tick:
+            result = evaluate_stream(self.model, stream, columns, self.accelerator, scored=tick, interrupted=interrupted)
         _refuse_unless_finite("validation", result, step)
         return result
 
@@ -62,14 +44,14 @@ class Validation:
             NotFiniteError: A loss is not finite.
         """
         splits = ("validation", "test")
-        streams = [self._corpus.splits[split] for split in splits]
+        streams = [self.corpus.splits[split] for split in splits]
         targets = sum(len(stream) - 1 for stream in streams)
-        with self._seconds.timed("evaluation"), self._progress.scoring("scoring validation and test", targets) as tick:
-            results = evaluate_whole(self._model, streams, self._accelerator, tick)
+        with self.seconds.timed("evaluation"), self.progress.scoring("scoring validation and test", targets) as tick:
+            results = evaluate_whole(self.model, streams, self.accelerator, tick)
         figures = {}
         for split, result in zip(splits, results, strict=True):
             _refuse_unless_finite(split, result, step)
-            facts = self._corpus.facts[split]
+            facts = self.corpus.facts[split]
             figures[split] = {
                 "loss": result.loss,
                 "ppl": result.ppl,

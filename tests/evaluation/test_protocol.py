@@ -157,7 +157,7 @@ DOCUMENTS = ["w0 w1 w2", "w3", " = w5 w6 = ", "w1 w2", "", " = = w1 = = ", "w3 w
 def test_stretches_are_scored_as_if_alone(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reset: str, lines: list[str], sizes: list[int]
 ) -> None:
-    monkeypatch.setattr(perplexity, "WINDOW_TOKENS", 11)
+    monkeypatch.setattr(perplexity, "PIECE_TOKENS", 11)
     monkeypatch.setattr(perplexity, "SEGMENT_TOKENS", 6)
     (tmp_path / "data").mkdir()
     for name in ("train", "valid", "test"):

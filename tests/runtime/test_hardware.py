@@ -1,6 +1,7 @@
 """What a container's limits leave, and that the process is after a run as it was before."""
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,69 +12,49 @@ import torch
 
 from lstmlm import Config, train
 from lstmlm.runtime.hardware import cpu_quota, memory_left, set_float32_products, settings_kept
+from tests.helpers import metrics
 
 V2, V1 = "0::/a/b\n", "4:memory:/x\n3:cpu,cpuacct:/a\n"
 
 
+CPU: list[tuple[str, dict[str, str], float]] = [
+    (V2, {}, math.inf),
+    (V2, {"a/b/cpu.max": "max 100000\n"}, math.inf),
+    (V2, {"a/b/cpu.max": "150000 100000\n"}, 1.5),
+    (V2, {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "200000 100000\n"}, 2.0),
+    ("0::/\n", {"cpu.max": "50000 100000\n"}, 0.5),
+    (V1, {"cpu/a/cpu.cfs_quota_us": "-1\n", "cpu/a/cpu.cfs_period_us": "100000\n"}, math.inf),
+    (V1, {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3.0),
+    (V2, {"a/b/cpu.max": "nonsense"}, math.inf),
+]
+
+
+def memory(folder: str, limit: str, used: int, names: tuple[str, str] = ("max", "current"), **cached: int) -> dict[str, str]:
+    """The files of a group that limits its memory."""
+    statistics = "".join(f"{name} {value}\n" for name, value in {"anon": 7, **cached}.items())
+    return {f"{folder}/memory.{name}": value for name, value in zip((*names, "stat"), (limit, f"{used}\n", statistics), strict=True)}
+
+
+INNER = memory("a/b", "1000\n", 600, active_file=100, inactive_file=200, file=900)
+OUTER = memory("a", "5000\n", 700, active_file=0, inactive_file=0)
+OLD = memory("memory/x", "1000\n", 900, ("limit_in_bytes", "usage_in_bytes"), active_file=1, total_active_file=20, total_inactive_file=30)
+MEMORY: list[tuple[str, dict[str, str], float]] = [
+    (V2, {}, math.inf),
+    (V2, memory("a", "max\n", 50), math.inf),
+    (V2, INNER | OUTER, 700),
+    (V1, OLD, 150),
+]
+
+
 @pytest.mark.parametrize(
-    ("own", "files", "expected"),
-    [
-        (V2, {}, math.inf),
-        (V2, {"a/b/cpu.max": "max 100000\n"}, math.inf),
-        (V2, {"a/b/cpu.max": "150000 100000\n"}, 1.5),
-        (V2, {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "200000 100000\n"}, 2.0),
-        ("0::/\n", {"cpu.max": "50000 100000\n"}, 0.5),
-        (V1, {"cpu/a/cpu.cfs_quota_us": "-1\n", "cpu/a/cpu.cfs_period_us": "100000\n"}, math.inf),
-        (V1, {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3.0),
-        (V2, {"a/b/cpu.max": "nonsense"}, math.inf),
-    ],
+    ("measure", "own", "files", "expected"), [*((cpu_quota, *case) for case in CPU), *((memory_left, *case) for case in MEMORY)]
 )
-def test_quota(own: str, files: dict[str, str], expected: float, tmp_path: Path) -> None:
+def test_limits(measure: Callable[[Path, Path], float], own: str, files: dict[str, str], expected: float, tmp_path: Path) -> None:
     (tmp_path / "own").write_text(own)
     for name, content in files.items():
         (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "groups" / name).write_text(content)
-    assert cpu_quota(tmp_path / "groups", tmp_path / "own") == expected
-
-
-def stat(**values: int) -> str:
-    return "".join(f"{name} {value}\n" for name, value in {"anon": 7, **values}.items())
-
-
-@pytest.mark.parametrize(
-    ("own", "files", "expected"),
-    [
-        (V2, {}, math.inf),
-        (V2, {"a/memory.max": "max\n", "a/memory.current": "50\n", "a/memory.stat": stat()}, math.inf),
-        (
-            V2,
-            {
-                "a/b/memory.max": "1000\n",
-                "a/b/memory.current": "600\n",
-                "a/b/memory.stat": stat(active_file=100, inactive_file=200, file=900),
-                "a/memory.max": "5000\n",
-                "a/memory.current": "700\n",
-                "a/memory.stat": stat(active_file=0, inactive_file=0),
-            },
-            700,
-        ),
-        (
-            V1,
-            {
-                "memory/x/memory.limit_in_bytes": "1000\n",
-                "memory/x/memory.usage_in_bytes": "900\n",
-                "memory/x/memory.stat": stat(active_file=1, total_active_file=20, total_inactive_file=30),
-            },
-            150,
-        ),
-    ],
-)
-def test_memory(own: str, files: dict[str, str], expected: float, tmp_path: Path) -> None:
-    (tmp_path / "own").write_text(own)
-    for name, content in files.items():
-        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "groups" / name).write_text(content)
-    assert memory_left(tmp_path / "groups", tmp_path / "own") == expected
+    assert measure(tmp_path / "groups", tmp_path / "own") == expected
 
 
 def test_none_where_there_are_no_control_groups(tmp_path: Path) -> None:
@@ -135,9 +116,15 @@ def test_how_products_are_computed(chosen: str, precision: str) -> None:
 
 
 @pytest.mark.usefixtures("restored")
-def test_a_run(small_config: Callable[..., Config]) -> None:
+def test_a_run(small_config: Callable[..., Config], tmp_path: Path) -> None:
+    """And a second one of the process, in a thread."""
     torch.set_num_threads(2)
     torch.manual_seed(5)
     before = settings()
-    train(small_config("--train.max_steps=1", "--train.deterministic=true"))
+    train(small_config("--train.max_steps=3", "--train.deterministic=true", run="a"))
+    thread = threading.Thread(target=lambda: train(small_config("--train.max_steps=3", run="b")))
+    thread.start()
+    thread.join()
     assert settings() == before
+    assert metrics(tmp_path / "b") == metrics(tmp_path / "a")
+    assert torch.tensor(1e-310, dtype=torch.float64) > 0, "small numbers are not flushed to zero any more"

@@ -1,7 +1,6 @@
 """A run that begins with a saved model: its vocabulary, its weights, and what contradicts them."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from lstmlm.console import UsageError
 from lstmlm.model.pretrained import load, save_pretrained
 from lstmlm.runtime import launch
 from lstmlm.training.build import build
-from tests.helpers import PowerCutError, assert_same_run, cut_power_at, fresh_train, metrics
+from tests.helpers import PowerCutError, Small, assert_same_run, cut_power_at, fresh_train, metrics
 
 pytestmark = pytest.mark.system  # whole runs
 
@@ -30,7 +29,7 @@ def other_text(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def warm(small: Callable[..., list[str]], other_text: Path, tmp_path: Path) -> Callable[..., list[str]]:
+def warm(small: Small, other_text: Path, tmp_path: Path) -> Small:
     """Arguments of a run on the other text that begins with the model of a run on the first."""
     fresh_train(load_config(small("--train.max_steps=4", run="source")))
 
@@ -41,8 +40,9 @@ def warm(small: Callable[..., list[str]], other_text: Path, tmp_path: Path) -> C
     return arguments
 
 
-def test_a_run_begins_as_good_as_its_source_is(warm: Callable[..., list[str]], other_text: Path, tmp_path: Path) -> None:
+def test_a_run_begins_as_good_as_its_source_is(warm: Small, other_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fresh_train(load_config(warm("--train.max_steps=3")))
+    assert f", begun with {tmp_path / 'source'}" in capsys.readouterr().err
     first = metrics(tmp_path / "run")[0]
     source = evaluate(tmp_path / "source", text=other_text / "valid.txt")
     assert (first["step"], first["epoch"], first["tokens"]) == (0, 0, 0)
@@ -52,20 +52,7 @@ def test_a_run_begins_as_good_as_its_source_is(warm: Callable[..., list[str]], o
     assert load_config(["--config", str(tmp_path / "run/config.yaml")]).train.init_from == str(tmp_path / "source")
 
 
-def test_a_resume_needs_only_the_vocabulary_of_its_own_model(
-    warm: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As any other run does not need its model's weights, which the checkpoint has."""
-    fresh_train(load_config(warm("--train.max_steps=3")))
-    assert f", begun with {tmp_path / 'source'}" in capsys.readouterr().err
-    fresh_train(load_config(warm("--train.max_steps=6", run="whole")))
-    (tmp_path / "run/model/model.safetensors").write_bytes(b"damaged")
-    shutil.rmtree(tmp_path / "source")
-    fresh_train(load_config(warm("--train.max_steps=6", "--train.resume=true")))
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
-
-
-def test_text_becomes_ids_under_the_vocabulary_of_the_source(warm: Callable[..., list[str]], other_text: Path, tmp_path: Path) -> None:
+def test_text_becomes_ids_under_the_vocabulary_of_the_source(warm: Small, other_text: Path, tmp_path: Path) -> None:
     saved = load(tmp_path / "source")
     model, vocabulary = saved.model, saved.vocabulary
     config = launch.resolve_precision(load_config(warm()))
@@ -83,14 +70,15 @@ def test_text_becomes_ids_under_the_vocabulary_of_the_source(warm: Callable[...,
     torch.testing.assert_close(weights, model.weights(), rtol=0, atol=0)
 
 
-def test_a_model_that_no_step_makes_better_stays_the_best(warm: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_model_that_no_step_makes_better_stays_the_best(warm: Small, tmp_path: Path) -> None:
     summary = fresh_train(load_config(warm("--optim.lr=30", "--train.max_steps=3")))
     assert summary["best_step"] == 0
     source, own = (load(tmp_path / run).model.weights() for run in ("source", "run"))
     torch.testing.assert_close(own, source, rtol=0, atol=0)
 
 
-def test_a_resume_is_exact_and_does_not_need_the_source(warm: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_resume_is_exact_and_needs_only_the_vocabulary_of_its_own_model(warm: Small, tmp_path: Path) -> None:
+    """As any other run does not need its model's weights, which the checkpoint has."""
     fresh_train(load_config(warm(run="whole")))
     for step in (3, 7):  # before the first checkpoint, and after it
         with pytest.MonkeyPatch.context() as patch:
@@ -98,6 +86,7 @@ def test_a_resume_is_exact_and_does_not_need_the_source(warm: Callable[..., list
             with pytest.raises(PowerCutError):
                 fresh_train(load_config(warm("--train.resume=true", run="cut")))
     shutil.rmtree(tmp_path / "source")
+    (tmp_path / "cut/model/model.safetensors").write_bytes(b"damaged")
     fresh_train(load_config(warm("--train.resume=true", run="cut")))
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
@@ -122,7 +111,7 @@ def test_a_resume_is_exact_and_does_not_need_the_source(warm: Callable[..., list
     ],
 )
 def test_what_contradicts_the_model_is_refused_with_the_options_that_do_not(
-    vocabulary: Vocabulary, model: ModelConfig, overrides: list[str], told: str, small: Callable[..., list[str]], tmp_path: Path
+    vocabulary: Vocabulary, model: ModelConfig, overrides: list[str], told: str, small: Small, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     source = LSTMLanguageModel(model, len(vocabulary))
@@ -140,7 +129,7 @@ def test_what_contradicts_the_model_is_refused_with_the_options_that_do_not(
     assert corpus.vocabulary.fingerprint == vocabulary.fingerprint
 
 
-def test_a_source_that_is_not_there_is_told(small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_source_that_is_not_there_is_told(small: Small, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no model in .*absent"):
         fresh_train(load_config(small(f"--train.init_from={tmp_path / 'absent'}")))
     with pytest.raises(UsageError, match=r"train\.init_from is empty"):

@@ -43,10 +43,13 @@ def values(step: int) -> dict[str, Any]:
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint, and why those before it are not."""
     faults = []
-    for path, saved in checkpoint.whole(folder):
-        if isinstance(saved, checkpoint.Saved):
+    for path in checkpoint.checkpoints(folder):
+        try:
+            checkpoint.verify(path)
+        except UserError as error:
+            faults.append(str(error))
+        else:
             return path, faults
-        faults.append(saved)
     return None, faults
 
 

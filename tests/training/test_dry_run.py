@@ -3,7 +3,6 @@
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import safetensors.torch
 
 from lstmlm import UserError, load_config, train
 from lstmlm.training import dry_run
-from tests.helpers import fresh_train, metrics
+from tests.helpers import Small, fresh_train, metrics
 
 pytestmark = pytest.mark.system  # whole runs
 
@@ -22,7 +21,7 @@ def snapshot(folder: Path) -> dict[Path, tuple[int, int]]:
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_nothing_is_written_anywhere(
-    cached: bool, small: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cached: bool, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if cached:
         fresh_train(load_config(small("--train.max_steps=1", run="other")))
@@ -44,7 +43,7 @@ def test_nothing_is_written_anywhere(
     assert sum(line.startswith(("data ", "model ", "time ", "memory ", "disk ")) for line in told) >= 5
 
 
-def test_it_does_the_first_step_and_tells_the_sizes_of_the_files(small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_it_does_the_first_step_and_tells_the_sizes_of_the_files(small: Small, tmp_path: Path) -> None:
     figures = fresh_train(load_config(small("--train.dry_run=true")))
     fresh_train(load_config(small("--train.max_steps=1")))
     assert figures["train/loss"] == metrics(tmp_path / "run")[0]["train/loss"]
@@ -61,7 +60,7 @@ def test_it_does_the_first_step_and_tells_the_sizes_of_the_files(small: Callable
     assert figures["time/total"] == pytest.approx(30 * figures["time/step"] + 2 * figures["time/validation"] + scored)
 
 
-def test_what_would_stop_a_run_is_told(small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_what_would_stop_a_run_is_told(small: Small, tmp_path: Path) -> None:
     fresh_train(load_config(small("--train.max_steps=1")))
     with pytest.raises(UserError, match="holds a run already"):
         fresh_train(load_config(small("--train.dry_run=true")))
@@ -71,7 +70,7 @@ def test_what_would_stop_a_run_is_told(small: Callable[..., list[str]], tmp_path
         fresh_train(load_config(small("--train.dry_run=true", "--data.batch_size=100000")))
 
 
-def test_what_a_killed_preparation_left_in_the_cache_stays(small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_what_a_killed_preparation_left_in_the_cache_stays(small: Small, tmp_path: Path) -> None:
     config = load_config(small("--train.dry_run=true"))
     fresh_train(load_config(small("--train.max_steps=1", run="other")))
     left = []
@@ -84,21 +83,24 @@ def test_what_a_killed_preparation_left_in_the_cache_stays(small: Callable[..., 
     assert {path.read_bytes() for path in left} == {b"half"}
 
 
-def test_a_resume_that_would_be_refused_is_refused(small: Callable[..., list[str]], text_folder: Path, tmp_path: Path) -> None:
+def test_a_resume_that_is_refused(small: Small, text_folder: Path, tmp_path: Path) -> None:
+    """By a run as by its dry run, which writes nothing at all."""
     fresh_train(load_config(small("--train.max_steps=1")))
     before = snapshot(tmp_path / "run")
-    with pytest.raises(UserError, match=r"cannot resume: optim\.lr was 0\.005 and is 0\.1 now"):
-        fresh_train(load_config(small("--train.dry_run=true", "--train.resume=true", "--optim.lr=0.1")))
     other = tmp_path / "other"
     shutil.copytree(text_folder, other)
-    for path in other.iterdir():
-        path.write_text(path.read_text() + "one more line\n")
-    with pytest.raises(UserError, match="cannot resume: the data or its vocabulary differ"):
-        fresh_train(load_config(small("--train.dry_run=true", "--train.resume=true", f"--data.dataset={other}")))
-    assert snapshot(tmp_path / "run") == before
+    (other / "test.txt").write_text("w1 w2\n")
+    for dry in ("true", "false"):
+        arguments = small("--train.max_steps=9", "--train.resume=true", f"--train.dry_run={dry}")
+        with pytest.raises(UserError, match=r"cannot resume: optim\.lr was 0\.005 and is 0\.1 now"):
+            fresh_train(load_config([*arguments, "--optim.lr=0.1"]))
+        with pytest.raises(UserError, match="cannot resume: the data or its vocabulary differ"):
+            fresh_train(load_config([*arguments, f"--data.dataset={other}"]))
+        if dry == "true":
+            assert snapshot(tmp_path / "run") == before
 
 
-def test_a_place_that_cannot_hold_the_run_is_told(small: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_that_cannot_hold_the_run_is_told(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file/run: .*file is not a folder"):
         fresh_train(load_config(small("--train.dry_run=true", run="file/run")))
@@ -112,7 +114,7 @@ def test_a_place_that_cannot_hold_the_run_is_told(small: Callable[..., list[str]
         fresh_train(load_config(small("--train.dry_run=true")))
 
 
-def test_the_memory_told_is_that_of_a_save_too(small: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_told_is_that_of_a_save_too(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = []
     save, peak = safetensors.torch.save, dry_run.peak_memory
     monkeypatch.setattr(safetensors.torch, "save", lambda tensors: saved.append(len(save(tensors))))
@@ -124,9 +126,7 @@ def test_the_memory_told_is_that_of_a_save_too(small: Callable[..., list[str]], 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
-def test_a_signal_leaves_nothing(
-    number: signal.Signals, small: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_leaves_nothing(number: signal.Signals, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     monkeypatch.setattr(dry_run, "evaluate_stream", lambda *_: signal.raise_signal(number))

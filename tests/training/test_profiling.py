@@ -1,18 +1,17 @@
 """A profile is written, and changes nothing that a run computes."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lstmlm import load_config
-from tests.helpers import assert_same_run, fresh_train
+from tests.helpers import Small, assert_same_run, fresh_train
 
 pytestmark = pytest.mark.system  # whole runs
 
 
-def test_a_profiled_run_is_the_same_run(small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_profiled_run_is_the_same_run(small: Small, tmp_path: Path) -> None:
     fresh_train(load_config(small(run="plain")))
     fresh_train(load_config(small("--train.profile=3", run="run")))
     assert_same_run(tmp_path / "run", tmp_path / "plain")
@@ -26,20 +25,8 @@ def test_a_profiled_run_is_the_same_run(small: Callable[..., list[str]], tmp_pat
     assert "Self CPU %" in table
 
 
-def test_a_run_that_ends_early_profiles_what_there_was(
-    small: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fresh_train(load_config(small("--train.max_steps=12", "--train.profile=100")))
-    assert (tmp_path / "run/profile/table.txt").exists()
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full/profile").write_text("in the way")
-    summary = fresh_train(load_config(small("--train.max_steps=12", "--train.profile=1", run="full")))
-    assert summary["step"] == 12
-    assert "warning: no profile" in capsys.readouterr().err
-
-
 def test_a_profile_ends_with_the_last_step_and_says_what_is_missing(
-    small: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fresh_train(load_config(small("--train.max_steps=12", "--train.profile=100")))
     told = capsys.readouterr().err
@@ -50,6 +37,12 @@ def test_a_profile_ends_with_the_last_step_and_says_what_is_missing(
     names = [event["name"] for event in events if event.get("ph") == "X"]
     assert sum("Adam.step" in name for name in names) == 2
     assert names.count("aten::embedding") == 2, "two steps, no validation, no scoring"
+    assert (tmp_path / "run/profile/table.txt").exists()
     fresh_train(load_config(small("--train.max_steps=10", "--train.profile=3", run="short")))
     assert "but 0 were profiled" in capsys.readouterr().err
     assert not (tmp_path / "short/profile").exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/profile").write_text("in the way")
+    summary = fresh_train(load_config(small("--train.max_steps=12", "--train.profile=1", run="full")))
+    assert summary["step"] == 12
+    assert "warning: no profile" in capsys.readouterr().err

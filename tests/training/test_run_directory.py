@@ -2,7 +2,6 @@
 
 import errno
 import multiprocessing
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from lstmlm import UserError, files, load_config
 from lstmlm.training import build, run_directory
 from lstmlm.training.run_directory import RunDirectory
-from tests.helpers import fresh_train
+from tests.helpers import Small, fresh_train
 
 
 def try_to_hold(path: Path, outcome: Any) -> None:
@@ -57,16 +56,24 @@ def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "LSTMLanguageModel", refused)
 
 
-def test_a_finished_run_answers_before_anything_expensive(small: Callable[..., list[str]], request: pytest.FixtureRequest) -> None:
-    summary = fresh_train(load_config(small()))
+def test_a_finished_run_answers_before_anything_expensive_and_stays(
+    small: Small, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def files_and_times() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != ".lock"}
+
+    summary = fresh_train(load_config(small("--train.max_steps=2")))
     request.getfixturevalue("nothing_expensive")
-    assert fresh_train(load_config(small("--train.resume=true"))) == summary
+    before = files_and_times()
+    assert fresh_train(load_config(small("--train.max_steps=2", "--train.resume=true"))) == summary
+    assert "is finished already" in capsys.readouterr().err
     with pytest.raises(UserError, match="holds a run already"):
         fresh_train(load_config(small()))
+    assert files_and_times() == before
 
 
 @pytest.mark.usefixtures("nothing_expensive")
-def test_a_busy_run_answers_before_anything_expensive(small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_busy_run_answers_before_anything_expensive(small: Small, tmp_path: Path) -> None:
     with RunDirectory(tmp_path / "run").held(), pytest.raises(UserError, match="another process is training in"):
         fresh_train(load_config(small("--train.resume=true")))
 
@@ -96,9 +103,7 @@ CONTENT = {
 @pytest.mark.usefixtures("nothing_expensive")
 @pytest.mark.parametrize("name", CONTENT)
 @pytest.mark.parametrize("resume", ["true", "false"])
-def test_a_folder_that_is_no_run_is_refused_and_left_as_it_is(
-    name: str, resume: str, small: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_a_folder_that_is_no_run_is_refused_and_left_as_it_is(name: str, resume: str, small: Small, tmp_path: Path) -> None:
     path = tmp_path / "run" / name
     path.parent.mkdir(parents=True)
     path.write_text(CONTENT[name])

@@ -1,4 +1,4 @@
-"""Weights & Biases: how a run is started there, and how its events are shown."""
+"""What each tracker is told of a run: Accelerate starts and ends them; samples, models, alerts and resumes are theirs alone."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from lstmlm.config import TrackingConfig
+from lstmlm.config import TrackingConfig, flatten
 from lstmlm.console import one_line, print_line
 
 LOGIN_SECONDS = 5  # how long W&B may take to accept the key; after that the run logs offline
@@ -15,20 +15,65 @@ FINISH_SECONDS = 120  # how long the end of a run waits for uploads; what is lef
 PREEMPTED = (128 + signal.SIGTERM, 128 + signal.SIGUSR1)  # exit codes after which a sweep starts a run again
 
 
-class WandbTracker:
-    """The events of a run as W&B shows them; `tokens` is the axis, so that runs of any batch size compare.
+class Tracker:
+    """One of Accelerate's trackers, started. It shows the metrics over `tokens`, and what a subclass adds."""
 
-    Args:
-        run: The W&B run, started.
-        log_model: Whether each best model becomes an artifact.
-    """
+    def __init__(self, tracker: Any) -> None:
+        self.name: str = tracker.name
+        self._tracker = tracker
 
-    name = "wandb"
+    def metrics(self, values: dict[str, Any]) -> None:
+        """A line of metrics, `tokens` among them."""
+        self._tracker.log(values, step=values["tokens"])
 
-    def __init__(self, run: Any, log_model: bool) -> None:
+    def samples(self, tokens: int, texts: list[str]) -> None:
+        """Sample texts of the model after `tokens` tokens."""
+
+    def model(self, folder: Path, step: int, ppl: float) -> None:
+        """The best model so far was written to `folder`."""
+
+    def alert(self, title: str, text: str) -> None:
+        """Something that people should see at once."""
+
+    def finish(self, status: int) -> None:
+        """The run ended with this exit status."""
+        self._tracker.finish()
+
+
+class TensorBoardTracker(Tracker):
+    """TensorBoard. The configuration is in its HPARAMS tab, sample texts in its TEXT tab."""
+
+    def __init__(self, tracker: Any, facts: dict[str, Any]) -> None:
+        super().__init__(tracker)
+        sections = {name: values for name, values in facts.items() if isinstance(values, dict)}
+        flat = flatten(sections) | {name: value for name, value in facts.items() if name not in sections}
+        known = {name: value if isinstance(value, int | float | str) else str(value) for name, value in flat.items()}
+        tracker.tracker.add_hparams(known, {}, run_name=".")  # no folder of their own
+
+    def samples(self, tokens: int, texts: list[str]) -> None:
+        self._tracker.tracker.add_text("samples", "\n\n".join(texts), tokens)
+
+
+class TrackioTracker(Tracker):
+    """trackio. It keeps the key `step` for its own axis. A run that `trackio.finish` has not ended is ended a second time at exit."""
+
+    def metrics(self, values: dict[str, Any]) -> None:
+        super().metrics({key: value for key, value in values.items() if key != "step"})
+
+    def finish(self, status: int) -> None:
+        import trackio
+
+        trackio.finish()
+
+
+class WandbTracker(Tracker):
+    """W&B, with `tokens` as the axis, so that runs of any batch size compare. `log_model` makes each best model an artifact."""
+
+    def __init__(self, tracker: Any, log_model: bool) -> None:
         import wandb
 
-        self._run = run
+        super().__init__(tracker)
+        self._run = run = tracker.tracker
         self._log_model = log_model
         self._samples = wandb.Table(["tokens", "text"], log_mode="INCREMENTAL")
         run.define_metric("tokens")
@@ -36,17 +81,14 @@ class WandbTracker:
         run.define_metric("valid/ppl", step_metric="tokens", summary="min,last")
 
     def metrics(self, values: dict[str, Any]) -> None:
-        """A line of metrics. It is logged without a step, since W&B drops steps that go backwards after a resume."""
-        self._run.log(values)
+        self._run.log(values)  # without a step: W&B drops steps that go backwards after a resume
 
     def samples(self, tokens: int, texts: list[str]) -> None:
-        """Sample texts, as new rows of one table."""
         for text in texts:
             self._samples.add_data(tokens, text)
         self._run.log({"tokens": tokens, "samples": self._samples})
 
     def model(self, folder: Path, step: int, ppl: float) -> None:
-        """The best model so far, as a version of an artifact."""
         if self._log_model:
             import wandb
 
@@ -55,25 +97,18 @@ class WandbTracker:
             self._run.log_artifact(artifact, aliases=["best", f"step-{step}"])
 
     def alert(self, title: str, text: str) -> None:
-        """A message to the people who watch the run."""
         self._run.alert(title, text, level="ERROR")
 
     def finish(self, status: int) -> None:
-        """End the run, which W&B then shows as finished, failed or preempted."""
         if status in PREEMPTED:
             self._run.mark_preempting()
         self._run.finish(exit_code=status)
 
 
-def init_arguments(config: TrackingConfig, run_dir: Path, run_id: str, facts: dict[str, Any], is_main: bool) -> dict[str, Any]:
+def wandb_arguments(config: TrackingConfig, run_dir: Path, run_id: str, facts: dict[str, Any], is_main: bool) -> dict[str, Any]:
     """Arguments of `wandb.init`: the same run again after a resume, and never a question at the terminal.
 
-    Args:
-        config: Of the trackers. Where it is silent, W&B's environment variables hold (WANDB_NAME and others).
-        run_dir: Of the run.
-        run_id: Of the run, the same over all of its starts.
-        facts: What a reader of the run should know.
-        is_main: Whether this process is the one that logs.
+    Where the configuration is silent, W&B's environment variables hold (WANDB_NAME and others).
     """
     import wandb
 

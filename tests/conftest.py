@@ -4,7 +4,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from lstmlm import Config, load_config
+from lstmlm.runtime.hardware import settings_kept
 from tests.helpers import ROOT, forget_accelerate, small_arguments
 from tests.processes import SECONDS, Processes
 from tests.recorded import recorded_graphs  # noqa: F401 (a fixture)
@@ -28,9 +29,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerate() -> None:
-    """Each test begins without what Accelerate keeps in the process."""
+def fresh_process() -> Iterator[None]:
+    """Each test begins without what Accelerate keeps in the process, and leaves threads, arithmetic and random numbers as they were."""
     forget_accelerate()
+    with settings_kept():
+        yield
 
 
 @pytest.fixture
@@ -89,8 +92,5 @@ def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture
-def one_thread() -> object:
-    before = torch.get_num_threads()
+def one_thread() -> None:
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -1,8 +1,7 @@
-"""I1: a run does not depend on the number of ranks. Every launch is the real one; dropout is on, clipping bites."""
+"""I1: a run does not depend on the number of ranks. Each is a process of its own; dropout is on, clipping bites."""
 
 import itertools
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from lstmlm import load_config
 from lstmlm.data.table import Table
 from tests.helpers import ADAMW, ASGD, EVERYTHING, final_state, fresh_train, metrics, skip_without_bf16
-from tests.system.launcher import ROOT, command, environment, launch
+from tests.system.launcher import ROOT, error_lines, launch
 
 # The last row of the small text's table is short, and both epochs end within the run.
 PER_STEP = {"train/loss": 1e-5, "train/grad_norm": 1e-5, "valid/ppl": 1e-6, "test/ppl": 1e-6}
@@ -67,15 +66,14 @@ def test_bf16_up_to_its_own_rounding(small: Callable[..., list[str]], tmp_path: 
 def test_more_ranks_than_columns_are_refused(small: Callable[..., list[str]], tmp_path: Path) -> None:
     result = launch(3, small("--data.batch_size=2"))
     assert result.returncode != 0
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    (line,) = error_lines(result.stderr)
     assert "3 ranks but data.batch_size 2" in line
     assert not (tmp_path / "run").exists()
 
 
-def test_a_prepared_loader_would_break_the_state(tmp_path: Path) -> None:
+def test_a_prepared_loader_would_break_the_state() -> None:
     """Why the segment loader is never given to `accelerator.prepare`: a rank's next segment does not follow its last one."""
-    script = str(ROOT / "tests/system/prepared_loader.py")
-    result = subprocess.run(command(2, [], script=script), capture_output=True, text=True, env=environment(), timeout=100)
+    result = launch(2, [], str(ROOT / "tests/system/prepared_loader.py"))
     lines = [json.loads(line) for line in result.stderr.splitlines() if line.startswith('{"rank"')]
     assert len(lines) == 2, result.stderr
     for line in lines:

@@ -62,6 +62,7 @@ class Scoring:
         for name, kinds in {"by": By, "reset": Reset, "space": Space, "layout": Literal["long", "wide"]}.items():
             value, names = getattr(self, name), get_args(kinds)
             check(value in (*names, *[None] * (name == "by")), f"{name} must be one of {', '.join(names)}, not {value!r}")
+        check(not isinstance(self.add, str), f"add must be a list of names, such as [{self.add!r}]")
         wrong = [name for name in self.add if name not in get_args(Addition)]
         check(not wrong, f"add must be of {', '.join(get_args(Addition))}, not {', '.join(wrong)}")
         check((self.by == "region") <= (self.regions is not None), "--by region needs --regions")
@@ -278,7 +279,8 @@ def score_files(
         rows = ((window, list(table.rows(window))) for window in windows)
         begun = next((each for each in rows if each[1]), None)
         if begun is None:
-            raise UsageError(f"there is no text to score in {', '.join(files)}")
+            read = ["standard input" if name == "-" else name for name in files]
+            raise UsageError(f"there is no text to score in {', '.join(read)}")
         write = stack.enter_context(FORMS[form](stack.enter_context(out.opened()), table.columns))
         shade = None
         if shaded:

@@ -25,7 +25,7 @@ from lstmlm.data.tokenize import EOS, UNK, Words
 from lstmlm.data.vocabulary import Vocabulary
 from lstmlm.files import MODEL_FILES, OutputFolder, open_file, user_path
 from lstmlm.model.language_model import LSTMLanguageModel
-from lstmlm.model.pretrained import save_pretrained
+from lstmlm.model.pretrained import UNKNOWN, save_pretrained
 
 MAGIC = 0x1950A86A20F9469CFC6C  # what a file of PyTorch before 1.6 begins with
 THEIRS = {"RNNModel", "WeightDrop", "LockedDropout", "SplitCrossEntropyLoss", "Corpus", "Dictionary"}  # in any module
@@ -241,5 +241,5 @@ def import_model(file: str | Path, vocab: str | Path, folder: str | Path) -> Non
         # A logit whose probability is 0 in every precision; float16 holds it.
         weights["decoder.bias"] = F.pad(weights["decoder.bias"], (0, 1), value=-1e4)
     model.load_weights(weights)
-    data = {"dataset": dataset_name(str(vocab)) if vocab.is_dir() else "unknown", "subset": None, "level": "word"}
+    data = {"dataset": dataset_name(str(vocab)) if vocab.is_dir() else UNKNOWN, "subset": None, "level": "word"}
     save_pretrained(folder, model, Vocabulary(words), data, {"imported_from": file.name})

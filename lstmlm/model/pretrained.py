@@ -34,6 +34,7 @@ BUNDLED = Path(__file__).parents[1] / "models" / "wikitext2-reference"  # in a c
 
 # Of `DataConfig`: what reading the same text in the same way needs. A stranger's model says no more, so not where this machine writes.
 TRAINED_ON = ("dataset", "subset", "text_column", "level", "tokenizer", "lowercase", "normalize", "max_size")
+UNKNOWN = "unknown"  # the dataset of a model whose text nobody told
 READABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 CARD_TEXT = """\
@@ -232,7 +233,8 @@ class SavedModel:
         # A model has the name alone, and only what is on the Hub is found by it.
         is_place = dataset != data.dataset or is_local(dataset) or "/" not in dataset
         if self.dataset is None and not is_here and is_place:
-            raise UserError(f"the model was trained on {dataset}, and there is no such file or folder here: name it with --dataset")
+            told = f"the model was trained on {dataset}, and there is no such file or folder here: name it with --dataset"
+            raise UserError("the model does not say what it was trained on: name the text with --dataset" if dataset == UNKNOWN else told)
         subset = None if self.dataset and has_own_splits(dataset, data.subset) else data.subset
         return replace(data, dataset=dataset, subset=subset, cache_dir=self.cache_dir or data.cache_dir)
 

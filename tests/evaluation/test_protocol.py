@@ -311,6 +311,9 @@ def test_a_run_keeps_the_place_of_its_data_and_its_model_only_the_name(
     with pytest.raises(UserError, match=f"was trained on {text_folder.name}, and .* name it with --dataset"):
         evaluate(copied, **place)
     assert evaluate(copied, dataset=str(text_folder), **place).ppl == pytest.approx(summary["test"]["ppl"], rel=1e-9)
+    (copied / "config.json").write_text((copied / "config.json").read_text().replace(f'"{text_folder.name}"', '"unknown"'))
+    with pytest.raises(UserError, match="does not say what it was trained on: name the text with --dataset"):
+        evaluate(copied, **place)
 
 
 def test_a_column_that_is_not_there(folder: Path, tmp_path: Path) -> None:

@@ -176,6 +176,8 @@ def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
     for refused in ("", "\n", " \n \n"):
         with pytest.raises(UserError, match="no text"):
             score_text(refused, folder)
+    with pytest.raises(UserError, match=r"add must be a list of names, such as \['length'\]"):
+        score_text("w1", folder, add="length")
     with pytest.raises(UserError, match="there is no model"):
         score_text("w1", tmp_path / "absent")
     with pytest.raises(UserError, match="reset must be one of line, document, never, not 'sentence'"):

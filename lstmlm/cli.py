@@ -18,7 +18,7 @@ from lstmlm.files import Output, user_path
 
 Arguments = Sequence[str] | None  # without the program's name; None takes the process's own
 
-MODEL_HELP = "A model's folder or a run's; null = the newest runs/*/model, else the one that comes with lstmlm."
+MODEL_HELP = "A model's folder or a run's; null = the newest runs/*/model (not of the toy language), else the one that comes with lstmlm."
 RAW_HELP = "The text is English as people write it; Moses cuts it into words for a model of words between white space."
 NORMALIZE_HELP = "The text is brought to NFC and loses what nobody sees, such as zero-width spaces."
 COLUMN_HELP = "Column of the text in a file that has rows."

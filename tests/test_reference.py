@@ -40,9 +40,13 @@ CUT = "In 1999 , a well @-@ known writer lived in New York ."
 
 
 def test_raw_english_is_scored_as_wikitext_was_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = score_text(RAW, BUNDLED, raw=True)
-    assert rows == score_text(CUT, BUNDLED)
+    rows, cut = score_text(RAW, BUNDLED, raw=True, by="token"), score_text(CUT, BUNDLED)
+    said = [(row.surprisal, row.entropy, row.rank, row.unk) for row in cut]
+    assert [(row.surprisal, row.entropy, row.rank, row.unk) for row in rows] == said
     assert not any(row.unk for row in rows)
+    words = score_text(RAW, BUNDLED, raw=True)
+    assert [row.word for row in words] == RAW.split()
+    assert sum(row.surprisal for row in words) == pytest.approx(sum(row.surprisal for row in rows))
     for name, text in (("raw.txt", RAW), ("cut.txt", CUT)):
         (tmp_path / name).write_text(f"{text}\n")
         pair = {"UID": "u", "sentence_good": text, "sentence_bad": text.replace("lived", "live")}
@@ -50,11 +54,12 @@ def test_raw_english_is_scored_as_wikitext_was_cut(tmp_path: Path, capsys: pytes
     printed = []
     for name, *raw in (("raw.txt", "--raw"), ("cut.txt",)):
         place = str(tmp_path / name)
-        assert cli.score([place, "--model", str(BUNDLED), *raw]) == 0
+        assert cli.score([place, "--model", str(BUNDLED), "--by", "token", *raw]) == 0
         assert cli.pairs([f"{place}.jsonl", "--model", str(BUNDLED), "--json", *raw]) == 0
         assert cli.evaluate(["--text", place, "--model", str(BUNDLED), "--json", *raw]) == 0
         *table, summary, figures = capsys.readouterr().out.splitlines()
-        printed.append((table, json.loads(summary), json.loads(figures)["nll"]))
+        scores = [line.split("\t")[3:7] for line in table]  # all but the text and its word's place
+        printed.append((scores, json.loads(summary), json.loads(figures)["nll"]))
     assert printed[0] == printed[1]
     with pytest.raises(UserError, match="--raw is for --text"):
         cli.evaluate(["--split", "test", "--raw"])

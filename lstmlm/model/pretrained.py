@@ -404,7 +404,7 @@ def find_model(model: str | Path | None = None, runs: str | Path = "runs") -> Pa
             return folder
     if not BUNDLED.exists():
         raise UserError(f"no model in {Path(runs).absolute()}/*/model: train one first, or name its folder")
-    print_line(f"using the model that comes with lstmlm, {BUNDLED.name}, as there is none in {runs}/*/model here but of the toy language")
+    print_line(f"using the model that comes with lstmlm, {BUNDLED.name}: {runs}/*/model has none, or the toy language's alone")
     return BUNDLED
 
 

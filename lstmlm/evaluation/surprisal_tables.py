@@ -393,7 +393,10 @@ def parquet(file: BinaryIO, columns: Sequence[str]) -> Iterator[Write]:
             arrays = {}
             for name, values in zip(columns, zip(*rows, strict=True), strict=True):
                 try:
-                    arrays[name] = pyarrow.array(values, writer and writer.schema.field(name).type)
+                    array = pyarrow.array(values, writer and writer.schema.field(name).type)
+                    if array.type == pyarrow.null():  # nothing says yet of which type it is; those of ours that may be missing are numbers
+                        array = array.cast(pyarrow.int64() if name.endswith("length") else pyarrow.float64())
+                    arrays[name] = array
                 except (pyarrow.ArrowException, OverflowError):
                     raise UserError(f"parquet has one type for a column, and {name} has values of several: use --format jsonl") from None
             table = pyarrow.table(arrays)

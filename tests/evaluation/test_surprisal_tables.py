@@ -21,6 +21,7 @@ from lstmlm import LSTMLanguageModel, UserError, Vocabulary, score_text
 from lstmlm.cli import score
 from lstmlm.config import ModelConfig
 from lstmlm.console import UsageError
+from lstmlm.evaluation import surprisal
 from lstmlm.evaluation.surprisal_tables import Scoring, score_files
 from lstmlm.model.pretrained import save_pretrained
 from tests.helpers import ROOT
@@ -61,6 +62,16 @@ def test_the_table_has_the_rows(form: str, folder: Path, text: Path, rows: list[
     assert list(table) == list(rows[0]._fields)
     assert [*table.itertuples(index=False, name=None)] == rows
     assert [path.name for path in tmp_path.iterdir() if path.name[0] == "."] == []
+
+
+def test_a_parquet_column_that_begins_empty(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surprisal, "WINDOW_CHARACTERS", 1)  # a window and so a group of rows for each sentence
+    (tmp_path / "one.txt").write_text("the\nthe NA\n")
+    options = ["--add", "length", "previous", "--format", "parquet", "--output", str(tmp_path / "table")]
+    score([str(tmp_path / "one.txt"), "--model", str(folder), *options])
+    table = pandas.read_parquet(tmp_path / "table")
+    assert table["previous_length"].isna().tolist() == [True, True, False]
+    assert (table["previous_surprisal"][2], table["previous_length"][2]) == (table["surprisal"][1], 3)
 
 
 def test_the_end_of_a_line_has_a_row_where_it_is_asked_for(folder: Path, text: Path, tmp_path: Path) -> None:

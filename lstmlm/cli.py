@@ -21,7 +21,7 @@ Arguments = Sequence[str] | None  # without the program's name; None takes the p
 MODEL_HELP = "A model's folder or a run's; null = the newest runs/*/model (not of the toy language), else the one that comes with lstmlm."
 RAW_HELP = "The text is English as people write it; Moses cuts it into words for a model of words between white space."
 NORMALIZE_HELP = "The text is brought to NFC and loses what nobody sees, such as zero-width spaces."
-COLUMN_HELP = "Column of the text in a file that has rows."
+COLUMN_HELP = "Column of the text in CSV, TSV, JSON or Parquet."
 THREADS_HELP = "CPU threads; null = the physical cores."
 
 
@@ -84,7 +84,7 @@ def evaluate(argv: Arguments = None) -> int:
     parser.add_argument("--model", type=str | None, default=None, help=MODEL_HELP)
     parser.add_argument("--split", type=str | None, default=None, help="train, validation or test (which null means).")
     parser.add_argument("--text", type=str | None, default=None, help="A file to score in place of a split.")
-    parser.add_argument("--text_column", type=str, default="text", help="Column of the text in CSV, JSON lines or Parquet.")
+    parser.add_argument("--text_column", type=str, default="text", help=COLUMN_HELP)
     parser.add_argument("--raw", action="store_true", help=f"With --text: {RAW_HELP}")
     parser.add_argument("--normalize", action="store_true", help=f"With --text: {NORMALIZE_HELP}")
     parser.add_argument("--protocol", choices=[*PROTOCOLS], default="static", help="Whether and how the model adapts.")

@@ -13,7 +13,7 @@ from typing import Any
 
 import lstmlm
 from lstmlm.config import argument_parser, load_config, named_options, parse
-from lstmlm.console import UsageError, bar, check, print_line, print_result, printable, reading_bar, run_script, standard_output
+from lstmlm.console import UsageError, bar, check, print_line, print_result, printable, run_script, standard_output
 from lstmlm.files import Output, user_path
 
 Arguments = Sequence[str] | None  # without the program's name; None takes the process's own
@@ -61,7 +61,7 @@ def prepare(argv: Arguments = None) -> int:
 
     origin = config.train.init_from
     vocabulary = Vocabulary.load(model_folder(user_path(origin)) / VOCABULARY) if origin else None
-    corpus = load_corpus(config.data, vocabulary, reading_bar, cores())
+    corpus = load_corpus(config.data, vocabulary, cores())
     size = sum(4 * facts.tokens for facts in corpus.facts.values()) / 1e6
     kept = f"cache: {size:,.1f} MB of token ids in {user_path(config.data.cache_dir)}"
     print_result("\n".join([*corpus.lines(), kept]))

@@ -1,6 +1,5 @@
 """Every training command of docs/data.md reads the text that it says it reads."""
 
-import csv
 import gzip
 import json
 import re
@@ -56,20 +55,3 @@ def test_command(command: str, tmp_path: Path) -> None:
             wanted = "".join(f"{line}\n" for line in lines)
             known = corpus.facts[split].unknown == 0
             assert not known or corpus.vocabulary.decode(corpus.splits[split].tolist()) == wanted
-
-
-def test_every_form_of_the_table(tmp_path: Path) -> None:
-    """Forms that no command names: a CSV, and Parquet through pandas, as people write them."""
-    import pandas
-
-    frame = pandas.DataFrame({"text": LINES, "number": range(40)})
-    frame.to_parquet(tmp_path / "book.parquet")
-    frame.to_csv(tmp_path / "book.csv", index=False, quoting=csv.QUOTE_MINIMAL)
-    frame.to_json(tmp_path / "book.jsonl.gz", orient="records", lines=True)
-    frame.to_json(tmp_path / "book.json", orient="records")
-    frame.to_csv(tmp_path / "BOOK.TSV", index=False, sep="\t")
-    loaded = {
-        load_corpus(load_config([f"--data.dataset={tmp_path / name}", f"--data.cache_dir={tmp_path / 'cache'}"]).data).fingerprint
-        for name in ("book.parquet", "book.csv", "book.jsonl.gz", "book.json", "BOOK.TSV")
-    }
-    assert len(loaded) == 1

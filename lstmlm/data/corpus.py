@@ -11,8 +11,8 @@ so it is complete and undamaged exactly when the hash matches.
 import hashlib
 import json
 import logging
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lstmlm.config import DataConfig
-from lstmlm.console import UserError
+from lstmlm.console import UserError, reading_bar
 from lstmlm.data.sources import SPLITS, Source, open_source
 from lstmlm.data.tokenize import EOS, UNK, Words
 from lstmlm.data.vocabulary import Vocabulary
@@ -37,46 +37,27 @@ FORMAT = 3  # of the cache
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """Numbers of a split.
+    """Numbers of a split."""
 
-    Attributes:
-        lines: Lines of the text.
-        words: Words between white space, and the line ends.
-        characters: Characters of the text, line ends counted.
-        tokens: n, length of the stream.
-        unknown: Tokens that are `<unk>`.
-        once: Types that occur only once in the split.
-        longest: Tokens of the longest line, its `<eos>` counted.
-        written_eos: `<eos>` that stand in the text itself.
-        part: Which part of the data set the split is, where the data set does not say it itself.
-    """
-
-    lines: int
-    words: int
-    characters: int
-    tokens: int
-    unknown: int
-    once: int
-    longest: int
-    written_eos: int
-    part: str
+    lines: int  # of the text
+    words: int  # between white space, and the line ends
+    characters: int  # of the text, line ends counted
+    tokens: int  # n, length of the stream
+    unknown: int  # tokens that are `<unk>`
+    once: int  # types that occur only once in the split
+    longest: int  # tokens of the longest line, its `<eos>` counted
+    written_eos: int  # `<eos>` that stand in the text itself
+    part: str  # which part of the data set the split is, where the data set does not say it itself
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A data set as token ids.
+    """A data set as token ids."""
 
-    Attributes:
-        vocabulary: Built from the training split alone, unless another was given.
-        splits: Stream of each split, int32 (n,), memory-mapped.
-        facts: Numbers of each split.
-        fingerprint: A hash of the vocabulary and of every token.
-    """
-
-    vocabulary: Vocabulary
-    splits: dict[str, Tensor]
-    facts: dict[str, SplitFacts]
-    fingerprint: str
+    vocabulary: Vocabulary  # built from the training split alone, unless another was given
+    splits: dict[str, Tensor]  # stream of each split, int32 (n,), memory-mapped
+    facts: dict[str, SplitFacts]  # numbers of each split
+    fingerprint: str  # a hash of the vocabulary and of every token
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -94,21 +75,12 @@ class Corpus:
         return told
 
 
-Watch = Callable[[str, Iterator[str]], Iterator[str]]
-
-
-def unwatched(name: str, blocks: Iterator[str]) -> Iterator[str]:
-    """The blocks as they come."""
-    return blocks
-
-
-def load_corpus(data: DataConfig, vocabulary: Vocabulary | None = None, watch: Watch = unwatched, processes: int = 1) -> Corpus:
+def load_corpus(data: DataConfig, vocabulary: Vocabulary | None = None, processes: int = 1) -> Corpus:
     """Vocabulary and token ids of all three splits, from the cache where it has them.
 
     Args:
         data: Which text, and how it is cut.
         vocabulary: Takes the place of the training split's own. It says how the text is cut, whatever `data` says.
-        watch: Is called with a line to be shown and the blocks of a split, and gives the blocks on: a progress bar, for example.
         processes: That share a slow tokenizer's work on a long text.
 
     Raises:
@@ -121,22 +93,21 @@ def load_corpus(data: DataConfig, vocabulary: Vocabulary | None = None, watch: W
         rules = (data.level, data.min_count, data.max_size, data.tokenizer, data.lowercase, data.normalize)
 
         def write(file: BinaryIO) -> None:
-            blocks = watch("reading split train", source.blocks("train"))
+            blocks = reading_bar("reading split train", source.blocks("train"))
             file.write(Vocabulary.build(blocks, *rules, processes).to_bytes())
 
         vocabulary = _cached(data, ".vocab.json", ("vocabulary", FORMAT, keys["train"], *rules), Vocabulary.load, write)
-    loaded = {split: _load_split(data, split, vocabulary, processes, source, key, watch) for split, key in keys.items()}
+    splits, facts = dict[str, Tensor](), dict[str, SplitFacts]()
+    for split, key in keys.items():
+        splits[split], facts[split] = _load_split(data, split, vocabulary, processes, source, key)
     if len(vocabulary) <= 2:
-        raise UserError(
-            f"the vocabulary has only {UNK} and {EOS}, so there is nothing to learn: no token of the training split of {data.dataset} "
-            f"occurs {data.min_count} times (data.min_count)"
-        )
+        rare = f"no token of the training split of {data.dataset} occurs {data.min_count} times (data.min_count)"
+        raise UserError(f"the vocabulary has only {UNK} and {EOS}, so there is nothing to learn: {rare}")
     digest = hashlib.sha256(vocabulary.fingerprint.encode())
-    for stream, _ in loaded.values():
+    for stream in splits.values():
         digest.update(stream.numpy().data)
-    facts = {split: facts for split, (_, facts) in loaded.items()}
     _warn(facts, data)
-    return Corpus(vocabulary, {split: stream for split, (stream, _) in loaded.items()}, facts, digest.hexdigest())
+    return Corpus(vocabulary, splits, facts, digest.hexdigest())
 
 
 def fingerprint(stream: Tensor) -> str:
@@ -145,20 +116,16 @@ def fingerprint(stream: Tensor) -> str:
 
 
 def load_split(data: DataConfig, split: str, vocabulary: Vocabulary, processes: int = 1) -> tuple[Tensor, SplitFacts]:
-    """Token ids of one split under a given vocabulary, int32 (n,), memory-mapped; and its numbers.
-
-    Raises:
-        UserError: As `load_corpus`.
-    """
+    """Token ids of one split under a given vocabulary, int32 (n,), memory-mapped; and its numbers. Errors are those of `load_corpus`."""
     source = open_source(data)
-    return _load_split(data, split, vocabulary, processes, source, source.fingerprint(split), unwatched)
+    return _load_split(data, split, vocabulary, processes, source, source.fingerprint(split))
 
 
 def _load_split(
-    data: DataConfig, split: str, vocabulary: Vocabulary, processes: int, source: Source, key: str, watch: Watch
+    data: DataConfig, split: str, vocabulary: Vocabulary, processes: int, source: Source, key: str
 ) -> tuple[Tensor, SplitFacts]:
     def write(file: BinaryIO) -> None:
-        blocks = watch(f"reading split {split}", source.blocks(split))
+        blocks = reading_bar(f"reading split {split}", source.blocks(split))
         _write_tokens(file, vocabulary, vocabulary.encode_blocks(blocks, processes), source.part(split))
 
     stream, facts = _cached(data, ".tokens", ("tokens", FORMAT, key, split, vocabulary.fingerprint), _map_tokens, write)
@@ -170,22 +137,19 @@ def _load_split(
 def _warn(facts: dict[str, SplitFacts], data: DataConfig) -> None:
     """Warn of what the results alone would not show."""
     train = facts["train"]
-    unknown = {split: each.unknown / each.tokens for split, each in facts.items() if each.unknown}
-    if unknown and not train.unknown:
+    if not train.unknown and any(each.unknown for each in facts.values()):
+        shares = " and ".join(f"{each.unknown / each.tokens:.2%} of split {split}" for split, each in facts.items() if each.unknown)
         logger.warning(
-            "%s never occurs in the training split, so the model cannot learn when to expect it, but is %s; "
-            "data.min_count 2 turns what training has only once into %s",
-            UNK,
-            " and ".join(f"{share:.2%} of split {split}" for split, share in unknown.items()),
-            UNK,
+            f"{UNK} never occurs in the training split, so the model cannot learn when to expect it, but is {shares}; "
+            f"data.min_count 2 turns what training has only once into {UNK}"
         )
     for split, each in facts.items():
         if each.written_eos:
-            logger.warning("split %s has %s in its own text, %s times: each is read as a line end", split, EOS, f"{each.written_eos:,}")
+            logger.warning(f"split {split} has {EOS} in its own text, {each.written_eos:,} times: each is read as a line end")
     if train.tokens < data.batch_size * data.bptt:
         logger.warning(
-            "the training split has %s tokens, too few for one segment of %s columns (data.batch_size) x %s rows (data.bptt)",
-            *(f"{number:,}" for number in (train.tokens, data.batch_size, data.bptt)),
+            f"the training split has {train.tokens:,} tokens, too few for one segment of {data.batch_size:,} columns (data.batch_size) "
+            f"x {data.bptt:,} rows (data.bptt)"
         )
 
 
@@ -193,21 +157,14 @@ def _cached(data: DataConfig, ending: str, parts: Sequence[object], load: Callab
     """What was made of `parts`, read by `load`. Where its file is absent or damaged, one process of this host writes it first."""
     folder = user_path(data.cache_dir)
     path = folder / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}{ending}"
-
-    def found() -> T | None:
-        try:
-            return load(path) if path.exists() else None
-        except UserError:
-            return None
-
     try:
         # A file appears whole, so reading needs no lock, and a read-only cache works.
-        if (content := found()) is not None:
-            return content
+        with suppress(UserError, ValueError):  # absent or damaged
+            return load(path)
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / "lock", wait=True):
-            if (content := found()) is not None:
-                return content
+            with suppress(UserError, ValueError):  # another process may have written it meanwhile
+                return load(path)
             if path.exists():
                 logger.warning("%s is damaged; building it again", path)
             with replacing(path) as file:
@@ -253,15 +210,11 @@ def _write_tokens(file: BinaryIO, vocabulary: Vocabulary, blocks: Iterable[tuple
 
 
 def _map_tokens(path: Path) -> tuple[Tensor, SplitFacts]:
-    damaged = UserError(f"{path} is damaged")
     with open_file(path) as file:
-        if not os.fstat(file.fileno()).st_size:
-            raise damaged
         # A private mapping: pages are read when touched and shared between the processes of a host.
         content = np.memmap(file, np.uint8, "c")
     body, digest = content[:-_DIGEST], content[-_DIGEST:]
     if hashlib.sha256(body.data).digest() != digest.tobytes():
-        raise damaged
+        raise ValueError
     length = len(body) - 4 - int.from_bytes(body[-4:].tobytes(), "little")  # bytes of the ids
-    stream, facts = torch.from_numpy(body[:length].view(np.int32)), body[length:-4].tobytes()
-    return stream, SplitFacts(**json.loads(facts))
+    return torch.from_numpy(body[:length].view(np.int32)), SplitFacts(**json.loads(body[length:-4].tobytes()))

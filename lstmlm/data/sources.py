@@ -6,19 +6,18 @@ import logging
 import os
 import re
 import tempfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from abc import abstractmethod
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice, pairwise
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from lstmlm.config import DataConfig
 from lstmlm.console import UsageError, UserError, one_line
 from lstmlm.data import toy
-from lstmlm.data.reading import ENDINGS, check_column, check_form, form_of, read_blocks, row_text, rows_to_blocks, units
+from lstmlm.data.reading import ENDINGS, FAULTS, check_column, check_form, form_of, read_blocks, read_pieces, row_text, rows_to_blocks
 from lstmlm.files import open_file, user_path
 
 SPLITS = ("train", "validation", "test")
@@ -32,8 +31,7 @@ NAMES = {  # of files, and the split that each means
     "test": "test",
 }
 _SPLIT_NAME = re.compile(rf"(?:wiki\.)?(?P<name>{'|'.join(NAMES)})(?P<number>[-_.]\d+(?:-of-(?P<of>\d+))?)?")
-FAULTS = (OSError, EOFError, zlib.error, ValueError, RuntimeError, StopIteration)  # that the library `datasets` lets through
-LEAST_UNITS = 20  # lines or rows of what is cut into splits, some of which are a twentieth of it
+LEAST_ROWS = 20  # of what is cut into splits, some of which are a twentieth of it; the rows of a plain text are its lines
 
 
 class Source(Protocol):
@@ -52,16 +50,16 @@ class Source(Protocol):
 
 @dataclass
 class FileSource(Source):
-    """Files that make up the splits, read in the order of their names."""
+    """A folder whose files say with their names which split they are; they are read in the order of their names."""
 
-    files: dict[str, list[Path]]  # of each split
+    name: str  # as the user gave it, for messages
     column: str  # where the text of a row stands
-    place: str  # the name that the user gave, for messages
+    files: dict[str, list[Path]]  # of each split
 
     def _files(self, split: str) -> list[Path]:
         if split not in self.files:
             names = " or ".join(f"{name}.txt" for name, meaning in NAMES.items() if meaning == split)
-            raise UsageError(f"split {split!r} is missing: {self.place} has no {names} (endings that are read: {ENDINGS})")
+            raise UsageError(f"split {split!r} is missing: {self.name} has no {names} (endings that are read: {ENDINGS})")
         return self.files[split]
 
     def fingerprint(self, split: str) -> str:
@@ -73,138 +71,109 @@ class FileSource(Source):
 
 
 @dataclass
-class PieceSource(Source):
-    """One file of n lines (a text) or rows (other forms): the first 9n // 10 train, up to 19n // 20 validate, the rest test."""
+class CutSource(Source):
+    """A data set that may lack splits: of what it lacks, each is a twentieth of its train, at the end."""
 
-    path: Path
+    name: str  # as the user gave it, for messages
     column: str  # where the text of a row stands
 
-    @cached_property
-    def _hash(self) -> str:
-        return _file_hash(self.path)
+    @abstractmethod
+    def own(self) -> Collection[str]:
+        """Names of the splits that the data set has, of which NAMES says what they mean."""
+
+    @abstractmethod
+    def rows(self, name: str) -> Iterator[str]:
+        """The text of each row of such a split."""
 
     @cached_property
-    def _units(self) -> int:
-        return units(self.path, self.column)
-
-    def fingerprint(self, split: str) -> str:
-        return f"90/5/5 {split} {self.column} {form_of(self.path)} {self._hash}"
-
-    def blocks(self, split: str) -> Iterator[str]:
-        return read_blocks(self.path, self.column, *self._ends(split))
-
-    def part(self, split: str) -> str:
-        first, end = self._ends(split)
-        return f"{self._kind} {first + 1:,} to {end:,} of {self._units:,}"
-
-    @property
-    def _kind(self) -> str:
-        return "lines" if form_of(self.path) == "text" else "rows"
-
-    def _ends(self, split: str) -> tuple[int, int]:
-        return _cut(self._units, SPLITS, f"{self.path} has {self._units} {self._kind}")[split]
-
-
-def _cut(n: int, splits: Sequence[str], has: str) -> dict[str, tuple[int, int]]:
-    """First and end of each split, where n lines or rows are cut into train and one or two others, a twentieth each.
-
-    Raises:
-        UserError: They are too few, with what the data set `has`.
-    """
-    if n < LEAST_UNITS:
-        remedy = "give a folder with train.txt, validation.txt and test.txt instead"
-        raise UserError(f"{has}, and to be cut into splits it needs {LEAST_UNITS}: {remedy}")
-    starts = [0, *(n * (20 - left) // 20 for left in range(len(splits) - 1, 0, -1)), n]
-    return dict(zip(splits, pairwise(starts), strict=True))
-
-
-@dataclass
-class HubSource(Source):
-    """A data set on the Hugging Face Hub, or a folder that only the library `datasets` understands."""
-
-    dataset: str  # Hub id or folder
-    subset: str | None  # its configuration; None where it has only one
-    column: str  # where the text of a row stands
-
-    @cached_property
-    def _rows(self) -> Any:
-        return _load_dataset(self.dataset, self.subset)
-
-    @cached_property
-    def _units(self) -> int:
-        return sum(1 for _ in self._values("train"))
-
-    @cached_property
-    def _folder_hash(self) -> str:
-        folder, digest = Path(self.dataset).expanduser(), hashlib.sha256()
-        for path in _files_below(folder):
-            digest.update(f"{path.relative_to(folder)} {_file_hash(path)} ".encode())
-        return digest.hexdigest()
+    def _train_rows(self) -> int:
+        return sum(1 for _ in self.rows("train"))
 
     def _place(self, split: str) -> tuple[str, int, int | None]:
-        """Where the split stands: the data set's own split, and the first and the end row of it; None = all.
-
-        Another name for the split will do. Of what the data set lacks, each is a twentieth of its train, at the end.
-        """
-        own = {NAMES[name]: name for name in reversed(NAMES) if name in self._rows}
+        """Where the split stands: the data set's own split, and the first and the end row of it; None = all."""
+        own = {NAMES[name]: name for name in reversed(NAMES) if name in self.own()}
         absent = [name for name in SPLITS if name not in own]
         if split in own and not (split == "train" and absent):
             return own[split], 0, None
         if "train" not in own:
-            raise UsageError(f"data set {self.dataset} has no split {split!r}, only {', '.join(self._rows)}")
-        lacks = f"no split {' and no split '.join(map(repr, absent))}"
-        return "train", *_cut(self._units, ["train", *absent], f"data set {self.dataset} has {lacks}, and {self._units} rows of train")[
-            split
-        ]
-
-    def fingerprint(self, split: str) -> str:
-        if Path(self.dataset).expanduser().is_dir():  # its files: no need to import datasets when the tokens are cached
-            content = self._folder_hash
-        else:
-            digest = hashlib.sha256()
-            for block in self.blocks(split):
-                digest.update(block.encode())
-            content = digest.hexdigest()
-        return f"{split} {self.subset} {self.column} {content}"
+            raise UsageError(f"{self.name} has no split {split!r}, only {', '.join(self.own())}")
+        n = self._train_rows
+        if n < LEAST_ROWS:
+            raise UserError(
+                f"{self.name} has no split {' and no split '.join(map(repr, absent))}, and {n} rows of train, which needs {LEAST_ROWS} "
+                "to be cut: give a folder with train.txt, validation.txt and test.txt instead"
+            )
+        starts = [0, *(n * (20 - left) // 20 for left in range(len(absent), 0, -1)), n]
+        place = ["train", *absent].index(split)
+        return "train", starts[place], starts[place + 1]
 
     def blocks(self, split: str) -> Iterator[str]:
         name, first, end = self._place(split)
-        rows = islice(enumerate(self._values(name), 1), first, end)
-        return rows_to_blocks(row_text(value, number, f"split {name!r} of {self.dataset}", self.column) for number, value in rows)
+        return rows_to_blocks(islice(self.rows(name), first, end))
 
     def part(self, split: str) -> str:
         name, first, end = self._place(split)
         if end is not None:
-            return f"rows {first + 1:,} to {end:,} of {self._units:,} of the data set's split {name}"
+            return f"rows {first + 1:,} to {end:,} of {self._train_rows:,} that are given as train"
         return f"the data set's split {name}" if name != split else ""
 
-    def _values(self, name: str) -> Iterator[object]:
-        number, place = 0, f"split {name!r} of {self.dataset}"
-        with _by_the_library(lambda: f"cannot read {place} after row {number}"):
-            for batch in self._rows[name].iter(batch_size=1000):
-                check_column(self.column, batch, place)
-                for value in batch[self.column]:
-                    yield value
-                    number += 1
+
+@dataclass
+class PieceSource(CutSource):
+    """One file, all of it train; or the files of a folder whose card says which split they are."""
+
+    files: dict[str, list[Path]]  # of each split that the data set has
+
+    @cached_property
+    def _hash(self) -> str:
+        return " ".join(f"{name} {form_of(path)} {_file_hash(path)}" for name, paths in self.files.items() for path in paths)
+
+    def own(self) -> Collection[str]:
+        return self.files
+
+    def fingerprint(self, split: str) -> str:
+        return f"{split} {self.column} {self._hash}"
+
+    def rows(self, name: str) -> Iterator[str]:
+        for path in self.files[name]:
+            yield from read_pieces(path, self.column)
+
+
+@dataclass
+class HubSource(CutSource):
+    """A data set on the Hugging Face Hub."""
+
+    subset: str | None  # its configuration; None where it has only one
+
+    @cached_property
+    def _splits(self) -> Any:
+        return _load_dataset(self.name, self.subset)
+
+    def own(self) -> Collection[str]:
+        return self._splits
+
+    def fingerprint(self, split: str) -> str:
+        digest = hashlib.sha256()
+        for block in self.blocks(split):
+            digest.update(block.encode())
+        return f"{split} {self.subset} {self.column} {digest.hexdigest()}"
+
+    def rows(self, name: str) -> Iterator[str]:
+        numbers, place = count(1), f"split {name!r} of {self.name}"
+        for batch in self._splits[name].iter(batch_size=1000):
+            check_column(self.column, batch, place)
+            for value in batch[self.column]:
+                yield row_text(value, next(numbers), place, self.column)
 
 
 def _load_dataset(dataset: str, subset: str | None) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
-    folder = Path(dataset).expanduser()
-    name = f"data set {dataset}" + (f" (subset {subset})" if subset else "")
-    if folder.is_dir():
-        # Not through the library's own cache: it goes by the folder's name and would not notice changed files.
-        with _by_the_library(lambda: f"cannot load {name}"), tempfile.TemporaryDirectory() as empty:
-            # Absolute: a folder named `csv` or `parquet` is not one of the library's own builders.
-            return datasets.load_dataset(str(folder.absolute()), subset, streaming=True, cache_dir=empty)
-    remedy = f"; name a file or folder, or {toy.NAME}, the built-in language"
-    with _by_the_library(lambda: f"cannot load {name}, which is no file or folder here", remedy):
+    datasets.logging.set_verbosity(logging.CRITICAL)  # its errors are told below
+    try:
         try:
             return datasets.load_dataset(dataset, subset)
-        except datasets.exceptions.DatasetNotFoundError:
-            raise UsageError(f"{dataset}: no such file or folder, and not on the Hub") from None
         except OSError as error:
             if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
                 raise
@@ -216,66 +185,39 @@ def _load_dataset(dataset: str, subset: str | None) -> Any:
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(info.parent)
             return datasets.load_dataset(dataset, subset, cache_dir=place)
-
-
-@contextmanager
-def _by_the_library(problem: Callable[[], str], remedy: str = "") -> Iterator[None]:
-    """What the library `datasets` does within the block. Its errors become one line.
-
-    The line has what the library logs of the error, as that names the file; else what it raises.
-    """
-    import datasets
-
-    log, told = logging.getLogger("datasets"), list[str]()
-    listening, before = logging.Handler(logging.ERROR), (log.handlers, log.propagate)
-    listening.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
-    log.handlers, log.propagate = [listening], False
-    try:
-        yield
+    except datasets.exceptions.DatasetNotFoundError:
+        raise UsageError(f"{dataset}: no such file or folder, and not on the Hub") from None
     except (*FAULTS, datasets.exceptions.DatasetsError) as error:
-        reason = told[-1] if told else str(error) or "a file in it is empty"  # which makes the library's iterator stop
-        raise UserError(f"{problem()}: {one_line(reason, 400)}{remedy}") from None
-    finally:
-        log.handlers, log.propagate = before
+        name = f"data set {dataset}" + (f" (subset {subset})" if subset else "")
+        reason = one_line(": ".join(str(each) for each in (error, error.__cause__) if each), 400)
+        raise UserError(f"cannot load {name}, which is no file or folder here: {reason}; name a file or folder, or {toy.NAME}") from None
 
 
 class ToySource(Source):
     """The built-in toy language; the splits differ in their seed."""
 
     def fingerprint(self, split: str) -> str:
-        digest = hashlib.sha256(f"{split} {toy.TOKENS[split]}".encode())
-        digest.update(Path(toy.__file__).read_bytes())
-        return digest.hexdigest()
+        return f"{split} {toy.TOKENS[split]} {_file_hash(Path(toy.__file__))}"
 
     def blocks(self, split: str) -> Iterator[str]:
         return rows_to_blocks(toy.split_text(split).lines)
 
 
 def open_source(data: DataConfig) -> Source:
-    """The source that `data.dataset` names: `toy`, a file or folder that exists, else a Hub id.
-
-    Raises:
-        UsageError: There is no such file or folder, or which file makes which split is not clear.
-    """
+    """The source that `data.dataset` names: `toy`, a file or folder that exists, else a Hub id. What is not clear is a UsageError."""
     if data.dataset == toy.NAME:
         return ToySource()
     path = user_path(data.dataset)
-    try:
-        path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
     if path.is_dir():
         return _open_folder(path, data)
     if path.is_file():
         check_form(path)
-        return PieceSource(path, data.text_column)
+        return PieceSource(str(path), data.text_column, {"train": [path]})
     if path.exists():
         raise UsageError(f"{path} is neither a file nor a folder")
     if is_local(data.dataset):
         raise UsageError(f"{path}: no such file or folder (looked in {Path.cwd()})")
-    return HubSource(data.dataset, subset_of(data), data.text_column)
+    return HubSource(data.dataset, data.text_column, subset_of(data))
 
 
 def is_local(dataset: str) -> bool:
@@ -311,8 +253,8 @@ def subset_of(data: DataConfig) -> str | None:
 
 
 def _open_folder(folder: Path, data: DataConfig) -> Source:
-    """Split files in the folder, in its subset, or in the one folder below it that has them; else what `datasets` makes of it."""
-    subset = subset_of(data)
+    """Split files in the folder, in its subset, or in the one folder below it that has them; else those that `datasets` finds."""
+    subset, whole = subset_of(data), folder
     if subset and (folder / subset).is_dir():
         folder = folder / subset
     files = find_splits(folder)
@@ -327,40 +269,49 @@ def _open_folder(folder: Path, data: DataConfig) -> Source:
         if below:
             ((folder, files),) = below.items()
     if files:
-        return FileSource(files, data.text_column, str(folder))
-    there = [str(path.relative_to(folder)) for path in _files_below(folder)]
+        return FileSource(str(folder), data.text_column, files)
+    return PieceSource(str(whole), data.text_column, _found_by_library(whole, subset))
+
+
+def _found_by_library(folder: Path, subset: str | None) -> dict[str, list[Path]]:
+    """Files of each split of a folder, as its card (README.md) has them, or other names than those of `find_splits`."""
+    import datasets
+
+    remedy = f"call its files, or their folders, train.txt, validation.txt and test.txt (endings that are read: {ENDINGS})"
+    datasets.disable_progress_bars()
+    try:
+        with tempfile.TemporaryDirectory() as empty:
+            # Absolute: a folder named `csv` or `parquet` is not one of the library's own builders.
+            found = datasets.load_dataset_builder(str(folder.absolute()), subset, cache_dir=empty).config.data_files
+    except (*FAULTS, datasets.exceptions.DatasetsError) as error:
+        raise UsageError(f"{folder}: {one_line(error)}: {remedy}") from None
+    files = {str(name): [Path(path) for path in paths] for name, paths in found.items()}
     card = folder / "README.md"
-    # What the library makes of other folders is a guess: all their files are train.
-    if not any("train" in name.lower() and form_of(Path(name)) for name in there) and not (
-        card.is_file() and b"configs:" in card.read_bytes()
-    ):
-        raise UsageError(
-            f"{folder}: no name says which file is which split: call them train.txt, validation.txt and test.txt, or give them folders of "
-            f"these names (endings that are read: {ENDINGS}); there is {', '.join(there[:3]) or 'nothing'}{', ...' * (len(there) > 3)}"
-        )
-    return HubSource(data.dataset, subset, data.text_column)
+    if len(files) == 1 and not (card.is_file() and b"configs:" in card.read_bytes()):  # then its guess is that all are train
+        raise UsageError(f"{folder}: no name says which file is which split: {remedy}")
+    for path in chain(*files.values()):
+        check_form(path)
+    return files
 
 
 def find_splits(folder: Path) -> dict[str, list[Path]]:
     """Files of each split that a folder has, by their names; numbers in names count by value.
 
     `train.txt`; `train-00000-of-00002.parquet` and others with numbers; every file in a folder `train`; `wiki.train.tokens`. The other
-    splits and forms are named likewise.
-
-    Raises:
-        UsageError: Two things claim to be one split, forms are mixed, or a numbered file is missing.
+    splits and forms are named likewise. Two things that claim to be one split, mixed forms, or a numbered file that is missing are a
+    UsageError.
     """
     found: dict[str, dict[str, list[Path]]] = {}  # split -> what claims to be it -> files
     for path in _visible(folder):
-        name = path.name.lower()
-        if path.is_dir() and name in NAMES:
-            if inside := [file for file in _visible(path) if file.is_file() and form_of(file)]:
-                found.setdefault(NAMES[name], {})[f"{path.name}/"] = inside
-        elif path.is_file() and form_of(path):
-            stem, _, ending = name.removesuffix(".gz").rpartition(".")
-            if match := _SPLIT_NAME.fullmatch(stem):
-                claim = path.name if match["number"] is None else f"{match['name']}-*.{ending}"
-                found.setdefault(NAMES[match["name"]], {}).setdefault(claim, []).append(path)
+        if path.is_dir() and path.name.lower() in NAMES:
+            name, claim = path.name.lower(), f"{path.name}/"
+            files = [file for file in _visible(path) if file.is_file() and form_of(file)]
+        elif path.is_file() and form_of(path) and (match := _match(path)):
+            name, claim, files = match["name"], f"{match['name']}-*" if match["number"] else path.name, [path]
+        else:
+            continue
+        if files:
+            found.setdefault(NAMES[name], {}).setdefault(claim, []).extend(files)
     for split, claims in found.items():
         if len(claims) > 1:
             raise UsageError(f"{folder}: {' and '.join(claims)} claim to be split {split!r}: keep one of them")
@@ -369,11 +320,15 @@ def find_splits(folder: Path) -> dict[str, list[Path]]:
     if len(forms) > 1:
         names = " and ".join(str(path.relative_to(folder)) for path in forms.values())
         raise UsageError(f"{folder} mixes forms, {names}: keep the files of one form")
-    for files in splits.values():
-        match = _SPLIT_NAME.fullmatch(files[0].name.lower().removesuffix(".gz").rpartition(".")[0])
-        if match and match["of"] and len(files) != int(match["of"]):
-            raise UsageError(f"{folder}: {files[0].name} is one of {int(match['of'])} files, but {len(files)} are there")
+    for first, *others in splits.values():
+        if (match := _match(first)) and match["of"] and int(match["of"]) != 1 + len(others):
+            raise UsageError(f"{folder}: {first.name} is one of {int(match['of'])} files, but {1 + len(others)} are there")
     return splits
+
+
+def _match(path: Path) -> re.Match[str] | None:
+    """What a file's name says of its split."""
+    return _SPLIT_NAME.fullmatch(path.name.lower().removesuffix(".gz").rpartition(".")[0])
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -383,12 +338,6 @@ def _visible(folder: Path) -> list[Path]:
         return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
 
     return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=by_numbers)
-
-
-def _files_below(folder: Path) -> list[Path]:
-    """Files in a folder and in those below it, hidden ones left out."""
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def _file_hash(path: Path) -> str:

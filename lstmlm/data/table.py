@@ -27,17 +27,11 @@ IGNORE = -100  # the target of a place that has none: it adds nothing to the nll
 
 @dataclass(frozen=True)
 class Window:
-    """The rows of one optimizer step: up to `accumulate` neighbouring segments.
+    """The rows of one optimizer step: up to `accumulate` neighbouring segments. Numbers are over ALL ranks."""
 
-    Attributes:
-        segments: (first row, end row) of each segment.
-        num_targets: N_step, targets in these rows over ALL ranks.
-        num_differences: D_step, pairs of neighbouring rows in one segment and column that both have a target, over ALL ranks.
-    """
-
-    segments: list[tuple[int, int]]
-    num_targets: int
-    num_differences: int
+    segments: list[tuple[int, int]]  # (first row, end row) of each
+    num_targets: int  # N_step, targets in these rows
+    num_differences: int  # D_step, pairs of neighbouring rows in one segment and column that both have a target
 
     @property
     def end(self) -> int:
@@ -94,13 +88,7 @@ class Table:
         return -(-self.rows // (bptt * accumulate))
 
     def windows(self, bptt: int, accumulate: int = 1, start: int = 0) -> Iterator[Window]:
-        """The windows of one pass, from row `start` on; the last one may be shorter.
-
-        Args:
-            bptt: T, rows of a segment.
-            accumulate: Segments of a window.
-            start: First row, where a window of this pass begins.
-        """
+        """Windows of `accumulate` segments of `bptt` rows, in one pass from row `start` on, where one begins; the last may be shorter."""
         return self.cut([*range(bptt, self.rows, bptt), self.rows], accumulate, start)
 
     def cut(self, ends: list[int], accumulate: int, start: int = 0) -> Iterator[Window]:

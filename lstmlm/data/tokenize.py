@@ -12,7 +12,6 @@ import threading
 import time
 import unicodedata
 from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Protocol
 
@@ -111,11 +110,8 @@ class Moses(Tokenizer):
         try:
             return self._tokenizer.tokenize(text, aggressive_dash_splits=self._hyphens, escape=False, protected_patterns=self._whole)
         except (ValueError, AssertionError):  # of several releases of sacremoses
-            kinds = ", ".join((UNK, EOS, *MARKS))
-            raise UserError(
-                f"a line has more than 1000 of {kinds} without two plain words in a row between them, which Moses cannot cut: "
-                f"it begins with {text[:40]!r}"
-            ) from None
+            told = f"more than 1000 of {', '.join((UNK, EOS, *MARKS))} without two plain words in a row between them"
+            raise UserError(f"a line has {told}, which Moses cannot cut: it begins with {text[:40]!r}") from None
 
 
 def _pieces(line: str) -> Iterator[str]:
@@ -146,13 +142,7 @@ class Subwords(Tokenizer):
 
     @staticmethod
     def train(texts: Iterable[str], max_size: int, min_count: int) -> tuple[list[str], list[str]]:
-        """Tokens and merges of a text.
-
-        Args:
-            texts: The training split in pieces.
-            max_size: Most tokens, `<unk>`, `<eos>` and the 256 bytes among them.
-            min_count: Pairs seen less often are not made one.
-        """
+        """At most `max_size` tokens of a text that comes in pieces, and the merges of pairs seen `min_count` times or more."""
         library = _tokenizers()
         bpe = library.Tokenizer(library.models.BPE())
         bpe.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -179,24 +169,6 @@ class Subwords(Tokenizer):
 INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))  # soft hyphen, zero-width space, word joiner, byte-order mark
 
 
-@dataclass
-class Prepared(Tokenizer):
-    """A tokenizer of a text that `lowercase` and `normalize` change first, as in `DataConfig`."""
-
-    tokenizer: Tokenizer
-    lowercase: bool
-    normalize: bool
-
-    def tokenize(self, text: str) -> Sequence[str]:
-        return self.tokenizer.tokenize(prepared(text, self.lowercase, self.normalize))
-
-    def tally(self, text: str) -> tuple[list[str], NDArray[np.int32]]:
-        return self.tokenizer.tally(prepared(text, self.lowercase, self.normalize))
-
-    def join(self, tokens: Sequence[str]) -> str:
-        return self.tokenizer.join(tokens)
-
-
 def prepared(text: str, lowercase: bool, normalize: bool) -> str:
     """A text as `data.normalize` and `data.lowercase` change it, in this order."""
     if normalize and not text.isascii():
@@ -207,20 +179,22 @@ def prepared(text: str, lowercase: bool, normalize: bool) -> str:
 ALONE = 8  # blocks of a million characters, below which other processes are not worth their start
 
 
-def tallies(tokenizer: Tokenizer, texts: Iterable[str], processes: int) -> Iterator[tuple[str, list[str], NDArray[np.int32]]]:
-    """Each text with its tally, in order.
+def tallies(
+    tokenizer: Tokenizer, texts: Iterable[str], processes: int, lowercase: bool, normalize: bool
+) -> Iterator[tuple[str, list[str], NDArray[np.int32]]]:
+    """Each block of a text, as it was, with its tally when it is `prepared`; in order.
 
-    Args:
-        tokenizer: To cut them with.
-        texts: Blocks of a text.
-        processes: That share the work where there are many texts. They are started afresh, so this process may have threads and use a
-            GPU.
+    Processes share the work of Moses, the slow one. They are started afresh, so this process may have threads and use a GPU.
     """
+
+    def tally(text: str) -> tuple[list[str], NDArray[np.int32]]:
+        return tokenizer.tally(prepared(text, lowercase, normalize))
+
     rest = iter(texts)
-    first = list(islice(rest, ALONE)) if processes > 1 else []
+    first = list(islice(rest, ALONE)) if processes > 1 and isinstance(tokenizer, Moses) else []
     texts = chain(first, rest)
     if len(first) < ALONE:
-        yield from ((text, *tokenizer.tally(text)) for text in texts)
+        yield from ((text, *tally(text)) for text in texts)
         return
     import joblib
 
@@ -228,8 +202,8 @@ def tallies(tokenizer: Tokenizer, texts: Iterable[str], processes: int) -> Itera
     alive = {"idle_worker_timeout": 5, "initializer": _end_with, "initargs": (os.getpid(),)}
     with joblib.Parallel(processes, backend="loky", batch_size=1, **alive) as parallel:
         while window := list(islice(texts, 4 * processes)):
-            found = parallel(joblib.delayed(tokenizer.tally)(text) for text in window)
-            yield from ((text, *tally) for text, tally in zip(window, found, strict=True))
+            found = parallel(joblib.delayed(tally)(text) for text in window)
+            yield from ((text, *tallied) for text, tallied in zip(window, found, strict=True))
 
 
 def _end_with(parent: int) -> None:

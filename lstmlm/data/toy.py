@@ -57,19 +57,12 @@ END_OF_DOCUMENT = 0.04  # probability that a title follows a line, instead of an
 
 @dataclass(frozen=True)
 class ToyText:
-    """A generated text.
+    """A generated text, token by token."""
 
-    Attributes:
-        tokens: The text, `<eos>` at the end of every line; it opens with a title.
-        log_probs: ln p(token | all earlier tokens), the true predictive one; the first token has 0.
-        documents: Number of the document that each token belongs to.
-        attributes: Name of the attribute that each token uses or fixes, or None.
-    """
-
-    tokens: list[str]
-    log_probs: list[float]
-    documents: list[int]
-    attributes: list[str | None]
+    tokens: list[str]  # the text, `<eos>` at the end of every line; it opens with a title
+    log_probs: list[float]  # ln p(token | all earlier tokens), the true predictive one; the first token has 0
+    documents: list[int]  # number of the document that each token belongs to
+    attributes: list[str | None]  # name of the attribute that each token uses or fixes
 
     @property
     def lines(self) -> list[str]:
@@ -81,14 +74,10 @@ class ToyText:
         return math.exp(-sum(self.log_probs[1:]) / (len(self.tokens) - 1))
 
     def reset_ppl(self, bptt: int, columns: int = 1) -> float:
-        """Lower bound, on average, for the perplexity of any model whose state is reset at every segment.
+        """Lower bound, on average, for the perplexity of any model whose state is reset at every segment of `bptt` rows of the table.
 
         Such a model is given all but the attributes: where in which frame it stands, and that the document goes on. It still has to guess
         an attribute's first use in a segment among K values, unless the segment's own input tokens show it.
-
-        Args:
-            bptt: Rows of a segment.
-            columns: Columns of the table (as `data.table.Table` cuts them).
         """
         pairs = len(self.tokens) - 1
         nll = 0.0
@@ -110,12 +99,7 @@ def split_text(split: str) -> ToyText:
 
 
 def proof(data: DataConfig, ppl: float) -> dict[str, str]:
-    """What a test perplexity shows, as rows of a table; none for other data, or where its words or segments are changed.
-
-    Args:
-        data: That the model was trained on.
-        ppl: Of the test split, in one column.
-    """
+    """What the perplexity of the test split in one column shows, as rows of a table; none where words or segments are changed."""
     changed = (data.level, data.lowercase, data.min_count, data.max_size, data.bptt_jitter) != ("word", False, 1, None, 0)
     if data.dataset != NAME or changed:
         return {}
@@ -130,12 +114,7 @@ def proof(data: DataConfig, ppl: float) -> dict[str, str]:
 
 
 def generate(num_tokens: int, seed: int) -> ToyText:
-    """Generate whole lines until there are at least `num_tokens` tokens, the same ones for the same seed.
-
-    Args:
-        num_tokens: Least number of tokens, `<eos>` included; at least 1.
-        seed: Any integer.
-    """
+    """Generate whole lines until there are at least `num_tokens` tokens, `<eos>` included; the same ones for the same seed."""
     rng = random.Random(seed)
     text = ToyText([], [], [], [])
     values: dict[str, str] = {}

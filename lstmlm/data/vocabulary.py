@@ -5,17 +5,21 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lstmlm.console import UserError
-from lstmlm.data.tokenize import EOS, UNK, Characters, Moses, Prepared, Subwords, Tokenizer, Words, plain, prepared, tallies
+from lstmlm.data.tokenize import EOS, UNK, Characters, Moses, Subwords, Tokenizer, Words, plain, prepared, tallies
 from lstmlm.records import read_json
 
+_CUTTERS: dict[tuple[str, str], type[Tokenizer]] = {
+    ("word", "whitespace"): Words,
+    ("word", "moses"): Moses,
+    ("char", "whitespace"): Characters,
+}
 DEFAULT_RULES = {"tokenizer": "whitespace", "lowercase": False, "merges": [], "normalize": False}
 
 
@@ -50,8 +54,7 @@ class Vocabulary:
             raise ValueError(f"a vocabulary has {UNK} and {EOS}")
         self.unk = self._ids[UNK]
         self.eos = self._ids[EOS]
-        cut = Subwords(self.tokens, self.merges) if level == "bpe" else _cutter(level, tokenizer)
-        self._cut = Prepared(cut, lowercase, normalize)
+        self._cut: Tokenizer = Subwords(self.tokens, self.merges) if level == "bpe" else _CUTTERS[level, tokenizer]()
 
     @classmethod
     def build(
@@ -80,8 +83,8 @@ class Vocabulary:
             changed = (prepared(text, lowercase, normalize) for text in texts)
             tokens, merges = Subwords.train(changed, max_size, min_count)
             return cls(tokens, level, tokenizer, lowercase, merges, normalize)
-        cut, counts = Prepared(_cutter(level, tokenizer), lowercase, normalize), Counter[str]()
-        for _, types, places in tallies(cut, texts, processes if tokenizer == "moses" else 1):
+        counts = Counter[str]()
+        for _, types, places in tallies(_CUTTERS[level, tokenizer](), texts, processes, lowercase, normalize):
             counts.update(dict(zip(types, np.bincount(places).tolist(), strict=True)))
         del counts[UNK], counts[EOS]  # a Counter lets go of absent keys too
         kept = [token for token, count in counts.most_common() if count >= min_count]
@@ -92,14 +95,13 @@ class Vocabulary:
         if self.level != "word" or self.tokenizer != "whitespace":
             return self
         raw = copy.copy(self)
-        raw.tokenizer = "moses"
-        raw._cut = Prepared(Moses(self), self.lowercase, self.normalize)
+        raw.tokenizer, raw._cut = "moses", Moses(self)
         return raw
 
     def normalized(self) -> "Vocabulary":
         """The same vocabulary for a text that `data.normalize` changes first."""
         own = copy.copy(self)
-        own.normalize, own._cut = True, Prepared(self._cut.tokenizer, self.lowercase, normalize=True)
+        own.normalize = True
         return own
 
     def __len__(self) -> int:
@@ -114,7 +116,7 @@ class Vocabulary:
 
     def tokenize(self, text: str) -> Sequence[str]:
         """Tokens of a text, `<eos>` for every line end in it."""
-        return self._cut.tokenize(plain(text))
+        return self._cut.tokenize(prepared(plain(text), self.lowercase, self.normalize))
 
     def encode(self, text: str, eos: bool = True) -> list[int]:
         """Token ids of a text of one line or several.
@@ -126,16 +128,11 @@ class Vocabulary:
         text = plain(text)
         if eos and not text.endswith("\n"):
             text += "\n"
-        return [self.id_of(token) for token in self._cut.tokenize(text)]
+        return [self.id_of(token) for token in self.tokenize(text)]
 
     def encode_blocks(self, texts: Iterable[str], processes: int = 1) -> Iterator[tuple[str, NDArray[np.int32]]]:
-        """Each block of a plain text, with its token ids (n,): `encode` without `eos`, several times as fast.
-
-        Args:
-            texts: Blocks as `reading` makes them.
-            processes: That share a slow tokenizer's work.
-        """
-        for text, types, places in tallies(self._cut, texts, processes if self.tokenizer == "moses" else 1):
+        """Each block of a plain text, as `reading` makes them, with its token ids (n,): `encode` without `eos`, several times as fast."""
+        for text, types, places in tallies(self._cut, texts, processes, self.lowercase, self.normalize):
             yield text, np.array([self._ids.get(token, self.unk) for token in types], np.int32)[places]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -186,35 +183,12 @@ class Vocabulary:
             UserError: The file cannot be read, is damaged, or is no vocabulary.
         """
         path = Path(path)
-        content = read_json(path, _Content)
-        values = dict(vars(content))
-        fingerprint = values.pop("fingerprint")
+        values = read_json(path, dict[str, Any])
+        fingerprint = values.pop("fingerprint", None)
         try:
             vocabulary = cls(**values)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged or not of this project: {error}") from None
         if vocabulary.fingerprint != fingerprint:
             raise UserError(f"{path} is damaged: its tokens are not those of its fingerprint")
         return vocabulary
-
-
-@dataclass(frozen=True)
-class _Content:
-    """What a vocabulary's file holds."""
-
-    level: Literal["word", "char", "bpe"]
-    fingerprint: str
-    tokens: list[str]
-    tokenizer: Literal["whitespace", "moses"] = "whitespace"
-    lowercase: bool = False
-    merges: list[str] = field(default_factory=list)
-    normalize: bool = False
-
-
-def _cutter(level: str, tokenizer: str) -> Tokenizer:
-    cutters: dict[tuple[str, str], type[Tokenizer]] = {
-        ("word", "whitespace"): Words,
-        ("word", "moses"): Moses,
-        ("char", "whitespace"): Characters,
-    }
-    return cutters[level, tokenizer]()

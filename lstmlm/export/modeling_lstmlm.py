@@ -43,17 +43,11 @@ class LstmLmConfig(PreTrainedConfig):
 
 @dataclass
 class LstmLmOutput(ModelOutput):
-    """What the model returns.
+    """What the model returns."""
 
-    Attributes:
-        loss: Mean nll in nats of the labels; only where labels are given.
-        logits: (B, T, V), of the token after each token.
-        state: (B, 2, L, H) after the last token; only with `use_cache`.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    state: Tensor | None = None
+    loss: Tensor | None = None  # mean nll in nats of the labels; only where labels are given
+    logits: Tensor | None = None  # (B, T, V), of the token after each token
+    state: Tensor | None = None  # (B, 2, L, H) after the last token; only with `use_cache`
 
 
 class LstmLmForCausalLM(PreTrainedModel, GenerationMixin):

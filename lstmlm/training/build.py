@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from lstmlm.config import Config, as_written
-from lstmlm.console import check, reading_bar
+from lstmlm.console import check
 from lstmlm.data.corpus import Corpus, load_corpus
 from lstmlm.data.table import Table
 from lstmlm.data.vocabulary import Vocabulary
@@ -36,7 +36,7 @@ def build(config: Config, accelerator: Accelerator, origin: str | Path | None = 
     """
     vocabulary, weights = _load_origin(config, accelerator, origin) if origin is not None else (None, None)
     with fail_together(accelerator), together_however_long(accelerator, "still prepare the data"):
-        corpus = load_corpus(config.data, vocabulary, reading_bar, cores())
+        corpus = load_corpus(config.data, vocabulary, cores())
     check_alike(accelerator, "data", {"fingerprint of the tokens": corpus.fingerprint[:12]})
     stream = corpus.splits["train"]
     check(

@@ -116,7 +116,7 @@ def test_a_table_for_people(folder: Path, file: Path, capsys: pytest.CaptureFixt
         (b'{"UID": "a", "sentence_good": "a"}\n', r"row 1 has no 'sentence_bad' that is a line of text", 1),
         (b"\n[1]\n", "no JSON object", 2),
         (b"{", "is damaged or unfinished at row 1", 2),
-        (b"\xe9", "is damaged or unfinished at row 1", 2),
+        (b"\xe9", "is not UTF-8 near", 2),
     ],
 )
 def test_bad_files(tmp_path: Path, content: bytes | None, named: str, status: int) -> None:

@@ -171,8 +171,8 @@ def test_characters(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["latin.txt"], "latin.txt is not UTF-8 at byte 9"),
-        (["a.txt", "latin.txt"], "latin.txt is not UTF-8 at byte 9"),
+        (["latin.txt"], "latin.txt is not UTF-8 near b'"),
+        (["a.txt", "latin.txt"], "latin.txt is not UTF-8 near b'"),
         (["empty.txt"], "no text to score in empty.txt"),
         (["blank.txt"], "no text to score in blank.txt"),
         (["run"], "cannot read run: it is a folder"),
@@ -194,10 +194,10 @@ def test_characters(tmp_path: Path) -> None:
         (["b.csv", "--regions", "labels"], "b.csv, row 1 has 2 words, but 3 labels in column labels"),
         (["a.txt", "b.csv"], "b.csv, row 1: the column labels is not in all rows and files"),
         (["a.txt", "--model", "run"], "--model run is named twice"),
-        (["note.csv"], "note.csv is not UTF-8 in row 2: convert it first"),
-        (["utf16.csv"], "utf16.csv is not UTF-8 in its first line: convert it first"),
-        (["half.jsonl"], "half.jsonl is not UTF-8 in row 1: convert it first"),
-        (["twice.csv"], "twice.csv has two columns 'item': give each a name of its own"),
+        (["note.csv"], "note.csv is not UTF-8 near b'"),
+        (["utf16.csv"], "utf16.csv is not UTF-8 near b'"),
+        (["half.jsonl"], "half.jsonl is damaged or unfinished at row 1: 'utf-8' codec can't encode"),
+        (["twice.csv"], "twice.csv has two columns of one name"),
         ([], "files"),
     ],
 )

@@ -199,6 +199,11 @@ def test_a_value_of_the_wrong_kind(argv: str, told: str) -> None:
         ("--optim.lr .inf", "optim.lr must be above 0, not Infinity"),
         ("--optim.weight_decay -1", "optim.weight_decay must be at least 0, not -1.0"),
         ("--optim.betas [0.9,1]", "optim.betas must be at least 0 and below 1, not [0.9, 1.0]"),
+        *(
+            (f"--data.level bpe{size}", f"data.level bpe needs data.max_size, its number of types, of at least 258 (8000, say), not {n}")
+            for size, n in (("", None), (" --data.max_size 257", 257))
+        ),
+        ("--data.level char --data.tokenizer moses", "data.tokenizer moses cuts words, but data.level is char: leave one of them out"),
         (f"--train.seed {2**32}", "train.seed must be at least 0 and below 4,294,967,296, not 4294967296"),
     ],
 )

@@ -80,12 +80,9 @@ def test_subsets(tmp_path: Path) -> None:
 @pytest.mark.parametrize("subset", [None, "wikitext-2-v1"])
 def test_null_means_wikitext_2_for_the_default_data_set(subset: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    source = open_source(DataConfig(subset=subset))
-    assert isinstance(source, sources.HubSource)
-    assert (source.name, source.subset) == ("Salesforce/wikitext", "wikitext-2-v1")
-    source = open_source(DataConfig(dataset="some/thing"))
-    assert isinstance(source, sources.HubSource)
-    assert source.subset is None
+    wikitext, other = (open_source(data) for data in (DataConfig(subset=subset), DataConfig(dataset="some/thing")))
+    assert wikitext == sources.HubSource("Salesforce/wikitext", "text", "wikitext-2-v1")
+    assert other == sources.HubSource("some/thing", "text", None)
 
 
 @pytest.mark.parametrize("n", [20, 39, 1000])

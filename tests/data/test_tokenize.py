@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from lstmlm import LSTMLanguageModel, UserError, Vocabulary, generate_text
 from lstmlm.config import DataConfig, ModelConfig
-from lstmlm.console import UsageError
 from lstmlm.data import reading
 from lstmlm.data.corpus import load_corpus, load_split
 from lstmlm.data.tokenize import MARKS, Moses, plain
@@ -191,19 +190,6 @@ def test_a_corpus_and_its_splits(tmp_path: Path, rules: dict[str, object]) -> No
     # A model says with its vocabulary how text is read; the keys of the configuration are not asked again.
     stream, _ = load_split(DataConfig(dataset=str(tmp_path), cache_dir=data.cache_dir), "test", corpus.vocabulary)
     assert stream.equal(corpus.splits["test"])
-
-
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"level": "bpe"}, r"needs data\.max_size"),
-        ({"level": "bpe", "max_size": 200}, "of at least 258"),
-        ({"level": "char", "tokenizer": "moses"}, r"data\.level is char"),
-    ],
-)
-def test_what_does_not_go_together(keys: dict[str, object], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        DataConfig(**keys)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("library", ["sacremoses", "tokenizers"])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lstmlm
-from lstmlm.config import argument_parser, load_config, named_options, parse
+from lstmlm.config import argument_parser, load_config, parse
 from lstmlm.console import UsageError, bar, check, print_line, print_result, printable, run_script, standard_output
 from lstmlm.files import Output, user_path
 
@@ -23,15 +23,6 @@ RAW_HELP = "The text is English as people write it; Moses cuts it into words for
 NORMALIZE_HELP = "The text is brought to NFC and loses what nobody sees, such as zero-width spaces."
 COLUMN_HELP = "Column of the text in CSV, TSV, JSON or Parquet."
 THREADS_HELP = "CPU threads; null = the physical cores."
-
-
-def _parse(parser: Any, argv: Arguments) -> Any:
-    """As `parse`; an option that is given twice is refused, where the last would win in silence."""
-    words = sys.argv[1:] if argv is None else argv
-    options = [word.partition("=")[0] for word in words if word.startswith("--")]
-    twice = next((option for option in options if options.count(option) > 1), "")
-    check(not twice, f"{twice} is given twice")
-    return parse(parser, argv)
 
 
 def train(argv: Arguments = None) -> int:
@@ -91,18 +82,9 @@ def evaluate(argv: Arguments = None) -> int:
     parser.add_argument("--dataset", type=str | None, default=None, help="Where the data is now, if it was moved.")
     parser.add_argument("--cache_dir", type=str | None, default=None, help="Where token ids are kept.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
-    parser.add_argument(
-        "--tune",
-        action="store_true",
-        help="Search settings on validation, then score test once: "
-        + "; ".join(
-            f"with {name} {', '.join(setting.removesuffix('_') for setting in protocol.searched)}"
-            for name, protocol in PROTOCOLS.items()
-            if protocol.searched
-        ),
-    )
-    parser.add_argument("--evaluations", type=int | None, help=f"Tune: most texts scored. Default {EVALUATIONS}.")
-    parser.add_argument("--tune_tokens", type=int | None, help=f"Tune: tokens of each text. Default {TOKENS}.")
+    parser.add_argument("--tune", action="store_true", help="Search the protocol's settings on validation, then score test once.")
+    parser.add_argument("--evaluations", type=int, default=EVALUATIONS, help="With --tune: most texts scored.")
+    parser.add_argument("--tune_tokens", type=int, default=TOKENS, help="With --tune: tokens of each text.")
     parser.add_argument("--breakdown", action="store_true", help="Show how the nll is shared among kinds of tokens.")
     parser.add_argument("--output", type=str | None, default=None, help="Parquet file for every token's nll.")
     taken = {"lambda_"}  # which Python cannot call by its name
@@ -111,32 +93,24 @@ def evaluate(argv: Arguments = None) -> int:
         taken |= {setting.name for setting in dataclasses.fields(kind)}
     parser.add_argument("--lambda", type=float, default=Cache.lambda_, help="Weight of the cache's distribution, in [0, 1).")
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
-    args = _parse(parser, argv)
+    args = parse(parser, argv)
     kind = PROTOCOLS[args.protocol]
     settings = {setting.name: args[setting.name.removesuffix("_")] for setting in dataclasses.fields(kind)}
-    misplaced = named_options(parser, argv) & {name.removesuffix("_") for name in taken - settings.keys()}
+    named = vars(parser.parse_args(argv, defaults=False)).keys()  # what the command line itself gives a value
+    misplaced = named & {name.removesuffix("_") for name in taken - settings.keys()}
     check(not misplaced, f"protocol {kind.name} has no setting {', '.join(f'--{name}' for name in sorted(misplaced))}")
     protocol = kind(**settings)
     check(not (args.text and args.split), "--text and --split: the text is in place of the split, so name one of them")
-    for option in ("raw", "normalize"):
-        check(bool(args.text) or not args[option], f"--{option} is for --text: a split is read as training read it")
-    split = args.split or "test"
-    check_split(split)
-    if args.tune:
-        check(not args.text, "--tune searches on the validation split, and --text is none: leave one of them out")
-        check(
-            args.split in (None, "validation"),
-            f"--tune searches on validation and then scores test once, so it takes no --split {args.split}",
-        )
-        split = "test"
-    for option, value in {"--evaluations": args.evaluations, "--tune_tokens": args.tune_tokens}.items():
-        check(value is None or args.tune, f"{option} needs --tune")
-        check(value is None or value >= 2, f"{option} must be at least 2, not {value}")
-    output = Output(args.output, filter(None, [args.text, args.model])) if args.output else None
+    check(bool(args.text) or not (args.raw or args.normalize), "--raw and --normalize are for --text: a split is read as training read it")
+    check_split(args.split or "test")
+    others = args.text or args.split not in (None, "validation")
+    check(not (args.tune and others), "--tune searches on validation and then scores test once: leave out --text and --split")
+    check(args.tune or not named & {"evaluations", "tune_tokens"}, "--evaluations and --tune_tokens need --tune")
+    split = "test" if args.tune else args.split or "test"
+    output = Output(args.output, [args.text] if args.text else []) if args.output else None
     if output:
-        parquet = output.path.suffix == ".parquet" or not output.plain
-        check(parquet, f"--output {args.output}: the file is Parquet, so its name must end with .parquet")
-        check(not output.standard, "--output: Parquet is not for standard output: name a file")
+        parquet = output.plain and output.path.suffix == ".parquet"
+        check(parquet, f"--output {args.output}: the name of a Parquet file must end with .parquet")
     use_machine(args.threads)
     saved = load(args.model, args.raw, args.normalize, args.dataset, args.cache_dir)
     if output and not args.text:
@@ -149,7 +123,7 @@ def evaluate(argv: Arguments = None) -> int:
 
     tuned: dict[str, Any] = {}
     if args.tune:
-        tuning = tune(saved, protocol, args.evaluations or EVALUATIONS, args.tune_tokens or TOKENS, print_line)
+        tuning = tune(saved, protocol, args.evaluations, args.tune_tokens, print_line)
         protocol = tuning.protocol
         validation = score(split_text(saved, "validation"), protocol)
         tuned = {"tuning": tuning.figures(), "validation": {"split": "validation", **validation.figures()}}
@@ -191,7 +165,7 @@ def score(argv: Arguments = None) -> int:
     parser.add_argument("--text_column", type=str, default="text", help=COLUMN_HELP)
     parser.add_argument("--dataset", type=str | None, default=None, help="Where the training text is, for frequency.")
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
-    args = parse(parser, argv)
+    args = parse(parser, argv, repeated=True)
     scoring = Scoring(**{field.name: args[field.name] for field in dataclasses.fields(Scoring)})
     use_machine(args.threads)
     models = [None if model == "null" else model for model in args.model or ["null"]]
@@ -215,8 +189,8 @@ def pairs(argv: Arguments = None) -> int:
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     parser.add_argument("--output", type=str | None, default=None, help="File for the pairs, JSON lines; - is standard output.")
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
-    args = _parse(parser, argv)
-    output = Output(args.output, [args.file, *filter(None, [args.model])]) if args.output else None
+    args = parse(parser, argv)
+    output = Output(args.output, [args.file]) if args.output else None
     tell = print_line if output and output.standard else print_result  # standard output has one result
     use_machine(args.threads)
     scored = score_pairs(args.file, args.model, args.raw, args.by, args.normalize)
@@ -250,7 +224,7 @@ def generate(argv: Arguments = None) -> int:
     parser.add_argument("--stop", nargs="+", type=str, default=[], help="Tokens that end the text, as its last.")
     parser.add_argument("--raw", action="store_true", help="Prompt and result are text as people write it (Moses).")
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
-    args = _parse(parser, argv)
+    args = parse(parser, argv)
     check(not args.prompt or args.prompt_file is None, "--prompt and --prompt_file: give one of the two")
     prompts = [args.prompt] if args.prompt_file is None else [text for text, _ in read_rows(Path(args.prompt_file), "text")]
     check(bool(prompts), f"there is no prompt in {args.prompt_file}")
@@ -289,7 +263,7 @@ def report(argv: Arguments = None) -> int:
     check(bool(args.wandb) or not (args.group or args.dry_run), "--group and --dry_run belong to --wandb ENTITY/PROJECT")
     check(bool(args.runs) or not args.png, "--png belongs to a page about run directories")
     if args.runs:
-        output = Output(args.output, args.runs)
+        output = Output(args.output)
         page.write_report(args.runs, output, args.png)
         if not output.standard:
             print_result(args.output)

@@ -8,11 +8,8 @@ import math
 import os
 import re
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -41,16 +38,11 @@ class Bounds(NamedTuple):
     above: bool = False
     below: bool = False
 
-    def __contains__(self, value: object) -> bool:
-        assert isinstance(value, int | float)
+    def __contains__(self, value: Any) -> bool:
         return (value > self.least if self.above else value >= self.least) and (value < self.most if self.below else value <= self.most)
 
     def __str__(self) -> str:
-        if not self.above and not self.below:
-            return f"from {self.least:,} to {self.most:,}"
-        least = f"{'above' if self.above else 'at least'} {self.least:,}"
-        most = f" and {'below' if self.below else 'at most'} {self.most:,}"
-        return least + most * (self.most < math.inf)
+        return f"{'above' if self.above else 'at least'} {self.least:,} and {'below' if self.below else 'at most'} {self.most:,}"
 
 
 COUNT = Bounds(1, MOST)
@@ -99,8 +91,7 @@ class DataConfig(_Section):
     lowercase: bool = False
     """Whether upper case becomes lower case."""
     normalize: bool = False
-    """Whether the text is normalized first: letters with accents are composed (Unicode NFC), and invisible characters within words go:
-    soft hyphen, zero-width space, word joiner, byte-order mark."""
+    """Whether letters with accents are composed (Unicode NFC), and invisible characters within words go, such as zero-width spaces."""
     min_count: int = bounded(1, COUNT)
     """Tokens seen less often than this in the training split become `<unk>`."""
     max_size: int | None = bounded(None, Bounds(3, MOST))
@@ -118,19 +109,12 @@ class DataConfig(_Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         check("\0" not in f"{self.dataset}{self.subset}", "data.dataset and data.subset cannot hold a NUL")
-        check(
-            self.level != "bpe" or (self.max_size is not None and self.max_size >= 258),
-            f"data.level bpe needs data.max_size, its number of types, of at least 258 (8000, say), not {self.max_size}",
-        )
-        check(
-            self.tokenizer == "whitespace" or self.level == "word",
-            f"data.tokenizer {self.tokenizer} cuts words, but data.level is {self.level}: leave one of them out",
-        )
-        check(
-            not self.bptt_jitter or self.bptt_jitter <= self.bptt / 4 >= 2.5,
-            f"data.bptt_jitter is at most data.bptt / 4, and needs a data.bptt of at least 10, but they are {self.bptt_jitter} "
-            f"and {self.bptt}",
-        )
+        fits = self.level != "bpe" or (self.max_size is not None and self.max_size >= 258)
+        check(fits, f"data.level bpe needs data.max_size, its number of types, of at least 258 (8000, say), not {self.max_size}")
+        fits = self.tokenizer == "whitespace" or self.level == "word"
+        check(fits, f"data.tokenizer {self.tokenizer} cuts words, but data.level is {self.level}: leave one of them out")
+        fits = not self.bptt_jitter or self.bptt_jitter <= self.bptt / 4 >= 2.5
+        check(fits, f"data.bptt_jitter {self.bptt_jitter} is too much: data.bptt / 4 at most, with a data.bptt of at least 10")
 
 
 @dataclass(frozen=True)
@@ -256,8 +240,7 @@ class TrainConfig(_Section):
     """Precision of the matrix products; weights stay float32. auto = what the launcher says, else fp32. fp32 is IEEE float32. tf32
     needs an NVIDIA GPU. On a GPU, bf16 computes the LSTM in tf32, because autocast would run it in float16."""
     deterministic: bool = False
-    """Use deterministic GPU kernels only, which are somewhat slower: resume is then exact to the bit on a GPU, as it always is on a
-    CPU."""
+    """Use deterministic GPU kernels only, somewhat slower: resume is then exact to the bit on a GPU, as it always is on a CPU."""
     cuda_graph: bool = False
     """Record the update of a full segment as one CUDA graph, and replay it. Needs one GPU without torchrun, train.accumulate 1, and a
     precision other than fp16."""
@@ -357,35 +340,9 @@ def argument_parser(description: str) -> "ArgumentParser":
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    _read_none_as_null()
     # `lstmlm COMMAND`, where argparse would say `lstmlm`.
     prog = " ".join(["lstmlm", *sys.argv[1:2]]) if Path(sys.argv[0]).name == "lstmlm" else None
     return ArgumentParser(prog=prog, exit_on_error=False, description=description, allow_abbrev=False)
-
-
-@cache
-def _read_none_as_null() -> None:
-    """A W&B sweep writes Python's `None` where its YAML says null."""
-    import yaml
-    from jsonargparse import get_loader, set_loader
-
-    load = get_loader("yaml")
-    set_loader("yaml", lambda text: None if text == "None" else load(text), (yaml.YAMLError,))
-
-
-@contextmanager
-def _told_in_one_line() -> Iterator[None]:
-    from jsonargparse import ArgumentError
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # jsonargparse warns about its own future, not about the input
-            yield
-    except UserError:
-        raise
-    except (ArgumentError, ValueError, TypeError, OSError) as error:
-        reason = one_line(error).removesuffix(".")
-        raise UsageError(f"{_shortened(reason)} (--help lists every option)") from None
 
 
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
@@ -402,37 +359,39 @@ def _shortened(reason: str) -> str:
     return f"{key[1]} must be {' or '.join(kinds)}, not {reason.rpartition('value: ')[2]}"
 
 
-def parse(parser: "ArgumentParser", argv: Sequence[str] | None = None) -> "Namespace":
+def parse(parser: "ArgumentParser", argv: Sequence[str] | None = None, repeated: bool = False) -> "Namespace":
     """Parse `argv` (the process's own arguments when None) into dataclasses.
 
     Raises:
-        UsageError: With jsonargparse's reason in one line that names the key; or an argument is empty where its default is not.
+        UsageError: With jsonargparse's reason in one line; or an argument is empty where its default is not; or an option is given
+            twice, which it must not be `repeated`.
     """
-    option, may_be_empty = "an argument", [key for key, value in parser.get_defaults().items() if value == ""]
-    for word in sys.argv[1:] if argv is None else argv:
-        value = word
+    from jsonargparse import ArgumentError
+
+    words = sys.argv[1:] if argv is None else argv
+    option, may_be_empty = "an argument", [f"--{key}" for key, value in parser.get_defaults().items() if value == ""]
+    given: set[str] = set()
+    for word in words:
         if word.startswith("--"):
-            option, given, value = word.partition("=")
-            value = value if given else word
-        check(bool(value) or option[2:] in may_be_empty, f"{option} is empty: give it a value, or leave it out")
-    with _told_in_one_line():
-        return parser.instantiate(parser.parse_args(argv))
+            option = word.partition("=")[0]
+            check(repeated or option not in given, f"{option} is given twice")
+            given.add(option)
+        check(word not in ("", f"{option}=") or option in may_be_empty, f"{option} is empty: give it a value, or leave it out")
+    try:
+        return parser.instantiate(parser.parse_args(words))
+    except (ArgumentError, ValueError, TypeError, OSError) as error:
+        reason = one_line(error).removesuffix(".")
+        raise UsageError(f"{_shortened(reason)} (--help lists every option)") from None
 
 
 def _check_file(argv: list[str]) -> None:
-    """Refuse a YAML file that would overwrite silently what stands before it, or that says something twice or nothing.
-
-    Raises:
-        UsageError: Naming the option, or the file and the line.
-    """
+    """Refuse a YAML file that would overwrite silently what stands before it, or that says something twice or nothing."""
     places = [place for place, argument in enumerate(argv) if argument.partition("=")[0] == "--config"]
     check(places in ([], [0]), "--config must come first: what stands before it would be overwritten silently")
     if not places:
         return
     _, given, path = argv[0].partition("=")
     path = path if given else "".join(argv[1:2])
-    if not path:  # which `parse` refuses
-        return
     try:
         content = load_yaml(user_path(path))
     except UserError as error:
@@ -440,15 +399,8 @@ def _check_file(argv: list[str]) -> None:
     check(isinstance(content, dict), f"{path} holds no keys with values, such as `data:` or `data.batch_size: 20`")
     for key, values in content.items():
         section, dotted, _ = str(key).partition(".")
-        check(bool(dotted) or isinstance(values, dict), f"{path} holds no keys with values below {key}")
-        twice = dotted and section in content
-        check(not twice, f"{path} has {key} beside {section}, which may say it too: write it below {section}")
-
-
-def named_options(parser: "ArgumentParser", argv: Sequence[str] | None = None) -> set[str]:
-    """Which options a command line itself gives a value, as far as `parse` takes it."""
-    with _told_in_one_line():
-        return set(vars(parser.parse_args(argv, defaults=False)))
+        fits = section not in content if dotted else isinstance(values, dict)
+        check(fits, f"{path}: write the keys of {section} with their values below it, or each as {section}.KEY, but not both")
 
 
 def load_config(
@@ -469,6 +421,7 @@ def load_config(
         UsageError: Unknown key, wrong type, missing file, a value out of range, a file after what it would overwrite.
     """
     argv = list(argv if argv is not None else () if sections else sys.argv[1:])
+    argv = [re.sub(r"^(--[\w.]+)=None$", r"\1=null", word) for word in argv]  # as a sweep of W&B writes it
     argv += [f"--{key}={as_written(value)}" for key, value in flatten(sections).items()]
     _check_file(argv)
     parser = argument_parser(description)
@@ -476,17 +429,11 @@ def load_config(
     for name, section in SECTIONS.items():
         group = parser.add_argument_group(section.__doc__.rstrip("."))
         group.add_class_arguments(section, name, as_group=False)
-    values = parse(parser, argv)
-    written = Path(values.train.run_dir or "") / RUN_CONFIG
+    values = parse(parser, argv, repeated=True)
+    written = user_path(values.train.run_dir or "") / RUN_CONFIG
     if values.train.resume and argv[0].partition("=")[0] != "--config" and written.exists():
-        argv = ["--config", str(written), *argv]
         try:
-            _check_file(argv)
-            return _config(parse(parser, argv))
+            return load_config(["--config", str(written), *argv], description)
         except UsageError as error:
             raise UsageError(f"with the run's own configuration {written}: {error}") from None
-    return _config(values)
-
-
-def _config(values: "Namespace") -> Config:
     return Config(**{name: section(**vars(values[name])) for name, section in SECTIONS.items()})

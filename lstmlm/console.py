@@ -11,33 +11,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from types import FrameType
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
 
 class UserError(Exception):
-    """An error that the user can mend, in one line: what is wrong, where, and what to do.
+    """An error that the user can mend, in one line: what is wrong, where, and what to do."""
 
-    Attributes:
-        status: The exit status of the program: 1, the run failed.
-    """
-
-    status = 1
+    status = 1  # of the program: the run failed
 
 
 class UsageError(UserError):
-    """The command or its configuration is wrong; nothing was started. Exit status 2."""
+    """The command or its configuration is wrong; nothing was started."""
 
     status = 2
 
 
 def check(holds: bool, message: str) -> None:
-    """Refuse wrong use.
-
-    Raises:
-        UsageError: With `message`, where `holds` is false.
-    """
+    """Refuse wrong use: a `UsageError` with `message`, where `holds` is false."""
     if not holds:
         raise UsageError(message)
 
@@ -48,14 +40,7 @@ def one_line(reason: object, most: int = 300) -> str:
 
 
 def printable(text: str, kept: str = "") -> str:
-    r"""Text for a terminal, which obeys no control character in it: what is not printable is shown as `\x1b`.
-
-    Args:
-        text: Of anybody's: names, tokens, generated text.
-        kept: Characters that stay as they are.
-    """
-    if text.isprintable():
-        return text
+    r"""Anybody's text for a terminal, which obeys no control character in it: what is neither printable nor `kept` is shown as `\x1b`."""
     return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -95,17 +80,14 @@ def standard_output() -> Iterator[BinaryIO]:
     """Standard output for results, in bytes, so that UTF-8 comes out whatever the locale. A terminal gets them `printable`.
 
     A reader that has enough (`| head -1`) ends the process without a word, with the status of any filter, 141.
-
-    Raises:
-        UserError: It is closed, or its disk is full.
     """
     if sys.stdout is None:
         raise UserError("standard output is closed, and the result would be lost")
     _show(_taken_back())
     try:
-        terminal = sys.stdout.isatty()
-        yield cast(BinaryIO, _Terminal(sys.stdout.buffer)) if terminal else sys.stdout.buffer
-        sys.stdout.buffer.flush()
+        out = _Terminal(io.FileIO(sys.stdout.fileno(), "w", closefd=False)) if sys.stdout.isatty() else sys.stdout.buffer
+        yield out
+        out.flush()
     except OSError as error:
         if error.filename is not None:  # of a file
             raise
@@ -115,21 +97,11 @@ def standard_output() -> Iterator[BinaryIO]:
         raise UserError(f"cannot write to standard output: {error.strerror}") from None
 
 
-class _Terminal(io.BufferedIOBase):
+class _Terminal(io.BufferedWriter):
     """Bytes of whole lines of text on their way to a terminal."""
 
-    def __init__(self, terminal: BinaryIO) -> None:
-        self._terminal = terminal
-
     def write(self, content: Any) -> int:
-        text = bytes(content).decode(errors="surrogateescape")
-        return self._terminal.write(printable(text, "\n\t").encode())
-
-    def flush(self) -> None:
-        self._terminal.flush()
-
-    def isatty(self) -> bool:
-        return True
+        return super().write(printable(bytes(content).decode(errors="surrogateescape"), "\n\t").encode())
 
 
 def print_result(text: str) -> None:
@@ -155,8 +127,8 @@ class _LineHandler(logging.Handler):
 def run_script(main: Callable[[], int]) -> int:
     """Run a script's `main` and turn an error into one line and an exit status.
 
-    An error that the user can mend is printed once on each host. Any other error is printed by the rank that has it, with the
-    rank's number. Python's traceback follows, because the cause may be a defect of the program.
+    An error that the user can mend is printed once on each host; any other by the rank that has it, and Python's traceback follows,
+    because the cause may be a defect of the program.
     """
     _hold_standard_streams()
     if on_terminal() and _first_on_host():
@@ -219,15 +191,7 @@ def perplexity(ppl: float | None) -> str:
 
 
 def bar(name: str, unit: str, total: int | None = None, delay: float = 0, shown: bool = True) -> "tqdm[Any]":
-    """A bar on a terminal; it goes away at its end.
-
-    Args:
-        name: Of what is done.
-        unit: Of what is counted.
-        total: To be counted; None = nobody knows.
-        delay: Seconds before it appears.
-        shown: False = there is none.
-    """
+    """A bar of `total` units on a terminal, where it is to be shown; it appears after `delay` seconds and goes away at its end."""
     hidden = not (shown and on_terminal())
     return tqdm(desc=printable(name), unit=unit, unit_scale=True, total=total, delay=delay, leave=False, dynamic_ncols=True, disable=hidden)
 
@@ -249,8 +213,7 @@ class Progress:
 
     Args:
         shown: Whether this process shows anything; one process of a run does.
-        total_steps: Steps of the whole run.
-        steps_per_epoch: Steps of one pass.
+        total_steps, steps_per_epoch: Of the whole run and of one pass.
         step: Steps done before.
     """
 
@@ -295,11 +258,7 @@ class Progress:
 
     @contextmanager
     def scoring(self, name: str, targets: int) -> Iterator[Callable[[int], object]]:
-        """Shows how far a scoring of `targets` targets is: in a bar on a terminal, else in a line now and then.
-
-        Yields:
-            To be called with the number of targets scored since the last call.
-        """
+        """Shows how far a scoring is, in a bar on a terminal, else in a line now and then; to be told the targets scored since last."""
         if self._on_terminal:
             with bar(name, "token", targets) as shown:
                 yield shown.update

@@ -32,12 +32,7 @@ def _finite(values: Any) -> Any:
 
 
 def read_json(path: Path, kind: type[T], others: Literal["forbid", "allow"] = "forbid") -> T:
-    """The content of a JSON file as the dataclass, TypedDict or plain type that it should be.
-
-    Args:
-        path: Of the file.
-        kind: Its fields, their types and checks; a field that has a default may be missing.
-        others: Whether keys that `kind` does not have are refused or kept.
+    """The content of a JSON file as the dataclass, TypedDict or plain type that it should be; `others` is what becomes of further keys.
 
     Raises:
         UserError: It cannot be read, or is not a `kind`: naming the file and the first thing that is wrong.
@@ -54,11 +49,7 @@ def read_yaml(path: Path, kind: type[T]) -> T:
 
 
 def load_yaml(path: Path) -> Any:
-    """What a YAML file says, whatever it is. A key that stands twice is refused, and so is a file made to be endless.
-
-    Raises:
-        UserError: It cannot be read, or is no YAML: naming the file and the line.
-    """
+    """What a YAML file says, whatever it is. A key that stands twice is refused, and so is a file made to be endless."""
     try:
         loader = _Loader(read_file(path, MOST_YAML))
         node = loader.get_single_node()
@@ -73,11 +64,7 @@ def load_yaml(path: Path) -> Any:
 
 
 def as_kind(path: Path, values: Any, kind: type[T], others: Literal["forbid", "allow"] = "forbid") -> T:
-    """What was read from a file, as `read_json` gives it.
-
-    Raises:
-        UserError: It is not a `kind`.
-    """
+    """What was read from a file, as `read_json` gives it."""
     try:
         # Through JSON: pydantic takes its list for a tuple, but no other type for another.
         content = json.dumps(values, allow_nan=False).encode()
@@ -133,17 +120,10 @@ def append_line(path: Path, values: dict[str, Any]) -> None:
 
 
 def cut_lines(path: Path, length: int) -> bool:
-    """Cut a file of JSON lines back to what it was at a length; a line of that which is damaged goes too.
-
-    Args:
-        path: Of a file that `append_line` writes; one that is missing is made where it was not empty.
-        length: In bytes.
+    """Cut a file of JSON lines back to what it was at a length in bytes; a line of that which is damaged goes too.
 
     Returns:
         Whether it still held all of that length.
-
-    Raises:
-        UserError: It cannot be read.
     """
     content = read_file(path)[:length] if os.path.lexists(path) else b""
     intact = b"".join(line for line in content.splitlines(keepends=True) if _values(line) is not None)
@@ -160,10 +140,7 @@ def read_json_lines(path: Path, kind: type[T] | None = None) -> list[Any]:
 
     Args:
         path: Of the file; without it there are no lines.
-        kind: What each line is, as for `read_json`; other keys are kept. None = any object, and damaged lines are left out.
-
-    Raises:
-        UserError: It cannot be read, or a line is not a `kind`.
+        kind: What each line is, else a `UserError`; other keys are kept. None = any object, and damaged lines are left out.
     """
     content = read_file(path) if os.path.lexists(path) else b""
     lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]

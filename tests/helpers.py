@@ -1,8 +1,11 @@
 """What many test files do: train a whole run, interrupt it, and compare two of them."""
 
+import itertools
 import json
 import math
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,23 +114,19 @@ def assert_same_run(actual: Path, expected: Path) -> None:
 
 def cut_power_at(monkeypatch: pytest.MonkeyPatch, step: int, segment: int | None = None) -> None:
     """Die before step number `step`, or in it once `segment` segments of its window are done."""
-    call, forward = TrainStep.__call__, LSTMLanguageModel.forward
-    done = {"segments": 0}
+    forward, segments = LSTMLanguageModel.forward, itertools.count()
 
     def dying_forward(self: LSTMLanguageModel, *args: Any, **kwargs: Any) -> Any:
-        if done["segments"] == segment:
+        if next(segments) == segment:
             raise PowerCutError
-        done["segments"] += 1
         return forward(self, *args, **kwargs)
 
-    def dying_call(self: TrainStep, window: Any, number: int, first_segment: int) -> None:
-        if number == step:
-            if segment is None:
-                raise PowerCutError
-            monkeypatch.setattr(LSTMLanguageModel, "forward", dying_forward)
-        call(self, window, number, first_segment)
+    def die(_: TrainStep) -> None:
+        if segment is None:
+            raise PowerCutError
+        monkeypatch.setattr(LSTMLanguageModel, "forward", dying_forward)
 
-    monkeypatch.setattr(TrainStep, "__call__", dying_call)
+    at_step(monkeypatch, step, die)
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, number: int, event: Callable[[TrainStep], object]) -> None:
@@ -157,6 +156,16 @@ def interrupted(small: Callable[..., list[str]], run: str, overrides: list[str],
             with pytest.raises(PowerCutError):
                 fresh_train(load_config(arguments))
     fresh_train(load_config(arguments))
+
+
+def read_terminal(terminal: int) -> bytes:
+    """What is written to a terminal until its other end is closed."""
+    shown = b""
+    with suppress(OSError):  # how Linux tells the end
+        while part := os.read(terminal, 65_536):
+            shown += part
+    os.close(terminal)
+    return shown
 
 
 def data_card(subset: str, paths: dict[str, str]) -> str:

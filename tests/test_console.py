@@ -13,6 +13,7 @@ import pytest
 
 from lstmlm import console
 from lstmlm.console import Progress, UserError, print_line, print_result, printable, run_script, standard_output
+from tests.helpers import read_terminal
 
 EVIL = "a\x1b[31m\x07\r\u202eb\x9b\udcff"
 
@@ -26,14 +27,8 @@ def on_a_terminal(work: Callable[[], object]) -> bytes:
             work()
         finally:
             os._exit(0)
-    shown = b""
-    try:
-        while part := os.read(terminal, 4096):
-            shown += part
-    except OSError:  # how Linux tells that the other end is closed
-        pass
+    shown = read_terminal(terminal)
     os.waitpid(pid, 0)
-    os.close(terminal)
     return shown
 
 

@@ -2,7 +2,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from lstmlm.config import ModelConfig
 from lstmlm.generation import Sampling, choose, sample
 from lstmlm.model import pretrained
 from lstmlm.model.pretrained import load, save_pretrained
-from tests.helpers import ROOT
+from tests.helpers import ROOT, read_terminal
 
 WORDS = ["<unk>", "<eos>", *(f"w{i}" for i in range(29))]
 
@@ -310,11 +309,7 @@ def test_on_a_terminal_the_tokens_come_one_by_one(folder: Path) -> None:
     command = [sys.executable, f"{ROOT}/scripts/generate.py", "--model", str(folder), "--seed", "7", "--prompt", "w1"]
     with subprocess.Popen([*command, "--lines", "9"], stdout=side) as process:
         os.close(side)
-        shown = b""
-        with suppress(OSError):  # Linux's word for the end
-            while piece := os.read(main, 4096):
-                shown += piece
-    os.close(main)
+        shown = read_terminal(main)
     assert process.returncode == 0
     assert shown.decode().replace("\r\n", "\n") == generate_text("w1", model=folder, seed=7, lines=9) + "\n"
 

@@ -13,7 +13,7 @@ import pytest
 from lstmlm import load_config
 from lstmlm.cli import COMMANDS
 from lstmlm.console import run_script
-from tests.helpers import fresh_train
+from tests.helpers import fresh_train, small_arguments
 
 LONG = "a" * 300
 OUTPUTS = {
@@ -26,7 +26,7 @@ OUTPUTS = {
     "export onnx": ["export", "run", "--to=onnx", "--output"],
     "export transformers": ["export", "run", "--to=transformers", "--output"],
 }
-FILES = ["run/metrics.jsonl", "run/model/model.safetensors", "hard", "soft", "fifo", "/dev/zero", "run", "absent/a", ""]
+FILES = ["run/metrics.jsonl", "run/model/model.safetensors", "soft", "fifo", "/dev/zero", "run", "absent/a", ""]
 FOLDERS = ["run/model", "a.txt", "fifo", "/dev/zero", "a.txt/b", "-", ""]
 INPUTS = [
     ["score", "--model=run"],
@@ -53,14 +53,10 @@ def place(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> Iterat
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("HF_HUB_OFFLINE", "1")
-        sizes = {"data": {"bptt": 10}, "model": {"embedding_size": 8, "hidden_size": 8}, "train": {"max_steps": 1}}
-        sizes["data"] |= {"dataset": str(text_folder), "cache_dir": "cache"}  # type: ignore[dict-item]
-        sizes["train"] |= {"run_dir": "run", "threads": 1}  # type: ignore[dict-item]
-        fresh_train(load_config(**sizes, tracking={"trackers": []}))
+        fresh_train(load_config(small_arguments(text_folder, folder, "--train.max_steps=1")))
         Path("a.txt").write_text("w1 w2\n")
         Path("a.jsonl").write_text(json.dumps({"UID": "a", "sentence_good": "w1 w2", "sentence_bad": "w2 w1"}) + "\n")
         pyarrow.parquet.write_table(pyarrow.table({"text": ["w1 w2"]}), "a.parquet")
-        Path("hard").hardlink_to("run/model/model.safetensors")
         Path("soft").symlink_to("run/config.yaml")
         os.mkfifo("fifo")
         yield folder
@@ -128,17 +124,3 @@ def test_results_on_standard_output_are_one(place: Path, capfd: pytest.CaptureFi
     assert err.startswith("UID\tpairs")
     assert run_script(lambda: COMMANDS["score"](["a.txt", "--model=run", "--output=-", "--html=-"])) == 2
     assert "standard output has the table" in capfd.readouterr().err
-
-
-def test_a_card_that_is_a_link_to_elsewhere_is_not_exported(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("transformers")
-    card = Path("run/model/README.md")
-    content = card.read_bytes()
-    card.unlink()
-    card.symlink_to(place / "a.txt")
-    try:
-        assert "leaves the model's folder" in refusal(["export", "run", "--to=transformers", "--output=new"], capsys)
-        assert not Path("new").exists()
-    finally:
-        card.unlink()
-        card.write_bytes(content)

@@ -253,7 +253,6 @@ def score_files(
     others = scoring.by or scoring.regions or scoring.add or len(models) > 1
     check(not (plain_words and others), "neural-complexity's table is of words and one model: leave out other options")
     kept: list[str | Path] = [name for name in files if name != "-"]
-    kept += [model.folder if isinstance(model, SavedModel) else model for model in models if model is not None]
     out = Output("-" if output is None else output, kept)
     shaded = None if page is None else Output(page, [*kept, *([out.path] if out.plain else [])], "--html")
     check(form != "parquet" or not out.standard, "parquet is not for standard output: name a file with --output")

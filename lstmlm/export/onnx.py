@@ -37,7 +37,7 @@ def export_onnx(model: str | Path, folder: str | Path) -> None:
     if find_spec("onnx") is None:
         raise UserError("onnx is not installed: pip install onnx")
     source = model_folder(model)
-    output = OutputFolder(folder, (GRAPH, VOCABULARY), again=GRAPH, kept=[source])
+    output = OutputFolder(folder, (GRAPH, VOCABULARY), again=GRAPH, source=source)
     saved = load(source, device="cpu")
     output.write({GRAPH: build_graph(saved.model).SerializeToString(), VOCABULARY: saved.vocabulary.to_bytes()})
 

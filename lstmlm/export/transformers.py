@@ -52,7 +52,7 @@ def export_transformers(model: str | Path, folder: str | Path) -> None:
     if find_spec("transformers") is None:
         raise UserError("transformers is not installed: pip install transformers")
     source = model_folder(model)
-    output = OutputFolder(folder, (*MODEL_FILES, CODE.name, *TOKENIZER, GENERATION), again=CODE.name, kept=[source])
+    output = OutputFolder(folder, (*MODEL_FILES, CODE.name, *TOKENIZER, GENERATION), again=CODE.name, source=source)
     card = read_card(source)
     vocabulary = load(source, device="cpu").vocabulary
     described = read_config(source).to_dict()

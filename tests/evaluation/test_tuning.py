@@ -90,12 +90,11 @@ def test_the_command_scores_test_once_with_what_it_found(folder: Path, tmp_path:
     ("arguments", "named"),
     [
         (["--tune", "--split", "test"], "searches on validation and then scores test once"),
-        (["--tune", "--split", "train"], "takes no --split train"),
-        (["--tune", "--text", "a.txt"], "--tune searches on the validation split"),
+        (["--tune", "--text", "a.txt"], "searches on validation and then scores test once"),
         (["--tune"], "--tune: protocol static has no settings to search"),
         (["--tune", "--protocol", "cache", "--reset", "line"], "--tune needs --reset never, not line"),
-        (["--evaluations", "3"], "--evaluations needs --tune"),
-        (["--tune", "--tune_tokens", "0"], "--tune_tokens must be at least 2, not 0"),
+        (["--evaluations", "3"], "--evaluations and --tune_tokens need --tune"),
+        (["--tune", "--tune_tokens", "0"], "at least 2 tokens, not 0"),
     ],
 )
 def test_wrong_use(folder: Path, arguments: list[str], named: str) -> None:

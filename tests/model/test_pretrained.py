@@ -157,7 +157,7 @@ def test_what_is_not_the_file_it_should_be_is_told_in_a_line_that_names_it(
     ("change", "told"),
     [
         ({"model": {"hidden_size": "12"}}, "model.hidden_size"),
-        ({"model": {"hidden_size": 10**9}}, "model.hidden_size must be from 1 to"),
+        ({"model": {"hidden_size": 10**9}}, "model.hidden_size must be at least 1 and"),
         ({"model": {"activation": "relu"}}, "model.activation"),
         ({"vocab_size": True}, "vocab_size"),
         ({"vocab_size": 10**18}, "has 1000000000000000000 types but vocab.json has 31"),
@@ -166,7 +166,7 @@ def test_what_is_not_the_file_it_should_be_is_told_in_a_line_that_names_it(
         ({"fingerprints": {"test": 3}}, "fingerprints.test"),
         # Nothing of this size is allocated.
         ({"model": {"hidden_size": 65536, "embedding_size": 65536, "num_layers": 124}}, "the weights are not those"),
-        ({"model": {"hidden_size": 1 << 40, "embedding_size": 1 << 40}}, "must be from 1 to 65,536"),
+        ({"model": {"hidden_size": 1 << 40, "embedding_size": 1 << 40}}, "must be at least 1 and at most 65,536"),
     ],
 )
 def test_a_forged_config_is_refused(model: LSTMLanguageModel, tmp_path: Path, change: dict[str, Any], told: str) -> None:

@@ -17,11 +17,10 @@ from pathlib import Path
 import pytest
 
 from lstmlm import load_config
-from tests.helpers import assert_same_run, fresh_train
+from tests.helpers import Small, assert_same_run, fresh_train, read_terminal
 from tests.system.launcher import FAULTY, TRAIN, error_lines, pause_at, start
 
 LOG_LINE = r"\d\d:\d\d:\d\d epoch \d+/\d+, step [\d,]+/[\d,]+, "
-Small = Callable[..., list[str]]
 
 
 def test_what_a_run_says(small: Small, cli: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
@@ -62,13 +61,7 @@ def at_a_terminal(arguments: list[str]) -> tuple[subprocess.Popen[bytes], int]:
 def test_the_bar_at_a_terminal(small: Small) -> None:
     """One bar that moves between log lines, validation lines above it, and no colour."""
     process, controller = at_a_terminal(small("--train.log_every=10"))
-    shown = b""
-    try:
-        while True:
-            shown += os.read(controller, 65_536)
-    except OSError:  # how Linux tells that the other end is closed
-        os.close(controller)
-    text = shown.decode()
+    text = read_terminal(controller).decode()
     assert process.wait(timeout=100) == 0, text
     assert text.startswith("starting ...\r\r"), "before torch is loaded, until there is more to say"
     assert re.search(r"\repoch 2/2, step 30/30, 0:00 left, ppl [\d.]+, [\d,]+ tokens/s, loss [\d.]+ \|.+\|", text)

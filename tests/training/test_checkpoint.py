@@ -155,12 +155,12 @@ def test_refused_at_every_operation(published: Path, code: int) -> None:
     assert statuses.count(7) >= 8
 
 
-def test_a_full_disk_is_told_with_path_and_free_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_with_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(UserError, match=r"cannot write .*step_00000001.*: No space left on device \([\d,]+ MiB free\)"):
+    with pytest.raises(UserError, match=r"cannot write .*step_00000001.*: No space left on device; what was"):
         publish(tmp_path, 1)
 
 
@@ -224,7 +224,7 @@ def test_values_and_tensors_come_back_to_the_bit(tmp_path: Path) -> None:
         (["cursor"], "ten", "cursor: "),
         (["cursor", "step"], "2", "cursor.step: "),
         (["cursor", "ghost"], 1, "cursor.ghost: "),
-        (["config", "data", "bptt"], 0, "data.bptt must be from 1 to "),
+        (["config", "data", "bptt"], 0, "data.bptt must be at least 1 and "),
         (["config", "model"], None, "config.model: "),
         (["config", "optim", "ghost"], 1, "config.optim.ghost: "),
         (["tracking"], {}, "tracking.run_id: "),

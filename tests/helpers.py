@@ -28,21 +28,11 @@ Small = Callable[..., list[str]]  # the fixture `small`
 TIMINGS = ("train/tokens_per_second", "seconds", "time/", "memory/")
 
 # Every piece of a recipe at once, for the small text, and the optimizers to go with it
-EVERYTHING = [
-    "--data.bptt_jitter=2.5",
-    "--model.hidden_size=20",
-    "--model.num_layers=3",
-    "--model.dropout=0.3",
-    "--model.dropout_input=0.2",
-    "--model.dropout_types=0.1",
-    "--model.dropout_weights=0.3",
-    "--model.dropout_locked=true",
-    "--model.activation_penalty=2",
-    "--model.temporal_penalty=1",
-    "--train.accumulate=2",
-    "--train.epochs=4",
-    "--train.eval_every=2",
-]
+EVERYTHING = """
+    --data.bptt_jitter=2.5 --model.hidden_size=20 --model.num_layers=3 --model.dropout=0.3 --model.dropout_input=0.2
+    --model.dropout_types=0.1 --model.dropout_weights=0.3 --model.dropout_locked=true --model.activation_penalty=2
+    --model.temporal_penalty=1 --train.accumulate=2 --train.epochs=4 --train.eval_every=2
+""".split()
 ADAMW = ["--optim.name=adamw", "--optim.weight_decay=0.1", "--optim.schedule=one_cycle", "--optim.cycle_beta=0.7"]
 ASGD = ["--optim.name=sgd", "--optim.lr=20", "--optim.average=asgd", "--optim.average_interval=1"]
 

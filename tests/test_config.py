@@ -44,13 +44,6 @@ def test_overrides_come_after_the_file_and_numbers_may_be_scientific(tmp_path: P
         load_config(["--config", str(path)])
 
 
-def test_what_is_written_reads_back(tmp_path: Path) -> None:
-    config = load_config(["--model.dropout", "0.3", "--tracking.tags", "[a, b]", "--train.run_dir", "x"])
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(config.to_dict()))
-    assert load_config(["--config", str(path)]) == config
-
-
 def test_a_printed_configuration_is_the_one_that_it_was_printed_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--config", str(CONFIGS / "wikitext2-650.yaml"), "--optim.betas", "[0.8, 0.9]", "--tracking.tags", "[a, '1']"]
     argv += ["--train.run_dir", "runs/x: y", "--train.max_steps", "null", "--data.lowercase", "true", "--optim.eps", "1e-9"]
@@ -63,12 +56,10 @@ def test_a_printed_configuration_is_the_one_that_it_was_printed_for(tmp_path: Pa
 
 
 def test_a_run_goes_on_with_its_own_configuration(tmp_path: Path) -> None:
-    written = load_config(["--model.embedding_size", "7", "--model.hidden_size", "7", "--optim.lr", "2e-3"])
+    written = load_config(["--model.dropout", "0.3", "--optim.lr", "2e-3", "--tracking.tags", "[a, b]", "--train.run_dir", str(tmp_path)])
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(written.to_dict()))
     argv = ["--train.run_dir", str(tmp_path), "--train.resume", "true"]
-    config = load_config(argv)
-    assert (config.model, config.optim) == (written.model, written.optim)
-    assert config.train.resume
+    assert load_config(argv) == dataclasses.replace(written, train=dataclasses.replace(written.train, resume=True))
     assert load_config([*argv, "--train.epochs", "50"]).train.epochs == 50, "overrides come after it"
     other = tmp_path / "other.yaml"
     other.write_text("optim: {lr: 0.5}\n")

@@ -90,7 +90,7 @@ def test_a_run_goes_on_with_its_own_configuration(tmp_path: Path) -> None:
         (["--tracking.run_name=.."], "tracking.run_name"),
         ([f"--tracking.run_name={'a' * 300}"], "tracking.run_name"),
         (["--data.bptt", "1.5"], "data.bptt must be a whole number, not 1.5 (--help lists every option)"),
-        (["--data.bptt=None"], "data.bptt must be a whole number, not null"),
+        (["--data.bptt=None"], "data.bptt must be a whole number, not None"),
         (["--train.max_steps", "x"], "train.max_steps must be a whole number or null, not x"),
         (["--optim.lr", "fast"], "optim.lr must be a number, not fast"),
         (["--optim.betas", "[1,2,3]"], "optim.betas: Expected a tuple with 2 elements. Got value: [1, 2, 3]"),

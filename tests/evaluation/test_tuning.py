@@ -94,7 +94,7 @@ def test_the_command_scores_test_once_with_what_it_found(folder: Path, tmp_path:
         (["--tune"], "--tune: protocol static has no settings to search"),
         (["--tune", "--protocol", "cache", "--reset", "line"], "--tune needs --reset never, not line"),
         (["--evaluations", "3"], "--evaluations and --tune_tokens need --tune"),
-        (["--tune", "--tune_tokens", "0"], "at least 2 tokens, not 0"),
+        (["--tune", "--protocol", "cache", "--tune_tokens", "0"], "at least 2 tokens, not 0"),
     ],
 )
 def test_wrong_use(folder: Path, arguments: list[str], named: str) -> None:

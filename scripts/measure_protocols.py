@@ -2,7 +2,8 @@
 
 Static at 1 and 10 columns; then cache, dynamic evaluation and both at 1 column, each with settings searched on validation. The search
 of both begins where the other two ended. Each command is a process of its own. A result is a file, `PROTOCOL-SPLIT.json`, as
-`evaluate --json` prints it, and a line.
+`evaluate --json` prints it, and a line. A file that is there already is not measured again, so the same command goes on where a stop
+ended it.
 """
 
 import json
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lstmlm.config import argument_parser, parse
-from lstmlm.console import UserError, run_script
+from lstmlm.console import UserError, print_line, print_result, run_script
 from lstmlm.files import OutputFolder
 
 EVALUATE = Path(__file__).parent / "evaluate.py"
@@ -21,7 +22,7 @@ EVALUATE = Path(__file__).parent / "evaluate.py"
 def main() -> int:
     parser = argument_parser("Measure a model under every protocol, on validation and test: a JSON file for each result.")
     parser.add_argument("--model", type=str, required=True, help="A model's folder or a run's.")
-    parser.add_argument("--output", type=str, required=True, help="Folder for the files.")
+    parser.add_argument("--output", type=str, required=True, help="Folder for the files; what is in it is not measured again.")
     parser.add_argument("--dataset", type=str | None, default=None, help="Where the data is now, if it was moved.")
     parser.add_argument("--cache_dir", type=str | None, default=None, help="Where token ids are kept.")
     parser.add_argument("--evaluations", type=int, default=30, help="The most evaluations of each search.")
@@ -31,29 +32,33 @@ def main() -> int:
         common += [f"--{name}", getattr(args, name)] if getattr(args, name) else []
     output = OutputFolder(args.output)
 
-    def evaluate(*options: str) -> dict[str, Any]:
-        process = subprocess.run([*common, *options], stdout=subprocess.PIPE, text=True)
-        if process.returncode:
-            raise UserError(f"evaluate {' '.join(options)} failed: its own line says why")
-        result: dict[str, Any] = json.loads(process.stdout)
-        return result
-
-    def keep(name: str, result: dict[str, Any]) -> None:
-        file = f"{name}-{result['split']}.json"
-        output.write({file: f"{json.dumps(result)}\n".encode()})
-        print(f"{output.path / file}: ppl {result['ppl']:.2f}, bpc {result['bpc']:.4f}, {result['seconds']} s, {result['settings']}")
+    def measured(name: str, split: str, *options: str) -> dict[str, Any]:
+        """The result in a file, which is made where there is none."""
+        path = output.path / f"{name}-{split}.json"
+        if path.exists():
+            print_line(f"{path} is there already: delete it to measure anew")
+        else:
+            process = subprocess.run([*common, *options], stdout=subprocess.PIPE, text=True)
+            if process.returncode:
+                raise UserError(f"evaluate {' '.join(options)} failed: its own line says why")
+            result = json.loads(process.stdout)
+            others = [{**result.pop("validation"), "tuning": result["tuning"]}] if "validation" in result else []
+            for each in (*others, result):
+                file = f"{name}-{each['split']}.json"
+                output.write({file: f"{json.dumps(each)}\n".encode()})
+                told = f"ppl {each['ppl']:.2f}, bpc {each['bpc']:.4f}, {each['seconds']} s, {each['settings']}"
+                print_result(f"{output.path / file}: {told}")
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        return found
 
     for columns in ("1", "10"):
         for split in ("validation", "test"):
-            keep(f"static-{columns}", evaluate("--columns", columns, "--split", split))
-    search = ["--tune", "--evaluations", str(args.evaluations)]
-    found: list[str] = []
+            measured(f"static-{columns}", split, "--columns", columns, "--split", split)
+    start: list[str] = []  # of the last search: what the others found
     for protocol in ("cache", "dynamic", "cache+dynamic"):
-        start = found if protocol == "cache+dynamic" else []
-        result = evaluate("--protocol", protocol, *search, *start)
-        found += [word for name, value in result["settings"].items() for word in (f"--{name}", str(value))]
-        for each in (result.pop("validation"), result):
-            keep(protocol, {**each, "tuning": result["tuning"]})
+        search = ["--protocol", protocol, "--tune", "--evaluations", str(args.evaluations)]
+        result = measured(protocol, "test", *search, *(start if protocol == "cache+dynamic" else []))
+        start += [word for name, value in result["settings"].items() for word in (f"--{name}", str(value))]
     return 0
 
 

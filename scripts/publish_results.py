@@ -1,14 +1,97 @@
-"""Write the record of a run into results/: `python scripts/publish_results.py runs/a --name wikitext2-reference`."""
+"""Write the record of a run into results/: `python scripts/publish_results.py runs/a --name wikitext2-a`.
 
+results/NAME/
+    config.yaml          the configuration as resolved, without the places of one machine; `--config` reads it
+    metrics.jsonl        as the run wrote it
+    summary.json         the final figures, where the run was finished
+    run.json             command, parameters, machine, versions, interruptions, seconds of training
+    evaluations/*.json   what `measure_protocols.py` measured
+"""
+
+import json
+import platform
+import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from publishing import publish_results
+import torch
+import yaml
 
-from lstmlm.config import argument_parser, parse
-from lstmlm.console import run_script
+from lstmlm.config import PLACES, argument_parser, as_written, flatten, load_config, parse
+from lstmlm.console import UserError, print_result, run_script
+from lstmlm.data.sources import dataset_name
+from lstmlm.files import replace_file
+from lstmlm.model.pretrained import load, model_name
+from lstmlm.runtime.hardware import default_threads, processor
+from lstmlm.training import checkpoint
+from lstmlm.training.run_directory import RunDirectory
 
-RESULTS = Path(__file__).parents[1] / "results"
+ROOT = Path(__file__).parents[1]
+
+
+def publish_results(run: str | Path, folder: Path, dataset: str | None = None) -> None:
+    """Write the record of a run, finished or not. What else is in the folder stays.
+
+    Args:
+        run: Directory of the run; this machine should be the one it ran on, as the record tells its processor.
+        folder: `results/NAME`; made where it does not exist.
+        dataset: Name of the data that others know; None = `data.dataset`, of a folder its name alone.
+
+    Raises:
+        UserError: There is no run with a checkpoint and a model.
+    """
+    directory = RunDirectory(run)
+    saved = next((values for _, values in checkpoint.whole(directory.checkpoints)), None)
+    if saved is None:
+        raise UserError(f"{run} holds no run with a checkpoint: name the directory of a run")
+    config = saved.config.to_dict()
+    for key in PLACES:
+        section, name = key.split(".")
+        del config[section][name]
+    if config["train"]["init_from"]:
+        config["train"]["init_from"] = model_name(config["train"]["init_from"])
+    config["data"]["dataset"] = dataset or dataset_name(config["data"]["dataset"])
+    content = directory.metrics.read_bytes()
+    record = {
+        "command": command(config),
+        "parameters": load(directory.model, device="cpu").model.num_parameters,
+        "processor": processor(),
+        "threads": config["train"]["threads"] or default_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": {"python": platform.python_version(), **saved.versions},
+        "interruptions": saved.tracking.resume_count,
+        "training_seconds": round(saved.seconds.training),
+    }
+    files = {
+        "config.yaml": yaml.safe_dump(config, sort_keys=False).encode(),
+        "metrics.jsonl": content[: content.rfind(b"\n") + 1],  # a run that goes on may be within a line
+        "run.json": json.dumps(record, indent=2).encode() + b"\n",
+    }
+    if directory.summary.exists():
+        files["summary.json"] = directory.summary.read_bytes()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        replace_file(folder / name, text)
+
+
+def command(config: dict[str, Any]) -> str:
+    """The shortest command line of a run: a file of configs/, or none, and what differs from it.
+
+    Args:
+        config: As sections.
+    """
+    values, lines = flatten(config), []
+    for path in (None, *sorted(ROOT.glob("configs/*.yaml"))):
+        with suppress(UserError):  # a sweep's file is of W&B
+            base = load_config(["--config", str(path)] if path else []).to_flat_dict()
+            words = ["python", "scripts/train.py", *(["--config", f"configs/{path.name}"] if path else [])]
+            for key, value in values.items():
+                if value != base[key]:
+                    words += [f"--{key}", as_written(value)]
+            lines.append(shlex.join(words))
+    return min(lines, key=len)
 
 
 def main() -> int:
@@ -16,8 +99,10 @@ def main() -> int:
     parser.add_argument("run", type=str, help="Directory of the run; start this on the machine that it ran on.")
     parser.add_argument("--name", type=str, required=True, help="Folder below results/.")
     parser.add_argument("--dataset", type=str | None, default=None, help="Public name of the data, owner/name.")
-    args = parse(parser, None)
-    publish_results(args.run, RESULTS / args.name, args.dataset)
+    args = parse(parser)
+    folder = ROOT / "results" / args.name
+    publish_results(args.run, folder, args.dataset)
+    print_result(str(folder))
     return 0
 
 

@@ -1,19 +1,76 @@
 """Write the table of results/ into README.md: `python scripts/results_table.py`."""
 
+import json
 import sys
 from pathlib import Path
 
-from publishing import results_table, with_table
+import yaml
 
 from lstmlm.config import argument_parser, parse
-from lstmlm.console import run_script
+from lstmlm.console import UserError, run_script
+from lstmlm.evaluation.evaluate import PROTOCOLS
 from lstmlm.files import replace_file
+from lstmlm.records import read_json_lines
 
 ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- results: made by scripts/results_table.py -->", "<!-- end of results -->"
+HEADS = ["run", "parameters", *PROTOCOLS, "minutes of training", "command"]
+
+
+def results_table(results: Path) -> str:
+    """All records below a folder, in Markdown: a row for each run, a column for each protocol."""
+    rows = [HEADS, ["---"] * len(HEADS), *(row(path.parent) for path in sorted(results.glob("*/run.json")))]
+    words = "Perplexity on validation / test, read as one column whose state is never reset."
+    return "\n".join([words, "", *(f"| {' | '.join(cells)} |" for cells in rows)])
+
+
+def row(folder: Path) -> list[str]:
+    """Cells of a run, finished or not."""
+    record = json.loads((folder / "run.json").read_bytes())
+    config = yaml.safe_load((folder / "config.yaml").read_bytes())
+    name, train = f"[{folder.name}](results/{folder.name})", config["train"]
+    results = [json.loads(path.read_bytes()) for path in sorted(folder.glob("evaluations/*.json"))]
+    figures = {
+        (result["protocol"], result["split"]): result["ppl"]
+        for result in results
+        if result["columns"] == 1 and result.get("reset", "never") == "never"  # what papers' figures compare with
+    }
+    finished = (folder / "summary.json").exists()
+    if finished:
+        summary = json.loads((folder / "summary.json").read_bytes())
+        figures |= {("static", "validation"): summary["valid"]["ppl"], ("static", "test"): summary["test"]["ppl"]}
+    cells = {protocol: cell(figures.get((protocol, "validation")), figures.get((protocol, "test"))) for protocol in PROTOCOLS}
+    if not finished:
+        lines = read_json_lines(folder / "metrics.jsonl")
+        name += f" (in epoch {lines[-1]['epoch']} of {train['epochs']})"
+        measured = [line["valid/ppl"] for line in lines if line.get("valid/ppl")]
+        if measured and not cells["static"]:
+            cells["static"] = f"{min(measured):.2f} / - ({train['eval_columns']} columns)"
+    threads = f"{record['threads']} CPU thread{'s' * (record['threads'] > 1)}"
+    minutes = f"{record['training_seconds'] / 60:,.0f} ({record['gpu'] or threads}, {train['precision']})"
+    return [name, f"{record['parameters']:,}", *cells.values(), minutes, f"`{record['command']}`"]
+
+
+def cell(*ppls: float | None) -> str:
+    """Perplexities of a protocol; empty where it was not measured."""
+    return " / ".join("-" if ppl is None else f"{ppl:.2f}" for ppl in ppls) if any(ppls) else ""
+
+
+def with_table(text: str, table: str) -> str:
+    """A text whose part between the two markers is the table.
+
+    Raises:
+        UserError: The markers are not in it.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise UserError(f"the text has no lines {BEGIN} and {END} to write the table between")
+    return f"{before}{begin}\n\n{table}\n\n{end}{after}"
 
 
 def main() -> int:
-    parse(argument_parser("Write the table of results/ into README.md, between its markers."), None)
+    parse(argument_parser("Write the table of results/ into README.md, between its markers."))
     readme = ROOT / "README.md"
     replace_file(readme, with_table(readme.read_text(), results_table(ROOT / "results")).encode())
     return 0

@@ -1,6 +1,7 @@
 """The model that the package carries: used where none is named, and as good as its card says."""
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from lstmlm.config import DataConfig
 from lstmlm.data.corpus import load_split
 from lstmlm.evaluation.perplexity import evaluate_stream
 from lstmlm.model.pretrained import BUNDLED, load
+from tests.helpers import ROOT
 
 pytestmark = pytest.mark.skipif(not BUNDLED.exists(), reason="no model is published yet")
 
@@ -20,7 +22,7 @@ def test_it_continues_a_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.chdir(tmp_path)
     text = generate_text("Once upon a time", max_len=30, temperature=0.8)
     assert text.startswith("Once upon a time ")
-    assert "using the model that comes with lstmlm, wikitext2-reference" in capsys.readouterr().err
+    assert f"using the model that comes with lstmlm, {BUNDLED.name}" in capsys.readouterr().err
     most_likely = generate_text("He was born in the United", max_len=1, temperature=0)
     assert most_likely in ("He was born in the United States", "He was born in the United Kingdom")
 
@@ -65,8 +67,10 @@ def test_raw_english_is_scored_as_wikitext_was_cut(tmp_path: Path, capsys: pytes
         cli.evaluate(["--split", "test", "--raw"])
 
 
-def test_it_stays_small() -> None:
-    assert (BUNDLED / "model.safetensors").stat().st_size < 2**24
+def test_it_stays_small_and_alone_in_the_wheel() -> None:
+    assert (BUNDLED / "model.safetensors").stat().st_size < 18e6
+    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["lstmlm"]
+    assert [files for files in packaged if files.startswith("models/")] == [f"models/{BUNDLED.name}/*"]
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors
@@ -16,10 +17,11 @@ from huggingface_hub import ModelCard
 from lstmlm import Config, UserError, evaluate, load_config
 from lstmlm.config import flatten
 from lstmlm.model.pretrained import load
-from scripts.publishing import command, publish_model, publish_results, results_table, training_seconds, with_table
-from tests.helpers import fresh_train
+from scripts.publish_model import publish_model
+from scripts.publish_results import command, publish_results
+from scripts.results_table import results_table, with_table
+from tests.helpers import ROOT, fresh_train
 
-ROOT = Path(__file__).parents[2]
 RESULTS = sorted(path.parent for path in (ROOT / "results").glob("*/run.json"))
 
 
@@ -46,6 +48,7 @@ def test_a_record_holds_the_run_and_no_place(run: Path, tmp_path: Path) -> None:
     record = json.loads((folder / "run.json").read_bytes())
     assert record["interruptions"] == 0
     assert record["versions"]["torch"] == torch.__version__
+    assert record["parameters"] == load(run).model.num_parameters
     written = load_config(["--config", str(folder / "config.yaml")])
     assert load_config(shlex.split(record["command"])[2:]) == written
     assert (written.model.hidden_size, written.train.max_steps) == (12, 9)
@@ -55,31 +58,35 @@ def test_a_record_holds_the_run_and_no_place(run: Path, tmp_path: Path) -> None:
     assert load_config(["--config", str(folder / "config.yaml")]).data.dataset == "Owner/name"
 
 
+def write_evaluation(folder: Path, name: str, **changed: Any) -> None:
+    (folder / "evaluations").mkdir(exist_ok=True)
+    result = {"split": "test", "ppl": 2.459, "columns": 1, "protocol": "cache", "reset": "never"} | changed
+    (folder / "evaluations" / f"{name}.json").write_text(json.dumps(result))
+
+
 def test_a_run_that_goes_on_has_a_record_too(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "small"
     (run / "summary.json").unlink()
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 12, "ep')
-    publish_results(run, tmp_path / "results" / "small")
-    lines = [json.loads(line) for line in (tmp_path / "results/small/metrics.jsonl").read_text().splitlines()]
+    publish_results(run, folder)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 9
-    (row,) = results_table(tmp_path / "results").splitlines()[4:]
     best = min(line["valid/ppl"] for line in lines if "valid/ppl" in line)
-    assert f"| {best:.2f} / - (in epoch 1 of 2, 10 columns) |" in row
+    begin = f"| [small](results/small) (in epoch 1 of 2) | {load(run).model.num_parameters:,} |"
+    assert results_table(tmp_path / "results").splitlines()[4].startswith(f"{begin} {best:.2f} / - (10 columns) |  |")
+    write_evaluation(folder, "static-1-test", protocol="static", ppl=4.25)
+    assert results_table(tmp_path / "results").splitlines()[4].startswith(f"{begin} - / 4.25 |  |")
 
 
 def test_the_table_shows_final_figures_and_evaluations(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "results" / "small"
     publish_results(run, folder)
-    (folder / "evaluations").mkdir()
-    for name, changed in {
-        "cache-test": {},
-        "cache-validation": {"split": "validation", "ppl": 3.5},
-        "cache-10-test": {"columns": 10, "ppl": 4.5},
-        "cache-line-test": {"reset": "line", "ppl": 5.5},
-        "both-test": {"protocol": "cache+dynamic", "ppl": 2.25},
-    }.items():
-        result = {"split": "test", "ppl": 2.459, "columns": 1, "protocol": "cache", "reset": "never"} | changed
-        (folder / "evaluations" / f"{name}.json").write_text(json.dumps(result))
+    write_evaluation(folder, "cache-test")
+    write_evaluation(folder, "cache-validation", split="validation", ppl=3.5)
+    write_evaluation(folder, "cache-10-test", columns=10, ppl=4.5)
+    write_evaluation(folder, "cache-line-test", reset="line", ppl=5.5)
+    write_evaluation(folder, "both-test", protocol="cache+dynamic", ppl=2.25)
     summary = json.loads((run / "summary.json").read_bytes())
     _, _, heads, _, row = results_table(tmp_path / "results").splitlines()
     assert heads == "| run | parameters | static | cache | dynamic | cache+dynamic | minutes of training | command |"
@@ -101,21 +108,17 @@ def test_no_run_no_record(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_is_what_differs_from_the_defaults() -> None:
-    config = load_config(["--data.dataset=toy", "--data.max_size=9", "--tracking.trackers=[]", "--tracking.run_name=a b"])
-    line = command(config.to_dict())
-    expected = ["--data.dataset", "toy", "--data.max_size", "9", "--tracking.trackers", "[]", "--tracking.run_name", "a b"]
-    assert shlex.split(line) == ["python", "scripts/train.py", *expected]
-    assert load_config(shlex.split(line)[2:]) == config
-
-
-def test_time_in_steps_from_the_speeds() -> None:
-    lines = [
-        {"tokens": 600, "train/tokens_per_second": 100.0},
-        {"tokens": 600, "valid/ppl": 3.0},
-        {"tokens": 1000, "train/tokens_per_second": 50.0},
-    ]
-    assert training_seconds(lines) == 6 + 8
+@pytest.mark.parametrize(
+    ("begin", "changes"),
+    [
+        ([], ["--data.dataset", "toy", "--data.max_size", "9", "--tracking.trackers", "[]", "--tracking.run_name", "a b"]),
+        (["--config", "configs/wikitext2-compact.yaml"], ["--optim.betas", "[0.7, 0.99]", "--train.precision", "fp32"]),
+    ],
+)
+def test_the_command_is_what_differs_from_the_nearest_preset(begin: list[str], changes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_config([*begin, *changes])
+    assert shlex.split(command(config.to_dict())) == ["python", "scripts/train.py", *begin, *changes]
 
 
 @pytest.mark.parametrize("text", ["none", "<!-- end of results -->", "<!-- results: made by scripts/results_table.py -->"])
@@ -130,9 +133,10 @@ def test_the_readme_shows_what_results_hold() -> None:
 
 
 @pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.name)
-def test_a_published_result_reproduces_and_names_no_place(folder: Path) -> None:
+def test_a_published_result_reproduces_and_names_no_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     record = json.loads((folder / "run.json").read_bytes())
-    load_config(shlex.split(record["command"])[2:])
+    assert load_config(shlex.split(record["command"])[2:]) == load_config(["--config", str(folder / "config.yaml")])
     config = flatten(yaml.safe_load((folder / "config.yaml").read_bytes()))
     assert not {"data.cache_dir", "train.run_dir"} & config.keys()
     for path in folder.rglob("*"):
@@ -142,7 +146,7 @@ def test_a_published_result_reproduces_and_names_no_place(folder: Path) -> None:
 
 def test_a_model_to_give_away(run: Path, tmp_path: Path, text_folder: Path) -> None:
     folder = tmp_path / "models" / "small"
-    publish_model(run, folder, "Owner/name", str(text_folder), "small", "cc-by-sa-3.0", "## Limits\n\nSmall.")
+    publish_model(run, folder)
     with safetensors.safe_open(folder / "model.safetensors", "pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
         with safetensors.safe_open(run / "model/model.safetensors", "pt") as own:
@@ -151,12 +155,11 @@ def test_a_model_to_give_away(run: Path, tmp_path: Path, text_folder: Path) -> N
     told = {result.dataset_split: result.metric_value for result in card.data.eval_results}
     assert told["test"] == evaluate(folder, "test", dataset=str(text_folder)).ppl
     assert told["test"] == pytest.approx(json.loads((run / "summary.json").read_bytes())["test"]["ppl"], abs=0.01)
-    assert card.data.datasets == ["Owner/name"]
+    assert card.data.datasets == ["Salesforce/wikitext"]
     assert [path.name for path in folder.iterdir() if str(tmp_path.parent) in path.read_text(errors="replace")] == []
 
 
-def test_weights_that_16_bits_would_spoil_stay_in_32(run: Path, tmp_path: Path, text_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scripts.publishing.TOLERANCE", 1e-9)
-    publish_model(run, tmp_path / "full", "Owner/name", str(text_folder), "small", "cc-by-sa-3.0", "")
-    expected = load(run).model.weights()
-    torch.testing.assert_close(load(tmp_path / "full").model.weights(), expected, rtol=0, atol=0)
+def test_weights_that_16_bits_would_spoil_stay_in_32(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scripts.publish_model.TOLERANCE", 1e-9)
+    publish_model(run, tmp_path / "full")
+    torch.testing.assert_close(load(tmp_path / "full").model.weights(), load(run).model.weights(), rtol=0, atol=0)

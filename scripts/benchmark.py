@@ -232,8 +232,8 @@ def main() -> int:
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: the GPU where there is one")
     parser.add_argument("--threads", type=int, help="CPU threads; default: physical cores")
     parser.add_argument("--steps", type=int, default=20, help="steps of each repeat")
-    parser.add_argument("--ranks", type=int, nargs="+", help="instead: ms/step for each of these numbers of ranks")
-    parser.add_argument("--heads", action="store_true", help="instead: head and loss alone, ours beside others")
+    parser.add_argument("--ranks", type=int, nargs="+", help="instead: ms/step for each of these numbers of ranks, as JSON lines")
+    parser.add_argument("--heads", action="store_true", help="instead: head and loss alone, ours beside others, as JSON lines")
     parser.add_argument("--full", action="store_true", help="also tokenizing, start, evaluation, generation")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options, rest = parser.parse_known_args()
@@ -253,24 +253,13 @@ def main() -> int:
     torch.set_num_threads(threads)
     if device.type == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
+    rows: list[dict[str, Any]] = []
     if options.heads:
-        for row in measure_heads(config, corpus, device, options.steps):
-            print(
-                json.dumps(row)
-                if options.json
-                else f"{row['head']:29} {row['ms']:8.1f} ms {row['peak_memory_mb']:6.0f} MiB   relative error: nll {row['nll']:.1e}, "
-                f"gradients {row['hidden_grad']:.1e}, {row['weight_grad']:.1e}, {row['bias_grad']:.1e}"
-            )
-        return 0
-    if options.ranks:
+        rows = measure_heads(config, corpus, device, options.steps)
+    elif options.ranks:
         rows = measure_ranks(config, options.ranks, options.steps)
-        for row in rows:
-            print(
-                json.dumps(row)
-                if options.json
-                else f"{row['ranks']} ranks: {row['ms']:.1f} ms/step, {row['compute_ms']:.1f} without communication "
-                f"({100 * row['communication_share']:.0f} % of the time), {row['tokens_per_second']:,.0f} tokens/s"
-            )
+    if rows:
+        print("\n".join(map(json.dumps, rows)))
         return 0
     result = measure(config, device, options.steps)
     result |= {

@@ -5,17 +5,20 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
+from lstmlm.config import as_written
 from lstmlm.console import UserError, duration
 from lstmlm.files import Output, OutputFolder
 from lstmlm.report import plots
-from lstmlm.report.runs import ELSEWHERE, Figures, Row, differences, read_rows
+from lstmlm.report.runs import ELSEWHERE, Figures, Row, Summary, differences, read_rows
 
 TEMPLATE = Path(__file__).parent / "page.html.jinja"
 # Keys that say which text is cut into which tokens. Only perplexities over the same tokens compare.
-TOKENS = [f"data.{name}" for name in ("dataset", "subset", "text_column", "level", "tokenizer", "lowercase", "min_count", "max_size")]
+TOKENS = [
+    f"data.{name}" for name in ("dataset", "subset", "text_column", "level", "tokenizer", "lowercase", "normalize", "min_count", "max_size")
+]
 
 
 def write_report(run_dirs: Sequence[str | Path], output: Output, png: str | Path | None = None) -> None:
@@ -32,69 +35,58 @@ def write_report(run_dirs: Sequence[str | Path], output: Output, png: str | Path
     for package in ("matplotlib", "jinja2"):
         if find_spec(package) is None:
             raise UserError(f"{package} is not installed: pip install 'lstmlm[report]'")
+    import jinja2
+
     folder = None if png is None else OutputFolder(png, option="--png")
     rows = read_rows(run_dirs)
     drawn = [(plot, figure) for plot in plots.PLOTS if (figure := plots.draw(plot, rows)) is not None]
-    output.write(render(rows, [(plot, plots.svg(figure, plot.name)) for plot, figure in drawn]).encode())
-    if folder is not None:
-        folder.write({f"{plot.name}.png": plots.png(figure) for plot, figure in drawn})
-
-
-def render(rows: Sequence[Row], figures: Sequence[tuple[plots.Plot, str]]) -> str:
-    """The page.
-
-    Args:
-        rows: In the order of the page.
-        figures: Plots of them, as SVG.
-    """
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["plain"] = plain
     differing = differences(rows)
     results = [_result(row) for row in rows]
-    for figure in ("best", "valid", "test"):
-        _mark_lowest([(result["tokens_of"], result[figure]) for result in results if result[figure]])
-    return environment.from_string(TEMPLATE.read_text("utf-8")).render(
+    for name in ("best", "valid", "test"):
+        _mark_lowest([(result["tokens_of"], result[name]) for result in results if result[name]])
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"written": as_written, "perplexity": _perplexity}
+    page = environment.from_string(TEMPLATE.read_text("utf-8")).render(
         title=f"Run {rows[0].name}" if len(rows) == 1 else f"{len(rows)} runs",
-        written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        time=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         rows=rows,
         results=results,
         records=[record for row in rows for record in row.records],
         places={record.name: place for place, row in enumerate(rows) for record in row.records},
         differing=differing,
         shared={key: rows[0].config(key) for key in rows[0].records[0].config if key not in differing and not key.startswith(ELSEWHERE)},
-        figures=[(plot.name, f"{plot.title}, over {plot.over}", figure) for plot, figure in figures],
+        figures=[(plot.name, f"{plot.title}, over {plot.over}", plots.svg(figure, plot.name)) for plot, figure in drawn],
         style=plots,
     )
+    output.write(page.encode())
+    if folder is not None:
+        folder.write({f"{plot.name}.png": plots.png(figure) for plot, figure in drawn})
 
 
 def _result(row: Row) -> dict[str, Any]:
     """A row of the table of results."""
-    records, summaries = row.records, [record.summary for record in row.records if record.summary is not None]
-    best = [
-        (line["epoch"], Figures(line["valid/ppl"], record.config["train.eval_columns"]))
-        for record in records
-        if (line := record.best) is not None
-    ]
+    records, finished = row.records, [record.summary for record in row.records if record.summary is not None]
+    best = [(*record.best, record.config["train.eval_columns"]) for record in records if record.best is not None]
+    epochs = dict.fromkeys(str(epoch) for epoch, _, _ in best)
     last = [record.lines[-1] for record in records if record.lines]
     seconds = [line["seconds"] for line in last if "seconds" in line]
-    rates = [rate for record in records if (rate := record.tokens_per_second) is not None]
+    speeds = [[rate for _, rate in record.points("train/tokens_per_second", "tokens").values()] for record in records]
+    rates = [median(speed) for speed in speeds if speed]
     return {
-        "state": _state(row),
+        "state": _state(row, finished),
         "tokens_of": [row.config(key) for key in TOKENS],
-        "best": _perplexity([figures for _, figures in best], f"epoch {', '.join(dict.fromkeys(str(epoch) for epoch, _ in best))}"),
-        "valid": _perplexity([summary.valid for summary in summaries]),
-        "test": _perplexity([summary.test for summary in summaries]),
+        "best": _perplexity([Figures(ppl, columns) for _, ppl, columns in best], f"epoch {', '.join(epochs)}"),
+        "valid": _perplexity([summary.valid for summary in finished]),
+        "test": _perplexity([summary.test for summary in finished]),
         "tokens": f"{fmean(line['tokens'] for line in last):,.0f}" if last else "0",
         "time": duration(fmean(seconds)) if seconds else "-",
         "rate": f"{fmean(rates):,.0f}" if rates else "-",
     }
 
 
-def _state(row: Row) -> str:
+def _state(row: Row, finished: Sequence[Summary]) -> str:
     """How far the runs are, how large the model is, and where it was trained."""
-    first, finished = row.records[0], [record for record in row.records if record.summary is not None]
+    first = row.records[0]
     if len(row.records) > 1:
         states = [f"{len(finished)} finished of {', '.join(record.name for record in row.records)}"]
     elif finished:
@@ -102,9 +94,8 @@ def _state(row: Row) -> str:
     else:
         epoch = first.lines[-1]["epoch"] if first.lines else 0
         states = [f"not finished, epoch {epoch} of {first.config['train.epochs']}"]
-    if finished and (summary := finished[0].summary):
-        states.append(f"{summary.parameters:,} parameters")
-        states.append(f"{summary.ranks} rank{'s' * (summary.ranks > 1)} on {summary.device}")
+    for summary in finished[:1]:
+        states += [f"{summary.parameters:,} parameters", f"{summary.ranks} rank{'s' * (summary.ranks > 1)} on {summary.device}"]
     return ", ".join([*states, first.config["train.precision"]])
 
 
@@ -129,14 +120,3 @@ def _mark_lowest(cells: Sequence[tuple[list[Any], dict[str, Any]]]) -> None:
     for tokens, cell in cells:
         rivals = [other["ppl"] for of, other in cells if (of, other["targets"]) == (tokens, cell["targets"])]
         cell["lowest"] = len(rivals) > 1 and cell["ppl"] == min(rivals)
-
-
-def plain(value: Any) -> str:
-    """A value of a configuration or a result as a person writes it."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {plain(one)}" for key, one in value.items())
-    if isinstance(value, list):
-        return f"[{', '.join(map(plain, value))}]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "null" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -31,23 +31,14 @@ TIMES = ((3600.0, "wall time in hours"), (60.0, "wall time in minutes"), (1.0, "
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot of a report.
+    """One plot of a report."""
 
-    Attributes:
-        name: Of its file.
-        title: What it shows, with the unit of its vertical axis.
-        over: The horizontal axis: `tokens` or `seconds`.
-        key: The metric, drawn strong.
-        background: A metric drawn faint behind it.
-        log: Whether the vertical axis is logarithmic where the values span more than a factor of 2.
-    """
-
-    name: str
-    title: str
-    over: str
-    key: str
-    background: str | None = None
-    log: bool = False
+    name: str  # of its file
+    title: str  # what it shows, with the unit of its vertical axis
+    over: str  # the horizontal axis: tokens or seconds
+    key: str  # the metric, drawn strong
+    background: str = ""  # a metric drawn faint behind it
+    log: bool = False  # whether the vertical axis is logarithmic where the values span more than a factor of 2
 
 
 LOSS = "Loss in nats per token: validation, and training (faint)"
@@ -66,10 +57,6 @@ PLOTS = (
 def draw(plot: Plot, rows: Sequence[Row]) -> "Figure | None":
     """Draw one plot: for each row its curve, and one standard deviation on both sides of it where the row is of several seeds.
 
-    Args:
-        plot: Which.
-        rows: Each with the colour and dashes of its place.
-
     Returns:
         The figure; None where no row has the metric.
     """
@@ -77,13 +64,13 @@ def draw(plot: Plot, rows: Sequence[Row]) -> "Figure | None":
     from matplotlib.figure import Figure
 
     curves = [row.curve(plot.key, plot.over) for row in rows]
-    behind = [row.curve(plot.background, plot.over) if plot.background else np.empty((3, 0)) for row in rows]
-    if not any(curve.size for curve in curves + behind):
+    behind = [row.curve(plot.background, plot.over) for row in rows]
+    x_all, y_all, _ = np.concatenate(curves + behind, 1)
+    if not x_all.size:
         return None
     scale, unit = 1.0, "training tokens"
     if plot.over == "seconds":
-        longest = max(curve[0].max(initial=0) for curve in curves + behind)
-        scale, unit = next((of for of in TIMES if longest > 2 * of[0]), TIMES[-1])
+        scale, unit = next((of for of in TIMES if x_all.max() > 2 * of[0]), TIMES[-1])
     names = [_shorten(row.name) for row in rows]
     per_line = min(len(rows), max(1, int(WIDTH / (0.6 + LETTER * max(map(len, names))))))
     legend = LINE * -(-len(rows) // per_line)
@@ -99,7 +86,7 @@ def draw(plot: Plot, rows: Sequence[Row]) -> "Figure | None":
             axes.plot(faint[0] / scale, faint[1], color=colour(i), linewidth=0.8, alpha=alpha, zorder=1)
             if len(row.records) > 1:
                 axes.fill_between(x / scale, y - deviation, y + deviation, color=colour(i), alpha=0.18, linewidth=0)
-        _axes(figure, axes, plot, unit, np.concatenate([curve[:2] / [[scale], [1]] for curve in curves + behind], 1))
+        _axes(figure, axes, plot, unit, x_all / scale, y_all)
         figure.legend(
             loc="upper left", bbox_to_anchor=(0, 1 - 0.26 / height), borderaxespad=0, borderpad=0, ncols=per_line,
             frameon=False, labelcolor=INK, handlelength=2.4, columnspacing=1.2, labelspacing=0.2,
@@ -108,12 +95,12 @@ def draw(plot: Plot, rows: Sequence[Row]) -> "Figure | None":
 
 
 def colour(place: int) -> str:
-    """Colour of the run at a place of the list, from 0."""
+    """Of the run at a place of the list, from 0."""
     return COLOURS[place % len(COLOURS)]
 
 
 def dashes(place: int) -> tuple[float, ...]:
-    """Dashes of the run at a place of the list, in points; () is a solid line."""
+    """Of the run at a place of the list, in points; () is a solid line."""
     return DASHES[place // len(COLOURS) % len(DASHES)]
 
 
@@ -125,12 +112,7 @@ def png(figure: "Figure") -> bytes:
 
 
 def svg(figure: "Figure", name: str) -> str:
-    """A figure as an `<svg>` element that stands beside others in a page.
-
-    Args:
-        figure: The figure.
-        name: Different for each figure of a page: ids are made from it.
-    """
+    """A figure as an `<svg>` element in a page. Ids are made from `name`, which is another one for each figure of the page."""
     from matplotlib import rc_context
 
     buffer = io.StringIO()
@@ -145,18 +127,18 @@ def svg(figure: "Figure", name: str) -> str:
     return re.sub(r"(fill|stroke): #([0-9a-f]{6})", r"\1: var(--c\2, #\2)", text)
 
 
-def _axes(figure: "Figure", axes: "Axes", plot: Plot, unit: str, points: NDArray[np.float64]) -> None:
-    """Title, scales, and ticks with their unit, for points (2, n)."""
+def _axes(figure: "Figure", axes: "Axes", plot: Plot, unit: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
+    """Title, scales, and ticks with their unit, for points (n,) each."""
     from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    low, high = points[1].min(), points[1].max()
+    low, high = y.min(), y.max()
     logarithmic = plot.log and low > 0 and high > 2 * low
     if logarithmic:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7), numticks=9))
         axes.yaxis.set_minor_formatter(NullFormatter())
     if plot.key.startswith("valid/"):  # the first steps would take the whole height
-        later = points[1, points[0] >= 0.05 * points[0].max()].max()
+        later = y[x >= 0.05 * x.max()].max()
         axes.set_ylim(top=later + 0.05 * (later - low))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))

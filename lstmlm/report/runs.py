@@ -2,7 +2,7 @@
 
 import logging
 import os
-import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +14,14 @@ from pydantic import Field
 from typing_extensions import TypedDict  # which pydantic needs before Python 3.12
 
 from lstmlm.config import PLACES
-from lstmlm.console import UserError, one_line
+from lstmlm.console import UserError, one_line, printable
 from lstmlm.records import read_json, read_json_lines
 from lstmlm.training.run_directory import RunDirectory
 
 ELSEWHERE = (*PLACES, "tracking.")  # beginnings of keys that say where, not what
 SEED = "train.seed"
 MOST = 1e100  # beyond it a figure is not drawn; a run that diverges has such figures
+logger = logging.getLogger(__name__)
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Metric = float | None  # null stands for what is not finite
@@ -53,13 +54,15 @@ class Sample(TypedDict):
 
 @dataclass(frozen=True)
 class Figures:
-    """A split's final figures."""
+    """What the report shows of a split's final figures, or of a result of `evaluate --json`."""
 
     ppl: Final | None
     columns: Count
     targets: Count | None = None
     bpc: Final | None = None
     protocol: str = "static"
+    split: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,36 +77,14 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What the report shows of a result of `evaluate --json`."""
-
-    ppl: Final
-    protocol: str
-    split: str | None = None
-    columns: Count | None = None
-    targets: Count | None = None
-    bpc: Final | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class RunRecord:
-    """What a run's directory says.
+    """What a run's directory says."""
 
-    Attributes:
-        name: The directory's name; its path where another run has the same name.
-        config: Dotted keys; what the run's version did not know is at its default.
-        lines: Of metrics.jsonl.
-        summary: The final figures; None where the run is not finished.
-        evaluations: Results of `evaluate --json` in the directory, by the names of their files.
-        samples: Sample texts.
-    """
-
-    name: str
-    config: dict[str, Any]
-    lines: list[dict[str, Any]]
-    summary: Summary | None
-    evaluations: dict[str, Evaluation]
+    name: str  # the directory's; its path where another run has the same name
+    config: dict[str, Any]  # dotted keys; what the run's version did not know is at its default
+    lines: list[dict[str, Any]]  # of metrics.jsonl
+    summary: Summary | None  # None where the run is not finished
+    evaluations: dict[str, Figures]  # results of `evaluate --json`, by the names of their files
     samples: list[Sample]
 
     def points(self, key: str, over: str) -> dict[int, tuple[float, float]]:
@@ -111,7 +92,7 @@ class RunRecord:
 
         Args:
             key: Of the metric.
-            over: Key of the axis: `tokens` or `seconds`.
+            over: Key of the axis: `tokens`, `seconds` or `epoch`.
 
         Returns:
             (axis, metric) at each number of training tokens.
@@ -120,25 +101,14 @@ class RunRecord:
         return {line["tokens"]: (line[over], line[key]) for line in lines if abs(line[key]) < MOST}
 
     @property
-    def best(self) -> dict[str, Any] | None:
-        """The line of the lowest validation perplexity; the first of equal ones."""
-        validations = [line for line in self.lines if (line.get("valid/ppl") or MOST) < MOST]
-        return min(validations, key=lambda line: line["valid/ppl"], default=None)
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """Median over the lines."""
-        rates = [rate for _, rate in self.points("train/tokens_per_second", "tokens").values()]
-        return statistics.median(rates) if rates else None
+    def best(self) -> tuple[float, float] | None:
+        """Epoch and perplexity of the best validation, the first of equal ones."""
+        return min(self.points("valid/ppl", "epoch").values(), key=lambda point: point[1], default=None)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the report: one run, or several that differ in `train.seed` alone.
-
-    Attributes:
-        records: The runs, each with a seed of its own.
-    """
+    """A row of the report: one run, or several that differ in `train.seed` alone."""
 
     records: list[RunRecord]
 
@@ -181,50 +151,47 @@ def read_rows(paths: Sequence[str | Path]) -> list[Row]:
     Raises:
         UserError: None of them holds a run.
     """
-    different = {os.path.realpath(path): Path(path) for path in reversed(paths)}
-    names = [os.path.basename(real) for real in different]  # noqa: PTH119
-    rows: list[tuple[dict[str, Any], list[RunRecord]]] = []  # what decides a run but for its seed, and the runs
-    for real, path in reversed(different.items()):
+    different: dict[str, Path] = {}
+    for path in paths:
+        different.setdefault(os.path.realpath(path), Path(path))
+    names = Counter(map(os.path.basename, different))
+    runs: Counter[tuple[str, int]] = Counter()  # of the same configuration and the same seed
+    rows: dict[tuple[str, int], list[RunRecord]] = {}
+    for real, path in different.items():
         name = os.path.basename(real)  # noqa: PTH119
         try:
-            record = read_run(path, name if names.count(name) == 1 else str(path))
+            record = read_run(path, name if names[name] == 1 else str(path))
         except Exception as error:  # no run keeps the others from the report, whatever is wrong with it
             reason = str(error) if isinstance(error, UserError) else f"{path} cannot be read: {one_line(error)}"
-            logging.getLogger(__name__).warning("%s: left out", reason)
+            logger.warning("%s: left out", reason)
             continue
-        decides = {key: value for key, value in record.config.items() if not key.startswith((*ELSEWHERE, SEED))}
-        for others, records in rows:
-            if others == decides and all(other.config[SEED] != record.config[SEED] for other in records):
-                records.append(record)
-                break
-        else:
-            rows.append((decides, [record]))
+        decides = str([(key, value) for key, value in record.config.items() if not key.startswith((*ELSEWHERE, SEED))])
+        runs[decides, record.config[SEED]] += 1
+        rows.setdefault((decides, runs[decides, record.config[SEED]]), []).append(record)
     if not rows:
         raise UserError(f"no run to report on in {', '.join(map(str, paths))}: name run directories, such as runs/*")
-    return [Row(records) for _, records in rows]
+    return [Row(records) for records in rows.values()]
 
 
 def read_run(path: Path, name: str) -> RunRecord:
-    """Read one run.
-
-    Args:
-        path: Its directory.
-        name: What it is called in the report.
+    """Read one run, which is called `name` in the report.
 
     Raises:
         UserError: There is no run, or one of its files is broken.
     """
     directory = RunDirectory(path)
-    for file in (directory.config, directory.metrics):
-        if not os.path.lexists(file):
-            raise UserError(f"{path} holds no run (no {file.name})")
-    finished = os.path.lexists(directory.summary)
+    evaluations = {}
+    for file in sorted(directory.evaluations.glob("*.json")):
+        try:
+            evaluations[printable(file.name)] = read_json(file, Figures, others="allow")
+        except UserError as error:
+            logger.warning("%s: it holds no result of evaluate --json, and is left out", error)
     return RunRecord(
-        name=_printable(name),
+        name=printable(name),
         config=directory.read_config().to_flat_dict(),
         lines=read_json_lines(directory.metrics, Metrics),
-        summary=read_json(directory.summary, Summary, others="allow") if finished else None,
-        evaluations=_read_evaluations(directory.evaluations),
+        summary=read_json(directory.summary, Summary, others="allow") if os.path.lexists(directory.summary) else None,
+        evaluations=evaluations,
         samples=read_json_lines(directory.samples, Sample),
     )
 
@@ -233,18 +200,3 @@ def differences(rows: Sequence[Row]) -> list[str]:
     """Keys of the configuration that do not have one value in all rows, in the configuration's order."""
     keys = dict.fromkeys(key for row in rows for key in row.records[0].config if not key.startswith(ELSEWHERE))
     return [key for key in keys if any(row.config(key) != rows[0].config(key) for row in rows)]
-
-
-def _read_evaluations(folder: Path) -> dict[str, Evaluation]:
-    """Results in a folder; a file that holds none is named in a warning."""
-    results = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            results[_printable(path.name)] = read_json(path, Evaluation, others="allow")
-        except UserError as error:
-            logging.getLogger(__name__).warning("%s: it holds no result of evaluate --json, and is left out", error)
-    return results
-
-
-def _printable(name: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in name)

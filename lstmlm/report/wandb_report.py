@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from lstmlm.console import UsageError, UserError, one_line
+from lstmlm.console import UserError, check, one_line
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import Report
@@ -29,11 +29,10 @@ def build(target: str, group: str | None) -> tuple["Report", "Workspace"]:
         UsageError: `target` names no entity and project, or the group's name cannot be filtered by.
         UserError: wandb-workspaces is not installed.
     """
-    entity, slash, project = target.partition("/")
-    if not (entity and slash and project) or "/" in project:
-        raise UsageError(f"--wandb takes ENTITY/PROJECT, not {target!r}")
-    if misread := sorted(set(MISREAD) & set(group or "")):
-        raise UsageError(f"--group {group!r}: wandb-workspaces' filters misread {' '.join(misread)}, so it would show other runs")
+    names, misread = target.split("/"), sorted(set(MISREAD) & set(group or ""))
+    check(len(names) == 2 and all(names), f"--wandb takes ENTITY/PROJECT, not {target!r}")
+    check(not misread, f"--group {group!r}: wandb-workspaces' filters misread {' '.join(misread)}, so it would show other runs")
+    entity, project = names
     if find_spec("wandb_workspaces") is None:
         raise UserError("wandb-workspaces is not installed: pip install 'lstmlm[wandb-report]'")
     from wandb_workspaces import expr, workspaces
@@ -70,10 +69,7 @@ def build(target: str, group: str | None) -> tuple["Report", "Workspace"]:
 
 
 def save(report: "Report", workspace: "Workspace") -> list[str]:
-    """Save both, as new ones.
-
-    Returns:
-        Their addresses.
+    """Save both, as new ones, and give their addresses.
 
     Raises:
         UserError: There is no key, or W&B does not answer or refuses.
@@ -81,14 +77,11 @@ def save(report: "Report", workspace: "Workspace") -> list[str]:
     import wandb
 
     try:
-        if not wandb.login(prompt=False, verify=True):
-            raise UserError("no W&B key found: run `wandb login`, or write what would be saved with --dry_run FILE.json")
-        return [report.save().url, workspace.save_as_new_view().url]
-    except UserError:
-        raise
+        if wandb.login(prompt=False, verify=True):
+            return [report.save().url, workspace.save_as_new_view().url]
     except Exception as error:  # wandb's own, its transport's, and ValueError
-        place = f"{report.entity}/{report.project}"
-        raise UserError(f"cannot save the report in {place}: {one_line(error)}") from None
+        raise UserError(f"cannot save the report in {report.entity}/{report.project}: {one_line(error)}") from None
+    raise UserError("no W&B key found: run `wandb login`, or write what would be saved with --dry_run FILE.json")
 
 
 def to_json(report: "Report", workspace: "Workspace") -> bytes:
@@ -104,22 +97,15 @@ def _panels() -> Iterator[Any]:
     """Panels on a grid of 24 columns, new ones at each call."""
     from wandb_workspaces.reports import v2 as reports
 
+    common: dict[str, Any] = {"x": "tokens", "title_x": "training tokens", "max_runs_to_show": MAX_RUNS}
+
     def at(x: int, y: int, width: int = 12, height: int = 8) -> reports.Layout:
         return reports.Layout(x=x, y=y, w=width, h=height)
 
-    def curve(title: str, key: str, unit: str, layout: reports.Layout, logarithmic: bool = False) -> reports.LinePlot:
-        return reports.LinePlot(
-            title=title,
-            x="tokens",
-            y=[key],
-            title_x="training tokens",
-            title_y=unit,
-            log_y=logarithmic,
-            max_runs_to_show=MAX_RUNS,
-            layout=layout,
-        )
+    def curve(title: str, key: str, unit: str, layout: reports.Layout, log_y: bool = False) -> reports.LinePlot:
+        return reports.LinePlot(title=title, y=[key], title_y=unit, log_y=log_y, layout=layout, **common)
 
-    yield curve("Validation perplexity", "valid/ppl", "perplexity", at(0, 0), logarithmic=True)
+    yield curve("Validation perplexity", "valid/ppl", "perplexity", at(0, 0), log_y=True)
     yield curve("Training loss", "train/loss", "nats per token", at(12, 0))
     yield reports.BarPlot(
         title="Lowest validation perplexity", metrics=[reports.SummaryMetric(BEST)], title_x="perplexity", layout=at(0, 8)

@@ -33,15 +33,13 @@ def write_run(tmp_path: Path) -> WriteRun:
         evaluations: dict[str, Any] | None = None,
     ) -> Path:
         path = tmp_path / name
-        path.mkdir(parents=True)
+        (path / "evaluations").mkdir(parents=True)
         (path / "config.yaml").write_text(config_file(overrides))
-        (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        for file, values in (("metrics.jsonl", lines), ("samples.jsonl", samples)):
+            (path / file).write_text("".join(json.dumps(line) + "\n" for line in values))
         if summary is not None:
-            (path / "summary.json").write_text(to_json(summary).decode())
-        if samples:
-            (path / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+            (path / "summary.json").write_bytes(to_json(summary))
         for file, result in (evaluations or {}).items():
-            (path / "evaluations").mkdir(exist_ok=True)
             (path / "evaluations" / file).write_text(json.dumps(result))
         return path
 

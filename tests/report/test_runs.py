@@ -34,15 +34,7 @@ def test_a_curve_has_the_points_that_can_be_drawn(write_run: WriteRun) -> None:
     assert record.points("valid/ppl", "seconds") == {10: (1.5, 9), 70: (7.5, 6)}
     assert record.points("absent", "tokens") == {}
     assert record.points("train/loss", "seconds") == {20: (2.5, 2)}
-    assert record.best is not None
-    assert record.best["tokens"] == 70
-
-
-def test_a_line_that_is_being_written_is_left_alone(write_run: WriteRun) -> None:
-    path = write_run("a", metric_lines(3))
-    with (path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 400, "tok')
-    assert [each["step"] for each in read_run(path, "a").lines] == [100, 200, 300]
+    assert record.best == (1, 6)
 
 
 LOOP, FOLDER = object(), object()  # a link to itself, a folder, in a file's place
@@ -51,7 +43,7 @@ PART = json.dumps({name: SUMMARY[name] for name in ("valid", "test")})
 BROKEN = {
     "config.yaml": [None, LOOP, FOLDER, "", "data: [1,", "optimizer: {lr: 1}", "just words", b"\xff\xfe", "train: {epochs: many}"],
     "metrics.jsonl": [
-        None, LOOP, FOLDER, "[]\n", "\x00\n", b"\xff\n", FINE + "1\n", '{"step": 1}\n', "[" * 9999 + "\n",
+        LOOP, FOLDER, "[]\n", "\x00\n", b"\xff\n", FINE + "1\n", '{"step": 1}\n', "[" * 9999 + "\n",
         FINE.replace("9", '"9"'), FINE.replace("9", "9.5"), FINE.replace("9", "-9"), FINE.replace("9", "null"),
         FINE.replace("9", "true"), FINE.replace("9", "9" * 30), FINE.replace("9", "9" * 5000), FINE.replace("9", '9, "seconds": "x"'),
         FINE.replace("9", '9, "seconds": NaN'), FINE.replace("9", '9, "train/lr": []'), FINE.replace("9", '9, "valid/ppl": "7"'),
@@ -106,7 +98,7 @@ def test_names(write_run: WriteRun, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     paths = [write_run(name, metric_lines(3)) for name in ("x/run", "y/run", "other", "tab\there")]
     monkeypatch.chdir(tmp_path)
     rows = read_rows(["x/run", "y/run", paths[2], "other", paths[3]])
-    assert [row.name for row in rows] == ["x/run", "y/run", "other", "tab?here"]
+    assert [row.name for row in rows] == ["x/run", "y/run", "other", "tab\\there"]
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_row(write_run: WriteRun) -> None:
@@ -143,7 +135,7 @@ def test_differences_are_of_what_decides_a_run(write_run: WriteRun) -> None:
 def test_evaluations_and_samples(write_run: WriteRun, caplog: pytest.LogCaptureFixture) -> None:
     samples = [{"step": 10, "epoch": 1, "tokens": 300, "texts": ["a b", "c d"]}]
     result = {"split": "test", "ppl": 70.5, "protocol": "cache", "columns": 1, "bpc": 1.25, "seconds": 3}
-    broken: list[Any] = [{"ppl": 3.0}, [], result | {"ppl": None}, result | {"columns": "1"}, result | {"settings": 3}]
+    broken: list[Any] = [{"ppl": 3.0}, [], result | {"ppl": "3"}, result | {"columns": "1"}, result | {"settings": 3}]
     evaluations = {"cache.json": result} | {f"other-{i}.json": value for i, value in enumerate(broken)}
     path = write_run("a", [], summary=SUMMARY, samples=samples, evaluations=evaluations)
     (path / "evaluations/loop.json").symlink_to("loop.json")

@@ -47,11 +47,11 @@ def prepare(argv: Arguments = None) -> int:
 
     from lstmlm.data.corpus import load_corpus
     from lstmlm.data.vocabulary import Vocabulary
-    from lstmlm.model.pretrained import VOCABULARY, model_folder
+    from lstmlm.model.pretrained import VOCABULARY, find_model
     from lstmlm.runtime.hardware import cores
 
     origin = config.train.init_from
-    vocabulary = Vocabulary.load(model_folder(user_path(origin)) / VOCABULARY) if origin else None
+    vocabulary = Vocabulary.load(find_model(user_path(origin)) / VOCABULARY) if origin else None
     corpus = load_corpus(config.data, vocabulary, cores())
     size = sum(4 * facts.tokens for facts in corpus.facts.values()) / 1e6
     kept = f"cache: {size:,.1f} MB of token ids in {user_path(config.data.cache_dir)}"
@@ -291,14 +291,12 @@ def export(argv: Arguments = None) -> int:
     from lstmlm.export.hub import push_to_hub
     from lstmlm.export.onnx import export_onnx
     from lstmlm.export.transformers import export_transformers
-    from lstmlm.model.pretrained import find_model
 
-    model = find_model(args.model)
     if args.to == "hub":
-        print_result(push_to_hub(model, args.output, args.private))
+        print_result(push_to_hub(args.model, args.output, args.private))
     else:
         write = {"onnx": export_onnx, "transformers": export_transformers}[args.to]
-        write(model, args.output)
+        write(args.model, args.output)
         print_result(args.output)
     return 0
 

@@ -1,4 +1,4 @@
-"""Text from a trained model, one token at a time; the state is all that is carried, so a token's cost does not grow.
+"""Text from a trained model, one token at a time; the state is all that is carried.
 
 Continuations run side by side, and each is what it would be alone: it has a generator of its own, seeded by the seed and by its number
 among the continuations of its prompt.
@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +60,7 @@ class Sampling:
 
 
 def generate_text(
-    prompt: str,
-    max_len: int = 30,
-    temperature: float = 1.0,
-    model: str | Path | SavedModel | None = None,
-    top_k: int | None = None,
-    top_p: float = 1.0,
-    seed: int | None = None,
-    allow_unk: bool = False,
-    raw: bool = False,
-    **options: Any,
+    prompt: str, max_len: int = 30, temperature: float = 1.0, model: str | Path | SavedModel | None = None, **options: Any
 ) -> str:
     """Continue a prompt until the model ends the line or `max_len` new tokens are reached.
 
@@ -77,12 +69,7 @@ def generate_text(
         max_len: Largest number of new tokens, >= 0.
         temperature: Divides the logits, >= 0; 0 takes the most likely token every time.
         model: As for `load`.
-        top_k: Sample among the k most likely tokens only, >= 1.
-        top_p: Sample among the fewest tokens whose probabilities add up to p, in (0, 1].
-        seed: The same seed gives the same text; None = a new one every time.
-        allow_unk: Whether `<unk>` may be sampled.
-        raw: Whether the prompt is text as people write it, for a model whose words stand between white space; so is the result.
-        options: `min_p`, `ban`, `stop` and `lines`, as in `Sampling`.
+        options: `seed` and `raw` as for `stream_texts`, all others as in `Sampling`.
 
     Returns:
         The prompt and at most `max_len` new tokens, without the last line's `<eos>`.
@@ -90,7 +77,7 @@ def generate_text(
     Raises:
         UserError: There is no such model, or an argument is out of range.
     """
-    return generate_texts(prompt, 1, max_len, temperature, model, top_k, top_p, seed, allow_unk, raw, **options)[0]
+    return generate_texts(prompt, 1, max_len, temperature, model, **options)[0]
 
 
 def generate_texts(
@@ -99,16 +86,10 @@ def generate_texts(
     max_len: int = 30,
     temperature: float = 1.0,
     model: str | Path | SavedModel | None = None,
-    top_k: int | None = None,
-    top_p: float = 1.0,
-    seed: int | None = None,
-    allow_unk: bool = False,
-    raw: bool = False,
     **options: Any,
 ) -> list[str]:
     """`count` continuations of a prompt, or of each of several, computed side by side; the other arguments are those of `generate_text`."""
-    options |= {"max_len": max_len, "temperature": temperature, "top_k": top_k, "top_p": top_p, "allow_unk": allow_unk}
-    return list(stream_texts(prompt, count, model, seed, raw, **options))
+    return list(stream_texts(prompt, count, model, max_len=max_len, temperature=temperature, **options))
 
 
 def stream_texts(
@@ -122,68 +103,64 @@ def stream_texts(
     """The texts of `generate_texts` in their order, each as soon as it is complete and so are those before it.
 
     Args:
-        prompt, count, model, seed, raw: As for `generate_texts`.
-        options: The other arguments of `generate_texts`.
+        prompt, count, model: As for `generate_texts`.
+        seed: The same seed gives the same texts; None = new ones every time.
+        raw: Whether the prompt is text as people write it, for a model whose words stand between white space; so is the result.
+        options: As in `Sampling`.
     """
-    check(1 <= count <= MOST_ASKED, f"count must be from 1 to {MOST_ASKED:,}, not {count}")
     sampling = Sampling(**options)
     prompts = [prompt] if isinstance(prompt, str) else prompt
-    total = count * len(prompts)
-    check(total <= MOST_ASKED, f"{len(prompts):,} prompts times count {count:,} are {total:,} texts, the most is {MOST_ASKED:,}")
+    most = MOST_ASKED // max(1, len(prompts))
+    check(1 <= count <= most, f"count must be from 1 to {most:,}, not {count:,}: there may be {MOST_ASKED:,} texts in all")
     saved = load(model, raw)
-    language_model, vocabulary = saved.model, saved.text_vocabulary
-    ids = [new for new in _encode(prompts, vocabulary) for _ in range(count)]
-    numbers = list(range(count)) * len(prompts)
-    texts = (text for text in prompts for _ in range(count))
-    for text, new in zip(texts, _sample(language_model, vocabulary, ids, numbers, sampling, seed), strict=True):
-        yield vocabulary.go_on(text, new)
+    vocabulary = saved.text_vocabulary
+    new = sample(saved.model, vocabulary, _encode(prompts, vocabulary), count, sampling, seed)
+    for text in prompts:
+        for ids in islice(new, count):
+            yield vocabulary.go_on(text, ids)
 
 
 def stream_text(prompt: str, model: str | Path | SavedModel | None = None, seed: int | None = None, **options: Any) -> Iterator[str]:
-    """The text of `generate_text` in pieces, as they come: the prompt, then a token at a time; where Moses cut the words, in one piece.
+    """The text of `generate_text` in pieces, as its tokens come; where Moses cut the words, in one piece.
 
     Args:
         prompt, model, seed: As for `generate_text`.
-        options: The other arguments of `generate_text`.
+        options: As in `Sampling`.
     """
     sampling = Sampling(**options)
     saved = load(model)
-    language_model, vocabulary = saved.model, saved.text_vocabulary
+    vocabulary = saved.text_vocabulary
     (ids,) = _encode([prompt], vocabulary)
-    if vocabulary.tokenizer == "moses":  # a word that follows may move the marks before it
-        (continuation,) = _sample(language_model, vocabulary, [ids], [0], sampling, seed)
-        yield vocabulary.go_on(prompt, continuation)
-        return
-    yield prompt
-    line: list[int] = []  # that the tokens go on with
-    glue, shown, text = _glue(prompt, vocabulary), "", ""  # before the line; of the line so far
-    for ((_, new),) in _steps(language_model, vocabulary, [ids], [0], sampling, _chosen(seed)):
-        line.append(new)
-        text = glue + vocabulary.decode(line)
-        if text.endswith("\ufffd"):
-            continue  # of a character whose other bytes are to come
-        yield text.removeprefix(shown)
-        shown = text
-        if new == vocabulary.eos:
-            line, glue, shown, text = [], "", "", ""
-    if text != shown:  # the other bytes did not come
-        yield text.removeprefix(shown)
+    shown = ""
+    for (new,), complete in _grow(saved.model, vocabulary, [(ids, 0)], sampling, seed):
+        text = vocabulary.go_on(prompt, new)
+        # With Moses a word that follows may move the marks before it; U+FFFD is a character whose other bytes may come.
+        open_end = vocabulary.tokenizer == "moses" or text.endswith("\ufffd")
+        if text != shown and (complete or not open_end):
+            yield text[len(shown) :]
+            shown = text
 
 
 def sample(
-    model: LSTMLanguageModel, vocabulary: Vocabulary, prompt: list[int], count: int, max_len: int, seed: int | None = None, **options: Any
-) -> list[list[int]]:
-    """New token ids of `count` continuations of a prompt, without the `<eos>` of the last line.
+    model: LSTMLanguageModel, vocabulary: Vocabulary, prompts: Sequence[list[int]], count: int, sampling: Sampling, seed: int | None = None
+) -> Iterator[list[int]]:
+    """New token ids of `count` continuations of each prompt in order, each as soon as it is complete and so are those before it.
 
     Args:
-        model: On any device.
-        vocabulary: Of the model.
-        prompt: At least one token id.
-        count: Continuations.
-        max_len, seed: As for `generate_text`.
-        options: As in `Sampling`.
+        model: On any device; with its vocabulary.
+        prompts: Token ids, at least one in each.
+        seed: As for `stream_texts`.
+
+    Yields:
+        Ids without the `<eos>` of the last line.
     """
-    return list(_sample(model, vocabulary, [prompt] * count, list(range(count)), Sampling(max_len, **options), seed))
+    asked = [(prompt, number) for prompt in prompts for number in range(count)]
+    size = max(1, BATCH_LOGITS // len(vocabulary))
+    for first in range(0, len(asked), size):
+        given = 0
+        for new, complete in _grow(model, vocabulary, asked[first : first + size], sampling, seed):
+            yield from new[given:complete]
+            given = complete
 
 
 def _encode(prompts: Sequence[str], vocabulary: Vocabulary) -> list[list[int]]:
@@ -195,83 +172,49 @@ def _encode(prompts: Sequence[str], vocabulary: Vocabulary) -> list[list[int]]:
     return [[vocabulary.eos, *vocabulary.encode(prompt, eos=False)] for prompt in prompts]
 
 
-def _glue(prompt: str, vocabulary: Vocabulary) -> str:
-    """What stands between a prompt and its continuation."""
-    return " " if vocabulary.level == "word" and prompt and not prompt[-1].isspace() else ""
+@torch.no_grad()
+def _grow(
+    model: LSTMLanguageModel, vocabulary: Vocabulary, asked: list[tuple[list[int], int]], sampling: Sampling, seed: int | None
+) -> Iterator[tuple[list[list[int]], int]]:
+    """The new token ids of continuations that run side by side, and how many of the first are complete; place by place, until all are.
 
-
-def _chosen(seed: int | None) -> int:
-    return random.SystemRandom().getrandbits(64) if seed is None else seed
-
-
-def _sample(
-    model: LSTMLanguageModel, vocabulary: Vocabulary, prompts: list[list[int]], numbers: list[int], sampling: Sampling, seed: int | None
-) -> Iterator[list[int]]:
-    """New token ids of each continuation in order, each as soon as it is complete and so are those before it."""
-    seed, size = _chosen(seed), max(1, BATCH_LOGITS // len(vocabulary))
-    for first in range(0, len(prompts), size):
-        batch = slice(first, first + size)
-        new: list[list[int]] = [[] for _ in prompts[batch]]
-        complete = 0
-        for step in _steps(model, vocabulary, prompts[batch], numbers[batch], sampling, seed):
-            running, _ = step[0]  # the first that goes on
-            yield from new[complete:running]
-            complete = running
-            for row, token in step:
-                new[row].append(token)
-        yield from new[complete:]
-
-
-def _steps(
-    model: LSTMLanguageModel, vocabulary: Vocabulary, prompts: list[list[int]], numbers: list[int], sampling: Sampling, seed: int
-) -> Iterator[list[tuple[int, int]]]:
-    """Tokens of continuations that run side by side, place by place: (continuation, token id) of those that have one.
-
-    Args:
-        model: On any device.
-        vocabulary: Of the model.
-        prompts: One of each continuation, each of at least one token.
-        numbers: Of each continuation among those of its prompt.
-        sampling: How they are drawn.
-        seed: Any integer.
+    Each is `asked` by its prompt and its number among the continuations of this prompt.
     """
     eos = vocabulary.eos
     banned = _ids(sampling.ban, "ban", vocabulary) + [vocabulary.unk] * (not sampling.allow_unk)
     stop = _ids(sampling.stop, "stop", vocabulary)
     if len({*banned, eos}) == len(vocabulary):
         raise UsageError("there is no token left to sample: the vocabulary has none but <eos> and those that are banned")
-    generators = [random.Random(f"{seed} {number}") for number in numbers]
-    lines = [sampling.lines] * len(prompts)  # that are still to end
-    running = list(range(len(prompts)))
-    outputs, state = _read(model, prompts)
+    generators = [random.Random(None if seed is None else f"{seed} {number}") for _, number in asked]
+    new: list[list[int]] = [[] for _ in asked]
+    lines = [sampling.lines] * len(asked)  # that are still to end
+    running = list(range(len(asked)))
+    outputs, state = _read(model, [prompt for prompt, _ in asked])
     for place in range(sampling.max_len):
-        with torch.no_grad():
-            logits = model.decoder(outputs).cpu()  # (B, V)
+        logits = model.decoder(outputs).cpu()  # (B, V)
         logits[:, banned] = -torch.inf
         if place == 0:
             logits[:, eos] = -torch.inf
         uniform = torch.tensor([generators[row].random() for row in running], dtype=torch.float64)
         tokens = choose(logits, sampling, uniform).tolist()
-        step, going_on = [], []
+        going_on = []
         for column, (row, token) in enumerate(zip(running, tokens, strict=True)):
             lines[row] -= token == eos
             if lines[row]:
-                step.append((row, token))
+                new[row].append(token)
                 if token not in stop:
                     going_on.append(column)
-        if step:
-            yield step
         if not going_on:
-            return
+            break
         running = [running[column] for column in going_on]
+        yield new, running[0]
         rows = torch.tensor(going_on, device=outputs.device)
-        new = torch.tensor([tokens[column] for column in going_on], device=outputs.device)
-        with torch.no_grad():
-            outputs, state = model.hidden(new[None], state.select(rows))
+        inputs = torch.tensor([tokens[column] for column in going_on], device=outputs.device)
+        outputs, state = model.hidden(inputs[None], state.select(rows))
         outputs = outputs[0]
+    yield new, len(new)
 
 
-@torch.no_grad()
 def _read(model: LSTMLanguageModel, prompts: list[list[int]]) -> tuple[Tensor, State]:
     """The last output (B, H), and the state, after each prompt; equal ones are read once."""
     device = model.embedding.weight.device
@@ -282,10 +225,10 @@ def _read(model: LSTMLanguageModel, prompts: list[list[int]]) -> tuple[Tensor, S
     for end in sorted({len(prompt) for prompt in distinct}):
         running = [prompt for prompt in distinct if len(prompt) >= end]  # the first columns
         tokens = torch.tensor([prompt[begin:end] for prompt in running], device=device).T  # (T, B)
-        columns = len(running)
-        outputs, new = model.hidden(tokens, state.select(slice(columns)))
-        last[:columns] = outputs[-1]
-        state.copy_(new, slice(columns))
+        columns = slice(len(running))
+        outputs, new = model.hidden(tokens, state.select(columns))
+        last[columns] = outputs[-1]
+        state.copy_(new, columns)
         begin = end
     places = {prompt: column for column, prompt in enumerate(distinct)}
     rows = torch.tensor([places[tuple(prompt)] for prompt in prompts], device=device)
@@ -299,18 +242,9 @@ def _ids(tokens: Sequence[str], option: str, vocabulary: Vocabulary) -> list[int
 
 
 def choose(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
-    """One token id per row of logits: the most likely at temperature 0, else sampled.
+    """A token id for each row of logits (B, V), int64 (B,): the most likely at temperature 0, else sampled.
 
-    Args:
-        logits: (B, V), on a CPU.
-        sampling: Temperature, top_k, top_p, min_p.
-        uniform: float64 (B,) in [0, 1): the row's draw. The token is the one within whose share of the unit interval it lies.
-
-    Returns:
-        int64 (B,).
-
-    Raises:
-        UserError: The logits are not finite.
+    The token is the one within whose share of the unit interval the row's draw lies: uniform, float64 (B,) in [0, 1).
     """
     if not logits.amax(-1).isfinite().all():
         raise UserError("the model's scores are not finite, so there is nothing to sample from: its weights are far too large")

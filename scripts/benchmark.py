@@ -40,7 +40,7 @@ from lstmlm.console import UsageError, run_script
 from lstmlm.data.corpus import Corpus, load_corpus
 from lstmlm.data.table import Table
 from lstmlm.evaluation.perplexity import evaluate_stream
-from lstmlm.generation import sample
+from lstmlm.generation import Sampling, sample
 from lstmlm.runtime import hardware, launch
 from lstmlm.training.step import TrainStep
 
@@ -179,7 +179,7 @@ def measure_rest(config: Config, corpus: Corpus, device: torch.device) -> dict[s
     start, length = time.perf_counter(), 1000
     with torch.no_grad():
         model.decoder.bias[corpus.vocabulary.eos] = -1e9  # no line ends, so that all tokens are generated
-    sample(model, corpus.vocabulary, [corpus.vocabulary.eos], 1, length, seed=0)
+    list(sample(model, corpus.vocabulary, [[corpus.vocabulary.eos]], 1, Sampling(length), seed=0))
     result["generation_tokens_per_second"] = length / (time.perf_counter() - start)
     return result
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState, PartialState
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lstmlm import Config, LSTMLanguageModel, load_config, train
 from lstmlm.data.corpus import load_corpus
@@ -35,6 +37,19 @@ EVERYTHING = """
 """.split()
 ADAMW = ["--optim.name=adamw", "--optim.weight_decay=0.1", "--optim.schedule=one_cycle", "--optim.cycle_beta=0.7"]
 ASGD = ["--optim.name=sgd", "--optim.lr=20", "--optim.average=asgd", "--optim.average_interval=1"]
+
+
+class Watch(TorchDispatchMode):
+    """Calls `see` with each operation, its arguments and the tensors of its result."""
+
+    def __init__(self, see: Callable[[Any, Any, list[torch.Tensor]], object]) -> None:
+        super().__init__()
+        self._see = see
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._see(func, args, [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)])
+        return result
 
 
 def small_arguments(text: Path, folder: Path, *overrides: str, run: str = "run") -> list[str]:

@@ -25,6 +25,7 @@ OUTPUTS = {
     "report --png": ["report", "run", "--output=ok", "--png"],
     "export onnx": ["export", "run", "--to=onnx", "--output"],
     "export transformers": ["export", "run", "--to=transformers", "--output"],
+    "import": ["import", "a.pt", "--vocab=a.txt", "--output"],
 }
 FILES = ["run/metrics.jsonl", "run/model/model.safetensors", "soft", "fifo", "/dev/zero", "run", "absent/a", ""]
 FOLDERS = ["run/model", "a.txt", "fifo", "/dev/zero", "a.txt/b", "-", ""]
@@ -86,7 +87,7 @@ def test_an_output_destroys_nothing(command: list[str], place: Path, capsys: pyt
     pytest.importorskip({"report": "matplotlib", "export": "transformers"}.get(command[0], "pytest"))
     pytest.importorskip("onnx" if "--to=onnx" in command else "pytest")
     before, zero = state(place), Path("/dev/zero").stat()
-    of_folders = command[0] == "export" or command[-1] == "--png"
+    of_folders = command[0] in ("export", "import") or command[-1] == "--png"
     read = [word.removeprefix("--text=") for word in command if word.startswith(("a.", "--text="))]
     for name in [LONG, *(FOLDERS if of_folders else [*FILES, *read])]:
         line = refusal([*command[:-1], f"{command[-1]}={name}"], capsys)

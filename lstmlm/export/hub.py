@@ -7,11 +7,11 @@ from lstmlm.console import UserError, one_line
 from lstmlm.export.transformers import export_transformers
 
 
-def push_to_hub(model: str | Path, name: str, private: bool = False) -> str:
+def push_to_hub(model: str | Path | None, name: str, private: bool = False) -> str:
     """Make or update a model repository in one commit.
 
     Args:
-        model: As for `model_folder`.
+        model: As for `find_model`.
         name: `user/model`.
         private: Whether a new repository is seen by its owner alone.
 

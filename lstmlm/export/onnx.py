@@ -18,17 +18,17 @@ from torch import Tensor
 from lstmlm.console import UserError
 from lstmlm.files import OutputFolder
 from lstmlm.model.language_model import LSTMLanguageModel
-from lstmlm.model.pretrained import VOCABULARY, load, model_folder
+from lstmlm.model.pretrained import VOCABULARY, find_model, load
 
 GRAPH = "model.onnx"
 OPSET, IR_VERSION = 17, 8  # of 2022, so that older runtimes read it
 
 
-def export_onnx(model: str | Path, folder: str | Path) -> None:
+def export_onnx(model: str | Path | None, folder: str | Path) -> None:
     """Write `model.onnx` and `vocab.json`; a text begins with a zero state and the token `<eos>`.
 
     Args:
-        model: As for `model_folder`.
+        model: As for `find_model`.
         folder: Made where it does not exist.
 
     Raises:
@@ -36,7 +36,7 @@ def export_onnx(model: str | Path, folder: str | Path) -> None:
     """
     if find_spec("onnx") is None:
         raise UserError("onnx is not installed: pip install onnx")
-    source = model_folder(model)
+    source = find_model(model)
     output = OutputFolder(folder, (GRAPH, VOCABULARY), again=GRAPH, source=source)
     saved = load(source, device="cpu")
     output.write({GRAPH: build_graph(saved.model).SerializeToString(), VOCABULARY: saved.vocabulary.to_bytes()})

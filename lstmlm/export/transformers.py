@@ -10,7 +10,7 @@ from lstmlm.console import UserError
 from lstmlm.data.tokenize import INVISIBLE
 from lstmlm.data.vocabulary import EOS, UNK, Vocabulary
 from lstmlm.files import MODEL_FILES, OutputFolder, read_file
-from lstmlm.model.pretrained import CARD, CONFIG, VOCABULARY, WEIGHTS, load, model_folder, read_card, read_config
+from lstmlm.model.pretrained import CARD, CONFIG, VOCABULARY, WEIGHTS, find_model, load, read_card
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -39,11 +39,11 @@ A text begins with `<eos>`, which the tokenizer puts there, and a line end is `<
 """
 
 
-def export_transformers(model: str | Path, folder: str | Path) -> None:
+def export_transformers(model: str | Path | None, folder: str | Path) -> None:
     """Write a model's folder with what `AutoModelForCausalLM` and `AutoTokenizer` need.
 
     Args:
-        model: As for `model_folder`.
+        model: As for `find_model`.
         folder: Made where it does not exist.
 
     Raises:
@@ -51,11 +51,11 @@ def export_transformers(model: str | Path, folder: str | Path) -> None:
     """
     if find_spec("transformers") is None:
         raise UserError("transformers is not installed: pip install transformers")
-    source = model_folder(model)
+    source = find_model(model)
     output = OutputFolder(folder, (*MODEL_FILES, CODE.name, *TOKENIZER, GENERATION), again=CODE.name, source=source)
     card = read_card(source)
-    vocabulary = load(source, device="cpu").vocabulary
-    described = read_config(source).to_dict()
+    saved = load(source, device="cpu")
+    vocabulary, described = saved.vocabulary, saved.description.to_dict()
     if Path(described["data"]["dataset"]).is_absolute():  # earlier versions wrote the place on the training machine
         described["data"]["dataset"] = Path(described["data"]["dataset"]).name
     tokenizer = build_tokenizer(vocabulary)

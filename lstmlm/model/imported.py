@@ -25,24 +25,16 @@ from lstmlm.data.tokenize import EOS, UNK, Words
 from lstmlm.data.vocabulary import Vocabulary
 from lstmlm.files import MODEL_FILES, OutputFolder, open_file, user_path
 from lstmlm.model.language_model import LSTMLanguageModel
-from lstmlm.model.pretrained import UNKNOWN, save_pretrained
+from lstmlm.model.pretrained import UNKNOWN, as_weight, save_pretrained
 
-MAGIC = 0x1950A86A20F9469CFC6C  # what a file of PyTorch before 1.6 begins with
 THEIRS = {"RNNModel", "WeightDrop", "LockedDropout", "SplitCrossEntropyLoss", "Corpus", "Dictionary"}  # in any module
-KNOWN = re.compile(
-    r"collections\.(OrderedDict|defaultdict|Counter)|builtins\.(getattr|dict|list|set)"  # getattr: a method that WeightDrop swaps
-    r"|torch\.(Size|device|(cuda\.)?\w+(Storage|Tensor)|optim\.\w+\.\w+|nn\.parameter\.Parameter|autograd\.variable\.Variable)"
-    r"|torch\._utils\._rebuild_(tensor|tensor_v2|parameter)|torch\.nn\.modules\.(loss\.CrossEntropyLoss|sparse\.Embedding)"
-    r"|torch\.nn\.modules\.(rnn\.LSTM|linear\.Linear|dropout\.Dropout|container\.ModuleList)"
-    r"|torch\.(nn\.backends\.thnn\._get_thnn_function_backend|backends\.cudnn\.rnn\.Unserializable)"  # before PyTorch 1.2
-)
+KNOWN = re.compile(r"(torch|collections)\..+|builtins\.(getattr|dict|list|set)")  # getattr: a method that WeightDrop swaps
 LAYER = re.compile(r"rnns?\.(?:(\d+)\.(?:module\.)?)?((?:weight|bias)_(?:ih|hh)_l)(\d+)(?:_raw)?")
 
 
 class Standin(dict[Any, Any]):
     """Stands for an object of a stranger's file: it keeps what the file says of it, and does nothing."""
 
-    kind = ""  # full name of the class or function that the file means
     arguments: tuple[Any, ...]  # what it was to be called with
     state: Any = None  # what it was to be filled with
 
@@ -52,7 +44,7 @@ class Standin(dict[Any, Any]):
         return self
 
     def __init__(self, *arguments: Any) -> None:
-        if arguments and self.kind == "collections.OrderedDict":  # as Python 2 wrote it
+        if arguments and _name(self) == "OrderedDict":  # as Python 2 wrote it
             self.update(arguments[0])
 
     def __setstate__(self, state: Any) -> None:
@@ -72,13 +64,13 @@ class _Unpickler(pickle.Unpickler):
         kind = f"{module}.{name}".replace("__builtin__", "builtins", 1)
         if not KNOWN.fullmatch(kind) and name not in THEIRS:
             raise ValueError(f"it holds {kind[:100]!r}, which no model of these kinds has; nothing of it was run")
-        return type(name, (Standin,), {"kind": kind})  # a new one: nothing that a file does to it lasts
+        return type(name, (Standin,), {})  # a new one: nothing that a file does to it lasts
 
     def persistent_load(self, saved: Any) -> Any:
         if saved[0] == "module":  # a class, with its source code
             return saved[1]
         _, storage, key, *_ = saved
-        self.types[key] = getattr(torch, storage.kind.rpartition(".")[2].removesuffix("Storage").lower())
+        self.types[key] = getattr(torch, storage.__name__.removesuffix("Storage").lower())
         return key, self.types[key]
 
 
@@ -87,8 +79,6 @@ def _reading(path: Path) -> Iterator[None]:
     """Turn errors of reading into one line that names the file."""
     try:
         yield
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
     except Exception as error:  # a forged pickle can raise anything
         if type(error) is UserError:  # which names the file
             raise
@@ -102,15 +92,11 @@ def _load(path: Path) -> tuple[Any, dict[str, bytes]]:
     with open_file(path) as file:
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
-                entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
-                if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
-                    raise ValueError("it is compressed, which torch.save does not do")
+                entries = {name.partition("/")[2]: name for name in archive.namelist()}
                 loaded = _Unpickler(archive.open(entries["data.pkl"])).load()
                 return loaded, {name[5:]: archive.read(entries[name]) for name in entries if name.startswith("data/")}
         file.seek(0)
-        if _Unpickler(file).load() != MAGIC:
-            raise ValueError("torch.save did not write it")
-        for _ in ("version", "sizes of integers"):
+        for _ in ("magic number", "version", "sizes of integers"):
             _Unpickler(file).load()
         unpickler = _Unpickler(file)
         loaded, numbers = unpickler.load(), {}
@@ -142,7 +128,7 @@ def _weights(loaded: Any, numbers: dict[str, bytes]) -> dict[str, Tensor]:
         if ours is None:
             raise ValueError(f"its {name} is no weight of an LSTM language model here")
         weights[ours] = _tensor(name, named[name], numbers)
-    if missing := {"embedding.weight", "decoder.weight", "layers.0.weight_hh_l0"} - weights.keys():
+    if missing := {"embedding.weight", "decoder.weight", "decoder.bias", "layers.0.weight_hh_l0"} - weights.keys():
         raise ValueError(f"it has no weights for {' and '.join(sorted(missing))}")
     return weights
 
@@ -162,15 +148,10 @@ def _tensor(name: str, value: Any, numbers: dict[str, bytes]) -> Tensor:
     while _name(value) in ("Parameter", "Variable", "_rebuild_parameter"):
         value = value.arguments[0]
     (key, dtype), offset, size, stride = (value.arguments or value.state)[:4]
-    if not dtype.is_floating_point:
-        raise ValueError(f"its {name} is in {str(dtype).removeprefix('torch.')}, which is no type of weights")
     flat = torch.frombuffer(bytearray(numbers[key]), dtype=dtype)
     if torch.Size(size).numel() > len(flat):  # with strides of 0, few numbers would make any size
         raise ValueError(f"its {name} is larger than its numbers")
-    weight = flat.as_strided(size, stride, offset).float().contiguous()
-    if not weight.isfinite().all():
-        raise ValueError(f"its {name} holds a NaN, an infinity, or a number that float32 cannot hold")
-    return weight
+    return as_weight(f"its {name}", flat.as_strided(size, stride, offset).contiguous())
 
 
 def _words(place: Path, size: int) -> list[str]:
@@ -178,8 +159,8 @@ def _words(place: Path, size: int) -> list[str]:
     if (place / "vocab.txt").is_file():
         place /= "vocab.txt"
     words = dict.fromkeys([] if place.is_dir() else _saved_words(place))
-    texts = [path for paths in find_splits(place).values() for path in paths] if place.is_dir() else [place]
-    for path in texts if not words else []:
+    texts = [path for paths in find_splits(place).values() for path in paths] if place.is_dir() else [place] * (not words)
+    for path in texts:
         listed = False
         for number, block in enumerate(read_blocks(path, "text")):
             if number == 0:
@@ -226,20 +207,18 @@ def import_model(file: str | Path, vocab: str | Path, folder: str | Path) -> Non
         if tied := torch.equal(weights["embedding.weight"], weights["decoder.weight"]):
             del weights["decoder.weight"]
         model = LSTMLanguageModel(ModelConfig(embedding_size, hidden_size, layers, tie_weights=tied), size)
-        if not model.fits(weights):
-            shapes = ", ".join(f"{name} {'x'.join(map(str, weight.shape))}" for name, weight in weights.items())
-            raise ValueError(f"no model here has weights of these shapes: {shapes}")
+        model.load_weights(weights)
     words = _words(vocab, size)
     if EOS not in words:
         raise UserError(f"--vocab {vocab} has no {EOS}: give the word that ends each line this name there")
     if UNK not in words:
         print_line(f"the model has no {UNK}: one of probability 0 is added, for the words that it does not know")
         words.append(UNK)
-        model = LSTMLanguageModel(model.config, len(words))
         for name in weights.keys() & {"embedding.weight", "decoder.weight"}:
             weights[name] = F.pad(weights[name], (0, 0, 0, 1))
         # A logit whose probability is 0 in every precision; float16 holds it.
         weights["decoder.bias"] = F.pad(weights["decoder.bias"], (0, 1), value=-1e4)
-    model.load_weights(weights)
+        model = LSTMLanguageModel(model.config, len(words))
+        model.load_weights(weights)
     data = {"dataset": dataset_name(str(vocab)) if vocab.is_dir() else UNKNOWN, "subset": None, "level": "word"}
     save_pretrained(folder, model, Vocabulary(words), data, {"imported_from": file.name})

@@ -55,10 +55,6 @@ class LSTMLanguageModel(nn.Module):
 
     The caller makes the dropout masks and hands them to `forward`. So the result for a segment depends on the arguments alone,
     whatever the number of ranks. Every layer is a module of its own, because a mask stands between two layers.
-
-    Args:
-        config: Sizes, dropout, tying.
-        vocab_size: V.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
@@ -108,17 +104,7 @@ class LSTMLanguageModel(nn.Module):
         return nll, outputs, state
 
     def summed_and_token_nll(self, tokens: Tensor, state: State, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, State]:
-        """What learning from a scored segment needs.
-
-        Args:
-            tokens: int64 (T, B).
-            state: Of these columns.
-            targets: int64 (T, B), -100 where there is none.
-
-        Returns:
-            The summed nll in nats (a scalar), which alone has a gradient; nll of every target, (T, B), 0 where the target is -100;
-            outputs of the last layer, (T, B, H); and the new state, not detached.
-        """
+        """The summed nll in nats, a scalar, which alone has a gradient; then what `score` gives, the state not detached."""
         embeddings, weight = self._embed(tokens)
         _, outputs, state = self._run_layers(embeddings, state, None)
         nll, token_nll = summed_and_token_nll(outputs.flatten(0, 1), weight, self.decoder.bias, targets.flatten())
@@ -130,19 +116,14 @@ class LSTMLanguageModel(nn.Module):
         return self.decoder(outputs), state
 
     def hidden(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Outputs of the last layer without dropout, (T, B, H), and the new state.
-
-        Args:
-            tokens: int64 (T, B).
-            state: Of these columns.
-        """
+        """Outputs of the last layer without dropout, (T, B, H), and the new state."""
         _, outputs, state = self._run_layers(self.embedding(tokens), state, None)
         return outputs, state
 
     def _embed(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (T, B, E), and the decoder's weight (V, H): where they are tied, as one node of the graph."""
         if self.config.tie_weights:
-            return TiedEmbedding.apply(self.embedding.weight, tokens, True)
+            return TiedEmbedding.apply(self.embedding.weight, tokens)
         return self.embedding(tokens), self.decoder.weight
 
     def _run_layers(self, embeddings: Tensor, state: State, masks: Masks | None) -> tuple[Tensor, Tensor, State]:
@@ -160,14 +141,8 @@ class LSTMLanguageModel(nn.Module):
     def _penalties(self, raw: Tensor, outputs: Tensor, counted: Tensor) -> Tensor:
         """Activation and temporal activation regularisation (Merity et al., 2017, "Revisiting activation regularization"), (2,).
 
-        Args:
-            raw: The last layer's outputs before dropout, (T, B, H).
-            outputs: After it.
-            counted: Places that have a target, (T, B).
-
-        Returns:
-            AR, summed over the places that count, and TAR, summed over the differences between two of them: a step divides each by
-            its number over all ranks.
+        AR of the outputs after dropout is summed over the places that have a target, TAR of the raw ones over the differences between
+        two of them. A step divides each by its number over all ranks.
         """
         activation = temporal = outputs.new_zeros((), dtype=torch.float32)
         if self.config.activation_penalty:
@@ -188,19 +163,18 @@ class LSTMLanguageModel(nn.Module):
         # On a GPU cuDNN keeps an LSTM's weights in one buffer; copies of their own are what safetensors can write.
         return {name: weight.detach().to("cpu", copy=True).contiguous() for name, weight in self.named_parameters()}
 
-    def fits(self, weights: dict[str, Tensor]) -> bool:
-        """Whether these have the names and shapes of the parameters."""
-        own = {name: weight.shape for name, weight in self.named_parameters()}
-        return own == {name: weight.shape for name, weight in weights.items()}
-
     @torch.no_grad()
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         """Copy parameters in, in place: ties and flat cuDNN buffers stay as they are.
 
         Raises:
-            ValueError: A name or a shape differs.
+            ValueError: A name or a shape differs; it says which.
         """
-        if not self.fits(weights):
-            raise ValueError("the weights are not those of this model")
+        own = {name: list(weight.shape) for name, weight in self.named_parameters()}
+        given = {name: list(weight.shape) for name, weight in weights.items()}
+        for name in own | given:
+            shape, right = given.get(name, "missing"), own.get(name, "missing")
+            if shape != right:
+                raise ValueError(f"the weights are not those of a model of these sizes: {name} is {shape} and should be {right}")
         for name, weight in self.named_parameters():
             weight.copy_(weights[name])

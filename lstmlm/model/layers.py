@@ -22,15 +22,7 @@ class LayerState(NamedTuple):
 
 
 class LSTMLayer(nn.LSTM):
-    """One LSTM layer whose output is multiplied by a dropout mask that the caller hands in.
-
-    Args:
-        input_size: Units of its input.
-        hidden_size: H.
-    """
-
-    def __init__(self, input_size: int, hidden_size: int) -> None:
-        super().__init__(input_size, hidden_size)
+    """One LSTM layer whose output is multiplied by a dropout mask that the caller hands in."""
 
     def forward(  # type: ignore[override]
         self, inputs: Tensor, state: LayerState, mask: Tensor | None, weight_hh: Tensor | None = None
@@ -59,30 +51,22 @@ class LSTMLayer(nn.LSTM):
 
 
 class TiedEmbedding(torch.autograd.Function):
-    """Embeddings of tokens, and the weight itself for the decoder, as one node of the graph.
+    """Embeddings of tokens, int64 of any shape, and the weight itself, (V, E), for the decoder, as one node of the graph.
 
-    The embeddings' gradient has few rows. One node adds them into the decoder's gradient; autograd by itself would first write them
-    into zeros of the whole vocabulary's size.
-
-    Args:
-        weight: (V, E).
-        tokens: int64 of any shape.
-        private: Only the head sees the returned weight. Its gradient is then this node's own, and the rows are added to it in place.
+    The embeddings' gradient has few rows. One node adds them, in place, into the decoder's gradient, which nobody else sees; autograd
+    by itself would first write them into zeros of the whole vocabulary's size.
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, tokens: Tensor, private: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(tokens)
-        ctx.private = private
         return F.embedding(tokens, weight), weight.view_as(weight)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         embeddings_grad, weight_grad = grad_outputs
         (tokens,) = ctx.saved_tensors
-        in_place = ctx.private and not torch.is_grad_enabled()
-        add = weight_grad.index_add_ if in_place else weight_grad.index_add
-        return add(0, tokens.flatten(), embeddings_grad.flatten(0, -2)), None, None
+        return weight_grad.index_add_(0, tokens.flatten(), embeddings_grad.flatten(0, -2)), None
 
 
 def _own_kernel(device: str, size: int) -> bool:

@@ -1,13 +1,9 @@
-"""Exact linear + cross-entropy that never keeps the logits.
+"""Exact linear + cross-entropy that never keeps the logits (T*B, V), the largest tensor of training by far.
 
-The decoder and its softmax are nine tenths of the reference model's arithmetic, and its logits (T*B, V) the largest tensor by far.
-Here the rows are taken in chunks, and a chunk's gradients are computed while its logits are at hand (the idea of Cut Your Losses,
-Wijmans et al., 2024, and of Liger's kernel), so that nothing of size (T*B, V) outlives a chunk. The bias is one more column of the
-weight, against a column of ones in the input, and its gradient is one more column of the weight's gradient. The weight is filled up
-to a round number of rows, so that each row of the logits begins aligned; the added types have no probability.
-
-The products are the same in any layout of their large operands; their speed is not (`_layout`). An operand that lies transposed in
-memory keeps its shape: its strides alone differ.
+The rows are taken in chunks, and a chunk's gradients are computed while its logits are at hand (the idea of Cut Your Losses, Wijmans
+et al., 2024, and of Liger's kernel). The bias is one more column of the weight, against a column of ones in the input, and its gradient
+is one more column of the weight's gradient. The weight is filled up to a round number of rows, so that each row of the logits begins
+aligned; the added types have no probability. An operand that lies transposed in memory (`_layout`) keeps its shape: its strides differ.
 """
 
 import threading
@@ -69,33 +65,18 @@ def token_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tens
     """Negative log likelihood of each target in nats, (N,), without gradients; 0 where the target is -100.
 
     Args:
-        hidden: (N, H).
-        weight: (V, H).
-        bias: (V,) or None.
-        targets: int64 (N,).
+        hidden, weight, bias, targets: As for `linear_cross_entropy`.
     """
-    inputs, decoder = _operands(hidden, weight, bias, hidden.dtype, _layout(hidden, hidden.dtype))
-    _check_targets(targets, len(weight))
-    counted = targets != IGNORE
-    scored = targets.where(counted, 0)[:, None]  # (N, 1)
-    chunks = zip(_chunks(inputs, decoder), _chunks(scored, decoder), strict=True)
-    return -torch.cat([_softmax(rows, decoder, target)[1] for rows, target in chunks])[:, 0] * counted
+    return _sum_and_tokens(hidden, weight, bias, targets)[1]
 
 
 class TokenScores(NamedTuple):
-    """What a distribution over the vocabulary says of itself and of the token that came.
+    """What a distribution over the vocabulary says of itself and of the token that came; float32 (N,), in nats."""
 
-    Attributes:
-        nll: Negative log likelihood of the token in nats, float32 (N,).
-        entropy: Of the distribution, in nats, float32 (N,).
-        rank: 1 + the types with a higher logit than the token's, int64 (N,).
-        members_nll: Negative log of the probability that the token is one of some types, in nats, float32 (N,).
-    """
-
-    nll: Tensor
-    entropy: Tensor
-    rank: Tensor
-    members_nll: Tensor
+    nll: Tensor  # negative log likelihood of the token
+    entropy: Tensor  # of the distribution
+    rank: Tensor  # 1 + the types with a higher logit than the token's, int64 (N,)
+    members_nll: Tensor  # negative log of the probability that the token is one of some types
 
 
 @torch.no_grad()
@@ -103,10 +84,7 @@ def token_scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: T
     """Nll and rank of each target, the entropy of the distribution it was drawn from, and the share of some types in that.
 
     Args:
-        hidden: (N, H), N >= 1.
-        weight: (V, H).
-        bias: (V,) or None.
-        targets: int64 (N,) in [0, V).
+        hidden, weight, bias, targets: As for `linear_cross_entropy`; N >= 1, and every row counts.
         members: Ids of the types; None = all, whose share is 1.
     """
     _check_targets(targets, len(weight))
@@ -219,13 +197,8 @@ def has_matrix_units() -> bool:
 
 
 def refuse_second_derivatives() -> None:
-    """Called by a backward that forms its gradients without a graph of their own.
-
-    (`once_differentiable` would say nothing where the incoming gradient is a constant, as that of a loss is.)
-
-    Raises:
-        RuntimeError: The backward was asked for a graph (`create_graph=True`).
-    """
+    """Called by a backward that forms its gradients without a graph of their own; a RuntimeError where one is asked for."""
+    # `once_differentiable` would say nothing where the incoming gradient is a constant, as that of a loss is.
     if torch.is_grad_enabled():
         raise RuntimeError("the loss is once differentiable: a second derivative (create_graph=True) needs torch's own cross_entropy")
 

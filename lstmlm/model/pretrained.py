@@ -1,10 +1,4 @@
-"""A model on disk: the names of its files, reading, writing, its card, and the device it is used on.
-
-config.json          sizes of the model; which data it was trained on, and a hash of each split's tokens
-vocab.json           its tokens in order
-model.safetensors    its weights; the header says at which step they were exported
-README.md            the card
-"""
+"""A model on disk (docs/sharing.md says what its files hold): found, read, written, its card, and the device it is used on."""
 
 import functools
 import json
@@ -18,6 +12,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lstmlm.config import RUN_CONFIG, Config, DataConfig, ModelConfig
@@ -35,39 +30,18 @@ BUNDLED = Path(__file__).parents[1] / "models" / "wikitext2-reference"  # in a c
 # Of `DataConfig`: what reading the same text in the same way needs. A stranger's model says no more, so not where this machine writes.
 TRAINED_ON = ("dataset", "subset", "text_column", "level", "tokenizer", "lowercase", "normalize", "max_size")
 UNKNOWN = "unknown"  # the dataset of a model whose text nobody told
-READABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-
-CARD_TEXT = """\
----
-{metadata}
----
-# {name}
-
-An LSTM language model for lstmlm, trained on {dataset}: {parameters:,} parameters, {vocab_size:,} types, level {level}.
-LSTM layers of {shape} units, embeddings of {embedding_size}{tied}.
-{figures}
-    lstmlm evaluate --model <this folder> --split test
-    lstmlm generate --model <this folder> --prompt "Once upon a time"
-
-The header of `model.safetensors` says at which step it was exported and with which validation perplexity.
-{notes}"""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What `config.json` says.
-
-    Attributes:
-        model: Its sizes.
-        vocab_size: V.
-        data: What it was trained on; only the fields TRAINED_ON are.
-        fingerprints: A hash of the tokens of each split; empty where an earlier version wrote it.
-    """
+    """What `config.json` says."""
 
     model: ModelConfig
     vocab_size: int
     data: DataConfig
+    """What it was trained on; only the fields TRAINED_ON count."""
     fingerprints: dict[str, str] = field(default_factory=dict)
+    """A hash of the tokens of each split; empty where an earlier version wrote it."""
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `config.json`."""
@@ -106,35 +80,44 @@ def model_card(
     """
     from huggingface_hub import EvalResult, ModelCardData
 
-    results = [
-        EvalResult("text-generation", data["dataset"], data["dataset"], "perplexity", score["ppl"], dataset_split=split)
-        for split, score in (figures or {}).items()
-    ]
+    scores, dataset = figures or {}, data["dataset"]
     metadata = ModelCardData(
         model_name=name,
         library_name="lstmlm",
         pipeline_tag="text-generation",
         tags=["lstm"],
         license=license,
-        datasets=[data["dataset"]],
-        eval_results=results or None,
+        datasets=[dataset],
+        eval_results=[
+            EvalResult("text-generation", dataset, dataset, "perplexity", score["ppl"], dataset_split=split)
+            for split, score in scores.items()
+        ]
+        or None,
     )
-    rows = [f"| {split} | {score['ppl']:.2f} | {score['targets']:,} | {score['columns']} |" for split, score in (figures or {}).items()]
-    told = "exp(summed nll / targets), every target counted once, the state carried from the first to the last."
-    table = "\n".join(["", "| split | perplexity | targets | columns |", "|---|---|---|---|", *rows, "", f"Perplexity: {told}", ""])
-    return CARD_TEXT.format(
-        metadata=metadata.to_yaml(),
-        name=_plain(name),
-        dataset=_plain(data["dataset"]),
-        parameters=model.num_parameters,
-        vocab_size=model.vocab_size,
-        level=vocabulary.level,
-        shape=model.config.shape,
-        embedding_size=model.config.embedding_size,
-        tied=", which are the decoder's weight too" if model.config.tie_weights else "",
-        figures=table if rows else "",
-        notes=f"\n{notes}" if notes else "",
-    )
+    tied = ", which are the decoder's weight too" if model.config.tie_weights else ""
+    rows = "".join(f"\n| {split} | {score['ppl']:.2f} | {score['targets']:,} | {score['columns']} |" for split, score in scores.items())
+    table = f"""
+| split | perplexity | targets | columns |
+|---|---|---|---|{rows}
+
+Perplexity: exp(summed nll / targets), every target counted once, the state carried from the first to the last.
+"""
+    more = f"\n{notes}" if notes else ""
+    return f"""\
+---
+{metadata.to_yaml()}
+---
+# {_plain(name)}
+
+An LSTM language model for lstmlm, trained on {_plain(dataset)}: {model.num_parameters:,} parameters, {model.vocab_size:,} types, \
+level {vocabulary.level}.
+LSTM layers of {model.config.shape} units, embeddings of {model.config.embedding_size}{tied}.
+{table if scores else ""}
+    lstmlm evaluate --model <this folder> --split test
+    lstmlm generate --model <this folder> --prompt "Once upon a time"
+
+The header of `model.safetensors` says at which step it was exported and with which validation perplexity.
+{more}"""
 
 
 def _plain(text: str) -> str:
@@ -191,10 +174,7 @@ class SavedModel:
         description: What it was trained on.
         vocabulary: Its tokens, and how training cut text into them.
         model: With its weights.
-        raw: Whether texts are English as people write it; Moses cuts them for a model of words between white space.
-        normalize: Whether texts are changed first as `data.normalize` does.
-        dataset: Where its data is now; None = where training found it, as far as the model or its run says.
-        cache_dir: Where token ids are kept; None = as training kept them.
+        raw, normalize, dataset, cache_dir: As for `load`.
     """
 
     folder: Path
@@ -219,23 +199,18 @@ class SavedModel:
 
     @functools.cached_property
     def data(self) -> DataConfig:
-        """The data, where it is: a model has its name, and a run the place.
-
-        Raises:
-            UserError: Nobody says where it is.
-        """
-        data, run = self.description.data, self.folder.parent / RUN_CONFIG
-        dataset = self.dataset or data.dataset
-        if self.dataset is None and self.folder.name == "model" and run.exists():
-            with suppress(UserError):  # it is not a run's, or of a version that had other keys
-                dataset = read_yaml(run, Config).data.dataset
-        is_here = dataset == "toy" or user_path(dataset).exists()
-        # A model has the name alone, and only what is on the Hub is found by it.
-        is_place = dataset != data.dataset or is_local(dataset) or "/" not in dataset
-        if self.dataset is None and not is_here and is_place:
-            told = f"the model was trained on {dataset}, and there is no such file or folder here: name it with --dataset"
-            raise UserError("the model does not say what it was trained on: name the text with --dataset" if dataset == UNKNOWN else told)
-        subset = None if self.dataset and has_own_splits(dataset, data.subset) else data.subset
+        """The data, where it is: a model has its name, and a run the place; a UserError where neither is here."""
+        data, dataset, run = self.description.data, self.dataset, self.folder.parent / RUN_CONFIG
+        subset = None if dataset and has_own_splits(dataset, data.subset) else data.subset
+        if dataset is None:
+            dataset = data.dataset
+            if self.folder.name == "model" and run.exists():
+                with suppress(UserError):  # it is not a run's, or of a version that had other keys
+                    dataset = read_yaml(run, Config).data.dataset
+            # A model has the name alone, and only what is on the Hub is found by it.
+            on_hub = dataset == data.dataset and "/" in dataset and not is_local(dataset)
+            if not (on_hub or dataset == "toy" or user_path(dataset).exists()):
+                raise UserError(f"the model was trained on {dataset}, which is no file or folder here: name its text with --dataset")
         return replace(data, dataset=dataset, subset=subset, cache_dir=self.cache_dir or data.cache_dir)
 
 
@@ -250,8 +225,7 @@ def load(
     """Read a saved model, once for all calls that follow: they take it in place of its path.
 
     Args:
-        model: A model's folder or a run's; None = the newest `runs/*/model`, else the one that comes with this package. One that was
-            read already is given back, with what the other arguments add.
+        model: As for `find_model`; one that was read already is given back, with what the other arguments add.
         raw: Whether texts are English as people write it. Moses then cuts them for a model whose words stand between white space, as
             WikiText was cut.
         normalize: Whether texts are changed first as `data.normalize` does.
@@ -262,11 +236,10 @@ def load(
     Raises:
         UserError: A file is missing or damaged, or two of them do not belong together.
     """
-    saved = model if isinstance(model, SavedModel) else _read(find_model(model), device or default_device())
-    new = saved.raw or raw, saved.normalize or normalize, dataset or saved.dataset, cache_dir or saved.cache_dir
-    if new == (saved.raw, saved.normalize, saved.dataset, saved.cache_dir):
-        return saved
-    return replace(saved, raw=new[0], normalize=new[1], dataset=new[2], cache_dir=new[3])
+    saved = model if isinstance(model, SavedModel) else _read(find_model(model), device)
+    told: dict[str, Any] = {"raw": raw, "normalize": normalize, "dataset": dataset, "cache_dir": cache_dir}
+    new = {name: value for name, value in told.items() if value}
+    return replace(saved, **new) if new else saved
 
 
 class _Uninitialised(TorchFunctionMode):
@@ -278,86 +251,41 @@ class _Uninitialised(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _read(folder: Path, device: torch.device | str) -> SavedModel:
-    description, vocabulary = read_config(folder), Vocabulary.load(folder / VOCABULARY)
+def _read(folder: Path, device: torch.device | str | None) -> SavedModel:
+    description, vocabulary = _read_config(folder), Vocabulary.load(folder / VOCABULARY)
     if len(vocabulary) != description.vocab_size:
         raise UserError(
             f"{folder}: the model has {description.vocab_size} types but {VOCABULARY} has {len(vocabulary)}; they do not belong together"
         )
     path = folder / WEIGHTS
     try:
-        weights = safetensors.torch.load(read_file(path))
-    except safetensors.SafetensorError as error:
-        raise UserError(f"cannot read the model in {path}: {error}") from None
-    others = UserError(f"{path}: the weights are not those of the model in {folder / CONFIG}")
-    if description.model.num_layers > len(weights):
-        raise others
-    try:
+        weights = {name: as_weight(name, tensor) for name, tensor in safetensors.torch.load(read_file(path)).items()}
         with _Uninitialised():
             model = LSTMLanguageModel(description.model, len(vocabulary))
-    except RuntimeError:  # there is no memory of such a size
-        raise others from None
-    if not model.fits(weights):
-        raise others
-    for name, weight in weights.items():
-        if weight.dtype not in READABLE:
-            raise UserError(f"{path}: {name} is in {str(weight.dtype).removeprefix('torch.')}, which is no type of weights")
-        if not all(bound.isfinite() for bound in weight.float().aminmax()):  # as they will be in memory
-            raise UserError(f"{path}: {name} holds a NaN, an infinity, or a number that float32 cannot hold")
-    model.load_weights(weights)
+        model.load_weights(weights)
+    except (safetensors.SafetensorError, ValueError, RuntimeError) as error:  # the last: there is no memory of such a size
+        raise UserError(f"cannot read the model in {path}: {one_line(error)}") from None
+    device = device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     return SavedModel(folder, description, vocabulary, model.to(device))
 
 
-def model_folder(folder: str | Path) -> Path:
-    """The folder of a model's files.
-
-    Args:
-        folder: Itself; or the directory of a run, for the `model` in it; or, where there is no such folder, `user/model` on the Hub.
-
-    Raises:
-        UserError: The Hub has no such model, or cannot be reached.
-    """
-    folder = Path(folder)
-    within = folder / "model"
-    if (within / CONFIG).exists() and not (folder / CONFIG).exists():
-        return within
-    on_hub = len(folder.parts) == 2 and not folder.parent.exists()  # where the first part is a folder, it is a path
-    return _download(str(folder)) if on_hub else folder
+def as_weight(name: str, tensor: Tensor) -> Tensor:
+    """A tensor of a file as it will be in memory, float32; a ValueError where it holds no weights, or they are not finite."""
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name} is in {str(tensor.dtype).removeprefix('torch.')}, which is no type of weights")
+    weight = tensor.float()
+    if not all(bound.isfinite() for bound in weight.aminmax()):
+        raise ValueError(f"{name} holds a NaN, an infinity, or a number that float32 cannot hold")
+    return weight
 
 
 def model_name(folder: str | Path) -> str:
-    """What others are told of a model: of its path the last two parts, not the place on this machine.
-
-    Args:
-        folder: As for `model_folder`.
-    """
+    """What others are told of a model: of its path the last two parts, not the place on this machine."""
     return "/".join(Path(folder).parts[-2:])
 
 
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG, VOCABULARY, WEIGHTS, CARD], library_name="lstmlm"))
-    except Exception as error:  # the Hub's client raises its transport's kinds too
-        reason = one_line(error, 200)
-        raise UserError(f"there is no model in {name}, which is no folder here, nor on the Hub: {reason}") from None
-
-
-def read_config(folder: str | Path) -> Description:
-    """`config.json` of a saved model.
-
-    Args:
-        folder: As for `model_folder`.
-
-    Raises:
-        UserError: It is missing, or is none of this project's.
-    """
-    path = model_folder(folder) / CONFIG
-    try:
-        path.lstat()
-    except OSError as error:
-        raise UserError(f"there is no model in {folder}: cannot read {path} ({error.strerror})") from None
+def _read_config(folder: Path) -> Description:
+    path = folder / CONFIG
     content = read_json(path, dict[str, Any])
     known = {key: value for key, value in content.items() if key in Description.__dataclass_fields__}  # of our keys alone
     if isinstance(data := known.get("data"), dict):
@@ -366,14 +294,7 @@ def read_config(folder: str | Path) -> Description:
 
 
 def read_card(folder: Path) -> str:
-    """The card of a model; "" where it has none.
-
-    Args:
-        folder: Of its files.
-
-    Raises:
-        UserError: It cannot be read, or is a link to elsewhere: whoever made the model must not have files of this machine copied.
-    """
+    """The card of a model; "" where it has none. A link to elsewhere is refused: its maker must not have files of this machine copied."""
     path = folder / CARD
     if not os.path.lexists(path):
         return ""
@@ -384,31 +305,40 @@ def read_card(folder: Path) -> str:
     return read_file(path).decode(errors="replace")
 
 
-def find_model(model: str | Path | None = None, runs: str | Path = "runs") -> Path:
+def find_model(model: str | Path | None = None) -> Path:
     """The folder of the model that a user means.
 
     Args:
-        model: As for `model_folder`; None = the model exported last below `runs` that knows more than the toy language, else the one
-            that comes with this package. What is taken for None is said in one line on standard error.
-        runs: Where the runs are.
+        model: Its folder; or the directory of a run, for the `model` in it; or, where there is no such folder, `user/model` on the Hub.
+            None = the newest `runs/*/model` that knows more than the toy language, else the model that comes with this package; which
+            one is said in one line on standard error.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, or the Hub has no such model or cannot be reached.
     """
     if model is not None:
-        return model_folder(model)
-    exported = sorted(Path(runs).glob(f"*/model/{WEIGHTS}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for folder in (path.parent for path in exported):
-        if read_config(folder).data.dataset != "toy":  # `make smoke`
+        return _named(Path(model))
+    weights = sorted(Path("runs").glob(f"*/model/{WEIGHTS}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for folder in (path.parent for path in weights):
+        if _read_config(folder).data.dataset != "toy":  # `make smoke`
             print_line(f"using the newest model here, {folder}")
             return folder
     if not BUNDLED.exists():
-        raise UserError(f"no model in {Path(runs).absolute()}/*/model: train one first, or name its folder")
-    print_line(f"using the model that comes with lstmlm, {BUNDLED.name}: {runs}/*/model has none, or the toy language's alone")
+        raise UserError(f"no model in {Path('runs').absolute()}/*/model: train one first, or name its folder")
+    print_line(f"using the model that comes with lstmlm, {BUNDLED.name}: runs/*/model has none, or the toy language's alone")
     return BUNDLED
 
 
-def default_device() -> torch.device:
-    """The accelerator where there is one, else the CPU."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator or torch.device("cpu")
+def _named(folder: Path) -> Path:
+    within = folder / "model"
+    if (within / CONFIG).exists() and not (folder / CONFIG).exists():
+        return within
+    if len(folder.parts) != 2 or folder.parent.exists():  # where the first part is a folder, it is a path
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(folder), allow_patterns=[*MODEL_FILES], library_name="lstmlm"))
+    except Exception as error:  # the Hub's client raises its transport's kinds too
+        reason = one_line(error, 200)
+        raise UserError(f"there is no model in {folder}, which is no folder here, nor on the Hub: {reason}") from None

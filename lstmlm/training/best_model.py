@@ -70,7 +70,7 @@ class BestModel:
     def samples(self) -> list[str]:
         """Texts of the model as it is trained now, the same for the same weights."""
         vocabulary = self.corpus.vocabulary
-        samples = generation.sample(self.model, vocabulary, [vocabulary.eos], SAMPLES, SAMPLE_LENGTH, seed=0)
+        samples = generation.sample(self.model, vocabulary, [[vocabulary.eos]], SAMPLES, generation.Sampling(SAMPLE_LENGTH), seed=0)
         return [vocabulary.decode(ids) for ids in samples]
 
     def _card(self, figures: dict[str, dict[str, Any]] | None = None) -> str:

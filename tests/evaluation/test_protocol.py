@@ -308,11 +308,11 @@ def test_a_run_keeps_the_place_of_its_data_and_its_model_only_the_name(
 
     copied = shutil.copytree(model, tmp_path / "elsewhere/copied")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"was trained on {text_folder.name}, and .* name it with --dataset"):
+    with pytest.raises(UserError, match=f"was trained on {text_folder.name}, which is no .* here: name its text with --dataset"):
         evaluate(copied, **place)
     assert evaluate(copied, dataset=str(text_folder), **place).ppl == pytest.approx(summary["test"]["ppl"], rel=1e-9)
     (copied / "config.json").write_text((copied / "config.json").read_text().replace(f'"{text_folder.name}"', '"unknown"'))
-    with pytest.raises(UserError, match="does not say what it was trained on: name the text with --dataset"):
+    with pytest.raises(UserError, match="was trained on unknown, which is no file or folder here"):
         evaluate(copied, **place)
 
 
@@ -338,10 +338,10 @@ def test_a_place_that_is_not_here_is_not_looked_for_on_the_hub(
     train(load_config(small("--data.dataset=texts/book", "--train.max_steps=2")))
     monkeypatch.chdir(tmp_path / "b")
     place = {"cache_dir": str(tmp_path / "cache")}
-    with pytest.raises(UserError, match="was trained on texts/book, and there is no such file or folder here"):
+    with pytest.raises(UserError, match="was trained on texts/book, which is no file or folder here"):
         evaluate(tmp_path / "run", **place)
     (tmp_path / "run/config.yaml").write_text("name: my project\n")
-    with pytest.raises(UserError, match="was trained on book, and there is no such file or folder here"):
+    with pytest.raises(UserError, match="was trained on book, which is no file or folder here"):
         evaluate(tmp_path / "run/model", **place)
 
 

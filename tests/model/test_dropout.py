@@ -41,24 +41,20 @@ def plain_word(seed: int, segment: int, row: int, column: int, unit: int) -> int
     return (x ^ x >> 15) * 0x9E3779B1 % modulus
 
 
-def test_golden_values() -> None:
-    """Written down once: a change here makes every earlier run impossible to reproduce."""
-    assert words(seed=1, segment=0, rows=2, columns=2, units=3).flatten().tolist() == GOLDEN
-    unit = (2 << 24) + 99
-    (value,) = random_words(2**32 - 1, number(139_279), number(29)[None], number(19)[None], number(unit)[None]).flatten()
-    assert int(value) % 2**32 == plain_word(2**32 - 1, 139_279, 29, 19, unit) == GOLDEN_LAST
-
-
 # fmt: off
 GOLDEN = [
     -1084402611, -1324305240, 537764040, -1364466147, -1874643569, -1131565779,
     2033347558, 1760441047, -1370250866, -942999806, -736806699, -403044522,
 ]
 # fmt: on
-GOLDEN_LAST = 3765320873
 
 
-def test_words_and_thresholds_are_those_of_plain_integers() -> None:
+def test_golden_values_and_those_of_plain_integers() -> None:
+    """Written down once: a change here makes every earlier run impossible to reproduce."""
+    assert words(seed=1, segment=0, rows=2, columns=2, units=3).flatten().tolist() == GOLDEN
+    unit = (2 << 24) + 99
+    (value,) = random_words(2**32 - 1, number(139_279), number(29)[None], number(19)[None], number(unit)[None]).flatten()
+    assert int(value) % 2**32 == plain_word(2**32 - 1, 139_279, 29, 19, unit) == 3765320873
     for probability, word in ((0.0, -(2**31)), (0.5, 0), (1.0, 2**31 - 1), (0.25, -(2**30))):
         assert threshold(probability) == word
     ours = words(seed=7, segment=12_345, rows=3, columns=4, units=5, place=1)
@@ -110,12 +106,9 @@ def test_neighbours_are_independent(pair: str, bits: int) -> None:
     assert abs(deviation) < 4, f"chi-square {chi_square:.0f} at {freedom} degrees of freedom"
 
 
-def test_what_all_columns_share_has_places_of_its_own() -> None:
+def test_coordinates_are_distinct() -> None:
     assert MOST_LAYERS < SEGMENTS < WEIGHTS < TYPES < 2**7
     assert MOST_UNITS < 2**PLACE_BITS
-
-
-def test_places_of_rows_and_columns_are_distinct() -> None:
     rows, columns = 2000, 2000
     places = (torch.arange(rows)[:, None] * 0x9E3779B1 + torch.arange(columns) * 0x85EBCA77) % 2**32
     assert len(places.unique()) == rows * columns
@@ -133,51 +126,24 @@ def masks_of(config: ModelConfig, tokens: Tensor = TOKENS, first_column: int = 0
     return masks
 
 
-def test_masks() -> None:
-    masks = masks_of(CONFIG, TOKENS[:, 3:8], 3)
-    assert masks.embedding is not None
-    assert masks.embedding.shape == (7, 5, 12)
-    assert [mask.shape for mask in masks.layers if mask is not None] == [(7, 5, 20)] * 3
-    assert masks.weights == (None, None, None)
-    for i, mask in enumerate((masks.embedding, *masks.layers)):
-        unit = torch.arange(mask.shape[-1], dtype=torch.int32) + (i << 24)  # type: ignore[union-attr]
-        row, column = torch.arange(7, dtype=torch.int32), torch.arange(3, 8, dtype=torch.int32)
-        kept = random_words(1, number(5), row, column, unit) < threshold(1 - 0.3)
-        assert torch.equal(mask, kept / torch.tensor(1 - 0.3)), "the masks of the first release"
-    assert make_masks(dataclasses.replace(CONFIG, dropout=0), 1, number(5), TOKENS, 0) is None
+@pytest.mark.parametrize("config", [CONFIG, EVERY_KIND], ids=["units", "every kind"])
+def test_every_mask_follows_from_its_probability_and_its_coordinates(config: ModelConfig) -> None:
+    """A type's mask and a weight's have no column; a locked one has no row, and is the same in all of them."""
+    tokens, zero = TOKENS[:, 3:8], torch.zeros(1, dtype=torch.int32)
+    row, column = zero if config.dropout_locked else torch.arange(7).int(), torch.arange(3, 8).int()
+    masks = masks_of(config, tokens, 3)
 
+    def mask(p: float, rows: Tensor, columns: Tensor, units: Tensor) -> Tensor:
+        return (random_words(1, number(5), rows, columns, units.int()) < threshold(1 - p)) / torch.tensor(1 - p)
 
-def test_every_kind_has_its_probability_and_its_coordinates() -> None:
-    tokens = torch.randint(9, (7, 400))
-    of_segments = [masks_of(EVERY_KIND, tokens, segment=k) for k in range(50)]
-
-    def share_dropped(masks: list[Tensor], p: float, deviations: float = 5) -> None:
-        values = torch.stack(masks)
-        kept = values != 0
-        torch.testing.assert_close(values[kept], torch.full_like(values[kept], 1 / (1 - p)))
-        assert abs((~kept).float().mean().item() - p) < deviations * math.sqrt(p * (1 - p) / kept.numel())
-
-    for i, (size, p) in enumerate([(20, 0.4), (20, 0.4), (12, 0.6)]):
-        layers = [masks.layers[i] for masks in of_segments]
-        assert all(mask is not None and mask.shape == (1, 400, size) for mask in layers), "one mask for all rows"
-        share_dropped(layers, p)  # type: ignore[arg-type]
-    for i, size in enumerate([20, 20, 12]):
-        weights = [masks.weights[i] for masks in of_segments]
-        assert weights[0] is not None
-        assert weights[0].shape == (4 * size, size)
-        share_dropped(weights, 0.5)  # type: ignore[arg-type]
-    assert not torch.equal(of_segments[0].weights[0], of_segments[0].weights[1])  # type: ignore[arg-type]
-    of_types = []
-    for masks in of_segments:
-        assert masks.embedding is not None
-        units = (masks.embedding != 0).any(0).any(0)
-        assert units.all()
-        # With 400 columns, a place has no unit at all only where its type is dropped.
-        place = masks.embedding.amax(-1) * 0.8  # (T, B)
-        of_type = torch.stack([place[tokens == token].amax() for token in range(9)])
-        assert torch.equal(place != 0, of_type[tokens] != 0), "a type is dropped everywhere or nowhere"
-        of_types.append(of_type)
-    share_dropped(of_types, 0.1)
+    for i, (size, p) in enumerate(zip([12, *config.layer_sizes], config.unit_dropout, strict=True)):
+        expected = mask(p, row, column, torch.arange(size) + (i << 24))  # the masks of the first release
+        if i == 0 and config.dropout_types:
+            expected = expected * mask(config.dropout_types, zero, zero, tokens.flatten() + (TYPES << 24)).view(7, 5, 1)
+        assert torch.equal((masks.embedding, *masks.layers)[i], expected)
+    for i, size in enumerate(config.layer_sizes if config.dropout_weights else []):
+        assert torch.equal(masks.weights[i], mask(0.5, torch.arange(4 * size).int(), zero + i, torch.arange(size) + (WEIGHTS << 24))[:, 0])
+    assert make_masks(dataclasses.replace(CONFIG, dropout=0), 1, number(5), tokens, 0) is None
 
 
 @pytest.mark.parametrize("config", [CONFIG, EVERY_KIND], ids=["units", "every kind"])

@@ -1,16 +1,14 @@
 """Models of others: what is read gives the scores that plain PyTorch gives, whatever wrote the file, and none of its code runs."""
 
 import copyreg
-import importlib
 import io
-import json
 import math
 import os
 import re
 import sys
 import zipfile
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,106 +16,81 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from lstmlm import UserError, cli
+from lstmlm import UserError, cli, evaluate, score_text
 from lstmlm.model.imported import import_model
 from lstmlm.model.pretrained import load
 
-MODULES = {
-    "model": """
-from torch import nn
 
-class RNNModel(nn.Module):
-    def __init__(self, words, embedding, hidden, layers, tied=False, rnn=nn.LSTM):
+class Theirs(nn.Module):
+    """Like a class of those projects: it computes while a file is written, and what reads the file must not make one."""
+
+    def __setstate__(self, state: Any) -> None:
+        raise AssertionError("their code was run")
+
+
+class WeightDrop(Theirs):  # a comment that is no ASCII: ╯
+    def __init__(self, module: nn.LSTM) -> None:
         super().__init__()
-        self.drop = nn.Dropout(0.5)
-        self.encoder = nn.Embedding(words, embedding)
-        self.rnn = rnn(embedding, hidden, layers)
-        self.decoder = nn.Linear(hidden, words)
-        if tied:
-            self.decoder.weight = self.encoder.weight
-
-    def forward(self, tokens):
-        return self.decoder(self.drop(self.rnn(self.drop(self.encoder(tokens)))[0]))
-""",
-    "weight_drop": """
-from torch import nn
-from torch.nn import functional as F
-
-class WeightDrop(nn.Module):  # a comment that is no ASCII: ╯
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
-        module.weight_hh_l0_raw = nn.Parameter(module.weight_hh_l0.data)
-        del module.weight_hh_l0
-        module.flatten_parameters = self.nothing
+        self.module: Any = module
+        self.module.weight_hh_l0_raw = nn.Parameter(self.module.weight_hh_l0.data)
+        del self.module.weight_hh_l0
+        self.module.flatten_parameters = self.nothing
         self.set_weights()
 
-    def nothing(self):
+    def nothing(self) -> None:
         pass
 
-    def set_weights(self):
-        raw = self.module.weight_hh_l0_raw
-        self.module.weight_hh_l0 = nn.Parameter(F.dropout(raw, 0.5, self.training))
+    def set_weights(self) -> None:
+        self.module.weight_hh_l0 = nn.Parameter(F.dropout(self.module.weight_hh_l0_raw, 0.5, self.training))
 
-    def forward(self, inputs):
+    def forward(self, inputs: Tensor) -> Any:
         self.set_weights()
         return self.module(inputs)
-""",
-    "awd": """
-from torch import nn
-from weight_drop import WeightDrop
 
-class RNNModel(nn.Module):
-    def __init__(self, words, embedding, hidden, layers, wrap=WeightDrop):
+
+class RNNModel(Theirs):
+    """With `rnn`, like that of PyTorch's examples; with a `wrap` around each LSTM, like that of awd-lstm-lm."""
+
+    def __init__(
+        self, words: int, embedding: int, hidden: int, layers: int, tied: bool = False, rnn: Any = nn.LSTM, wrap: Any = None
+    ) -> None:
         super().__init__()
-        sizes = [embedding] + [hidden] * (layers - 1) + [embedding]
-        self.encoder = nn.Embedding(words, embedding)
-        self.rnns = nn.ModuleList([wrap(nn.LSTM(a, b)) for a, b in zip(sizes, sizes[1:])])
+        torch.manual_seed(1)
+        self.drop, self.encoder = nn.Dropout(0.5), nn.Embedding(words, embedding)
+        if wrap:
+            sizes = [embedding, *[hidden] * (layers - 1), embedding]
+            self.rnns: Any = nn.ModuleList([wrap(nn.LSTM(a, b)) for a, b in pairwise(sizes)])
+        else:
+            self.rnn: Any = rnn(embedding, hidden, layers)
         self.decoder = nn.Linear(hidden, words)
-        self.decoder.weight = self.encoder.weight
+        if tied or wrap:
+            self.decoder.weight = self.encoder.weight
 
-    def forward(self, tokens):
-        outputs = self.encoder(tokens)
-        for rnn in self.rnns:
+    def forward(self, tokens: Tensor) -> Tensor:
+        outputs = self.drop(self.encoder(tokens))
+        for rnn in self.rnns if hasattr(self, "rnns") else [self.rnn]:
             outputs, _ = rnn(outputs)
-        return self.decoder(outputs)
+        return self.decoder(self.drop(outputs))
 
-class SplitCrossEntropyLoss(nn.Module):
-    def __init__(self, splits):
+
+class SplitCrossEntropyLoss(Theirs):
+    def __init__(self, splits: list[int]) -> None:
         super().__init__()
         self.splits = [0, *splits, 100_000_000]
-""",
-    "data": """
+
+
 class Dictionary:
     pass
 
+
 class Corpus:
     pass
-""",
-}
+
+
 TRAIN, VALID, TEST = "the cat sat\nthe <unk> ran\n", "a dog sat\n", "a cat slept\n"
 WORDS = ["the", "cat", "sat", "<eos>", "<unk>", "ran", "a", "dog"]  # as they appear in TRAIN and VALID
-
-
-@pytest.fixture
-def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
-    """Modules like those of the projects, there while a file is written."""
-    (tmp_path / "code").mkdir()
-    monkeypatch.syspath_prepend(tmp_path / "code")
-    for name, source in MODULES.items():
-        (tmp_path / "code" / f"{name}.py").write_text(source)
-    torch.manual_seed(1)
-    yield {name: importlib.import_module(name) for name in MODULES}
-    for name in MODULES:
-        sys.modules.pop(name, None)
-
-
-def corpus(folder: Path) -> Path:
-    folder.mkdir()
-    for name, text in {"train": TRAIN, "valid": VALID, "test": TEST}.items():
-        (folder / f"{name}.txt").write_text(text)
-    return folder
 
 
 def their_nll(model: nn.Module, text: str, words: list[str]) -> Tensor:
@@ -126,13 +99,6 @@ def their_nll(model: nn.Module, text: str, words: list[str]) -> Tensor:
     with torch.no_grad():
         log_probabilities = model.eval()(torch.tensor([words.index("<eos>"), *ids[:-1]])[:, None]).log_softmax(-1)
     return -log_probabilities[torch.arange(len(ids)), 0, torch.tensor(ids)]
-
-
-def save(content: Any, path: Path, legacy: bool) -> None:
-    """As `torch.save` does; then nothing of its code is there any more."""
-    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    for name in MODULES:
-        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize(
@@ -144,23 +110,23 @@ def save(content: Any, path: Path, legacy: bool) -> None:
     ],
 )
 def test_scores_are_those_of_the_models_own_code(
-    theirs: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, whole: bool, legacy: bool
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, whole: bool, legacy: bool
 ) -> None:
-    make = theirs["awd"].RNNModel if "awd" in kind else theirs["model"].RNNModel
-    model = {
-        "tied": lambda: make(8, 6, 6, 2, tied=True),
-        "untied": lambda: make(8, 5, 7, 2),
-        "awd": lambda: make(8, 5, 7, 3),
-        "awd without DropConnect": lambda: make(8, 5, 7, 2, lambda rnn: rnn),
-        "one layer": lambda: make(8, 6, 6, 1),
-    }[kind]()
+    makes = {
+        "tied": lambda: RNNModel(8, 6, 6, 2, tied=True),
+        "untied": lambda: RNNModel(8, 5, 7, 2),
+        "awd": lambda: RNNModel(8, 5, 7, 3, wrap=WeightDrop),
+        "awd without DropConnect": lambda: RNNModel(8, 5, 7, 2, wrap=lambda rnn: rnn),
+        "one layer": lambda: RNNModel(8, 6, 6, 1),
+    }
+    model = makes[kind]()
     content = model if whole else model.state_dict()
     if whole and kind == "awd":
         optimizer = torch.optim.ASGD(model.parameters())
         optimizer.state[model.decoder.bias] = {"ax": model.decoder.bias.data}
-        content = [model, theirs["awd"].SplitCrossEntropyLoss([]), optimizer]
+        content = [model, SplitCrossEntropyLoss([]), optimizer]
     expected = their_nll(model, TEST.replace("slept", "<unk>"), WORDS)
-    save(content, tmp_path / "model.pt", legacy)
+    torch.save(content, tmp_path / "model.pt", _use_new_zipfile_serialization=not legacy)
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
     vocab, folder = str(tmp_path / "vocab.txt"), str(tmp_path / "out")
     assert cli.import_model([str(tmp_path / "model.pt"), "--vocab", vocab, "--output", folder]) == 0
@@ -169,19 +135,13 @@ def test_scores_are_those_of_the_models_own_code(
     assert saved.vocabulary.tokens == WORDS
     assert saved.model.config.tie_weights == (kind not in ("untied", "one layer"))
 
-    (tmp_path / "text.txt").write_text(TEST)  # "slept" is not known
-    cli.score([str(tmp_path / "text.txt"), "--model", folder, "--eos", "true"])
-    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    column = rows[0].index("surprisal")
-    surprisal = torch.tensor([float(row[column]) for row in rows[1:]])
+    surprisal = torch.tensor([row.surprisal for row in score_text(TEST, saved, eos=True)])  # "slept" is not known
     torch.testing.assert_close(surprisal * math.log(2), expected, rtol=1e-5, atol=1e-6)
     (tmp_path / "text.txt").write_text(f"\n{TEST}")  # the first token of a text is no target
-    cli.evaluate(["--model", folder, "--text", str(tmp_path / "text.txt"), "--json"])
-    figures = json.loads(capsys.readouterr().out)
-    assert figures["ppl"] == pytest.approx(expected.mean().exp().item(), rel=1e-5)
+    assert evaluate(saved, text=tmp_path / "text.txt").ppl == pytest.approx(expected.mean().exp().item(), rel=1e-5)
 
 
-def test_files_of_old_versions_are_read(theirs: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_old_versions_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch 0.3 had other functions for tensors and parameters, left cuDNN's things in modules, and all weights in one storage."""
 
     def old(self: Tensor, protocol: int) -> tuple[Any, ...]:
@@ -190,7 +150,7 @@ def test_files_of_old_versions_are_read(theirs: dict[str, ModuleType], tmp_path:
         storage = self._typed_storage()
         return torch._utils._rebuild_tensor, (storage, self.storage_offset(), tuple(self.size()), self.stride())  # type: ignore[attr-defined]
 
-    model = theirs["model"].RNNModel(8, 5, 7, 2)
+    model = RNNModel(8, 5, 7, 2)
     expected = {name: weight.clone() for name, weight in model.state_dict().items()}
     for name, place in {"torch.nn.backends.thnn": "_get_thnn_function_backend", "torch.backends.cudnn.rnn": "Unserializable"}.items():
         kind = type(place, (), {"__module__": name, "__qualname__": place})
@@ -207,7 +167,7 @@ def test_files_of_old_versions_are_read(theirs: dict[str, ModuleType], tmp_path:
     monkeypatch.setitem(copyreg.dispatch_table, OrderedDict, python2)
     monkeypatch.setattr(torch.Tensor, "__reduce_ex__", old)
     monkeypatch.setattr(nn.Parameter, "__reduce_ex__", old)
-    save(model, tmp_path / "model.pt", legacy=True)
+    torch.save(model, tmp_path / "model.pt", _use_new_zipfile_serialization=False)
     assert b"_rebuild_tensor\n" in (tmp_path / "model.pt").read_bytes()
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
     import_model(tmp_path / "model.pt", tmp_path / "vocab.txt", tmp_path / "out")
@@ -217,21 +177,24 @@ def test_files_of_old_versions_are_read(theirs: dict[str, ModuleType], tmp_path:
 
 
 @pytest.mark.parametrize("kind", ["folder", "vocab.txt in it", "text", "Corpus", "Dictionary"])
-def test_words_in_the_order_of_their_ids(theirs: dict[str, ModuleType], tmp_path: Path, kind: str) -> None:
+def test_words_in_the_order_of_their_ids(tmp_path: Path, kind: str) -> None:
     words = WORDS[:6] if kind == "text" else WORDS
-    place = corpus(tmp_path / "corpus")
+    place = tmp_path / "corpus"
+    place.mkdir()
+    for name, text in {"train": TRAIN, "valid": VALID, "test": TEST}.items():
+        (place / f"{name}.txt").write_text(text)
     if kind == "text":
         place /= "train.txt"
     elif kind == "vocab.txt in it":
         (place / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
     elif kind in ("Corpus", "Dictionary"):
-        dictionary, saved = theirs["data"].Dictionary(), theirs["data"].Corpus()
+        dictionary, saved = Dictionary(), Corpus()
         dictionary.idx2word, dictionary.counter, saved.train = words, Counter({0: 3}), torch.zeros(9, dtype=torch.int64)
         saved.dictionary = dictionary
         place = tmp_path / "words.data"
         torch.save(saved if kind == "Corpus" else dictionary, place, _use_new_zipfile_serialization=kind == "Corpus")
     for count in (len(words), 1000):
-        torch.save(theirs["model"].RNNModel(count, 2, 2, 1).state_dict(), tmp_path / f"{count}.pt")
+        torch.save(RNNModel(count, 2, 2, 1).state_dict(), tmp_path / f"{count}.pt")
     import_model(tmp_path / f"{len(words)}.pt", place, tmp_path / "out")
     assert load(tmp_path / "out").vocabulary.tokens == words
     count = 9 if kind == "folder" else len(words)  # with the word of test.txt
@@ -239,13 +202,11 @@ def test_words_in_the_order_of_their_ids(theirs: dict[str, ModuleType], tmp_path
         import_model(tmp_path / "1000.pt", place, tmp_path / "other")
 
 
-def test_a_model_without_unk_keeps_its_probabilities(
-    theirs: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_without_unk_keeps_its_probabilities(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [word if word != "<unk>" else "an" for word in WORDS]
-    model = theirs["model"].RNNModel(8, 6, 6, 2, tied=True)
+    model = RNNModel(8, 6, 6, 2, tied=True)
     expected = their_nll(model, VALID, words)
-    save(model, tmp_path / "model.pt", legacy=False)
+    torch.save(model, tmp_path / "model.pt")
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     import_model(tmp_path / "model.pt", tmp_path / "vocab.txt", tmp_path / "out")
     assert "<unk>" in capsys.readouterr().err
@@ -260,10 +221,6 @@ def test_a_model_without_unk_keeps_its_probabilities(
     (tmp_path / "vocab.txt").write_text("\n".join(words).replace("<eos>", "</s>"))
     with pytest.raises(UserError, match="has no <eos>"):
         import_model(tmp_path / "model.pt", tmp_path / "vocab.txt", tmp_path / "other")
-    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    with pytest.raises(UserError, match=r"out holds config.json, .*would be lost"):
-        import_model(tmp_path / "model.pt", tmp_path / "vocab.txt", tmp_path / "out")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 class Evil:
@@ -292,7 +249,7 @@ def spoiled(kind: str, model: Any) -> Any:
         model.encoder.double().weight.data[3, 2] = math.nan if kind == "nan" else 1e300
     return {
         "code in a state dict": state | {"encoder.weight": Evil()},
-        "gru's state": state,
+        "split softmax": [model, SplitCrossEntropyLoss([2800, 20000, 76000]), None],
         "integers": state | {"decoder.bias": torch.ones(8, dtype=torch.int64)},
         "more": state | {"rnn.weight_hr_l0": torch.ones(3, 3)},
         "no decoder": {name: weight for name, weight in state.items() if "decoder" not in name},
@@ -307,8 +264,7 @@ def spoiled(kind: str, model: Any) -> Any:
         ("code", r"it holds 'posix\.system', which no model of these kinds has; nothing of it was run"),
         ("code in a state dict", r"it holds 'posix\.system'"),
         ("QRNN", r"it holds 'tests\.model\.test_imported\.QRNNLayer'"),
-        ("gru", r"it holds 'torch\.nn\.modules\.rnn\.GRU'"),
-        ("gru's state", r"no model here has weights of these shapes: .*layers\.0\.bias_hh_l0 21,"),
+        ("gru", r"the weights are not those of a model of these sizes: layers\.0\.weight_ih_l0 is \[21, 5\] and should be \[28, 5\]"),
         ("split softmax", "its softmax is split"),
         ("max_norm", "its embeddings are scaled"),
         ("cycle", "it is damaged.*RecursionError"),
@@ -316,20 +272,17 @@ def spoiled(kind: str, model: Any) -> Any:
         ("infinite in float32", "its encoder.weight holds a NaN, an infinity, or a number that float32 cannot hold"),
         ("integers", "its decoder.bias is in int64"),
         ("more", r"its rnn\.weight_hr_l0 is no weight"),
-        ("no bias", "no model here has weights of these shapes: "),
-        ("no decoder", r"it has no weights for decoder\.weight$"),
+        ("no bias", r"it has no weights for decoder\.bias$"),
+        ("no decoder", r"it has no weights for decoder\.bias and decoder\.weight$"),
         ("a tensor", "it holds no model, but a _rebuild_tensor_v2"),
     ],
 )
 def test_what_is_no_such_model_is_refused_and_nothing_of_it_is_run(
-    theirs: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, told: str, legacy: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, told: str, legacy: bool
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    model = theirs["model"].RNNModel(8, 5, 7, 2, rnn=nn.GRU if "gru" in kind else nn.LSTM)
-    content = spoiled(kind, model)
-    if kind == "split softmax":
-        content = [model, theirs["awd"].SplitCrossEntropyLoss([2800, 20000, 76000]), None]
-    save(content, tmp_path / "model.pt", legacy)
+    model = RNNModel(8, 5, 7, 2, rnn=nn.GRU if kind == "gru" else nn.LSTM)
+    torch.save(spoiled(kind, model), tmp_path / "model.pt", _use_new_zipfile_serialization=not legacy)
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
     with pytest.raises(UserError, match=rf"^cannot import {re.escape(str(tmp_path / 'model.pt'))} .*: {told}") as caught:
         import_model(tmp_path / "model.pt", tmp_path / "vocab.txt", tmp_path / "out")
@@ -341,15 +294,15 @@ def test_what_is_no_such_model_is_refused_and_nothing_of_it_is_run(
 BUILT_ON_A_CLASS = b"\x80\x02cmodel\nRNNModel\n}X\x01\x00\x00\x00aK\x01sb."
 
 
-@pytest.mark.parametrize("kind", ["missing", "folder", "empty", "text", "cut legacy", "cut zip", "deflated", "class", "forged size"])
-def test_what_torch_did_not_write_is_told_in_a_line(theirs: dict[str, ModuleType], tmp_path: Path, kind: str) -> None:
-    path, model = tmp_path / "model.pt", theirs["model"].RNNModel(8, 5, 7, 2)
-    save(model, path, legacy=kind == "cut legacy")
+@pytest.mark.parametrize("kind", ["missing", "folder", "empty", "text", "cut legacy", "cut zip", "class", "forged size"])
+def test_what_torch_did_not_write_is_told_in_a_line(tmp_path: Path, kind: str) -> None:
+    path, model = tmp_path / "model.pt", RNNModel(8, 5, 7, 2)
+    torch.save(model, path, _use_new_zipfile_serialization=kind != "cut legacy")
     content = path.read_bytes()
     path.unlink()
     if kind == "folder":
         path.mkdir()
-    elif kind in ("deflated", "class", "forged size"):
+    elif kind in ("class", "forged size"):
         with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(path, "w") as new:
             for name in old.namelist():
                 entry = old.read(name)
@@ -357,11 +310,9 @@ def test_what_torch_did_not_write_is_told_in_a_line(theirs: dict[str, ModuleType
                     entry = BUILT_ON_A_CLASS if kind == "class" else entry
                     # the size (8, 5) of the embedding, K 8 and K 5, made (200, 5)
                     entry = entry.replace(b"K\x08K\x05\x86", b"K\xc8K\x05\x86") if kind == "forged size" else entry
-                new.writestr(name, entry, zipfile.ZIP_DEFLATED if kind == "deflated" else zipfile.ZIP_STORED)
+                new.writestr(name, entry)
     elif kind != "missing":
         path.write_bytes({"empty": b"", "text": b"the cat sat"}.get(kind, content[: -len(content) // 3]))
-    with pytest.raises(
-        UserError, match=rf"^cannot (read|import) {re.escape(str(path))}(: | .docs/import.md.: (it is|its|torch.save did not))"
-    ) as caught:
+    with pytest.raises(UserError, match=rf"^cannot (read|import) {re.escape(str(path))}(: | .docs/import.md.: (it is|its))") as caught:
         import_model(path, tmp_path, tmp_path / "out")
     assert "\n" not in str(caught.value)

@@ -1,17 +1,16 @@
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from lstmlm import LSTMLanguageModel
 from lstmlm.config import ModelConfig
+from lstmlm.model import layers
 from lstmlm.model.dropout import make_masks
 from lstmlm.model.layers import _lstm_precision
+from tests.helpers import Watch
+from tests.model.test_layers import needs_bf16
 
 SMALL = ModelConfig(embedding_size=12, hidden_size=12)
 
@@ -51,10 +50,13 @@ RECIPE = ModelConfig(
 )
 
 
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_every_regulariser_is_where_it_belongs(precision: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("precision", "own_kernel"), [(torch.float32, False), (torch.bfloat16, False), pytest.param(torch.bfloat16, True, marks=needs_bf16)]
+)
+def test_every_regulariser_is_where_it_belongs(precision: torch.dtype, own_kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss and gradients against plain functions: a type is dropped in the embedding alone, weights in the recurrence alone; AR counts
     places with a target, on the dropped output; TAR differences between two of them, on the raw output (Merity et al., 2017)."""
+    monkeypatch.setattr(layers, "_own_kernel", lambda device, size: own_kernel)
     torch.manual_seed(0)
     model = LSTMLanguageModel(RECIPE, 31)
     assert [layer.hidden_size for layer in model.layers] == [20, 20, 12]
@@ -63,14 +65,15 @@ def test_every_regulariser_is_where_it_belongs(precision: torch.dtype) -> None:
     masks = make_masks(RECIPE, 1, torch.tensor(0, dtype=torch.int32), tokens, 0)
     assert masks is not None
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-        nll, (activation, temporal), _ = model(tokens, model.initial_state(3), targets, masks)
+        nll, (activation, temporal), state = model(tokens, model.initial_state(3), targets, masks)
         x = model.embedding(tokens) * masks.embedding
         for layer, mask, kept in zip(model.layers, masks.layers, masks.weights, strict=True):
             weights = {**dict(layer.named_parameters()), "weight_hh_l0": layer.weight_hh_l0 * kept}
-            raw = functional_call(Plain(layer), {f"layer.{name}": weight for name, weight in weights.items()}, x)
+            raw, _ = functional_call(nn.LSTM(layer.input_size, layer.hidden_size), weights, x)
             x = raw * mask
         logits = F.linear(x, model.embedding.weight, model.decoder.bias).float()
     expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    assert state[0].h.dtype == state[0].c.dtype == torch.float32
     places = [(t, b) for b, rows in enumerate([6, 5, 4]) for t in range(rows)]
     ar = sum(2.0 * x[place].float().square().mean() for place in places)
     change = raw.float().diff(dim=0).square().mean(-1)
@@ -83,24 +86,16 @@ def test_every_regulariser_is_where_it_belongs(precision: torch.dtype) -> None:
         assert (one - other).norm() <= close["rtol"] * other.norm()
 
 
-class Plain(nn.Module):
-    """A layer as PyTorch runs it."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.LSTM.forward(self.layer, x)[0]  # type: ignore[arg-type]
-
-
-def test_two_segments_with_carried_state_are_one_long_segment(model: LSTMLanguageModel) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_two_segments_with_carried_state_are_one_long_segment(model: LSTMLanguageModel, dtype: torch.dtype) -> None:
+    model.to(dtype)
     tokens, targets = batch(12, 3)
     whole, _, state = model(tokens, model.initial_state(3), targets)
     first, _, middle = model(tokens[:5], model.initial_state(3), targets[:5])
     second, _, end = model(tokens[5:], middle, targets[5:])
     torch.testing.assert_close(first + second, whole)
     torch.testing.assert_close(end, state)
+    assert end[1][1].dtype == dtype
     reset, _, _ = model(tokens[5:], model.initial_state(3), targets[5:])
     assert abs(first + reset - whole) > 1e-3, "the state matters"
 
@@ -137,18 +132,9 @@ def test_backward_makes_one_tensor_as_large_as_the_tied_weight() -> None:
     model = LSTMLanguageModel(ModelConfig(embedding_size=16, hidden_size=16), vocab_size=640)
     tokens, targets = torch.randint(640, (5, 3)), torch.randint(640, (5, 3))
     nll, _, _ = model(tokens, model.initial_state(3), targets)
-    storages = set()
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            result = func(*args, **(kwargs or {}))
-            storages.update(
-                t.untyped_storage().data_ptr() for t in tree_leaves(result) if isinstance(t, torch.Tensor) and t.numel() >= 640 * 16
-            )
-            return result
-
+    storages: set[int] = set()
     formed = nll.grad_fn.saved_tensors[1]  # type: ignore[union-attr]
-    with Watch():
+    with Watch(lambda func, args, made: storages.update(t.untyped_storage().data_ptr() for t in made if t.numel() >= 640 * 16)):
         nll.backward()
     assert model.embedding.weight.grad is not None
     assert storages - {formed.untyped_storage().data_ptr()} == {model.embedding.weight.grad.untyped_storage().data_ptr()}

@@ -4,13 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from lstmlm import LSTMLanguageModel
-from lstmlm.config import ModelConfig
 from lstmlm.model import layers
-from lstmlm.model.layers import LayerState, LSTMLayer, TiedEmbedding
 from lstmlm.model.lstm import LSTMFunction
 
 needs_bf16 = pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="needs AVX512-BF16")
@@ -60,30 +56,6 @@ def test_the_own_kernel_is_no_further_from_float64_than_torch(autocast: bool) ->
         assert (own - e).norm() < 1.25 * (torchs - e).norm()
 
 
-@pytest.mark.parametrize("own", [False, pytest.param(True, marks=needs_bf16)])
-def test_a_recurrent_weight_that_is_handed_in_takes_the_place_of_the_own(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "_own_kernel", lambda device, size: own)
-    torch.manual_seed(0)
-    layer, reference = LSTMLayer(5, 64), nn.LSTM(5, 64)
-    reference.load_state_dict(layer.state_dict())
-    mask = torch.rand(256, 64).round_().mul_(2)
-    reference.weight_hh_l0.data *= mask
-    inputs = torch.randn(4, 3, 5, requires_grad=True)
-    h, c = torch.randn(2, 3, 64)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=own):
-        raw, outputs, state = layer(inputs, LayerState(h, c), None, layer.weight_hh_l0 * mask)
-    expected, (h, c) = reference(inputs, (h[None], c[None]))
-    assert outputs is raw
-    assert state[0].dtype == state[1].dtype == torch.float32
-    bound = 2e-2 if own else 1e-5
-    torch.testing.assert_close((raw.float(), *state), (expected, h[0], c[0]), rtol=bound, atol=bound)
-    ours = torch.autograd.grad(raw.float().square().sum(), [inputs, *layer.parameters()])
-    theirs = torch.autograd.grad(expected.square().sum(), [inputs, *reference.parameters()])
-    for i, (a, e) in enumerate(zip(ours, theirs, strict=True)):
-        e = e * mask if i == 2 else e
-        assert (a - e).norm() <= bound * e.norm()
-
-
 @pytest.mark.parametrize(
     ("size", "precision", "avx512_bf16", "amx", "own"),
     [
@@ -103,26 +75,3 @@ def test_the_kernel_follows_from_size_precision_and_processor(
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision is not None):
         assert layers._own_kernel("cpu", size) == own
         assert not layers._own_kernel("cuda", size)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_state_is_carried_on_in_the_models_precision(dtype: torch.dtype) -> None:
-    model = LSTMLanguageModel(ModelConfig(embedding_size=6, hidden_size=6), 9).to(dtype)
-    tokens = torch.arange(8).view(4, 2)
-    _, whole = model.hidden(tokens, model.initial_state(2))
-    _, state = model.hidden(tokens[:2], model.initial_state(2))
-    _, state = model.hidden(tokens[2:], state)
-    assert state[1][1].dtype == dtype
-    torch.testing.assert_close(state, whole)
-
-
-def test_the_tied_embedding_leaves_a_callers_gradient_as_it_is() -> None:
-    weight, tokens = torch.randn(7, 3, dtype=torch.float64, requires_grad=True), torch.tensor([[1, 1, 2]])
-    assert torch.autograd.gradcheck(TiedEmbedding.apply, (weight, tokens))
-    assert torch.autograd.gradgradcheck(TiedEmbedding.apply, (weight, tokens))
-    embeddings, decoder = TiedEmbedding.apply(weight, tokens)
-    seen: list[Tensor] = []
-    decoder.register_hook(seen.append)
-    (grad,) = torch.autograd.grad(embeddings.sum() + decoder.sum(), weight)
-    torch.testing.assert_close(seen[0], torch.ones_like(weight))
-    torch.testing.assert_close(grad, 1 + F.one_hot(tokens.flatten(), 7).sum(0)[:, None].expand(7, 3).double())

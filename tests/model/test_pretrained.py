@@ -18,7 +18,7 @@ from lstmlm.config import DataConfig, ModelConfig
 from lstmlm.data.sources import open_source
 from lstmlm.evaluation.pairs import score_pairs
 from lstmlm.model import pretrained
-from lstmlm.model.pretrained import SavedModel, find_model, load, model_card, read_config, save_pretrained
+from lstmlm.model.pretrained import SavedModel, find_model, load, model_card, save_pretrained
 
 SMALL = ModelConfig(embedding_size=12, hidden_size=12)
 DATA: dict[str, Any] = {"dataset": "toy", "subset": None, "level": "word"}
@@ -34,66 +34,49 @@ def model() -> LSTMLanguageModel:
     return LSTMLanguageModel(SMALL, vocab_size=31)
 
 
-def test_a_tied_weight_is_written_once_and_tied_again(model: LSTMLanguageModel, tmp_path: Path) -> None:
-    save_pretrained(tmp_path, model, words(31), DATA, {"step": "3"})
-    with safetensors.safe_open(tmp_path / "model.safetensors", "pt") as file:
-        assert [name for name in file.keys() if file.get_tensor(name).shape == (31, 12)] == ["embedding.weight"]  # noqa: SIM118
-        assert file.metadata() == {"step": "3"}
-    loaded = load(tmp_path).model
-    assert loaded.decoder.weight is loaded.embedding.weight
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_save_and_load(tied: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("tied", "dtype"), [(True, torch.float32), (False, torch.float32), (True, torch.float16), (False, torch.bfloat16)])
+def test_save_and_load(tied: bool, dtype: torch.dtype, tmp_path: Path) -> None:
+    """A tied weight is written once and tied again; weights in one flat buffer, as cuDNN keeps them, are saved apart."""
     model = LSTMLanguageModel(ModelConfig(embedding_size=8, hidden_size=8, num_layers=3, tie_weights=tied), 17)
-    save_pretrained(tmp_path, model, words(17), DATA)
-    saved = load(tmp_path)
-    loaded, vocabulary = saved.model, saved.vocabulary
-    assert loaded.config == model.config
-    assert vocabulary.tokens == words(17).tokens
-    torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
-
-
-def test_weights_in_one_flat_buffer_are_saved_apart(model: LSTMLanguageModel, tmp_path: Path) -> None:
-    """As cuDNN keeps them on a GPU."""
-    expected = {name: weight.clone() for name, weight in model.weights().items()}
+    expected = {name: weight.to(dtype).float() for name, weight in model.weights().items()}
     for layer in model.layers:
         parameters = list(layer.parameters())
         flat = torch.cat([p.detach().flatten() for p in parameters])
         for p, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             p.data = piece.view_as(p)
-    save_pretrained(tmp_path, model, words(31), DATA)
-    torch.testing.assert_close(load(tmp_path).model.weights(), expected, rtol=0, atol=0)
+    save_pretrained(tmp_path, model, words(17), DATA, {"step": "3"}, dtype)
+    with safetensors.safe_open(tmp_path / "model.safetensors", "pt") as file:
+        written = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118
+        assert {weight.dtype for weight in written} == {dtype}
+        assert sum(weight.shape == (17, 8) for weight in written) == (1 if tied else 2)
+        assert file.metadata() == {"step": "3"}
+    saved = load(tmp_path)
+    assert saved.model.config == model.config
+    assert saved.vocabulary.tokens == words(17).tokens
+    assert (saved.model.decoder.weight is saved.model.embedding.weight) == tied
+    torch.testing.assert_close(saved.model.weights(), expected, rtol=0, atol=0)
 
 
 def test_a_run_directory_stands_for_its_model(model: LSTMLanguageModel, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    with pytest.raises(UserError, match=r"there is no model in .*run: cannot read .*run/config\.json"):
+    with pytest.raises(UserError, match=r"cannot read .*run/config\.json"):
         load(tmp_path / "run")
     save_pretrained(tmp_path / "run" / "model", model, words(31), DATA)
     (tmp_path / "run" / "config.yaml").write_text("")
-    assert read_config(tmp_path / "run").data == DataConfig(**DATA)
     saved = load(tmp_path / "run")
-    loaded, vocabulary = saved.model, saved.vocabulary
-    assert vocabulary.tokens == words(31).tokens
-    torch.testing.assert_close(loaded.weights(), model.weights(), rtol=0, atol=0)
-
-
-def test_the_card_names_data_and_size(model: LSTMLanguageModel, tmp_path: Path) -> None:
-    save_pretrained(tmp_path, model, words(31), DATA)
-    card = ModelCard.load(tmp_path / "README.md")
-    assert card.data.to_dict()["library_name"] == "lstmlm"
-    assert card.data.datasets == ["toy"]
-    assert card.data.eval_results is None
-    assert "31 types" in card.text
-    assert "perplexity |" not in card.text
+    assert saved.folder == tmp_path / "run" / "model"
+    assert saved.description.data == DataConfig(**DATA)
 
 
 def test_a_name_in_the_card_is_text(model: LSTMLanguageModel) -> None:
-    card = model_card(model, words(31), DATA | {"dataset": "<b>\n# a\x1b[x](y) wiki_text"}, name="<img>\n# b")
-    assert r"trained on \<b\>\\n\# a\\x1b\[x\](y) wiki_text:" in card
-    assert r"# \<img\>\\n\# b" in card
-    assert ModelCard(card).data.datasets == ["<b>\n# a\x1b[x](y) wiki_text"]
+    text = model_card(model, words(31), DATA | {"dataset": "<b>\n# a\x1b[x](y) wiki_text"}, name="<img>\n# b")
+    card = ModelCard(text)
+    assert r"trained on \<b\>\\n\# a\\x1b\[x\](y) wiki_text:" in text
+    assert r"# \<img\>\\n\# b" in text
+    assert card.data.datasets == ["<b>\n# a\x1b[x](y) wiki_text"]
+    assert (card.data.to_dict()["library_name"], card.data.eval_results) == ("lstmlm", None)
+    assert "31 types" in text
+    assert "perplexity |" not in text
 
 
 def test_the_card_tells_the_figures(model: LSTMLanguageModel) -> None:
@@ -104,31 +87,6 @@ def test_the_card_tells_the_figures(model: LSTMLanguageModel) -> None:
     assert card.data.license == "cc-by-sa-3.0"
     assert "| test | 123.46 | 1,000 | 1 |" in card.text
     assert card.text.endswith("## Limits\n\nMany.")
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_weights_of_low_precision_are_read_as_float32(model: LSTMLanguageModel, tmp_path: Path, dtype: torch.dtype) -> None:
-    save_pretrained(tmp_path / "half", model, words(31), DATA, dtype=dtype)
-    save_pretrained(tmp_path / "full", model, words(31), DATA)
-    loaded = load(tmp_path / "half").model.weights()
-    assert {weight.dtype for weight in loaded.values()} == {torch.float32}
-    expected = {name: weight.to(dtype).float() for name, weight in model.weights().items()}
-    torch.testing.assert_close(loaded, expected, rtol=0, atol=0)
-    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("half", "full")]
-    assert sizes[0] < 0.6 * sizes[1]
-
-
-def test_broken_model_folders(model: LSTMLanguageModel, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no model in"):
-        load(tmp_path)
-    save_pretrained(tmp_path, model, words(31), DATA)
-    (tmp_path / "model.safetensors").write_bytes(b"x" * 40)
-    with pytest.raises(UserError, match="cannot read the model"):
-        load(tmp_path)
-    save_pretrained(tmp_path / "other", LSTMLanguageModel(SMALL, 7), words(7), DATA)
-    (tmp_path / "model.safetensors").write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
-    with pytest.raises(UserError, match=r"model\.safetensors: the weights are not those of the model in"):
-        load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["config.json", "vocab.json"])
@@ -165,7 +123,7 @@ def test_what_is_not_the_file_it_should_be_is_told_in_a_line_that_names_it(
         ({"data": {"dataset": 3}}, "data.dataset"),
         ({"fingerprints": {"test": 3}}, "fingerprints.test"),
         # Nothing of this size is allocated.
-        ({"model": {"hidden_size": 65536, "embedding_size": 65536, "num_layers": 124}}, "the weights are not those"),
+        ({"model": {"hidden_size": 65536, "embedding_size": 65536, "num_layers": 124}}, "cannot read the model in"),
         ({"model": {"hidden_size": 1 << 40, "embedding_size": 1 << 40}}, "must be at least 1 and at most 65,536"),
     ],
 )
@@ -184,28 +142,32 @@ def test_of_a_strangers_config_only_what_is_needed_is_read(model: LSTMLanguageMo
     content = json.loads((tmp_path / "config.json").read_text())
     content["data"] |= {"cache_dir": "/etc", "batch_size": -1, "min_count": "x"}
     (tmp_path / "config.json").write_text(json.dumps(content | {"model_type": "lstmlm", "train": {"run_dir": "/etc"}}))
-    assert read_config(tmp_path).data == DataConfig(**DATA)
-    load(tmp_path)
+    assert load(tmp_path).description.data == DataConfig(**DATA)
 
 
-@pytest.mark.parametrize("fault", ["int8", "bool", "float8_e4m3fn", "nan", "inf", "-inf", "float64", "missing", "more", "folder"])
+@pytest.mark.parametrize("fault", ["int8", "bool", "nan", "inf", "-inf", "float64", "missing", "more", "larger", "damaged", "folder"])
 def test_weights_that_are_none_are_refused(model: LSTMLanguageModel, tmp_path: Path, fault: str) -> None:
     save_pretrained(tmp_path, model, words(31), DATA)
     path, weights, name = tmp_path / "model.safetensors", model.weights(), "layers.1.weight_hh_l0"
     assert name in weights
-    if fault in ("int8", "bool", "float8_e4m3fn"):
+    if fault in ("int8", "bool"):
         weights[name], told = weights[name].to(getattr(torch, fault)), f"{name} is in {fault}"
     elif fault in ("nan", "inf", "-inf"):
         weights[name][3, 2], told = float(fault), f"{name} holds a NaN, an infinity"
     elif fault == "float64":  # finite there, infinite in float32
         weights[name], told = (weights[name].double() * 1e300, f"{name} holds a NaN, an infinity, or a number that float32 cannot")
-    elif fault == "folder":
-        told = f"cannot read {path}: it is a folder"
+    elif fault == "missing":
+        del weights[name]
+        told = f"the weights are not those of a model of these sizes: {name} is missing and should be [48, 12]"
+    elif fault in ("more", "larger"):
+        weights["other" if fault == "more" else name], told = torch.ones(2), "is [2] and should be"
     else:
-        weights["other"], told = weights.pop(name) if fault == "missing" else torch.ones(2), "the weights are not those"
+        told = f"cannot read {path}: it is a folder" if fault == "folder" else f"cannot read the model in {path}"
     path.unlink()
     if fault == "folder":
         path.mkdir()
+    elif fault == "damaged":
+        path.write_bytes(b"x" * 40)
     else:
         safetensors.torch.save_file(weights, path)
     with pytest.raises(UserError, match=re.escape(told)) as caught:
@@ -248,18 +210,20 @@ print({{"torch._dynamo", "sympy", "accelerate", "pyarrow", "huggingface_hub", "d
 def test_the_newest_run_is_taken_where_none_is_named(
     model: LSTMLanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     for name in ("a", "b", "a"):
-        save_pretrained(tmp_path / name / "model", model, words(31), DATA | {"dataset": "other"})
-    save_pretrained(tmp_path / "smoke" / "model", model, words(31), DATA | {"dataset": "toy"})  # the newest
-    assert find_model(runs=tmp_path) == tmp_path / "a" / "model"
-    assert capsys.readouterr().err == f"using the newest model here, {tmp_path / 'a' / 'model'}\n"
-    monkeypatch.setattr(pretrained, "BUNDLED", tmp_path / "b" / "model")
-    assert find_model(runs=tmp_path / "a") == tmp_path / "b" / "model"
+        save_pretrained(f"runs/{name}/model", model, words(31), DATA | {"dataset": "other"})
+    save_pretrained("runs/smoke/model", model, words(31), DATA | {"dataset": "toy"})  # the newest
+    assert find_model() == Path("runs/a/model")
+    assert capsys.readouterr().err == "using the newest model here, runs/a/model\n"
+    monkeypatch.setattr(pretrained, "BUNDLED", tmp_path / "runs/b/model")
+    monkeypatch.chdir(tmp_path / "runs")
+    assert find_model() == tmp_path / "runs/b/model"
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("using the model that comes with lstmlm")
     monkeypatch.setattr(pretrained, "BUNDLED", tmp_path / "absent")
     with pytest.raises(UserError, match="no model in"):
-        find_model(runs=tmp_path / "a")
+        find_model()
 
 
 def test_a_named_folder_of_split_files_has_no_subset_unless_it_holds_it(model: LSTMLanguageModel, tmp_path: Path) -> None:

@@ -31,11 +31,7 @@ STOP_CHECK_STEPS = 10  # steps between two agreements of several ranks on whethe
 
 
 def check_alike(accelerator: Accelerator, what: str, values: dict[str, Any]) -> None:
-    """Refuse to go on where `values`, which the message calls `what`, are not the same on every rank.
-
-    Raises:
-        UserError: On every rank, naming the first value that differs and the ranks.
-    """
+    """Refuse to go on, on every rank, where `values`, which the message calls `what`, are not the same on all of them."""
     first, *others = gather_object([values])
     for rank, other in enumerate(others, start=1):
         for name in first:

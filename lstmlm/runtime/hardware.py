@@ -35,11 +35,7 @@ def default_threads() -> int:
 
 
 def local_ranks() -> int:
-    """Ranks on this host, as the launcher says.
-
-    Raises:
-        UsageError: It says no number.
-    """
+    """Ranks on this host, as the launcher says."""
     value = os.environ.get("LOCAL_WORLD_SIZE", "1")
     check(value.isdecimal() and int(value) > 0, f"LOCAL_WORLD_SIZE is {value!r}, no number of processes: unset it")
     return int(value)
@@ -118,8 +114,7 @@ def use_machine(threads: int | None = None) -> None:
 @contextmanager
 def settings_kept() -> Iterator[None]:
     """Whatever a block sets of this process, for its threads, arithmetic and random numbers, is afterwards as it was."""
-    threads, generator = torch.get_num_threads(), torch.get_rng_state()
-    generators = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    threads, gpus = torch.get_num_threads(), range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
     flushes = bool(torch.tensor(1e-310, dtype=torch.float64) == 0)
     deterministic = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -130,16 +125,14 @@ def settings_kept() -> Iterator[None]:
             older.append((switch, switch.allow_tf32))
     newer = [(switch, switch.fp32_precision) for switch in (torch.backends.cuda.matmul, _CONV, _RNN)]
     try:
-        yield
+        with torch.random.fork_rng(gpus):
+            yield
     finally:
         for switch, allowed in older:
             switch.allow_tf32 = allowed
         for switch, precision in newer:
             switch.fp32_precision = precision
         torch.set_num_threads(threads)
-        torch.set_rng_state(generator)
-        if generators:
-            torch.cuda.set_rng_state_all(generators)
         torch.set_flush_denormal(flushes)
         torch.use_deterministic_algorithms(deterministic, warn_only=warns)
         if workspace is None:
@@ -201,13 +194,9 @@ def package_versions() -> dict[str, str]:
 
 def git_state() -> dict[str, Any]:
     """Commit of the git checkout that this package is imported from, and whether files have changed since. None outside a checkout."""
-
-    def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        try:
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return None
-
-    commit = git("rev-parse", "HEAD")
-    return {"git_commit": commit, "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")) if commit else None}
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return {"git_commit": None, "git_dirty": None}
+    return {"git_commit": commit.removesuffix("-dirty"), "git_dirty": commit.endswith("-dirty")}

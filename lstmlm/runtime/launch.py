@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import count
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -23,15 +23,15 @@ from lstmlm.console import UsageError, UserError, check, one_line
 from lstmlm.runtime import hardware
 from lstmlm.runtime.distributed import check_alike, fail_together
 
-# Ours -> Accelerate's
-PRECISIONS: dict[Literal["auto", "fp32", "tf32", "bf16", "fp16"], str] = {"fp32": "no", "tf32": "no", "bf16": "bf16", "fp16": "fp16"}
-
 # What a launcher's configuration, or another job's environment, may set and no run of ours can do
 FOREIGN_SETTINGS = "USE_DEEPSPEED USE_MEGATRON_LM USE_FSDP USE_PARALLELISM_CONFIG USE_SAGEMAKER FP8_BACKEND DYNAMO_BACKEND DEBUG_MODE"
 FOREIGN = [f"ACCELERATE_{name}" for name in FOREIGN_SETTINGS.split()]
-OF_A_LAUNCH = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # numbers that a launcher sets beside WORLD_SIZE
-# Numbers of processes that other programs start
-OF_OTHERS = ("SLURM_STEP_NUM_TASKS", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+USE_LAUNCHER = (
+    "start ranks with `accelerate launch --multi_gpu --num_processes N --num_machines 1 scripts/train.py`, on CPUs with "
+    "ACCELERATE_USE_CPU=true before it"
+)
+OF_A_LAUNCH = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what a launcher tells each rank
+OF_OTHERS = ("SLURM_STEP_NUM_TASKS", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # processes that other programs start
 
 
 def resolve_precision(config: Config) -> Config:
@@ -40,29 +40,22 @@ def resolve_precision(config: Config) -> Config:
     Raises:
         UsageError: Launcher and configuration contradict each other, or the launcher's precision is not supported.
     """
-    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    launched = next((ours for ours, theirs in PRECISIONS.items() if theirs == launcher), None)
-    wanted = config.train.precision
-    if launched is None:
-        raise UsageError(f"precision {launcher} is not supported: launch with --mixed_precision no, bf16 or fp16")
+    launched: Any = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    check(launched in ("no", "bf16", "fp16"), f"precision {launched} is not supported: launch with --mixed_precision no, bf16 or fp16")
     # The launcher also says `no` where nobody asked for a precision, so only another answer contradicts the configuration.
+    wanted = config.train.precision
+    check(
+        wanted == "auto" or launched in ("no", wanted),
+        f"the launcher says --mixed_precision {launched} but train.precision is {wanted}: make them agree, or leave it at auto",
+    )
     if wanted == "auto":
-        config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=launched))
-    elif launched not in ("fp32", wanted):
-        raise UsageError(
-            f"the launcher says --mixed_precision {launcher} but train.precision is {wanted}: make them agree, "
-            "or leave train.precision at auto"
-        )
-    return config
+        wanted = "fp32" if launched == "no" else launched
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, precision=wanted))
 
 
 @contextmanager
 def started(config: Config) -> Iterator[Accelerator]:
-    """`start` for the length of a block. After it, however it ends, the ranks have parted and this process is as it was.
-
-    Raises:
-        UserError: As `start`.
-    """
+    """`start` for the length of a block. After it, however it ends, the ranks have parted and this process is as it was."""
     callers = is_initialized() or dist.is_initialized()  # what the caller has set up stays
     accelerator = None
     with hardware.settings_kept():
@@ -74,33 +67,24 @@ def started(config: Config) -> Iterator[Accelerator]:
             raise
         finally:
             if not callers:
-                _part(accelerator)
-
-
-def _part(accelerator: Accelerator | None) -> None:
-    """Take the process groups down, last.
-
-    A DDP wrapper that outlived them would end them from C++, holding Python's lock, and wait for gloo's thread, which may wait
-    for that lock (pytorch#56297 and its relatives). The run has let go of its wrapper; here Accelerate does.
-    """
-    if accelerator is not None:
-        accelerator.free_memory()
-    gc.collect()
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    AcceleratorState._reset_state(reset_partial_state=True)
+                # The process groups go last. A DDP wrapper that outlived them would end them from C++, holding Python's lock, and wait
+                # for gloo's thread, which may wait for that lock (pytorch#56297). The run has let go of its own; here Accelerate does.
+                if accelerator is not None:
+                    accelerator.free_memory()
+                gc.collect()
+                if dist.is_initialized():
+                    dist.destroy_process_group()
+                AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def start(config: Config) -> Accelerator:
     """Build the `Accelerator` and set up this process: threads, determinism.
 
-    Args:
-        config: With the precision resolved.
-
     Raises:
-        UserError: The launch did not start what was asked for, or the device cannot compute in the precision.
+        UserError: The launch did not start what was asked for, or the device cannot compute in the precision, which is resolved.
     """
     check_launch()
+    precision = config.train.precision
     torch.set_flush_denormal(True)
     if config.train.deterministic:
         os.environ.setdefault(hardware.WORKSPACE, ":4096:8")
@@ -108,7 +92,7 @@ def start(config: Config) -> Accelerator:
     try:
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # without it, several ranks on a CPU form no group
-            mixed_precision=PRECISIONS[config.train.precision],
+            mixed_precision=precision if precision in ("bf16", "fp16") else "no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # TrainStep accumulates by itself
             kwargs_handlers=[
                 InitProcessGroupKwargs(init_method="restartable://", timeout=timedelta(minutes=config.train.timeout_minutes)),
@@ -125,19 +109,14 @@ def start(config: Config) -> Accelerator:
         raise UserError(f"the ranks did not find each other within {config.train.timeout_minutes:g} minutes: {one_line(error)}") from None
     # After Accelerate, which sets both of these too.
     torch.set_num_threads(config.train.threads or hardware.default_threads())
-    hardware.set_float32_products(config.train.precision)
+    hardware.set_float32_products(precision)
     kind, world_size, asked_for = accelerator.distributed_type, accelerator.num_processes, int(os.environ.get("WORLD_SIZE", "1"))
     check(
-        kind in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU),
-        f"distributed type {kind.value} is not supported: every rank holds the whole model; launch with --multi_gpu",
-    )
-    check(
-        asked_for == world_size,
-        f"{asked_for} processes were asked for (WORLD_SIZE) but {world_size} started: use "
-        "`accelerate launch --multi_gpu --num_processes N --num_machines 1 scripts/train.py`",
+        kind in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU) and asked_for == world_size,
+        f"{asked_for} processes were asked for, and {world_size} of the type {kind.value} started, which cannot train: {USE_LAUNCHER}",
     )
     with fail_together(accelerator):
-        _check_device(config.train.precision, accelerator.device)
+        _check_device(precision, accelerator.device)
         if config.train.cuda_graph:
             _check_cuda_graph(config, accelerator)
         if config.train.compress_gradients:
@@ -171,44 +150,32 @@ def check_launch() -> None:
     """Refuse a launch that would start fewer ranks than were asked for, or several runs that do not know of each other.
 
     Raises:
-        UsageError: With what was asked for, what was started, and the command that works.
+        UsageError: With the variable that says so, and what to do.
     """
     says = os.environ
-    alone = "this process was started as a run of its own"
-    launcher = "start it with `accelerate launch --num_processes N`, or unset"
     for name in FOREIGN:
         check(
             says.get(name, "").lower() in ("", "0", "no", "none", "off", "false"),
             f"{name} is {says.get(name)}: DeepSpeed, Megatron-LM, FSDP, other parallelism, SageMaker, FP8, Dynamo and Accelerate's debug "
             "mode are not supported; unset it, or take it out of the launcher's configuration",
         )
-    for name in ("WORLD_SIZE", *OF_A_LAUNCH, *OF_OTHERS):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", *OF_OTHERS):
         check(says.get(name, "1").isdecimal(), f"{name} is {says.get(name)!r} in the environment, no number: unset it")
-    if "WORLD_SIZE" in says:
-        for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
-            check(
-                name in says,
-                f"WORLD_SIZE is {says['WORLD_SIZE']} in the environment, but {alone} ({name} is missing): {launcher} WORLD_SIZE",
-            )
-    else:
+    there = [name for name in (*OF_A_LAUNCH, "LOCAL_WORLD_SIZE") if name in says]
+    missing = [name for name in OF_A_LAUNCH if name not in says]
+    check(
+        not (there and missing),  # Accelerate's distributed_type MULTI_CPU does that
+        f"the environment has {', '.join(there)} but not {', '.join(missing)}, so this process would train alone: {USE_LAUNCHER}, or "
+        f"unset {' and '.join(there)}",
+    )
+    for name in OF_OTHERS:
         check(
-            "MASTER_ADDR" not in says,
-            "several processes were asked for but only one was started (distributed_type MULTI_CPU does that): on one CPU host use "
-            "`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N --num_machines 1 scripts/train.py`",
+            bool(there) or int(says.get(name, "1")) <= 1,
+            f"{name} is {says.get(name)}: srun or mpirun started several processes, and each would train a run of its own; "
+            f"{USE_LAUNCHER}, see scripts/cluster/, or unset {name}",
         )
-        for name in OF_A_LAUNCH:
-            check(
-                name not in says, f"{name} is {says.get(name)} in the environment, but {alone} (WORLD_SIZE is missing): {launcher} {name}"
-            )
-        for name in OF_OTHERS:
-            check(
-                int(says.get(name, "1")) <= 1,
-                f"{name} is {says.get(name)}: srun or mpirun started several processes, and each would train a run of its own; use "
-                f"`accelerate launch --num_processes N` or scripts/cluster/, or unset {name}",
-            )
-    ranks = hardware.local_ranks()
-    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in ("true", "1", "yes")
-    gpus = torch.cuda.device_count()
+    ranks, gpus = hardware.local_ranks(), torch.cuda.device_count()
+    on_gpu = torch.cuda.is_available() and says.get("ACCELERATE_USE_CPU", "false").lower() not in ("true", "1", "yes")
     check(not on_gpu or ranks <= gpus, f"{ranks} ranks on this host but {gpus} GPUs: start one rank for each GPU")
 
 
@@ -231,20 +198,18 @@ def _check_cuda_graph(config: Config, accelerator: Accelerator) -> None:
 def _check_device(precision: str, device: torch.device) -> None:
     gpu = device.type == "cuda"
     check(not gpu or torch.cuda.is_available(), f"ACCELERATE_TORCH_DEVICE is {device}, but PyTorch finds no such GPU: unset it")
+    computes, needed = True, ""
     if precision == "tf32":
-        ampere = gpu and torch.cuda.get_device_capability(device) >= (8, 0)
-        check(ampere, "train.precision tf32 needs an NVIDIA GPU of the Ampere generation or later; use fp32")
-    if precision == "fp16":
-        check(device.type != "cpu", "train.precision fp16 needs a GPU: a CPU would silently compute in fp32; use fp32 or bf16")
+        computes, needed = gpu and torch.cuda.get_device_capability(device) >= (8, 0), "an NVIDIA GPU of the Ampere generation or later"
+    if precision == "fp16":  # a CPU would silently compute in fp32
+        computes, needed = device.type != "cpu", "a GPU"
     if precision == "bf16" and gpu:
-        arithmetic = torch.cuda.is_bf16_supported(including_emulation=False)
-        check(arithmetic, "train.precision bf16: this GPU has no bf16 arithmetic; use fp32 or fp16")
+        computes, needed = torch.cuda.is_bf16_supported(including_emulation=False), "a GPU with bf16 arithmetic"
     if precision == "bf16" and device.type == "cpu":
+        needed = "a GPU, or a CPU that can run an LSTM in bf16 (AVX512-BF16 or AMX)"
         try:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 torch.nn.LSTM(8, 8)(torch.zeros(1, 1, 8))
         except RuntimeError:
-            found = "" if torch.accelerator.is_available() else "no GPU found, and "
-            raise UsageError(
-                f"train.precision bf16: {found}this CPU cannot run an LSTM in bf16 (no AVX512-BF16 or AMX); use fp32"
-            ) from None
+            computes = False
+    check(computes, f"train.precision {precision} needs {needed}, and this is {hardware.device_kind(device)}: use fp32")

@@ -10,7 +10,7 @@ from lstmlm.runtime.launch import FOREIGN, OF_A_LAUNCH, OF_OTHERS, check_launch
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WORLD_SIZE", "MASTER_ADDR", *OF_A_LAUNCH, *OF_OTHERS):
+    for name in (*OF_A_LAUNCH, "LOCAL_WORLD_SIZE", *OF_OTHERS):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -31,9 +31,10 @@ def test_settings_of_other_launchers(name: str, monkeypatch: pytest.MonkeyPatch)
     [
         ("LOCAL_WORLD_SIZE=", "LOCAL_WORLD_SIZE is '' in the environment, no number: unset it"),
         ("LOCAL_WORLD_SIZE=2x RANK=0", "LOCAL_WORLD_SIZE is '2x' in the environment, no number: unset it"),
-        ("WORLD_SIZE=2 RANK=0 MASTER_ADDR=a MASTER_PORT=1 LOCAL_WORLD_SIZE=0", "LOCAL_WORLD_SIZE is '0', no number of processes"),
+        ("WORLD_SIZE=2 RANK=0 LOCAL_RANK=0 MASTER_ADDR=a MASTER_PORT=1 LOCAL_WORLD_SIZE=0", "LOCAL_WORLD_SIZE is '0', no number of"),
         ("LOCAL_RANK=-1", "LOCAL_RANK is '-1' in the environment, no number: unset it"),
-        ("LOCAL_RANK=3", "LOCAL_RANK is 3 in the environment, but this process was started as a run of its own"),
+        ("WORLD_SIZE=2 RANK=0", "has WORLD_SIZE, RANK but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT.* or unset WORLD_SIZE and RANK$"),
+        ("MASTER_ADDR=a", "has MASTER_ADDR but not WORLD_SIZE"),
         ("LOCAL_WORLD_SIZE=8", "or unset LOCAL_WORLD_SIZE$"),
         ("SLURM_STEP_NUM_TASKS=2", "SLURM_STEP_NUM_TASKS is 2: srun or mpirun started several processes"),
         ("PMI_SIZE=2", "PMI_SIZE is 2: .* or unset PMI_SIZE$"),

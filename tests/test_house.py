@@ -12,9 +12,9 @@ ROOMS = """
     evaluation.surprisal evaluation.surprisal_page evaluation.surprisal_tables
     evaluation.breakdown evaluation.tuning evaluation.pairs
     generation
-    training.optimizer training.memory training.segments training.step training.build training.cursor training.checkpoint
+    training.optimizer training.segments training.step training.build training.cursor training.checkpoint
     training.run_directory training.resume training.trackers training.tracking training.banner training.profiling
-    training.validation training.best_model training.run training.dry_run training.loop
+    training.best_model training.run training.dry_run training.loop
     report.runs report.plots report.page report.wandb_report
     export.modeling_lstmlm export.tokenization_lstmlm export.transformers export.onnx export.hub
     cli __main__

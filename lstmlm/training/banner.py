@@ -14,7 +14,7 @@ from lstmlm.config import Config, ModelConfig
 from lstmlm.console import duration, perplexity
 from lstmlm.data import toy
 from lstmlm.data.corpus import Corpus
-from lstmlm.runtime.hardware import device_kind, git_state, local_ranks, package_versions
+from lstmlm.runtime.hardware import device_kind, git_state, package_versions
 from lstmlm.training.step import TrainStep
 
 
@@ -130,19 +130,14 @@ def typed(name: str, module: str = "") -> str:
 
 
 def resume_command(run_dir: str | Path | None) -> str:
-    """How to resume a run: the command, with the launcher and the ranks of a host, where this process shows what was started."""
+    """How to resume a run: the command, where this process shows what was started."""
     script, options = Path(sys.argv[0]), f"--train.run_dir {shlex.quote(str(run_dir))} --train.resume true"
     ours = script.name == "lstmlm" or (script.name, script.parent.name) == ("__main__.py", "lstmlm")
-    program = f"{typed('lstmlm', 'lstmlm')} train" if ours else f"{typed('python')} {shlex.quote(str(script))}"
-    ranks = local_ranks()
+    if "WORLD_SIZE" in os.environ:
+        return f"the same command (on every host) with {options}"
     if not ours and script.name in ("__main__.py", "ipykernel_launcher.py"):
         return f"the same call with train.run_dir {run_dir} and train.resume true"
-    if "WORLD_SIZE" not in os.environ:
-        return f"{program} {options}"
-    if "TORCHELASTIC_RUN_ID" not in os.environ or int(os.environ["WORLD_SIZE"]) != ranks:
-        return f"the same command on every host with {options}"
-    launcher = f"{typed('accelerate', 'accelerate.commands.accelerate_cli')} launch --multi_gpu --num_machines 1 --num_processes {ranks}"
-    return f"{launcher} {shlex.quote(str(script))} {options}"
+    return f"{typed('lstmlm', 'lstmlm')} train {options}" if ours else f"{typed('python')} {shlex.quote(str(script))} {options}"
 
 
 def _size(size: float) -> str:

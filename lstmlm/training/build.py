@@ -1,4 +1,4 @@
-"""What a run is made of: the data as ids, the table, the model, the step."""
+"""What a run is made of: the data as ids, the table, the model, the step; and the memory for it, known before any of it is taken."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from lstmlm.config import Config, as_written
-from lstmlm.console import check
+from lstmlm.console import UserError, check
 from lstmlm.data.corpus import Corpus, load_corpus
 from lstmlm.data.table import Table
 from lstmlm.data.vocabulary import Vocabulary
@@ -15,8 +15,8 @@ from lstmlm.files import user_path
 from lstmlm.model.language_model import LSTMLanguageModel
 from lstmlm.model.pretrained import VOCABULARY, load
 from lstmlm.runtime.distributed import check_alike, fail_together, main_tensors, main_value, together_however_long
-from lstmlm.runtime.hardware import cores
-from lstmlm.training.memory import check_memory
+from lstmlm.runtime.hardware import cores, free_memory, local_ranks
+from lstmlm.training.optimizer import kept_tensors
 from lstmlm.training.segments import steps_per_epoch
 from lstmlm.training.step import TrainStep
 
@@ -30,9 +30,6 @@ def build(config: Config, accelerator: Accelerator, origin: str | Path | None = 
         origin: As for `load`: a model whose vocabulary and weights the run begins with; or the file of a vocabulary, of a run
             that goes on, whose weights are in its checkpoint. Only the main rank reads it. None = the vocabulary of the training split,
             and random weights.
-
-    Raises:
-        UserError: The data or the model cannot be had, do not fit the configuration, or do not fit the memory.
     """
     vocabulary, weights = _load_origin(config, accelerator, origin) if origin is not None else (None, None)
     with fail_together(accelerator), together_however_long(accelerator, "still prepare the data"):
@@ -45,7 +42,7 @@ def build(config: Config, accelerator: Accelerator, origin: str | Path | None = 
         f"{len(stream) - 1} pairs of input and target, and every column needs one",
     )
     with fail_together(accelerator):
-        check_memory(config, len(corpus.vocabulary), len(stream), accelerator)
+        _check_memory(config, len(corpus.vocabulary), len(stream), accelerator)
     rank, world_size = accelerator.process_index, accelerator.num_processes
     table = Table(stream, config.data.batch_size, rank, world_size, accelerator.device)
     torch.manual_seed(config.train.seed)
@@ -87,3 +84,33 @@ def _check_settings(config: Config, model: LSTMLanguageModel, vocabulary: Vocabu
     options = [f"--{key} {as_written(value)}" for key, value in differing.items()]
     origin = config.train.init_from
     check(not options, f"train.init_from {origin} is another model than the configuration describes: say {' '.join(options)}")
+
+
+def _check_memory(config: Config, vocab_size: int, tokens: int, accelerator: Accelerator) -> None:
+    """Refuse a run that certainly does not fit the memory that the ranks of a host share. What is counted is less than what is used.
+
+    `tokens` is the length of the training stream.
+    """
+    with torch.device("meta"):
+        parameters = LSTMLanguageModel(config.model, vocab_size).num_parameters
+    ranks = local_ranks()
+    rows, columns = -(-tokens // config.data.batch_size), -(-config.data.batch_size // accelerator.num_processes)
+    # Of each place of a segment, backward needs the embedding and, for every layer, four gates and the cell.
+    places, units = min(config.data.bptt, rows) * columns, config.model.embedding_size
+    units += 5 * sum(config.model.layer_sizes)
+    segment = places * units * (2 if config.train.precision in ("bf16", "fp16") else 4)
+    kept = 1 + kept_tensors(config.optim)  # the weight and what is kept beside it, in float32
+    trained = 4 * (kept + 1) * parameters  # with the gradient
+    saved = 2 * 4 * kept * parameters  # a checkpoint, gathered on the host and then made a file's content
+    each = trained + segment + 8 * rows
+    needs = {accelerator.device: each * ranks + saved}
+    if accelerator.device.type == "cuda":
+        needs = {accelerator.device: each + 4 * rows * columns, torch.device("cpu"): saved}
+    for device, need in needs.items():
+        free = free_memory(device)
+        if need > free:
+            sizes = f"{parameters:,} parameters, {columns} columns of {min(config.data.bptt, rows):,} rows at a time"
+            raise UserError(
+                f"this run needs at least {need / 1e9:,.1f} GB of memory ({device.type}), and {free / 1e9:,.1f} GB are free: {sizes} "
+                f"on each of {ranks} rank(s) here; lower model.hidden_size, model.num_layers, data.bptt or data.batch_size"
+            )

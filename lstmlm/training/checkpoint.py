@@ -1,14 +1,6 @@
-"""Checkpoints: a folder per step that exists whole or not at all, found again, verified, pruned.
+"""Checkpoints: folders `step_00001234` that exist whole or not at all, found again, verified, pruned; docs/checkpoints.md has the format.
 
-    checkpoints/step_00001234/
-        state.safetensors    model, optimizer, hidden state of all B columns
-        state.json           cursor, running sums, configuration, fingerprints
-        manifest.json        size and SHA-256 of the other two; written last: with it the checkpoint is complete
-
-A checkpoint is written into a folder whose name starts with a dot, flushed, and renamed. Nothing in it is a pickle, so
-that to load somebody's checkpoint runs no code. A folder counts as a checkpoint only where its name has exactly this form, it
-holds these files and no others, and the step in `state.json` is the step of its name. A run resumes from no other folder and
-deletes no other folder.
+One is written into a folder whose name starts with a dot, flushed, and renamed; its manifest is written last. Nothing in it is a pickle.
 """
 
 import hashlib
@@ -77,15 +69,12 @@ def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[st
         keep: Complete checkpoints that stay, >= 1.
 
     Raises:
-        UserError: The disk is full or refuses, or something that is no checkpoint stands in the way; what was published before is
-            untouched.
+        UserError: The disk is full or refuses, or something that is no checkpoint is in the way; what was published is untouched.
     """
     target = folder / f"step_{step:08d}"
     temporary = folder / f".{target.name}.tmp"
     try:
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            sync_folder(folder.parent)
+        folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
         if os.path.lexists(target) and not _is_ours(target):
             raise UserError(f"cannot save: {target} is in the way and no checkpoint of this run; move it elsewhere")
@@ -114,22 +103,14 @@ def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[st
 
 
 def prune(newest: Path, keep: int) -> None:
-    """Delete the checkpoints before a whole one, all but the last `keep - 1` of them.
-
-    Raises:
-        UserError: One cannot be deleted.
-    """
+    """Delete the checkpoints before a whole one, all but the last `keep - 1` of them."""
     before = [path for path in checkpoints(newest.parent) if _step(path) < _step(newest) and _is_ours(path)]
     for path in before[keep - 1 :]:
         _delete(path)
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Everything whose name is exactly a checkpoint's, newest first.
-
-    Raises:
-        UserError: The folder cannot be read.
-    """
+    """Everything whose name is exactly a checkpoint's, newest first."""
     try:
         names = os.listdir(folder)  # noqa: PTH208 (Path.glob is silent about a folder that cannot be read)
     except FileNotFoundError:
@@ -141,11 +122,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def whole(folder: Path) -> Iterator[tuple[Path, Saved]]:
-    """The checkpoints that are whole, newest first, each with its values; a line tells of any other.
-
-    Raises:
-        UserError: The folder cannot be read.
-    """
+    """The checkpoints that are whole, newest first, each with its values; a line tells of any other."""
     for path in checkpoints(folder):
         try:
             yield path, verify(path)
@@ -177,11 +154,7 @@ def verify(path: Path) -> Saved:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a checkpoint.
-
-    Raises:
-        UserError: They cannot be read.
-    """
+    """Tensors of a checkpoint."""
     try:
         return safetensors.torch.load(read_file(path / TENSORS))
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -198,14 +171,11 @@ def sweep(folder: Path) -> None:
 def _delete(path: Path) -> None:
     """Take a checkpoint out of sight in one rename, then delete it: no half-deleted one can be found."""
     hidden = path.with_name(f".{path.name}.old")
-    if hidden.exists():
-        raise UserError(f"cannot delete {path}: {hidden} is in the way and no checkpoint; move it elsewhere")
     path.rename(hidden)
     _remove(hidden)
 
 
 def _remove(path: Path) -> None:
-    """Delete a folder that holds nothing but a checkpoint's files."""
     for name in (TENSORS, VALUES, MANIFEST):
         (path / name).unlink(missing_ok=True)
     path.rmdir()
@@ -226,10 +196,10 @@ def _is_ours(path: Path) -> bool:
 
 
 def _foreign_content(path: Path) -> str | None:
-    """Why a path cannot be one of our checkpoints: it is no folder, or holds a file that no checkpoint holds. None where it can."""
+    """Why a path cannot be a checkpoint: a run resumes from no folder, and deletes none, that holds anything else. None where it can."""
     if path.is_symlink() or not path.is_dir():
         return "it is not a folder"
-    foreign = sorted(
-        entry.name for entry in path.iterdir() if entry.name not in (TENSORS, VALUES, MANIFEST) or entry.is_symlink() or not entry.is_file()
-    )
-    return f"it holds {foreign[0]}, which is not of a checkpoint" if foreign else None
+    for entry in path.iterdir():
+        if entry.name not in (TENSORS, VALUES, MANIFEST) or entry.is_symlink() or not entry.is_file():
+            return f"it holds {entry.name}, which is not of a checkpoint"
+    return None

@@ -25,11 +25,9 @@ from lstmlm.runtime.distributed import fail_together, main_value
 from lstmlm.runtime.hardware import peak_memory
 from lstmlm.training import banner, resume
 from lstmlm.training.build import build
-from lstmlm.training.checkpoint import Saved
 from lstmlm.training.cursor import Cursor
 from lstmlm.training.run import Outcome
 from lstmlm.training.run_directory import RunDirectory
-from lstmlm.training.step import StepResult, TrainStep
 
 TIMED_STEPS = 6  # the first one is slow: libraries choose their kernels, and memory is taken
 
@@ -38,25 +36,38 @@ def dry_run(config: Config) -> Outcome:
     """Try whether a run of a configuration, its precision resolved, could start, and measure what it needs.
 
     Returns:
-        With this `summary`: `train/loss` and `valid/loss` of one step, in nats; `time/step`, `time/validation` and `time/total`, what
-        the run is likely to take here, in seconds; `memory/host` and, where there is one, `memory/gpu`, the
-        most that the main rank used, and `disk/needed`, `disk/checkpoint`, `disk/model` and `disk/free`, all in bytes.
+        Of a finished run, the outcome of that. Else with this `summary`: `train/loss` and `valid/loss` of one step, in nats;
+        `time/step`, `time/validation` and `time/total`, what the run is likely to take here, in seconds; `memory/host` and, where
+        there is one, `memory/gpu`, the most that the main rank used, and `disk/needed`, `disk/checkpoint`, `disk/model` and
+        `disk/free`, all in bytes.
 
     Raises:
         UserError: Why the run could not start.
     """
     train = config.train
     directory = RunDirectory(train.run_dir or "runs")
+    place = directory.path.absolute()
     with _terminable(), launch.started(config) as accelerator, _scratch_cache(config, accelerator) as cache:
+        past = resume.Past()
         with fail_together(accelerator):
-            saved = _check_directory(config, directory) if accelerator.is_main_process else None
-        saved = main_value(accelerator, saved)
+            if accelerator.is_main_process:
+                directory.refuse_unwritable()
+                if train.run_dir is not None:
+                    past = resume.find_past(config, directory)
+        saved, summary = main_value(accelerator, (past.saved, past.summary))
+        if summary is not None:
+            return Outcome(place, summary=summary)
         scratch_config = replace(config, data=replace(config.data, cache_dir=str(cache)))
         corpus, train_step = build(scratch_config, accelerator, resume.origin(config, directory, saved))
         if saved is not None:
             resume.check_data(saved.data_fingerprint, corpus.fingerprint)
-        timed = _timed_steps(train_step)
-        step, each = timed[0][0], min(seconds for _, seconds in timed)
+        cursor, results, seconds = Cursor(), [], []
+        for window in islice(train_step.windows(epoch=0), TIMED_STEPS):
+            begin = time.perf_counter()
+            train_step(window, cursor.step, cursor.segment)
+            cursor.advance(window)
+            results += train_step.read()  # waits for the device
+            seconds.append(time.perf_counter() - begin)
         segment = corpus.splits["validation"][: SEGMENT_TOKENS * accelerator.num_processes + 1]
         begin = time.perf_counter()
         valid = evaluate_stream(train_step.model, segment, train.eval_columns, accelerator)
@@ -69,16 +80,15 @@ def dry_run(config: Config) -> Outcome:
         model = weights + len(corpus.vocabulary.to_bytes())
         memory = peak_memory(accelerator.device)
         train_step.close()
-        place = directory.path.absolute()
         steps = train_step.total_steps - (saved.cursor.step if saved is not None else 0)
         validations = steps / (train.eval_every or train_step.steps_per_epoch)
         targets = {split: len(corpus.splits[split]) for split in ("validation", "test")}
         validation = each_target * targets["validation"]
         figures = {
-            "time/step": each,
+            "time/step": min(seconds),
             "time/validation": validation,
-            "time/total": steps * each + validations * validation + each_target * sum(targets.values()),
-            "train/loss": step.nll / step.num_targets,
+            "time/total": steps * min(seconds) + validations * validation + each_target * sum(targets.values()),
+            "train/loss": results[0].nll / results[0].num_targets,
             "valid/loss": valid.loss,
             **{f"memory/{name}": used for name, used in memory.items()},
             # The weights three times: the best, those that are to be the best again, and either while it is replaced.
@@ -93,30 +103,6 @@ def dry_run(config: Config) -> Outcome:
                 for line in banner.dry_run(config, corpus, train_step, accelerator, figures):
                     print_line(line)
         return Outcome(place, summary=figures)
-
-
-def _timed_steps(train_step: TrainStep) -> list[tuple[StepResult, float]]:
-    """What the first few steps measured, and the seconds of each."""
-    cursor, timed = Cursor(), []
-    for window in islice(train_step.windows(epoch=0), TIMED_STEPS):
-        begin = time.perf_counter()
-        train_step(window, cursor.step, cursor.segment)
-        cursor.advance(window)
-        (result,) = train_step.read()  # waits for the device
-        timed.append((result, time.perf_counter() - begin))
-    return timed
-
-
-def _check_directory(config: Config, directory: RunDirectory) -> Saved | None:
-    """Refuse the directory where the run would; nothing in it is locked or swept. The values of the checkpoint to go on from."""
-    directory.refuse_unwritable()
-    if config.train.run_dir is None:
-        return None
-    if not config.train.resume:
-        directory.refuse_to_overwrite()
-        return None
-    _, saved = next(resume.candidates(config, directory), (None, None))
-    return saved
 
 
 def _check_disk(figures: dict[str, float], directory: RunDirectory) -> None:

@@ -13,14 +13,9 @@ KEPT = {"adam": ("exp_avg", "exp_avg_sq"), "adamw": ("exp_avg", "exp_avg_sq"), "
 
 
 def make_optimizer(model: nn.Module, optim: OptimConfig, recorded: bool) -> torch.optim.Optimizer:
-    """The optimizer of a model that is on its device already.
+    """The optimizer of a model that is on its device already; its learning rate is a tensor where a CUDA graph will record its update.
 
     AdamW decays every parameter, biases too (fastai, whose recipe the presets follow, leaves the decoder's out).
-
-    Args:
-        model: Whose parameters it updates.
-        optim: `name` and what that takes.
-        recorded: Whether a CUDA graph will record its update; the learning rate is a tensor then.
     """
     device = next(model.parameters()).device
     rate = torch.tensor(optim.lr, device=device) if recorded else optim.lr
@@ -61,10 +56,6 @@ class WeightAverage:
     `ema` is an exponential average from the first update on. `asgd` is the plain mean of the weights after each update since its
     trigger (Merity et al., 2017, "Regularizing and optimizing LSTM language models", algorithm 1): a validation worse than the best of
     all but the `average_interval` before it.
-
-    Args:
-        model: Whose weights it averages.
-        optim: `average`, `average_decay`, `average_interval`.
     """
 
     def __init__(self, model: nn.Module, optim: OptimConfig) -> None:
@@ -105,12 +96,9 @@ class WeightAverage:
 
 
 def gradient_norm(gradients: list[Tensor]) -> Tensor:
-    """The norm of all gradients together, a float32 scalar that is right to 1e-6.
+    """The norm of gradients of any shapes on one device, all together: a float32 scalar that is right to 1e-6.
 
     (`torch.nn.utils.get_total_norm` adds millions of squares in float32: 1e-4 to 1e-3 off, and not faster.)
-
-    Args:
-        gradients: Of any shapes, on one device.
     """
     rows = torch.cat([torch.linalg.vector_norm(g, dim=-1) if g.dim() > 1 else g for g in gradients])
     wide = torch.float32 if rows.device.type == "mps" else torch.float64  # MPS has no float64

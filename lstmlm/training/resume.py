@@ -10,9 +10,9 @@ from torch import Tensor
 from lstmlm.config import Config, as_written
 from lstmlm.console import UserError, print_line
 from lstmlm.data.table import Table
-from lstmlm.files import sweep
 from lstmlm.model.dropout import MASKS
 from lstmlm.model.pretrained import VOCABULARY
+from lstmlm.records import read_json_lines
 from lstmlm.training import checkpoint
 from lstmlm.training.checkpoint import TENSORS, Saved, checkpoints, load_tensors, whole
 from lstmlm.training.run_directory import RunDirectory
@@ -40,19 +40,14 @@ class Past(NamedTuple):
 
 
 def find_past(config: Config, directory: RunDirectory) -> Past:
-    """Find what a run goes on from, and make the directory, whose lock is held, ready: what a killed process left half done goes.
-
-    Raises:
-        UserError: As `candidates`.
-    """
-    sweep(directory.path)
-    sweep(directory.model)
-    checkpoint.sweep(directory.checkpoints)
+    """Find what a run goes on from, and refuse a directory in which it must not begin. Nothing in it is changed."""
+    if not config.train.resume:
+        if directory.earlier_run() is not None:
+            raise UserError(f"{directory.path} holds a run already: go on with it with --train.resume true, or name another train.run_dir")
+        return Past()
     found = candidates(config, directory)
     first = next(found, None)
     if first is None:
-        directory.metrics.unlink(missing_ok=True)
-        directory.samples.unlink(missing_ok=True)
         print_line(f"no checkpoint in {directory.path} yet: starting afresh")
         return Past()
     saved, summary = first[1], None
@@ -61,6 +56,8 @@ def find_past(config: Config, directory: RunDirectory) -> Past:
             summary = directory.read_summary()
     except UserError as error:
         print_line(f"{error}; scoring the model again")
+    if summary is not None:
+        print_line(f"{directory.path} is finished already")
     return Past(saved, chain([first], found), summary)
 
 
@@ -73,17 +70,13 @@ def origin(config: Config, directory: RunDirectory, saved: Saved | None) -> str 
 def candidates(config: Config, directory: RunDirectory) -> Iterator[tuple[Path, Saved]]:
     """The checkpoints that a run may go on from, newest first, each with its values; none where the run starts afresh.
 
-    A damaged one is passed over with a line.
-
-    Raises:
-        UserError: The next one is of another configuration, no other one is whole, or the directory holds a run whose checkpoints
-            are gone.
+    A damaged one is passed over with a line; one of another configuration is refused, and so is a run whose checkpoints are gone.
     """
     folder = directory.checkpoints
     if not checkpoints(folder):
-        written = directory.refuse_to_start_afresh()
-        if written is not None:
-            check_config(written, config)
+        if (earlier := directory.earlier_run()) is not None:
+            _refuse_lost_checkpoints(earlier, directory)
+            check_config(earlier, config)
         return
     for path, saved in whole(folder):
         check_config(saved.config, config)
@@ -91,21 +84,21 @@ def candidates(config: Config, directory: RunDirectory) -> Iterator[tuple[Path, 
     raise UserError(f"no checkpoint in {folder} is whole: name another train.run_dir to start afresh")
 
 
+def _refuse_lost_checkpoints(earlier: Config, directory: RunDirectory) -> None:
+    """Refuse a directory without a checkpoint whose other files show that there was one."""
+    begun = any(path.exists() for path in (directory.metrics, directory.samples, directory.model))
+    steps = [line.get("step") for line in read_json_lines(directory.metrics)]
+    past_a_save = any(isinstance(step, int) and step > earlier.train.save_every for step in steps)
+    if directory.summary.exists() or past_a_save or (begun and not directory.checkpoints.is_dir()):
+        gone = f"the checkpoints of the run in {directory.path} are gone"
+        raise UserError(f"{gone}: bring back {directory.checkpoints}, or name another train.run_dir")
+
+
 def load_newest_that_fits(
     found: Iterator[tuple[Path, Saved]], fingerprint: str, expected: dict[str, Tensor], table: Table, keep: int
 ) -> tuple[Saved, dict[str, Tensor]]:
-    """Values and tensors of the first checkpoint that is one of this run. Older ones that a killed save has left, beyond `keep`, go.
-
-    Args:
-        found: As `candidates` gives them, at least one.
-        fingerprint: Of the run's vocabulary and tokens.
-        expected: Tensors of the run as it stands now.
-        table: Of the training stream.
-        keep: `train.keep_checkpoints`.
-
-    Raises:
-        UserError: The data are others, or no checkpoint fits.
-    """
+    """Values and tensors of the first checkpoint that is one of this run, whose data have this fingerprint and whose tensors now are
+    `expected`. Older ones that a killed save has left, beyond `keep`, go."""
     for path, saved in found:
         check_data(saved.data_fingerprint, fingerprint)
         try:
@@ -127,11 +120,7 @@ def load_newest_that_fits(
 
 
 def check_fit(saved: Saved, tensors: dict[str, Tensor], expected: dict[str, Tensor], table: Table) -> None:
-    """Refuse a checkpoint's values and tensors that are not of this run, which has `expected` tensors, whatever its manifest says.
-
-    Raises:
-        UserError: What does not fit.
-    """
+    """Refuse a checkpoint's values and tensors that are not of this run, which has `expected` tensors, whatever its manifest says."""
     for name in sorted(tensors.keys() ^ expected.keys()):
         raise UserError(f"{TENSORS} {'lacks' if name in expected else 'has a foreign'} {name}")
     for name, tensor in tensors.items():
@@ -147,11 +136,7 @@ def check_fit(saved: Saved, tensors: dict[str, Tensor], expected: dict[str, Tens
 
 
 def check_config(saved: Config, config: Config) -> None:
-    """Refuse to go on from a checkpoint of another configuration.
-
-    Raises:
-        UserError: Naming the key, its old and its new value.
-    """
+    """Refuse to go on from a checkpoint of another configuration."""
     old, new = saved.to_flat_dict(), config.to_flat_dict()
     # The schedule plateau and the average asgd count validations.
     fixed = {"train.eval_every"} if config.optim.schedule == "plateau" or config.optim.average == "asgd" else set()
@@ -166,11 +151,7 @@ def check_config(saved: Config, config: Config) -> None:
 
 
 def check_data(saved: str, fingerprint: str) -> None:
-    """Refuse to go on with other data than the checkpoint's, by the fingerprints of vocabulary and tokens.
-
-    Raises:
-        UserError: They differ.
-    """
+    """Refuse to go on with other data than the checkpoint's, by the fingerprints of vocabulary and tokens."""
     if saved != fingerprint:
         raise UserError(
             f"cannot resume: the data or its vocabulary differ from the checkpoint's (fingerprint was {saved[:12]}, is "

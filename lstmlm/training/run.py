@@ -1,7 +1,8 @@
 """A run: its directory, its cursor, and what happens at its events."""
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,18 +13,17 @@ from accelerate import Accelerator
 from lstmlm.config import Config
 from lstmlm.console import Progress, perplexity, print_line
 from lstmlm.data.corpus import Corpus
+from lstmlm.evaluation.perplexity import Evaluation, bits_per_character, evaluate_stream, evaluate_whole, word_ppl
 from lstmlm.model.dropout import MASKS
 from lstmlm.runtime.distributed import fail_together, main_tensors, main_value
 from lstmlm.runtime.hardware import memory_in_use, package_versions
 from lstmlm.training import banner, checkpoint, resume
 from lstmlm.training.best_model import BestModel
-from lstmlm.training.checkpoint import Saved
 from lstmlm.training.cursor import Cursor, Interval, Seconds
 from lstmlm.training.profiling import profiled
 from lstmlm.training.run_directory import RunDirectory
 from lstmlm.training.step import NotFiniteError, TrainStep
 from lstmlm.training.tracking import Tracking
-from lstmlm.training.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,6 @@ class Run:
     On entering, the directory is locked, and it is known whether the run is finished, before a token is read or a model is
     built. `begin` then takes the data and the step, resumes where that is asked for, and starts the trackers. Every rank has a
     `Run` and calls the same methods at the same steps; only the main rank's touches the directory.
-
-    Args:
-        config: With the precision resolved.
-        accelerator: Of the run.
-
-    Raises:
-        UserError: On entering: the directory holds another run, is in use, or cannot be written.
     """
 
     def __init__(self, config: Config, accelerator: Accelerator) -> None:
@@ -72,51 +65,41 @@ class Run:
         self.tracking = Tracking(self.config, accelerator, self.directory)
         self.finished: Outcome | None = None  # where the run has nothing left to do
         self._is_main = accelerator.is_main_process
-        self._found: Iterator[tuple[Path, Saved]] = iter(())  # checkpoints to go on from; the main rank's
-        self._saved: Saved | None = None  # values of the first of them
+        self._past = resume.Past()  # the checkpoints to go on from are the main rank's alone
         self._profile_step: Callable[[bool], None] = lambda last: None
         self._profiling = ExitStack()
         self._open = ExitStack()  # the lock and the progress bar
 
     def __enter__(self) -> "Run":
-        past = resume.Past()
         with ExitStack() as opening:
             with fail_together(self.accelerator):
                 if self._is_main:
                     opening.enter_context(self.directory.held())
-                    if self.config.train.resume:
-                        past = resume.find_past(self.config, self.directory)
-                    else:
-                        self.directory.refuse_to_overwrite()
-            self._found = past.found
-            summary, self._saved = main_value(self.accelerator, (past.summary, past.saved))
+                    self._past = resume.find_past(self.config, self.directory)
+            saved, summary = main_value(self.accelerator, (self._past.saved, self._past.summary))
+            self._past = self._past._replace(saved=saved, summary=summary)
             if summary is not None:
                 self.finished = Outcome(self.directory.path, summary=summary)
-                if self._is_main:
-                    print_line(f"{self.directory.path} is finished already")
             self._open = opening.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *traceback: object) -> None:
         if isinstance(error, NotFiniteError):
-            self.tracking.alert("the loss is not finite", str(error))
+            text = str(error)
+            self.tracking.tell(lambda tracker: tracker.alert("the loss is not finite", text))
         self._open.close()
 
     @property
     def origin(self) -> str | Path | None:
         """As `build` takes it."""
-        return resume.origin(self.config, self.directory, self._saved)
+        return resume.origin(self.config, self.directory, self._past.saved)
 
     def begin(self, corpus: Corpus, train_step: TrainStep) -> None:
-        """Take over the checkpoint where there is one to go on from, and start the trackers.
-
-        Raises:
-            UserError: The data are not the checkpoint's, or a tracker cannot start.
-        """
+        """Take over the checkpoint where there is one to go on from, and start the trackers."""
         self.corpus, self.train_step = corpus, train_step
         self._open.callback(train_step.close)
         self.best_model = BestModel(self.config, self.accelerator, self.directory, corpus, train_step.model)
-        if self._saved is not None:
+        if self._past.saved is not None:
             self._resume()
         elif self.origin is not None:
             self.cursor.owes_validation = True  # what it is worth as it comes; it is the best model until a better one
@@ -130,11 +113,13 @@ class Run:
         with fail_together(self.accelerator):
             if self._is_main:
                 self.directory.summary.unlink(missing_ok=True)
+                if self._past.saved is None:
+                    self.directory.metrics.unlink(missing_ok=True)
+                    self.directory.samples.unlink(missing_ok=True)
                 self.directory.write_config(self.config)
                 self.directory.checkpoints.mkdir(exist_ok=True)  # where it is gone later, checkpoints are lost
         self.progress = Progress(self._is_main, train_step.total_steps, train_step.steps_per_epoch, self.cursor.step)
         self._open.callback(self.progress.close)
-        self.validation = Validation(train_step.model, corpus, self.accelerator, self.progress, self.seconds)
         if self._is_main and self.config.train.profile:
             profiler = profiled(self.accelerator, self.config.train.profile, self.directory.profile)
             self._open.callback(self._profiling.close)
@@ -166,11 +151,7 @@ class Run:
         self._clock = time.perf_counter()
 
     def read_losses(self) -> None:
-        """Add up what the steps since the last event measured.
-
-        Raises:
-            NotFiniteError: A loss was not finite.
-        """
+        """Add up what the steps since the last event measured, all of it finite."""
         results = self.train_step.read()
         passed = time.perf_counter() - self._clock
         # Before a validation may cut the learning rate
@@ -195,17 +176,17 @@ class Run:
     def validate(self, interrupted: Callable[[], bool] = lambda: False) -> None:
         """Measure validation perplexity, and export the model where it is the best so far; with an average of the weights, of that.
 
-        A validation that a stop cuts short is repeated first when the run is resumed.
-
-        Raises:
-            NotFiniteError: The loss is not finite.
+        A validation that a stop cuts short is repeated first when the run is resumed; `interrupted` is asked between segments.
         """
+        stream, columns = self.corpus.splits["validation"], self.config.train.eval_columns
         with self.train_step.averaged():
             try:
-                result = self.validation.score(self.cursor.step, self.config.train.eval_columns, interrupted)
+                with self.seconds.timed("evaluation"), self.progress.scoring("scoring validation", len(stream) - 1) as tick:
+                    result = evaluate_stream(self.train_step.model, stream, columns, self.accelerator, scored=tick, interrupted=interrupted)
             except InterruptedError:
                 self.cursor.owes_validation = True
                 return
+            self._refuse_unless_finite("validation", result)
             self._log({"valid/loss": result.loss, "valid/ppl": result.ppl})
             best = self.cursor.take(result.ppl, self.config.optim)
             self.train_step.rate_cuts = self.cursor.rate_cuts
@@ -220,7 +201,7 @@ class Run:
                 with self.seconds.timed("saving"):
                     self.best_model.write(self.cursor)
                 with self.seconds.timed("tracking"):
-                    self.tracking.model(self.directory.model, self.cursor.step, result.ppl)
+                    self.tracking.tell(lambda tracker: tracker.model(self.directory.model, self.cursor.step, result.ppl))
             with fail_together(self.accelerator), self.seconds.timed("tracking"):
                 if self._is_main:
                     self.tracking.samples(self.cursor.position, self.best_model.samples())
@@ -270,7 +251,7 @@ class Run:
             self._write_model()
         self.best_model.load()
         self.progress.line("scoring the validation and the test split at one column")
-        figures = self.validation.final_figures(self.cursor.step)
+        figures = self._final_figures()
         valid, test = figures["validation"], figures["test"]
         self._log({"final/valid_loss": valid["loss"], "final/valid_ppl": valid["ppl"], "test/loss": test["loss"], "test/ppl": test["ppl"]})
         self.seconds.total = self._total_seconds
@@ -296,14 +277,41 @@ class Run:
                 print_line(line)
         return Outcome(self.directory.path, summary=summary)
 
+    def _final_figures(self) -> dict[str, dict[str, float]]:
+        """The figures of `summary.json` for the validation and the test split, at one column."""
+        streams = {split: self.corpus.splits[split] for split in ("validation", "test")}
+        targets = sum(len(stream) - 1 for stream in streams.values())
+        with self.seconds.timed("evaluation"), self.progress.scoring("scoring validation and test", targets) as tick:
+            results = evaluate_whole(self.train_step.model, list(streams.values()), self.accelerator, tick)
+        figures = {}
+        for split, result in zip(streams, results, strict=True):
+            self._refuse_unless_finite(split, result)
+            facts = self.corpus.facts[split]
+            figures[split] = {
+                "loss": result.loss,
+                "ppl": result.ppl,
+                "word_ppl": word_ppl(result, facts.words),
+                "bpc": bits_per_character(result, facts.characters),
+                "targets": result.targets,
+                "columns": result.columns,
+            }
+        return figures
+
+    def _refuse_unless_finite(self, split: str, result: Evaluation) -> None:
+        if not math.isfinite(result.loss):
+            raise NotFiniteError(
+                f"the {split} loss is not finite after step {self.cursor.step} (nll {result.nll}): no model and no checkpoint was "
+                "written since; start again in a new train.run_dir with a lower optim.lr"
+            )
+
     def _resume(self) -> None:
         """Take over the checkpoint; every rank gets its values and its tensors from the main rank."""
+        expected, _ = self.train_step.state_dict()
         saved = tensors = None
         with fail_together(self.accelerator):
             if self._is_main:
-                layout, table = self.train_step.layout(), self.train_step.table
-                keep = self.config.train.keep_checkpoints
-                saved, tensors = resume.load_newest_that_fits(self._found, self.corpus.fingerprint, layout, table, keep)
+                keep, table = self.config.train.keep_checkpoints, self.train_step.table
+                saved, tensors = resume.load_newest_that_fits(self._past.found, self.corpus.fingerprint, expected, table, keep)
         saved = main_value(self.accelerator, saved)
         self.train_step.load_state_dict(main_tensors(self.accelerator, tensors), asdict(saved))
         self.cursor, self.interval, self.seconds = saved.cursor, saved.interval, saved.seconds

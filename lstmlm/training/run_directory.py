@@ -1,15 +1,4 @@
-"""A run's directory: the names of its files, who may write there, and whether the run in it is finished.
-
-config.yaml      the configuration as resolved
-metrics.jsonl    one JSON object a line
-samples.jsonl    sample texts, one JSON object for each validation
-checkpoints/     see `checkpoint`
-model/           the best model so far, see `pretrained`
-summary.json     the final figures; written last, so it marks a finished run
-evaluations/     results of `evaluate --json` that the user put there, for the report
-profile/         where the time of some steps went, see `profiling`
-.lock            held while a process trains here
-"""
+"""A run's directory: the names of its files (docs/running.md says what they are), who may write there, and what is there already."""
 
 import os
 from collections.abc import Iterator
@@ -26,7 +15,7 @@ from lstmlm.config import RUN_CONFIG, Config
 from lstmlm.console import UserError
 from lstmlm.data.sources import dataset_name
 from lstmlm.files import locked, replace_file, user_path
-from lstmlm.records import read_json, read_json_lines, read_yaml, to_json
+from lstmlm.records import read_json, read_yaml, to_json
 
 
 class Summary(TypedDict):
@@ -49,11 +38,7 @@ class RunDirectory:
 
     @classmethod
     def new(cls, config: Config) -> "RunDirectory":
-        """Make `runs/<UTC time>-<name>`, the directory of a run that names none. Runs that begin in the same second get a number.
-
-        Raises:
-            OSError: It cannot be made.
-        """
+        """Make `runs/<UTC time>-<name>`, the directory of a run that names none. Runs that begin in the same second get a number."""
         name = config.tracking.run_name or dataset_name(config.data.dataset).rpartition("/")[2][:100]
         first = Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
         made = [] if first.parent.exists() else [first.parent]
@@ -68,12 +53,7 @@ class RunDirectory:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Make the directory and hold its lock within a block. Folders made here are removed again if the block leaves them empty.
-
-        Raises:
-            UserError: Another process holds it.
-            OSError: It cannot be made.
-        """
+        """Make the directory and hold its lock within a block. Folders made here are removed again if the block leaves them empty."""
         made = self._made or [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         lock = self.path / ".lock"
@@ -96,77 +76,35 @@ class RunDirectory:
                             folder.rmdir()
 
     def refuse_unwritable(self) -> None:
-        """Refuse a path where no directory can be made, or one that cannot be written to. Makes nothing.
-
-        Raises:
-            UserError: What is in the way.
-        """
+        """Refuse a path where no directory can be made, or one that cannot be written to. Makes nothing."""
         path = self.path.absolute()
         nearest = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
         if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
             reason = "writable" if nearest.is_dir() else "a folder"
             raise UserError(f"cannot write {self.path}: {nearest} is not {reason}; name another train.run_dir")
 
-    def refuse_to_overwrite(self) -> None:
-        """Refuse a directory that holds a run.
+    def earlier_run(self) -> Config | None:
+        """The configuration of the run that is here; None where there is nothing of a run.
 
         Raises:
-            UserError: Naming what it holds.
+            UserError: There are files of a run's names, but no run of this project.
         """
-        for path in self._present():
-            told = f"holds a run already ({path.name}): go on with it with --train.resume true, or"
-            try:
-                self.read_config()
-            except UserError:
-                told = f"holds {path.name}, but no run of this project:"
-            raise UserError(f"{self.path} {told} name another train.run_dir")
-
-    def refuse_to_start_afresh(self) -> Config | None:
-        """Refuse a directory without a checkpoint whose other files show that there was one.
-
-        Returns:
-            The configuration of that run; None where there is nothing.
-
-        Raises:
-            UserError: Naming what it holds.
-        """
-        present = self._present()
-        if not present:
-            return None
-        if self.config not in present:
-            name = f"{present[0].name} but no {self.config.name}"
-            raise UserError(f"{self.path} holds {name}, so no run of this project: name another train.run_dir")
-        config = self.read_config()
-        steps = [line.get("step") for line in read_json_lines(self.metrics)]
-        past_a_save = any(isinstance(step, int) and step > config.train.save_every for step in steps)
-        begun = not self.checkpoints.is_dir() and {self.metrics, self.samples, self.model} & {*present}
-        if self.summary in present or begun or past_a_save:
-            gone = f"the checkpoints of the run in {self.path} are gone"
-            raise UserError(f"{gone}: bring back {self.checkpoints}, or name another train.run_dir")
-        return config
-
-    def _present(self) -> list[Path]:
-        """The files of a run that exist."""
         paths = (self.config, self.metrics, self.samples, self.checkpoints, self.model, self.summary)
-        return [path for path in paths if os.path.lexists(path)]
+        present = [path.name for path in paths if os.path.lexists(path)]
+        try:
+            return self.read_config() if present else None
+        except UserError as error:
+            raise UserError(f"{self.path} holds {present[0]}, but no run of this project: name another train.run_dir ({error})") from None
 
     def read_config(self) -> Config:
-        """The configuration that was written here.
-
-        Raises:
-            UserError: There is none, or it is damaged.
-        """
+        """The configuration that was written here."""
         return read_yaml(self.config, Config)
 
     def write_config(self, config: Config) -> None:
         replace_file(self.config, yaml.safe_dump(config.to_dict(), sort_keys=False).encode())
 
     def read_summary(self) -> dict[str, Any] | None:
-        """The final figures; None where the run is not finished.
-
-        Raises:
-            UserError: They are damaged.
-        """
+        """The final figures; None where the run is not finished."""
         return dict(read_json(self.summary, Summary, others="allow")) if os.path.lexists(self.summary) else None
 
     def write_summary(self, summary: dict[str, Any]) -> None:

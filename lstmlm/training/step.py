@@ -14,7 +14,7 @@ from torch import distributed as dist
 from lstmlm.config import Config
 from lstmlm.console import UserError
 from lstmlm.data.table import Table, Window
-from lstmlm.model.dropout import Masks, make_masks
+from lstmlm.model.dropout import make_masks
 from lstmlm.model.language_model import LSTMLanguageModel, State
 from lstmlm.runtime.distributed import sum_over_ranks
 from lstmlm.training.optimizer import WeightAverage, first_beta, gradient_norm, learning_rate, make_optimizer, set_rates, set_up
@@ -52,8 +52,7 @@ class TrainStep:
     optimizer and hidden state keep their places in memory, which a recorded CUDA graph relies on.
 
     Args:
-        config: Of the run.
-        accelerator: Of the run.
+        config, accelerator: Of the run.
         model: On the CPU; moved and wrapped here, by `accelerator.prepare`.
         table: This rank's columns of the training stream.
         total_steps: Steps of the whole run, for the schedules that end with it.
@@ -179,13 +178,6 @@ class TrainStep:
         scaler = self.accelerator.scaler
         return tensors, {"scaler": scaler.state_dict() if scaler is not None else None}
 
-    def layout(self) -> dict[str, Tensor]:
-        """The tensors of `state_dict` by name, with their shapes and types, but on the device `meta`: they hold nothing."""
-        tensors = {name: torch.empty_like(tensor, device="meta") for name, tensor in self._trained()}
-        for name, local in self.state.named():
-            tensors[name] = local.new_empty(self.table.columns, *local.shape[1:], device="meta")
-        return tensors
-
     def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Take over what `state_dict` gave on any number of ranks."""
         for name, tensor in self._trained():
@@ -212,21 +204,10 @@ class TrainStep:
     def _own_columns(self) -> slice:
         return slice(self.table.first_column, self.table.end_column)
 
-    def _masks(self, inputs: Tensor) -> Masks | None:
-        """Masks of the segment whose number `_segment` holds."""
-        model, seed = self.config.model, self.config.train.seed
-        return make_masks(model, seed, self._segment, inputs, self.table.first_column)
-
     def _backward(self, inputs: Tensor, targets: Tensor, num_targets: int, num_differences: int) -> Tensor:
-        """Add a segment's gradient, carry the state on, and return this rank's nll.
-
-        Args:
-            inputs: int64 (T, B_r).
-            targets: The same.
-            num_targets: N_step, over all ranks.
-            num_differences: D_step, over all ranks.
-        """
-        nll, (activation, temporal), state = self.wrapped_model(inputs, self.state, targets, self._masks(inputs))
+        """Add the gradient of a segment, (T, B_r), carry the state on, and return this rank's nll; N_step and D_step are of all ranks."""
+        masks = make_masks(self.config.model, self.config.train.seed, self._segment, inputs, self.table.first_column)
+        nll, (activation, temporal), state = self.wrapped_model(inputs, self.state, targets, masks)
         # N_step times the loss of the step: the mean over its targets, and TAR's over its differences
         loss = nll + activation + temporal * (num_targets / max(1, num_differences))
         # DDP averages over ranks; times W / N_step this is the gradient of the global loss.

@@ -1,4 +1,4 @@
-"""What each tracker is told of a run: Accelerate starts and ends them; samples, models, alerts and resumes are theirs alone."""
+"""What each tracker is told of a run. Accelerate starts them."""
 
 import os
 import signal
@@ -16,9 +16,9 @@ PREEMPTED = (128 + signal.SIGTERM, 128 + signal.SIGUSR1)  # exit codes after whi
 
 
 class Tracker:
-    """One of Accelerate's trackers, started. It shows the metrics over `tokens`, and what a subclass adds."""
+    """One of Accelerate's trackers, started, which knows the facts. It shows the metrics over `tokens`, and what a subclass adds."""
 
-    def __init__(self, tracker: Any) -> None:
+    def __init__(self, tracker: Any, config: TrackingConfig, facts: dict[str, Any]) -> None:
         self.name: str = tracker.name
         self._tracker = tracker
 
@@ -43,8 +43,8 @@ class Tracker:
 class TensorBoardTracker(Tracker):
     """TensorBoard. The configuration is in its HPARAMS tab, sample texts in its TEXT tab."""
 
-    def __init__(self, tracker: Any, facts: dict[str, Any]) -> None:
-        super().__init__(tracker)
+    def __init__(self, tracker: Any, config: TrackingConfig, facts: dict[str, Any]) -> None:
+        super().__init__(tracker, config, facts)
         sections = {name: values for name, values in facts.items() if isinstance(values, dict)}
         flat = flatten(sections) | {name: value for name, value in facts.items() if name not in sections}
         known = {name: value if isinstance(value, int | float | str) else str(value) for name, value in flat.items()}
@@ -69,12 +69,12 @@ class TrackioTracker(Tracker):
 class WandbTracker(Tracker):
     """W&B, with `tokens` as the axis, so that runs of any batch size compare. `log_model` makes each best model an artifact."""
 
-    def __init__(self, tracker: Any, log_model: bool) -> None:
+    def __init__(self, tracker: Any, config: TrackingConfig, facts: dict[str, Any]) -> None:
         import wandb
 
-        super().__init__(tracker)
+        super().__init__(tracker, config, facts)
         self._run = run = tracker.tracker
-        self._log_model = log_model
+        self._log_model = config.log_model
         self._samples = wandb.Table(["tokens", "text"], log_mode="INCREMENTAL")
         run.define_metric("tokens")
         run.define_metric("*", step_metric="tokens")
@@ -103,6 +103,9 @@ class WandbTracker(Tracker):
         if status in PREEMPTED:
             self._run.mark_preempting()
         self._run.finish(exit_code=status)
+
+
+KINDS: dict[str, type[Tracker]] = {"wandb": WandbTracker, "trackio": TrackioTracker, "tensorboard": TensorBoardTracker}
 
 
 def wandb_arguments(config: TrackingConfig, run_dir: Path, run_id: str, facts: dict[str, Any], is_main: bool) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from lstmlm.records import append_line, cut_lines
 from lstmlm.runtime.distributed import fail_together
 from lstmlm.training.checkpoint import Logged
 from lstmlm.training.run_directory import RunDirectory
-from lstmlm.training.trackers import TensorBoardTracker, Tracker, TrackioTracker, WandbTracker, wandb_arguments
+from lstmlm.training.trackers import KINDS, Tracker, wandb_arguments
 
 PROJECT = "lstmlm"  # where neither the configuration nor WANDB_PROJECT names one
 
@@ -58,11 +58,7 @@ class Tracking:
         return {"metrics_bytes": self._directory.metrics, "samples_bytes": self._directory.samples}
 
     def start(self, facts: dict[str, Any]) -> None:
-        """Start the trackers, and tell them the facts; every rank calls it.
-
-        Raises:
-            UserError: A tracker is not installed or cannot start.
-        """
+        """Start the trackers, and tell them the facts; every rank calls it."""
         names = self._config.trackers
         if not names:
             return
@@ -95,44 +91,31 @@ class Tracking:
                         started.finish()
                 raise UserError(f"cannot start the trackers {names}: {one_line(error)}") from None
         if is_main:  # other ranks hold blank trackers
-            self._trackers = [self._our_tracker(tracker, facts) for tracker in self._accelerator.trackers]
+            self._trackers = [KINDS[tracker.name](tracker, self._config, facts) for tracker in self._accelerator.trackers]
 
     def metrics(self, values: dict[str, Any]) -> None:
         """One line of `metrics.jsonl`, and the same to the trackers: `step`, `epoch`, `tokens`, and any of the metrics."""
         self._write_line(self._directory.metrics, values)
-        self._tell(lambda tracker: tracker.metrics(values))
+        self.tell(lambda tracker: tracker.metrics(values))
 
     def samples(self, position: dict[str, int], texts: list[str]) -> None:
         """One line of `samples.jsonl`, and the texts to the trackers; `position` is the `step`, `epoch` and `tokens` of the model."""
         self._write_line(self._directory.samples, {**position, "texts": texts})
-        self._tell(lambda tracker: tracker.samples(position["tokens"], texts))
-
-    def model(self, folder: Path, step: int, ppl: float) -> None:
-        """The best model so far was written to `folder` after `step` steps, with this validation perplexity."""
-        self._tell(lambda tracker: tracker.model(folder, step, ppl))
-
-    def alert(self, title: str, text: str) -> None:
-        """Something that people should see at once."""
-        self._tell(lambda tracker: tracker.alert(title, text))
+        self.tell(lambda tracker: tracker.samples(position["tokens"], texts))
 
     def finish(self, status: int) -> None:
         """End the trackers' runs, once, with the exit status of the run: 0, 1, or 128 + signal."""
         with redirect_stdout(sys.stderr):
-            self._tell(lambda tracker: tracker.finish(status))
+            self.tell(lambda tracker: tracker.finish(status))
         self._trackers = []
         self._accelerator.trackers.clear()
-
-    def _our_tracker(self, tracker: Any, facts: dict[str, Any]) -> Tracker:
-        """What tells one of Accelerate's trackers of the events."""
-        if tracker.name == "wandb":
-            return WandbTracker(tracker, self._config.log_model)
-        return TrackioTracker(tracker) if tracker.name == "trackio" else TensorBoardTracker(tracker, facts)
 
     def _write_line(self, path: Path, values: dict[str, Any]) -> None:
         if self._accelerator.is_main_process:
             append_line(path, values)
 
-    def _tell(self, event: Callable[[Tracker], None]) -> None:
+    def tell(self, event: Callable[[Tracker], None]) -> None:
+        """Tell each tracker of an event. One that fails is named, and the run goes on."""
         for tracker in self._trackers:
             try:
                 event(tracker)

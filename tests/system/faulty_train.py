@@ -21,12 +21,12 @@ from lstmlm.console import print_line, run_script
 from lstmlm.evaluation import perplexity
 from lstmlm.runtime import distributed
 from lstmlm.training import build, checkpoint
+from lstmlm.training.run import Run
 from lstmlm.training.step import TrainStep
-from lstmlm.training.validation import Validation
 
 KIND, RANK, STEP = os.environ["FAULT"], os.environ["FAULT_RANK"], int(os.environ["FAULT_STEP"])
 call, write_file, score = TrainStep.__call__, checkpoint.write_file, LSTMLanguageModel.score
-final_figures = Validation.final_figures
+final_figures = Run._final_figures
 load = build.load_corpus
 scored = 0
 
@@ -63,11 +63,11 @@ def pausing_score(self: LSTMLanguageModel, *args: Any) -> Any:
     return score(self, *args)
 
 
-def at_the_end(self: Validation, step: int) -> Any:
+def at_the_end(self: Run) -> Any:
     """Score some 20 segments at the end, 0.6 s each; with a fault the third is the last."""
     perplexity.SEGMENT_TOKENS = 25
     LSTMLanguageModel.score = slow_score  # type: ignore[method-assign]
-    return final_figures(self, step)
+    return final_figures(self)
 
 
 def slow_score(self: LSTMLanguageModel, *args: Any) -> Any:
@@ -100,7 +100,7 @@ if __name__ == "__main__":
             LSTMLanguageModel.score = pausing_score  # type: ignore[method-assign]
             perplexity.SEGMENT_TOKENS = 100  # several segments in the small text
         if KIND.endswith("_end"):
-            Validation.final_figures = at_the_end  # type: ignore[method-assign]
+            Run._final_figures = at_the_end  # type: ignore[method-assign]
         if KIND == "slow_data":
             build.load_corpus = slow_data  # type: ignore[assignment]
         if KIND == "disk":

@@ -23,12 +23,7 @@ OPTIONS = "--train.run_dir runs/a --train.resume true"
         ("/site/lstmlm/__main__.py", {}, f"lstmlm train {OPTIONS}"),
         ("my train.py", {}, f"python 'my train.py' {OPTIONS}"),
         ("/site/ipykernel_launcher.py", {}, "the same call with train.run_dir runs/a and train.resume true"),
-        (
-            "scripts/train.py",
-            {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"},
-            f"accelerate launch --multi_gpu --num_machines 1 --num_processes 2 scripts/train.py {OPTIONS}",
-        ),
-        ("scripts/train.py", {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, f"the same command on every host with {OPTIONS}"),
+        ("scripts/train.py", {"WORLD_SIZE": "2"}, f"the same command (on every host) with {OPTIONS}"),
     ],
 )
 def test_the_hint_names_what_was_started(program: str, environment: dict[str, str], command: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """A dry run tells what a run needs, and leaves no trace."""
 
+import json
 import shutil
 import signal
 import tempfile
@@ -60,11 +61,14 @@ def test_it_does_the_first_step_and_tells_the_sizes_of_the_files(small: Small, t
     assert figures["time/total"] == pytest.approx(30 * figures["time/step"] + 2 * figures["time/validation"] + scored)
 
 
-def test_what_would_stop_a_run_is_told(small: Small, tmp_path: Path) -> None:
+def test_what_would_stop_a_run_is_told(small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fresh_train(load_config(small("--train.max_steps=1")))
     with pytest.raises(UserError, match="holds a run already"):
         fresh_train(load_config(small("--train.dry_run=true")))
-    fresh_train(load_config(small("--train.dry_run=true", "--train.resume=true")))
+    finished = fresh_train(load_config(small("--train.dry_run=true", "--train.resume=true", "--train.max_steps=1")))
+    assert finished == json.loads((tmp_path / "run/summary.json").read_bytes())
+    assert "is finished already" in capsys.readouterr().err
+    assert "time/total" in fresh_train(load_config(small("--train.dry_run=true", "--train.resume=true")))
     shutil.rmtree(tmp_path / "run")
     with pytest.raises(UserError, match=r"data\.batch_size is 100000"):
         fresh_train(load_config(small("--train.dry_run=true", "--data.batch_size=100000")))

@@ -11,8 +11,7 @@ import torch
 
 from lstmlm import Config, LSTMLanguageModel, UserError, train
 from lstmlm.runtime import launch
-from lstmlm.training import memory
-from lstmlm.training.memory import check_memory
+from lstmlm.training import build
 
 
 def test_no_more_is_counted_than_a_run_takes(small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,17 +23,17 @@ def test_no_more_is_counted_than_a_run_takes(small_config: Callable[..., Config]
     # Weight, gradient and Adam's two moments; and a checkpoint twice, without the gradient
     need = (16 + 24) * parameters + 20 * 10 * (12 + 2 * 5 * 12) * 4 + 8 * 50
     for free in (need, need - 1):
-        monkeypatch.setattr(memory, "free_memory", lambda device, free=free: free)
+        monkeypatch.setattr(build, "free_memory", lambda device, free=free: free)
         with nullcontext() if free == need else pytest.raises(UserError, match="needs at least"):
-            check_memory(config, 60, 1000, accelerator)
+            build._check_memory(config, 60, 1000, accelerator)
 
 
 @pytest.mark.parametrize("full", ["cuda", "cpu"])
 def test_the_memory_of_a_gpu_and_of_its_host(full: str, small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     accelerator: Any = SimpleNamespace(device=torch.device("cuda", 0), num_processes=2)
-    monkeypatch.setattr(memory, "free_memory", lambda device: 0 if device.type == full else 1e12)
+    monkeypatch.setattr(build, "free_memory", lambda device: 0 if device.type == full else 1e12)
     with pytest.raises(UserError, match=rf"of memory \({full}\), and 0\.0 GB are free: .* 10 columns"):
-        check_memory(small_config(), 60, 1000, accelerator)
+        build._check_memory(small_config(), 60, 1000, accelerator)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +42,7 @@ def test_the_memory_of_a_gpu_and_of_its_host(full: str, small_config: Callable[.
 def test_a_model_that_no_memory_holds_is_refused_before_it_is_made(
     sizes: list[str], small_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "free_memory", lambda device: 2e7)
+    monkeypatch.setattr(build, "free_memory", lambda device: 2e7)
     with pytest.raises(UserError, match=r"this run needs at least [\d,.]+ GB of memory \(cpu\), and 0\.0 GB are free: .* parameters"):
         train(small_config(*sizes))
     assert not (tmp_path / "run").exists()

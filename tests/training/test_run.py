@@ -20,7 +20,8 @@ import yaml
 
 from lstmlm import Config, UserError, evaluate, files, load_config, train
 from lstmlm.console import UsageError
-from lstmlm.training import checkpoint, validation
+from lstmlm.evaluation.perplexity import evaluate_stream
+from lstmlm.training import checkpoint
 from tests.helpers import (
     PowerCutError,
     Small,
@@ -154,7 +155,6 @@ def test_a_checkpoint_of_before_the_history_was_kept_goes_on(small: Small, tmp_p
 def test_a_stop_within_an_owed_validation_leaves_it_owed(small: Small, whole: Whole, tmp_path: Path) -> None:
     """Told to stop in the first validation, and again in the one that the next start begins with."""
     arguments = small("--train.resume=true", run="cut")
-    evaluate_stream = validation.evaluate_stream
 
     def told_in_evaluation(*args: Any, interrupted: Callable[[], bool], **kwargs: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
@@ -163,7 +163,7 @@ def test_a_stop_within_an_owed_validation_leaves_it_owed(small: Small, whole: Wh
     for _ in range(2):
         forget_accelerate()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(validation, "evaluate_stream", told_in_evaluation)
+            patch.setattr("lstmlm.training.run.evaluate_stream", told_in_evaluation)
             assert train(load_config(arguments)).signal == signal.SIGTERM
         assert [path.name for path in (tmp_path / "cut/checkpoints").glob("step_*15")] == ["step_00000015"]
     fresh_train(load_config(arguments))
@@ -321,13 +321,12 @@ def test_a_summary_that_is_damaged_is_made_again(small: Small, whole: Whole, tmp
 
 def test_the_model_of_a_run_that_grew_is_the_longer_runs(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The shorter run's last validation, which was not due in the longer one, finds its best model."""
-    evaluate_stream = validation.evaluate_stream
 
     def best_at_step_9(*args: Any, **kwargs: Any) -> Any:
         result = evaluate_stream(*args, **kwargs)
         return dataclasses.replace(result, nll=result.nll * factor.pop(0)) if kwargs.get("interrupted") else result
 
-    monkeypatch.setattr(validation, "evaluate_stream", best_at_step_9)
+    monkeypatch.setattr("lstmlm.training.run.evaluate_stream", best_at_step_9)
     settings = ("--train.eval_every=6", "--train.resume=true")
     factor = [1.0, 3.0, 1, 1]  # at steps 6 and 12, then the final scores
     fresh_train(load_config(small(*settings, "--train.max_steps=12", run="long")))

@@ -30,6 +30,7 @@ from benchmarks.floor import floor_step, ways_of
 from benchmarks.heads import measure_heads
 from benchmarks.ranks import measure_ranks
 from benchmarks.turns import REPEATS, Step, receive, take_turns, workers
+from publish_results import processor
 from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
@@ -265,7 +266,7 @@ def main() -> int:
     result |= {
         "epoch_s": result["ours_ms"] / 1e3 * table.num_windows(config.data.bptt),
         "device": device.type,
-        "hardware": hardware.device_kind(device) if device.type == "cuda" else hardware.processor(),
+        "hardware": hardware.device_kind(device) if device.type == "cuda" else processor(),
         "precision": config.train.precision,
         "threads": threads,
         "torch": torch.__version__,

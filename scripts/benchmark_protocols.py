@@ -14,6 +14,7 @@ from collections.abc import Callable
 from itertools import islice, pairwise
 
 import torch
+from publish_results import processor
 
 from lstmlm.config import Config, TrainConfig, argument_parser, parse
 from lstmlm.console import check, print_line, print_result, run_script
@@ -139,7 +140,7 @@ def main() -> int:
         }
         for name, measured in times.items()
     }
-    machine = {"processor": hardware.processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    machine = {"processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     print_result(json.dumps({**machine, "rows": rows}, indent=1))
     return 0
 

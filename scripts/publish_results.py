@@ -24,11 +24,19 @@ from lstmlm.console import UserError, print_result, run_script
 from lstmlm.data.sources import dataset_name
 from lstmlm.files import replace_file
 from lstmlm.model.pretrained import load, model_name
-from lstmlm.runtime.hardware import default_threads, processor
+from lstmlm.runtime.hardware import default_threads
 from lstmlm.training import checkpoint
 from lstmlm.training.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[1]
+
+
+def processor() -> str:
+    """Name of this machine's CPU."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def publish_results(run: str | Path, folder: Path, dataset: str | None = None) -> None:

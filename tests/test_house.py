@@ -13,7 +13,7 @@ ROOMS = """
     evaluation.breakdown evaluation.tuning evaluation.pairs
     generation
     training.optimizer training.segments training.step training.build training.cursor training.checkpoint
-    training.run_directory training.resume training.trackers training.tracking training.banner training.profiling
+    training.run_directory training.resume training.tracking training.banner training.profiling
     training.best_model training.run training.dry_run training.loop
     report.runs report.plots report.page report.wandb_report
     export.modeling_lstmlm export.tokenization_lstmlm export.transformers export.onnx export.hub

@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from torch import distributed as dist
 
-from lstmlm.console import UsageError, UserError
+from lstmlm.console import UserError
 from lstmlm.files import cannot_write
 
 T = TypeVar("T")
@@ -80,11 +80,8 @@ def fail_together(accelerator: Accelerator) -> Iterator[None]:
     except OSError as caught:
         error = UserError(cannot_write(caught))
     if accelerator.num_processes > 1:
-        own = (error.status, str(error)) if error else None
-        failed = [other for other in gather_object([own]) if other]
-        if failed and error is None:
-            status, text = failed[0]
-            error = UsageError(text) if status == UsageError.status else UserError(text)
+        failed = [other for other in gather_object([error]) if other is not None]
+        error = error or next(iter(failed), None)
     if error is not None:
         raise error
 
@@ -117,16 +114,10 @@ def sum_over_ranks(accelerator: Accelerator, values: Tensor) -> Tensor:
 
 
 def rounds(accelerator: Accelerator | None, items: Iterable[T]) -> Iterator[tuple[T | None, int]]:
-    """Each rank's own items, one a round. The ranks meet after every round, until all are at their end.
+    """Each rank's own items, one a round, None where it has no more; and how many ranks had one. Without an accelerator there is one rank.
 
-    A rank with little to do, or nothing, so waits for one item of the others at a time: long work is not taken for a lost rank.
-
-    Args:
-        accelerator: None = one rank.
-        items: Of this rank; each takes much less than `train.timeout_minutes`.
-
-    Yields:
-        This rank's item, None where it has no more, and how many ranks had one.
+    The ranks meet after every round, until all are at their end. One with little to do, or nothing, so waits for one item of the others
+    at a time, which takes much less than `train.timeout_minutes`: long work is not taken for a lost rank.
     """
     own = iter(items)
     while True:

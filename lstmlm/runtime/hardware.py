@@ -49,12 +49,10 @@ def cpu_quota(groups: Path = GROUPS, own: Path = OWN_GROUP) -> float:
     quota = math.inf
     for folder, is_first_version in _control_groups("cpu", groups, own):
         with suppress(OSError, ValueError):  # no such file, or the word `max`
-            if is_first_version:
-                most, period = ((folder / f"cpu.cfs_{kind}_us").read_text() for kind in ("quota", "period"))
-            else:
-                most, period = (folder / "cpu.max").read_text().split()
-            if int(most) > 0:
-                quota = min(quota, int(most) / int(period))
+            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if is_first_version else ("cpu.max",)
+            most, period = (int(word) for name in names for word in (folder / name).read_text().split())
+            if most > 0:
+                quota = min(quota, most / period)
     return quota
 
 
@@ -65,10 +63,9 @@ def memory_left(groups: Path = GROUPS, own: Path = OWN_GROUP) -> float:
         names = ("limit_in_bytes", "usage_in_bytes") if is_first_version else ("max", "current")
         with suppress(OSError, ValueError):
             limit, used = (int((folder / f"memory.{name}").read_text()) for name in names)
-            lines = (folder / "memory.stat").read_text().splitlines()
-            statistics = {name: int(value) for name, value in map(str.split, lines)}
-            prefix = "total_" if is_first_version else ""
-            cached = sum(statistics[f"{prefix}{kind}_file"] for kind in ("active", "inactive"))  # goes where it is needed
+            statistics = dict(map(str.split, (folder / "memory.stat").read_text().splitlines()))
+            total = "total_" if is_first_version else ""
+            cached = int(statistics[f"{total}active_file"]) + int(statistics[f"{total}inactive_file"])  # goes where it is needed
             left = min(left, limit - used + cached)
     return left
 
@@ -160,14 +157,6 @@ def ieee_products() -> Iterator[None]:
     finally:
         for switch, precision in zip(switches, before, strict=True):
             switch.fp32_precision = precision
-
-
-def processor() -> str:
-    """Name of the CPU."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def device_kind(device: torch.device) -> str:

@@ -96,28 +96,24 @@ def closing(config: Config, summary: dict[str, Any], steps_per_epoch: int, run_d
         where = "the model that it began with: "
     # The vocabulary of a model that the run began with may be of another text.
     proof = {} if config.train.init_from else toy.proof(config.data, test["ppl"])
+    compare = {}
+    if test["word_ppl"] != test["ppl"]:  # the tokens are not the words: what compares with models of other tokens
+        figures = (
+            f"{split} ppl per word {perplexity(each['word_ppl'])}, {each['bpc']:.4f} bits per character"
+            for split, each in (("test", test), ("validation", valid))
+        )
+        compare["compare"] = "; ".join(figures)
     rows = {
         "best": f"{where}validation ppl {perplexity(summary['best'])} while training",
         "time": f"{duration(seconds['total'])} ({told}){speed}",
         "next": f'{command} generate --model {folder} --prompt "" --count 3',
         "": f"{command} report {folder}",
-        **_comparable(valid, test),
+        **compare,
         **proof,
         "result": f"test ppl {perplexity(test['ppl'])}, validation ppl {perplexity(valid['ppl'])} "
         f"({valid['columns']} column); model in {run_dir / 'model'}",
     }
     return _table(rows)
-
-
-def _comparable(valid: dict[str, Any], test: dict[str, Any]) -> dict[str, str]:
-    """What compares with models of other tokens; nothing where the tokens are the words."""
-    if test["word_ppl"] == test["ppl"]:
-        return {}
-    figures = (
-        f"{split} ppl per word {perplexity(each['word_ppl'])}, {each['bpc']:.4f} bits per character"
-        for split, each in (("test", test), ("validation", valid))
-    )
-    return {"compare": "; ".join(figures)}
 
 
 def typed(name: str, module: str = "") -> str:

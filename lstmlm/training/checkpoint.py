@@ -85,13 +85,11 @@ def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[st
         manifest = {name: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for name, c in contents.items()}
         write_file(temporary / MANIFEST, to_json(manifest, indent=2))
         sync_folder(temporary)
-        if target.exists():  # it is damaged: the run would have resumed from a whole one
-            _delete(target)
+        for path in checkpoints(folder):
+            if _step(path) >= step and _is_ours(path):  # it is damaged: the run has resumed from an earlier one
+                _delete(path)
         temporary.rename(target)
         sync_folder(folder)
-        for path in checkpoints(folder):
-            if _step(path) > step and _is_ours(path):  # it is damaged: the run has resumed from an earlier one
-                _delete(path)
         prune(target, keep)
     except OSError as error:
         with suppress(OSError):  # else the next save does it
@@ -141,12 +139,8 @@ def verify(path: Path) -> Saved:
     manifest = read_json(path / MANIFEST, dict[str, _File])
     for name in (TENSORS, VALUES):
         content, expected = read_file(path / name), manifest.get(name)
-        if expected is None:
-            raise UserError(f"{MANIFEST} says nothing of {name}")
-        if len(content) != expected.bytes:
-            raise UserError(f"{name} has {len(content)} bytes instead of {expected.bytes}")
-        if hashlib.sha256(content).hexdigest() != expected.sha256:
-            raise UserError(f"{name} does not match its checksum")
+        if expected is None or hashlib.sha256(content).hexdigest() != expected.sha256:
+            raise UserError(f"{name}, of {len(content)} bytes, is not what {MANIFEST} says")
     saved = read_json(path / VALUES, Saved)
     if saved.cursor.step != _step(path):
         raise UserError(f"it holds step {saved.cursor.step}")

@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -119,16 +119,10 @@ def _check_disk(figures: dict[str, float], directory: RunDirectory) -> None:
 @contextmanager
 def _terminable() -> Iterator[None]:
     """A signal ends a block as an exception does, so that its files go. Only the main thread may say so."""
-    if threading.current_thread() is not threading.main_thread():
+    with ExitStack() as before:
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1) if threading.current_thread() is threading.main_thread() else ():
+            before.callback(signal.signal, number, signal.signal(number, lambda number, _: sys.exit(128 + number)))
         yield
-        return
-    signals = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-    before = {number: signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in signals}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import pytest
 import wandb
 
 from lstmlm import UserError, load_config, train
-from lstmlm.training import trackers, tracking
+from lstmlm.training import tracking
 from tests.helpers import ROOT, PowerCutError, Small, at_step, cut_power_at, forget_accelerate, fresh_train, poison
 from tests.training.wandb_file import offline_runs
 
@@ -179,7 +179,7 @@ def test_auto_logs_offline_where_w_and_b_cannot_be_used(
         monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     wandb.teardown()
     if server == "black_hole":
-        monkeypatch.setattr(trackers, "LOGIN_SECONDS", 0.5)
+        monkeypatch.setattr(tracking, "LOGIN_SECONDS", 0.5)
     fresh_train(load_config(small("--tracking.trackers=[wandb]", "--train.max_steps=2")))
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "logging offline" in line]
     told = {"black_hole": "W&B does not answer within 0.5 s", "refusing": "W&B does not answer or refuses the key"}

@@ -152,14 +152,20 @@ def poison(step: TrainStep) -> None:
         step.model.decoder.bias.fill_(math.inf)
 
 
-def interrupted(small: Callable[..., list[str]], run: str, overrides: list[str], cuts: list[tuple[int, int | None]]) -> None:
+def lose_power(arguments: list[str], step: int, segment: int | None = None) -> list[str]:
+    """Train until the power is lost, as `cut_power_at` has it; the arguments again."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        cut_power_at(monkeypatch, step, segment)
+        with pytest.raises(PowerCutError):
+            fresh_train(load_config(arguments))
+    return arguments
+
+
+def interrupted(small: Small, run: str, overrides: list[str], cuts: list[tuple[int, int | None]]) -> None:
     """Run to the first cut, resume to the second, ..., resume to the end; the same command every time."""
     arguments = small(*overrides, "--train.resume=true", run=run)
     for step, segment in cuts:
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            cut_power_at(monkeypatch, step, segment)
-            with pytest.raises(PowerCutError):
-                fresh_train(load_config(arguments))
+        lose_power(arguments, step, segment)
     fresh_train(load_config(arguments))
 
 

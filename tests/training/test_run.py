@@ -18,19 +18,17 @@ import safetensors
 import torch
 import yaml
 
-from lstmlm import Config, UserError, evaluate, files, load_config, train
-from lstmlm.console import UsageError
+from lstmlm import UserError, evaluate, files, load_config, train
 from lstmlm.evaluation.perplexity import evaluate_stream
 from lstmlm.training import checkpoint
 from tests.helpers import (
-    PowerCutError,
     Small,
     assert_same_run,
-    cut_power_at,
     figures,
     forget_accelerate,
     fresh_train,
     interrupted,
+    lose_power,
     metrics,
     skip_without_bf16,
     small_arguments,
@@ -76,15 +74,6 @@ def whole(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
         return folder / run
 
     return trained
-
-
-def lose_power(arguments: list[str], step: int) -> list[str]:
-    """Train until the power is lost before a step; the arguments again."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        cut_power_at(monkeypatch, step)
-        with pytest.raises(PowerCutError):
-            fresh_train(load_config(arguments))
-    return arguments
 
 
 @pytest.fixture(scope="module")
@@ -231,8 +220,17 @@ def a_byte_less(path: Path) -> None:
     (path / "state.safetensors").write_bytes((path / "state.safetensors").read_bytes()[:-1])
 
 
+def a_forged_header(path: Path) -> None:
+    content = b"\xff" * 8 + (path / "state.safetensors").read_bytes()[8:]
+    (path / "state.safetensors").write_bytes(content)
+    manifest = json.loads((path / "manifest.json").read_bytes())
+    manifest["state.safetensors"]["sha256"] = hashlib.sha256(content).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
 DAMAGES: dict[str, Callable[[Path], None]] = {
     "a byte less": a_byte_less,
+    "a forged header": a_forged_header,
     "a tensor less": lambda path: forge(path, lambda tensors, values: tensors.pop("model.decoder.bias")),
     "another epoch": lambda path: forge(path, lambda tensors, values: values["cursor"].update(epoch=0)),
     "no cursor": lambda path: forge(path, lambda tensors, values: values.pop("cursor")),
@@ -251,16 +249,11 @@ def test_resume_falls_back_over_a_checkpoint_that_is_not_the_runs(
     assert_same_run(tmp_path / "run", whole())
 
 
-def test_a_forged_header_of_the_only_checkpoint_is_one_line(small: Small, tmp_path: Path) -> None:
-    arguments = lose_power(small("--train.resume=true", "--train.save_every=20"), 25)
-    path = tmp_path / "run/checkpoints/step_00000020"
-    content = b"\xff" * 8 + (path / "state.safetensors").read_bytes()[8:]
-    (path / "state.safetensors").write_bytes(content)
-    manifest = json.loads((path / "manifest.json").read_bytes())
-    manifest["state.safetensors"]["sha256"] = hashlib.sha256(content).hexdigest()
-    (path / "manifest.json").write_text(json.dumps(manifest))
+def test_no_whole_checkpoint_is_one_line(unfinished: list[str], tmp_path: Path) -> None:
+    for path, damage in zip(sorted((tmp_path / "run/checkpoints").iterdir()), (a_byte_less, a_forged_header), strict=True):
+        damage(path)
     with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
-        fresh_train(load_config(arguments))
+        fresh_train(load_config(unfinished))
     assert metrics(tmp_path / "run"), "nothing is lost"
 
 
@@ -374,28 +367,10 @@ def test_what_other_jobs_left_in_the_environment_changes_nothing(
     small: Small, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = whole("--train.max_steps=12")
-    left = {
-        "GRADIENT_ACCUMULATION_STEPS": "4",
-        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
-        "ACCELERATE_GRADIENT_CLIPPING": "0.001",
-        "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
-        "ACCELERATE_DYNAMO_MODE": "max-autotune",
-        "ACCELERATE_CPU_AFFINITY": "1",
-        "ACCELERATE_DOWNCAST_BF16": "true",
-        "FSDP_SHARDING_STRATEGY": "FULL_SHARD",
-        "FSDP_ACTIVATION_CHECKPOINTING": "true",
-        "MEGATRON_LM_TP_DEGREE": "2",
-    }
-    for name, value in left.items():
-        monkeypatch.setenv(name, value)
+    left = """GRADIENT_ACCUMULATION_STEPS=4 ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4 ACCELERATE_GRADIENT_CLIPPING=0.001
+        ACCELERATE_DEEPSPEED_ZERO_STAGE=3 ACCELERATE_DYNAMO_MODE=max-autotune ACCELERATE_CPU_AFFINITY=1 ACCELERATE_DOWNCAST_BF16=true
+        FSDP_SHARDING_STRATEGY=FULL_SHARD FSDP_ACTIVATION_CHECKPOINTING=true MEGATRON_LM_TP_DEGREE=2"""
+    for setting in left.split():
+        monkeypatch.setenv(*setting.split("="))
     fresh_train(load_config(small("--train.max_steps=12")))
     assert_same_run(tmp_path / "run", expected)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what is asked for")
-def test_a_device_that_the_environment_asks_for_in_vain_is_told(
-    small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cuda")
-    with pytest.raises(UsageError, match="ACCELERATE_TORCH_DEVICE is cuda"):
-        train(small_config())

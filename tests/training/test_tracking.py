@@ -18,7 +18,7 @@ import wandb
 
 from lstmlm import UserError, load_config, train
 from lstmlm.training import tracking
-from tests.helpers import ROOT, PowerCutError, Small, at_step, cut_power_at, forget_accelerate, fresh_train, poison
+from tests.helpers import ROOT, Small, at_step, forget_accelerate, fresh_train, lose_power, poison
 from tests.training.wandb_file import offline_runs
 
 pytestmark = pytest.mark.system  # whole runs or processes
@@ -39,10 +39,7 @@ def test_one_run_over_two_starts(small: Small, tmp_path: Path) -> None:
     named = {"run_name": "trial", "project": "p", "group": "g", "job_type": "baseline", "tags": "[a, b]", "notes": "first try"}
     options = [f"--tracking.{key}={value}" for key, value in named.items()]
     arguments = small(*TRACKED, *options, "--tracking.log_model=true", "--train.resume=true", "--train.log_every=5")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        cut_power_at(monkeypatch, 20)
-        with pytest.raises(PowerCutError):
-            fresh_train(load_config(arguments))
+    lose_power(arguments, 20)
     summary = fresh_train(load_config(arguments))
     first, second = offline_runs(tmp_path / "run")
     for start in (first, second):

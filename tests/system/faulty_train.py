@@ -1,19 +1,23 @@
 """scripts/train.py with a fault put into one rank; or slow_data, with data that take it FAULT_STEP seconds longer.
 
 FAULT=kind (exception, kill, pause, pause_validation, nan, disk; in the final scoring: slow_end, kill_end, hang_end),
-FAULT_RANK=r, FAULT_STEP=k; FAULT_ONCE spares restarts.
+FAULT_RANK=r, FAULT_STEP=k; FAULT_ONCE spares restarts. With PARTING set, every rank tells at each end of a process group which one it is
+and how many DDP wrappers are still there; faults to go with it are signal and in_forward.
 """
 
 import os
 import signal
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts"))
 
 import torch
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from lstmlm import LSTMLanguageModel
 from lstmlm.cli import train
@@ -29,6 +33,18 @@ call, write_file, score = TrainStep.__call__, checkpoint.write_file, LSTMLanguag
 final_figures = Run._final_figures
 load = build.load_corpus
 scored = 0
+wrappers: "weakref.WeakSet[DistributedDataParallel]" = weakref.WeakSet()
+init, destroy = DistributedDataParallel.__init__, dist.destroy_process_group
+
+
+def counted(self: DistributedDataParallel, *args: Any, **kwargs: Any) -> None:
+    init(self, *args, **kwargs)
+    wrappers.add(self)
+
+
+def parted(group: Any = None) -> None:
+    print_line(f"parting: rank {os.environ['RANK']} ends {'all' if group is None else 'stop'} with {len(wrappers)} wrappers")
+    destroy(group)
 
 
 def pause(signals: int) -> None:
@@ -44,6 +60,10 @@ def pause(signals: int) -> None:
 def faulty_call(self: TrainStep, window: Any, step: int, segment: int) -> None:
     if step == STEP and KIND == "exception":
         raise ValueError("a fault of this rank alone")
+    if step == STEP and KIND == "in_forward":
+        self.wrapped_model(None, None, None)  # DDP's, which the traceback then holds
+    if step == STEP and KIND == "signal":
+        signal.raise_signal(signal.SIGTERM)
     if step == STEP and KIND == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if step == STEP and KIND == "pause":
@@ -93,6 +113,9 @@ def full_disk(path: Path, content: bytes) -> None:
 
 if __name__ == "__main__":
     distributed.TELL_SECONDS = 2
+    if "PARTING" in os.environ:
+        DistributedDataParallel.__init__ = counted  # type: ignore[method-assign]
+        dist.destroy_process_group = parted
     spared = "FAULT_ONCE" in os.environ and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if os.environ.get("RANK", "0") == RANK and not spared:
         TrainStep.__call__ = faulty_call  # type: ignore[method-assign]

@@ -6,9 +6,7 @@ everything, so that a pair costs a second instead of ten. A rank that does not e
 
 import faulthandler
 import os
-import signal
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -16,30 +14,9 @@ import torch
 from lstmlm.cli import train
 from lstmlm.config import load_config
 from lstmlm.console import run_script
-from tests.system.launcher import free_port
+from tests.system.launcher import ranks
 
 SECONDS = 120  # that a rank may take
-
-
-def become(rank: int, port: int, arguments: list[str]) -> int:
-    """Be this rank; what it says goes to a file."""
-    faulthandler.enable()
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-    return run_script(lambda: train(arguments))
-
-
-def ended(process: int) -> int | None:
-    """The exit status of a process that ended in time."""
-    deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(process, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(process, signal.SIGABRT)  # at which `faulthandler` writes its stacks
-    os.waitpid(process, 0)
-    return None
 
 
 def main() -> int:
@@ -48,16 +25,18 @@ def main() -> int:
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])
     folder.mkdir(exist_ok=True)
     for number in range(pairs):
-        port, told, processes = free_port(), folder / f"{number}.txt", []
-        for rank in (0, 1):
+        told, processes = folder / f"{number}.txt", []
+        for environment in ranks(2):
             process = os.fork()
             if process == 0:
                 os.dup2(os.open(told, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-                return become(rank, port, [*arguments, f"--train.run_dir={folder / str(number)}"])
+                faulthandler.dump_traceback_later(SECONDS, exit=True)
+                os.environ |= environment
+                return run_script(lambda: train([*arguments, f"--train.run_dir={folder / str(number)}"]))  # noqa: B023 (called at once)
             processes.append(process)
-        statuses = [ended(process) for process in processes]
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
         if statuses != [0, 0]:
-            print(f"pair {number} of {pairs}: exit statuses {statuses} (None: it hung)\n{told.read_text()}", file=sys.stderr)
+            print(f"pair {number} of {pairs}: exit statuses {statuses}\n{told.read_text()}", file=sys.stderr)
             return 1
     return 0
 

@@ -5,21 +5,20 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.system.launcher import ROOT, environment, launch
+from tests.helpers import ROOT, Small
+from tests.system.launcher import FAULTY, environment, launch
 
-PARTING = str(Path(__file__).parent / "parting_train.py")
 LOOP = str(Path(__file__).parent / "parting_loop.py")
 PAIRS = int(os.environ.get("LSTMLM_PARTINGS", "300"))
 
 
-@pytest.mark.parametrize("fault", ["none", "exception", "signal"])
-def test_groups_end_last_and_without_a_wrapper(fault: str, small: Callable[..., list[str]]) -> None:
-    result = launch(2, small("--train.max_steps=12"), PARTING, FAULT=fault, FAULT_RANK="1", FAULT_STEP="5")
+@pytest.mark.parametrize("fault", ["none", "in_forward", "signal"])
+def test_groups_end_last_and_without_a_wrapper(fault: str, small: Small) -> None:
+    result = launch(2, small("--train.max_steps=12"), FAULTY, PARTING="1", FAULT=fault, FAULT_RANK="1", FAULT_STEP="5")
     assert (result.returncode == 0) == (fault == "none")
     parted = re.findall(r"parting: rank (\d) ends (\w+) with (\d+) wrappers", result.stderr)
     ended = {rank: [group for r, group, _ in parted if r == rank] for rank in ("0", "1")}
@@ -31,7 +30,7 @@ def test_groups_end_last_and_without_a_wrapper(fault: str, small: Callable[..., 
 
 @pytest.mark.slow
 @pytest.mark.timeout(30 * PAIRS + 200)
-def test_no_run_of_many_hangs(small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_no_run_of_many_hangs(small: Small, tmp_path: Path) -> None:
     arguments = [sys.executable, LOOP, str(PAIRS), str(tmp_path / "pairs"), *small("--train.max_steps=2")]
     variables = {**environment(), "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     result = subprocess.run(arguments, capture_output=True, text=True, env=variables)

@@ -25,6 +25,7 @@ from lstmlm.training.step import TrainStep
 
 ROOT = Path(__file__).parent.parent
 Small = Callable[..., list[str]]  # the fixture `small`
+SmallConfig = Callable[..., Config]  # the fixture `small_config`
 
 # What depends on the machine and its load, not on the configuration.
 TIMINGS = ("train/tokens_per_second", "seconds", "time/", "memory/")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from lstmlm import Config, LSTMLanguageModel, Vocabulary, load_config
+from lstmlm import LSTMLanguageModel, Vocabulary, load_config
 from lstmlm.config import ModelConfig
 from lstmlm.data.vocabulary import EOS, UNK
 from lstmlm.evaluation.adaptation import Cache, CacheScorer, Dynamic, DynamicScorer, gradient_rms
@@ -18,7 +18,7 @@ from lstmlm.evaluation.perplexity import score_stream
 from lstmlm.model.dropout import make_masks
 from lstmlm.model.loss import linear_cross_entropy
 from lstmlm.model.pretrained import load, save_pretrained
-from tests.helpers import assert_same_run, build_step, forget_accelerate, fresh_train, interrupted, run_steps
+from tests.helpers import Small, SmallConfig, assert_same_run, build_step, forget_accelerate, fresh_train, interrupted, run_steps
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
@@ -49,7 +49,7 @@ def test_flat_cudnn_weights_are_exported_whole(tmp_path: Path) -> None:
 
 # 100 steps apart, the curves have drifted by the precisions' rounding: some 1e-3 of the loss.
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
-def test_low_precision_follows_float32(precision: str, small_config: Callable[..., Config]) -> None:
+def test_low_precision_follows_float32(precision: str, small_config: SmallConfig) -> None:
     overrides = ("--data.bptt=2", "--data.batch_size=10", "--train.log_every=1000")
     losses = {}
     for name in ("fp32", precision):
@@ -60,7 +60,7 @@ def test_low_precision_follows_float32(precision: str, small_config: Callable[..
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_only_fp16_has_an_lstm_in_float16(precision: str, small_config: Callable[..., Config]) -> None:
+def test_only_fp16_has_an_lstm_in_float16(precision: str, small_config: SmallConfig) -> None:
     """Autocast would give bf16 the same, without the scaling that float16's gradients need."""
     train_step = build_step(small_config(f"--train.precision={precision}"))
     seen = []
@@ -69,7 +69,7 @@ def test_only_fp16_has_an_lstm_in_float16(precision: str, small_config: Callable
     assert seen == [torch.float16 if precision == "fp16" else torch.float32]
 
 
-def test_fp16_skips_a_step_that_overflows(small_config: Callable[..., Config]) -> None:
+def test_fp16_skips_a_step_that_overflows(small_config: SmallConfig) -> None:
     train_step = build_step(small_config("--train.precision=fp16"))
     assert train_step.accelerator.scaler is not None
     train_step.accelerator.scaler.update(2.0**30)
@@ -83,7 +83,7 @@ def test_fp16_skips_a_step_that_overflows(small_config: Callable[..., Config]) -
 
 @pytest.mark.usefixtures("nondeterministic_again")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_cuda_graph_is_the_eager_step(precision: str, small_config: Callable[..., Config]) -> None:
+def test_a_cuda_graph_is_the_eager_step(precision: str, small_config: SmallConfig) -> None:
     """Over the epoch's short last segment too; the rate changes with every step."""
     overrides = ("--train.deterministic=true", "--train.log_every=100", "--optim.schedule=cosine")
     losses, ends = [], []
@@ -102,7 +102,7 @@ def test_a_cuda_graph_is_the_eager_step(precision: str, small_config: Callable[.
 @pytest.mark.usefixtures("nondeterministic_again")
 @pytest.mark.parametrize("graph", ["true", "false"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_interrupted_and_resumed_is_uninterrupted(precision: str, graph: str, small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_interrupted_and_resumed_is_uninterrupted(precision: str, graph: str, small: Small, tmp_path: Path) -> None:
     overrides = ["--train.deterministic=true", f"--train.precision={precision}", f"--train.cuda_graph={graph}"]
     fresh_train(load_config(small(*overrides, run="whole")))
     interrupted(small, "cut", overrides, [(10, None)])
@@ -111,7 +111,7 @@ def test_interrupted_and_resumed_is_uninterrupted(precision: str, graph: str, sm
 
 @pytest.mark.parametrize("graph", ["true", "false"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_step_never_waits_for_the_device(precision: str, graph: str, small_config: Callable[..., Config]) -> None:
+def test_a_step_never_waits_for_the_device(precision: str, graph: str, small_config: SmallConfig) -> None:
     overrides = (f"--train.precision={precision}", f"--train.cuda_graph={graph}", "--train.log_every=100")
     train_step = build_step(small_config(*overrides))
     windows = list(train_step.table.windows(10))
@@ -155,7 +155,7 @@ def test_masks_have_the_same_bits_as_on_a_cpu() -> None:
             assert ours is theirs is None or torch.equal(ours, theirs.cpu())
 
 
-def test_a_cpu_and_a_gpu_agree_with_dropout_on(small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_and_a_gpu_agree_with_dropout_on(small_config: SmallConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config("--train.log_every=100")
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="fp32"))
     on_gpu = run_steps(build_step(config), 10)

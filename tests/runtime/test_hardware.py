@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from lstmlm import Config, train
+from lstmlm import train
 from lstmlm.runtime.hardware import cpu_quota, memory_left, set_float32_products, settings_kept
-from tests.helpers import metrics
+from tests.helpers import SmallConfig, metrics
 
 V2, V1 = "0::/a/b\n", "4:memory:/x\n3:cpu,cpuacct:/a\n"
 
@@ -116,7 +116,7 @@ def test_how_products_are_computed(chosen: str, precision: str) -> None:
 
 
 @pytest.mark.usefixtures("restored")
-def test_a_run(small_config: Callable[..., Config], tmp_path: Path) -> None:
+def test_a_run(small_config: SmallConfig, tmp_path: Path) -> None:
     """And a second one of the process, in a thread."""
     torch.set_num_threads(2)
     torch.manual_seed(5)

@@ -4,16 +4,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from lstmlm import Config, LSTMLanguageModel
+from lstmlm import LSTMLanguageModel
 from lstmlm.data.corpus import load_corpus
 from lstmlm.model.pretrained import save_pretrained
-from tests.helpers import ROOT
+from tests.helpers import ROOT, SmallConfig
 from tests.processes import SECONDS, Processes
 
 SMALL = ["--model.embedding_size=12", "--model.hidden_size=12", "--data.bptt=5", "--data.batch_size=4", "--steps=2"]
@@ -53,7 +52,7 @@ def test_heads(text_folder: Path, tmp_path: Path) -> None:
         assert 0 < max(row[key] for key in ("nll", "hidden_grad", "weight_grad", "bias_grad")) < 1e-5, row
 
 
-def test_protocols(text_folder: Path, tmp_path: Path, small_config: Callable[..., Config]) -> None:
+def test_protocols(text_folder: Path, tmp_path: Path, small_config: SmallConfig) -> None:
     for name in ("train", "valid", "test"):
         (tmp_path / f"{name}.txt").write_bytes((text_folder / "train.txt").read_bytes())
     config = small_config(f"--data.dataset={tmp_path}")

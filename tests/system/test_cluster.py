@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.helpers import Small
 from tests.processes import SECONDS
 from tests.system.launcher import ROOT, environment, error_lines, free_port, wait_for_step
 
@@ -159,7 +160,7 @@ def test_only_what_the_signal_cut_short_is_requeued(status: int, finished: bool,
     assert slurm.requeued == ([slurm.job] if status == 128 + signal.SIGUSR1 and not finished else [])
 
 
-def test_the_signal_saves_and_requeues_and_the_next_start_finishes(slurm: Slurm, small: Callable[..., list[str]]) -> None:
+def test_the_signal_saves_and_requeues_and_the_next_start_finishes(slurm: Slurm, small: Small) -> None:
     process = slurm.start(*small(*LONG))
     wait_for_step(slurm.run_dir, 20, process)
     slurm.signal_tasks(signal.SIGUSR1)
@@ -176,7 +177,7 @@ def test_the_signal_saves_and_requeues_and_the_next_start_finishes(slurm: Slurm,
     assert slurm.requeued == [slurm.job], "once, not again"
 
 
-def test_wrong_use_ends_the_job(slurm: Slurm, small: Callable[..., list[str]]) -> None:
+def test_wrong_use_ends_the_job(slurm: Slurm, small: Small) -> None:
     status, stderr = slurm.run(*small("--train.epoch=3"))
     assert status == 2
     (line,) = set(error_lines(stderr))  # once on each node
@@ -239,7 +240,7 @@ def test_train_job_has_room_and_time_to_save(train_job: dict[str, Any]) -> None:
     assert f"--train.threads={resources['cpu'] // trainer['numProcPerNode']}" in trainer["args"]
 
 
-def test_train_job_starts_stops_and_goes_on(train_job: dict[str, Any], small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_train_job_starts_stops_and_goes_on(train_job: dict[str, Any], small: Small, tmp_path: Path) -> None:
     """Its command, with the environment that the controller sets for one pod, and SIGTERM as at the pod's end."""
     trainer = train_job["spec"]["trainer"]
     assert "WORKDIR /opt/lstmlm\nCOPY" in (ROOT / "Dockerfile").read_text()

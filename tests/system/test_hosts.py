@@ -4,13 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lstmlm import load_config
-from tests.helpers import fresh_train
+from tests.helpers import Small, fresh_train
 from tests.system.launcher import TRAIN
 from tests.system.test_ranks import PER_STEP, assert_same_up_to_rounding
 
@@ -52,7 +52,7 @@ def start_on(host: str, machine_rank: int, arguments: list[str], *flags: str) ->
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def test_two_hosts_of_two_ranks(hosts: list[str], small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_two_hosts_of_two_ranks(hosts: list[str], small: Small, tmp_path: Path) -> None:
     """The hosts share no run directory: only the main rank's is written."""
     fresh_train(load_config(small(run="one")))
     processes = [start_on(host, i, small(run="many")) for i, host in enumerate(hosts)]
@@ -62,7 +62,7 @@ def test_two_hosts_of_two_ranks(hosts: list[str], small: Callable[..., list[str]
 
 
 @pytest.mark.slow
-def test_the_launcher_gives_up_on_the_second_host(hosts: list[str], small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_the_launcher_gives_up_on_the_second_host(hosts: list[str], small: Small, tmp_path: Path) -> None:
     process = start_on(hosts[0], 0, small(), "--rdzv_conf", "timeout=5")
     _, stderr = process.communicate(timeout=100)
     assert process.returncode != 0

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ from lstmlm.evaluation.perplexity import evaluate_stream
 from lstmlm.model.pretrained import load
 from lstmlm.runtime.launch import _check_cuda_graph
 from lstmlm.training import checkpoint
-from tests.helpers import metrics
+from tests.helpers import Small, metrics
 from tests.processes import SECONDS, Processes
 from tests.system.launcher import FAULTY, ROOT, TRAIN, command, error_lines, free_port, launch, ranks
 
@@ -42,7 +42,7 @@ def run(command: list[str], **environment: str) -> "subprocess.CompletedProcess[
     ],
     ids=["multi_cpu.yaml", "bare torchrun", "one rank"],
 )
-def test_launchers_on_a_cpu_box(launcher: list[str], port: str, count: int, small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_launchers_on_a_cpu_box(launcher: list[str], port: str, count: int, small: Small, tmp_path: Path) -> None:
     """`--multi_gpu` by itself is what `test_after_a_restart_by_the_launcher_the_run_is_the_same` starts, cpu.yaml the smoke run."""
     result = run([*launcher, port, str(free_port()), TRAIN, *small("--train.max_steps=3")], CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 0, result.stderr
@@ -74,7 +74,7 @@ def refused(result: "subprocess.CompletedProcess[str]", named: str, folder: Path
     assert not (folder / "run").exists()
 
 
-def test_multi_cpu_starts_one_process_and_is_refused(small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_multi_cpu_starts_one_process_and_is_refused(small: Small, tmp_path: Path) -> None:
     config = tmp_path / "multi_cpu.yaml"
     config.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n")
     result = run([*LAUNCH, "--config_file", str(config), TRAIN, *small()])
@@ -95,12 +95,7 @@ def test_multi_cpu_starts_one_process_and_is_refused(small: Callable[..., list[s
     ],
 )
 def test_refused_at_the_start(
-    environment: dict[str, str],
-    arguments: list[str],
-    named: str,
-    small: Callable[..., list[str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str], arguments: list[str], named: str, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"CUDA_VISIBLE_DEVICES": "", **environment}.items():
         monkeypatch.setenv(name, value)
@@ -119,16 +114,14 @@ def test_refused_at_the_start(
         ("cuda", DistributedType.NO, ["--train.accumulate=2"], "train.accumulate is not 1"),
     ],
 )
-def test_where_a_cuda_graph_is_refused(
-    device: str, kind: DistributedType, arguments: list[str], named: str | None, small: Callable[..., list[str]]
-) -> None:
+def test_where_a_cuda_graph_is_refused(device: str, kind: DistributedType, arguments: list[str], named: str | None, small: Small) -> None:
     accelerator: Any = SimpleNamespace(device=torch.device(device), distributed_type=kind, num_processes=1)
     config = load_config(small("--train.cuda_graph=true", *arguments))
     with nullcontext() if named is None else pytest.raises(UsageError, match=named):
         _check_cuda_graph(config, accelerator)
 
 
-def test_bf16_where_the_cpu_cannot_is_refused(small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_bf16_where_the_cpu_cannot_is_refused(small: Small, tmp_path: Path) -> None:
     """oneDNN is told to use no more than AVX2."""
     result = launch(1, small("--train.precision=bf16"), ONEDNN_MAX_CPU_ISA="AVX2", CUDA_VISIBLE_DEVICES="")
     refused(result, "bf16 needs a GPU, or a CPU that can run an LSTM in bf16", tmp_path)
@@ -146,14 +139,14 @@ def two_different_ranks(first: list[str], second: list[str], homes: Sequence[str
     return line
 
 
-def test_ranks_with_different_configurations_are_refused(small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_ranks_with_different_configurations_are_refused(small: Small, tmp_path: Path) -> None:
     line = two_different_ranks(small(), small("--optim.lr=0.1"))
     assert "configuration differs between ranks" in line
     assert "optim.lr is 0.005 on rank 0 and 0.1 on rank 1" in line
     assert not (tmp_path / "run").exists()
 
 
-def test_ranks_with_different_data_are_refused(small: Callable[..., list[str]], text_folder: Path, tmp_path: Path) -> None:
+def test_ranks_with_different_data_are_refused(small: Small, text_folder: Path, tmp_path: Path) -> None:
     """The same folder name on two hosts, with other content: HOME differs between the ranks."""
     for host, extra in (("a", ""), ("b", "w1 w2\n")):
         folder = tmp_path / host / "text"
@@ -167,7 +160,7 @@ def test_ranks_with_different_data_are_refused(small: Callable[..., list[str]], 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_second_host_that_never_comes(small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_second_host_that_never_comes(small: Small, tmp_path: Path) -> None:
     """The two ranks of the first host, as a scheduler starts them, wait as long as they were told to and say so once."""
     first_host = [own | {"LOCAL_WORLD_SIZE": "2"} for own in ranks(4)[:2]]
     result = Processes([TRAIN, *small("--train.timeout_minutes=0.05")], first_host).wait()
@@ -186,7 +179,7 @@ def test_a_second_host_that_never_comes(small: Callable[..., list[str]], tmp_pat
         ("disk", "0", "No space left on device"),
     ],
 )
-def test_a_fault_of_one_rank_ends_all(kind: str, rank: str, told: str, small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_fault_of_one_rank_ends_all(kind: str, rank: str, told: str, small: Small, tmp_path: Path) -> None:
     result = launch(2, small(), FAULTY, FAULT=kind, FAULT_RANK=rank, FAULT_STEP="7")
     assert result.returncode != 0
     assert any(told in line for line in error_lines(result.stderr)), result.stderr
@@ -196,9 +189,7 @@ def test_a_fault_of_one_rank_ends_all(kind: str, rank: str, told: str, small: Ca
     assert not list((tmp_path / "run/checkpoints").glob(".*")), "no partial file"
 
 
-def test_scoring_at_the_end_is_shared_and_may_last_longer_than_the_timeout(
-    small: Callable[..., list[str]], tmp_path: Path, one_thread: None
-) -> None:
+def test_scoring_at_the_end_is_shared_and_may_last_longer_than_the_timeout(small: Small, tmp_path: Path, one_thread: None) -> None:
     """Rank 1 scores the test split for 12 s, rank 0 the validation split and then waits; the timeout is 9 s."""
     arguments = small("--train.max_steps=3", "--train.timeout_minutes=0.15")
     result = launch(2, arguments, FAULTY, FAULT="slow_end", FAULT_RANK="1", FAULT_STEP="-1")
@@ -211,7 +202,7 @@ def test_scoring_at_the_end_is_shared_and_may_last_longer_than_the_timeout(
         assert summary[name]["loss"] == evaluate_stream(model, corpus.splits[split]).loss, "of one rank, to the bit"
 
 
-def test_data_may_take_longer_than_the_timeout(small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_data_may_take_longer_than_the_timeout(small: Small, tmp_path: Path) -> None:
     """Rank 1 prepares data for 9 s longer than rank 0, as a slower host does; the timeout is 6 s."""
     arguments = small("--train.max_steps=3", "--train.timeout_minutes=0.1")
     result = launch(2, arguments, FAULTY, FAULT="slow_data", FAULT_RANK="1", FAULT_STEP="9")
@@ -220,7 +211,7 @@ def test_data_may_take_longer_than_the_timeout(small: Callable[..., list[str]], 
 
 
 @pytest.mark.parametrize("kind", ["kill_end", pytest.param("hang_end", marks=pytest.mark.slow)])
-def test_a_rank_lost_in_the_scoring_at_the_end_ends_the_others(kind: str, small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_rank_lost_in_the_scoring_at_the_end_ends_the_others(kind: str, small: Small, tmp_path: Path) -> None:
     arguments = small("--train.max_steps=3", "--train.timeout_minutes=0.25")
     result = run(command(2, arguments, FAULTY), FAULT=kind, FAULT_RANK="1", FAULT_STEP="-1", CUDA_VISIBLE_DEVICES="")
     assert result.returncode != 0
@@ -229,7 +220,7 @@ def test_a_rank_lost_in_the_scoring_at_the_end_ends_the_others(kind: str, small:
     assert not (tmp_path / "run/summary.json").exists()
 
 
-def test_after_a_restart_by_the_launcher_the_run_is_the_same(small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_after_a_restart_by_the_launcher_the_run_is_the_same(small: Small, tmp_path: Path) -> None:
     """--max_restarts: the group starts again after the fault (which hits the first start only) and resumes."""
     whole = launch(2, small(run="whole"))
     assert whole.returncode == 0, whole.stderr
@@ -240,7 +231,7 @@ def test_after_a_restart_by_the_launcher_the_run_is_the_same(small: Callable[...
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
 
 
-def test_warnings_are_told_once_on_a_host(small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_warnings_are_told_once_on_a_host(small: Small, tmp_path: Path) -> None:
     for name in ("train", "validation", "test"):
         (tmp_path / f"raw/{name}.txt").parent.mkdir(exist_ok=True)
         (tmp_path / f"raw/{name}.txt").write_text(f"a b c {name}\n" * 50)

@@ -1,17 +1,14 @@
 """I1: a run does not depend on the number of ranks. Each is a process of its own; dropout is on, clipping bites."""
 
-import itertools
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from lstmlm import load_config
-from lstmlm.data.table import Table
-from tests.helpers import ADAMW, ASGD, EVERYTHING, final_state, fresh_train, metrics, skip_without_bf16
-from tests.system.launcher import ROOT, error_lines, launch
+from tests.helpers import ADAMW, ASGD, EVERYTHING, Small, final_state, fresh_train, metrics, skip_without_bf16
+from tests.system.launcher import error_lines, launch
 
 # The last row of the small text's table is short, and both epochs end within the run.
 PER_STEP = {"train/loss": 1e-5, "train/grad_norm": 1e-5, "valid/ppl": 1e-6, "test/ppl": 1e-6}
@@ -44,7 +41,7 @@ def assert_same_up_to_rounding(actual: Path, expected: Path, tolerances: dict[st
         pytest.param(4, ["--train.accumulate=3"], id="4-accumulated", marks=pytest.mark.slow),
     ],
 )
-def test_the_same_run_on_any_number_of_ranks(ranks: int, overrides: list[str], small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_the_same_run_on_any_number_of_ranks(ranks: int, overrides: list[str], small: Small, tmp_path: Path) -> None:
     fresh_train(load_config(small(*overrides, run="one")))
     result = launch(ranks, small(*overrides, run="many"))
     assert result.returncode == 0, result.stderr
@@ -55,7 +52,7 @@ def test_the_same_run_on_any_number_of_ranks(ranks: int, overrides: list[str], s
 
 
 @pytest.mark.slow
-def test_bf16_up_to_its_own_rounding(small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_bf16_up_to_its_own_rounding(small: Small, tmp_path: Path) -> None:
     skip_without_bf16()
     fresh_train(load_config(small("--train.precision=bf16", run="one")))
     result = launch(3, small("--train.precision=bf16", run="many"))
@@ -63,23 +60,9 @@ def test_bf16_up_to_its_own_rounding(small: Callable[..., list[str]], tmp_path: 
     assert_same_up_to_rounding(tmp_path / "many", tmp_path / "one", PER_STEP_BF16, weights=1e-2)
 
 
-def test_more_ranks_than_columns_are_refused(small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_more_ranks_than_columns_are_refused(small: Small, tmp_path: Path) -> None:
     result = launch(3, small("--data.batch_size=2"))
     assert result.returncode != 0
     (line,) = error_lines(result.stderr)
     assert "3 ranks but data.batch_size 2" in line
     assert not (tmp_path / "run").exists()
-
-
-def test_a_prepared_loader_would_break_the_state() -> None:
-    """Why the segment loader is never given to `accelerator.prepare`: a rank's next segment does not follow its last one."""
-    result = launch(2, [], str(ROOT / "tests/system/prepared_loader.py"))
-    lines = [json.loads(line) for line in result.stderr.splitlines() if line.startswith('{"rank"')]
-    assert len(lines) == 2, result.stderr
-    for line in lines:
-        segments = line["column 0"]
-        continued = [after[0] == before[-1] + 1 for before, after in itertools.pairwise(segments)]
-        assert not any(continued), "should Accelerate ever keep the order, this loop might be simplified"
-    table = Table(torch.arange(121, dtype=torch.int32), columns=4, rank=1, world_size=2)
-    ours = [table.segment(*window.segments[0])[0][:, 0].tolist() for window in table.windows(3)]
-    assert all(after[0] == before[-1] + 1 for before, after in itertools.pairwise(ours))

@@ -2,13 +2,12 @@
 
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lstmlm import load_config
-from tests.helpers import assert_same_run, fresh_train, skip_without_bf16
+from tests.helpers import Small, assert_same_run, fresh_train, skip_without_bf16
 from tests.system.launcher import FAULTY, launch, pause_at, start
 from tests.system.test_ranks import PER_STEP, assert_same_up_to_rounding
 
@@ -16,7 +15,7 @@ LONG = ("--train.epochs=4", "--train.save_every=10", "--train.eval_every=40")
 TOLERANCES = PER_STEP | {"train/loss": 2e-5}
 
 
-def test_a_kill_and_a_signal_to_one_rank_change_nothing(small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_kill_and_a_signal_to_one_rank_change_nothing(small: Small, tmp_path: Path) -> None:
     """Power fails; then rank 1 gets a signal within a step, and both save and leave. Two ranks go on from there, and so does one."""
     whole = launch(2, small(*LONG, run="whole"))
     assert whole.returncode == 0, whole.stderr
@@ -53,7 +52,7 @@ CASES: dict[str, tuple[list[int], list[int], list[str]]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_killed_and_resumed(case: str, small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_killed_and_resumed(case: str, small: Small, tmp_path: Path) -> None:
     starts, kills, overrides = CASES[case]
     if "--train.precision=bf16" in overrides:
         skip_without_bf16()

@@ -4,17 +4,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
+from tests.helpers import Small
 from tests.processes import SECONDS
 from tests.system.launcher import ROOT, wait_for_step
 
 
-def test_a_preempted_trial_goes_on_in_its_own_directory(small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_preempted_trial_goes_on_in_its_own_directory(small: Small, tmp_path: Path) -> None:
     sweep = yaml.safe_load((ROOT / "configs/sweep.yaml").read_text())
     chosen = [argument for argument in small("--train.epochs=100", "--train.save_every=1000") if not argument.startswith("--train.run_dir")]
     values = dict(argument.removeprefix("--").split("=", 1) for argument in chosen)

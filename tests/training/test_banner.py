@@ -3,7 +3,6 @@
 import math
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from lstmlm.config import Config
 from lstmlm.data.corpus import load_corpus
 from lstmlm.training.banner import closing, opening, resume_command, typed
-from tests.helpers import build_step
+from tests.helpers import SmallConfig, build_step
 
 OPTIONS = "--train.run_dir runs/a --train.resume true"
 
@@ -54,7 +53,7 @@ def test_a_hint_works_outside_of_the_environment(monkeypatch: pytest.MonkeyPatch
         ([f"--model.dropout_{kind}=0.3" for kind in ("input", "hidden", "output", "weights")], "dropout 0.3, weights 0.3"),
     ],
 )
-def test_the_dropout_that_is_told_is_the_one_in_use(overrides: list[str], dropout: str, small_config: Callable[..., Config]) -> None:
+def test_the_dropout_that_is_told_is_the_one_in_use(overrides: list[str], dropout: str, small_config: SmallConfig) -> None:
     config = small_config(*overrides)
     train_step = build_step(config)
     (line,) = (line for line in opening(config, load_corpus(config.data), train_step, train_step.accelerator) if line.startswith("model "))

@@ -3,18 +3,17 @@
 import copy
 import itertools
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lstmlm import Config, load_config
+from lstmlm import load_config
 from lstmlm.config import OptimConfig
 from lstmlm.console import UsageError
 from lstmlm.training.optimizer import WeightAverage, first_beta, gradient_norm, learning_rate
-from tests.helpers import build_step
+from tests.helpers import SmallConfig, build_step
 
 
 @pytest.mark.parametrize("size", [100, 650])
@@ -49,7 +48,7 @@ RECIPES: dict[str, list[str]] = {
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_fifty_steps_are_those_of_pytorch(name: str, small_config: Callable[..., Config]) -> None:
+def test_fifty_steps_are_those_of_pytorch(name: str, small_config: SmallConfig) -> None:
     """With a resume in the middle; the same gradients' arithmetic, but PyTorch's optimizer, its OneCycleLR, swa_utils and ASGD."""
     config = small_config(*RECIPES[name], "--model.dropout=0", "--train.log_every=100", "--optim.grad_clip=0.1")
     optim, losses = (config.optim, [3.0, 2.0, 2.5, 2.6, 2.7])  # asgd begins with the fifth: 2.7 > 2.0, two before the last two

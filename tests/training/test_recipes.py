@@ -1,13 +1,12 @@
 """The pieces of a recipe together: exact on resume in the middle, and the losses that they and the seed's settings gave once."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from lstmlm import Config, UserError, load_config
+from lstmlm import UserError, load_config
 from lstmlm.config import DataConfig
 from lstmlm.model.pretrained import load
 from lstmlm.training.segments import segment_ends
@@ -15,6 +14,8 @@ from tests.helpers import (
     ADAMW,
     ASGD,
     EVERYTHING,
+    Small,
+    SmallConfig,
     assert_same_run,
     build_step,
     final_state,
@@ -26,7 +27,7 @@ from tests.helpers import (
 
 
 @pytest.mark.parametrize("optim", [[*ADAMW, "--optim.average=ema"], ASGD], ids=["adamw", "asgd"])
-def test_resume_in_the_middle_is_exact(optim: list[str], small: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_resume_in_the_middle_is_exact(optim: list[str], small: Small, tmp_path: Path) -> None:
     """Before and after the trigger, within a window, and within an epoch of drawn segments; what is exported is the average."""
     summary = fresh_train(load_config(small(*EVERYTHING, *optim, run="whole")))
     interrupted(small, "cut", [*EVERYTHING, *optim], cuts=[(5, None), (16, 1), (26, None)])
@@ -43,7 +44,7 @@ def test_resume_in_the_middle_is_exact(optim: list[str], small: Callable[..., li
         fresh_train(load_config(small(*EVERYTHING, *optim, "--train.resume=true", "--data.bptt_jitter=0", run="whole")))
 
 
-def test_a_validation_leaves_training_as_it_was(small_config: Callable[..., Config]) -> None:
+def test_a_validation_leaves_training_as_it_was(small_config: SmallConfig) -> None:
     train_step = build_step(small_config("--optim.average=ema", "--train.log_every=100"))
     run_steps(train_step, 3)
     before = train_step.state_dict()[0]
@@ -55,7 +56,7 @@ def test_a_validation_leaves_training_as_it_was(small_config: Callable[..., Conf
         assert torch.equal(tensor, before[name])
 
 
-def test_an_update_that_fp16_skips_is_not_averaged(small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_update_that_fp16_skips_is_not_averaged(small_config: SmallConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     train_step = build_step(small_config("--optim.average=ema", "--train.log_every=100"))
     run_steps(train_step, 3)
     before = train_step.state_dict()[0]
@@ -86,7 +87,7 @@ def test_drawn_segments_cover_every_row_once(rows: int, bptt: int, jitter: float
             assert lengths[half].mean() == pytest.approx(35, abs=1)
 
 
-def test_the_rate_goes_with_the_rows(small_config: Callable[..., Config]) -> None:
+def test_the_rate_goes_with_the_rows(small_config: SmallConfig) -> None:
     overrides = ["--data.bptt_jitter=2.5", "--train.log_every=100", "--train.accumulate=2"]
     train_step = build_step(small_config(*overrides))
     windows = list(train_step.windows(epoch=3))

@@ -1,6 +1,5 @@
 """One update against an independent loop in plain PyTorch, and the figures an update leaves behind."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from torch.nn import functional as F
 
 from lstmlm import Config, LSTMLanguageModel, load_config
 from lstmlm.data.corpus import load_corpus
-from tests.helpers import ADAMW, EVERYTHING, build_step, run_steps
+from tests.helpers import ADAMW, EVERYTHING, SmallConfig, build_step, run_steps
 
 
 class PlainModel(nn.Module):
@@ -56,7 +55,7 @@ def plain_losses(model: PlainModel, stream: list[int], columns: int, bptt: int, 
     return losses
 
 
-def test_equals_an_independent_loop(small_config: Callable[..., Config]) -> None:
+def test_equals_an_independent_loop(small_config: SmallConfig) -> None:
     config = small_config("--model.dropout=0", "--data.batch_size=5", "--train.log_every=1000", "--optim.lr=0.02")
     stream = load_corpus(config.data).splits["train"]
     stream = stream[: (len(stream) - 1) // 50 * 50 + 1]
@@ -77,7 +76,7 @@ def test_equals_an_independent_loop_on_wikitext(wikitext: str, tmp_path: Path) -
     assert run_steps(train_step, 200) == pytest.approx(expected, rel=1e-4)
 
 
-def test_accumulated_gradient_is_that_of_the_whole_window(small_config: Callable[..., Config]) -> None:
+def test_accumulated_gradient_is_that_of_the_whole_window(small_config: SmallConfig) -> None:
     """A window of 3 segments: the gradient of the mean nll over all its targets, cut at the segments' borders."""
     config = small_config("--model.dropout=0", "--train.accumulate=3", "--optim.grad_clip=1e9", "--train.log_every=100")
     train_step = build_step(config)
@@ -107,7 +106,7 @@ def test_accumulated_gradient_is_that_of_the_whole_window(small_config: Callable
     ],
     ids=["adam", "sgd", "adamw"],
 )
-def test_a_recorded_update_is_the_eager_one(recipe: list[str], small_config: Callable[..., Config]) -> None:
+def test_a_recorded_update_is_the_eager_one(recipe: list[str], small_config: SmallConfig) -> None:
     """Over the epoch's short last segment, an epoch's reset and a resume; the rate changes with every step."""
     overrides = [*recipe, "--train.log_every=99"]
     losses, ends = [], []
@@ -139,7 +138,7 @@ def test_a_recorded_update_is_the_eager_one(recipe: list[str], small_config: Cal
         assert torch.equal(ours, eager) or (ours - eager).norm() <= 1e-5 * eager.norm(), name
 
 
-def test_the_carried_state_is_cut_off_from_its_graph(small_config: Callable[..., Config]) -> None:
+def test_the_carried_state_is_cut_off_from_its_graph(small_config: SmallConfig) -> None:
     train_step = build_step(small_config("--train.log_every=2"))
     run_steps(train_step, 2)
     assert all(tensor.any() and tensor.grad_fn is None for pair in train_step.state for tensor in pair)

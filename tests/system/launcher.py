@@ -48,9 +48,11 @@ def start(count: int, arguments: Sequence[str], script: str = TRAIN, **extra: st
     return Processes([script, *arguments], ranks(count, **extra))
 
 
-def launch(count: int, arguments: Sequence[str], script: str = TRAIN, **extra: str) -> "subprocess.CompletedProcess[str]":
-    """Start so many ranks and wait."""
-    return start(count, arguments, script, **extra).wait()
+def launch(count: int, arguments: Sequence[str], script: str = TRAIN, fails: bool = False, **extra: str) -> str:
+    """Start so many ranks and wait until they have succeeded, or failed; what they said on standard error."""
+    result = start(count, arguments, script, **extra).wait()
+    assert (result.returncode != 0) == fails, result.stderr
+    return result.stderr
 
 
 def pause_at(step: int, rank: int = 0) -> dict[str, str]:
@@ -61,6 +63,13 @@ def pause_at(step: int, rank: int = 0) -> dict[str, str]:
 def error_lines(stderr: str) -> list[str]:
     """The project's own lines."""
     return [line for line in stderr.splitlines() if line.startswith("error:")]
+
+
+def refused(stderr: str, told: str, folder: Path) -> None:
+    """Assert that all ranks said this and nothing else, and that there is no run."""
+    (line,) = error_lines(stderr)
+    assert told in line
+    assert not (folder / "run").exists()
 
 
 def wait_for_step(run: Path, step: int, process: "subprocess.Popen[Any]") -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,37 +17,32 @@ from tests.helpers import ROOT, SmallConfig
 from tests.processes import SECONDS, Processes
 
 SMALL = ["--model.embedding_size=12", "--model.hidden_size=12", "--data.bptt=5", "--data.batch_size=4", "--steps=2"]
-PROMISED = (
-    "plain_ms ours_ms floor_ms ratio_plain ratio_floor tokens_per_second floor_ways peak_memory_mb device precision threads"
-).split()
+PROMISED = "plain_ms ours_ms floor_ms ratio_plain ratio_floor tokens_per_second floor_ways peak_memory_mb device precision threads"
 
 
-def benchmark(text_folder: Path, cache: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    data = [f"--data.dataset={text_folder}", f"--data.cache_dir={cache}"]
-    command = [sys.executable, str(ROOT / "scripts/benchmark.py"), *data, *SMALL, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+def benchmark(text_folder: Path, cache: Path, *arguments: str) -> list[Any]:
+    """The lines of JSON that it prints."""
+    data = [f"--data.dataset={text_folder}", f"--data.cache_dir={cache}", *SMALL, "--json", "--device=cpu"]
+    command = [sys.executable, str(ROOT / "scripts/benchmark.py"), *data, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 def test_one_json_object(text_folder: Path, tmp_path: Path) -> None:
-    result = benchmark(text_folder, tmp_path, "--json", "--threads=1", "--device=cpu")
-    assert result.returncode == 0, result.stderr
-    figures = json.loads(result.stdout)
-    assert figures.keys() >= set(PROMISED)
+    (figures,) = benchmark(text_folder, tmp_path, "--threads=1")
+    assert figures.keys() >= set(PROMISED.split())
     assert figures["ratio_plain"] == pytest.approx(figures["plain_ms"] / figures["ours_ms"])
     assert (figures["device"], figures["precision"], figures["threads"]) == ("cpu", "fp32", 1)
     assert sum(figures["shares"].values()) == pytest.approx(1)
 
 
 def test_ranks(text_folder: Path, tmp_path: Path) -> None:
-    result = benchmark(text_folder, tmp_path, "--json", "--ranks", "1", "2", "--device=cpu")
-    assert result.returncode == 0, result.stderr
-    assert [json.loads(line)["ranks"] for line in result.stdout.splitlines()] == [1, 2]
+    assert [line["ranks"] for line in benchmark(text_folder, tmp_path, "--ranks", "1", "2")] == [1, 2]
 
 
 def test_heads(text_folder: Path, tmp_path: Path) -> None:
-    result = benchmark(text_folder, tmp_path, "--json", "--heads", "--device=cpu")
-    assert result.returncode == 0, result.stderr
-    rows = {row["head"]: row for row in map(json.loads, result.stdout.splitlines())}
+    rows = {row["head"]: row for row in benchmark(text_folder, tmp_path, "--heads")}
     assert {"plain", "plain, kept", "ours, kept"} <= rows.keys()
     for row in rows.values():
         assert 0 < max(row[key] for key in ("nll", "hidden_grad", "weight_grad", "bias_grad")) < 1e-5, row

@@ -17,8 +17,7 @@ TOLERANCES = PER_STEP | {"train/loss": 2e-5}
 
 def test_a_kill_and_a_signal_to_one_rank_change_nothing(small: Small, tmp_path: Path) -> None:
     """Power fails; then rank 1 gets a signal within a step, and both save and leave. Two ranks go on from there, and so does one."""
-    whole = launch(2, small(*LONG, run="whole"))
-    assert whole.returncode == 0, whole.stderr
+    launch(2, small(*LONG, run="whole"))
     arguments = small(*LONG, "--train.resume=true", run="cut")
     process = start(2, arguments, FAULTY, **pause_at(17, rank=1))
     process.wait_for("paused")
@@ -31,9 +30,7 @@ def test_a_kill_and_a_signal_to_one_rank_change_nothing(small: Small, tmp_path: 
     assert "step_00000010" in stopped.stderr, "where it went on from"
     assert stopped.stderr.count("stopped by signal 15") == 1
     shutil.copytree(tmp_path / "cut", tmp_path / "alone")
-    resumed = launch(2, arguments)
-    assert resumed.returncode == 0, resumed.stderr
-    assert "step_00000038" in resumed.stderr, "saved when told (log_every is 1, so each step is an event)"
+    assert "step_00000038" in launch(2, arguments), "saved when told (log_every is 1, so each step is an event)"
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
     fresh_train(load_config(small(*LONG, "--train.resume=true", run="alone")))
     assert_same_up_to_rounding(tmp_path / "alone", tmp_path / "whole", TOLERANCES, weights=1e-4)
@@ -56,16 +53,13 @@ def test_killed_and_resumed(case: str, small: Small, tmp_path: Path) -> None:
     starts, kills, overrides = CASES[case]
     if "--train.precision=bf16" in overrides:
         skip_without_bf16()
-    whole = launch(starts[0], small(*LONG, *overrides, run="whole"))
-    assert whole.returncode == 0, whole.stderr
+    launch(starts[0], small(*LONG, *overrides, run="whole"))
     arguments = small(*LONG, *overrides, "--train.resume=true", run="cut")
     for ranks, step in zip(starts[:-1], kills, strict=True):
         process = start(ranks, arguments, FAULTY, **pause_at(step, ranks - 1))
         process.wait_for("paused")
         process.kill()
-    resumed = launch(starts[-1], arguments)
-    assert resumed.returncode == 0, resumed.stderr
-    assert "going on from" in resumed.stderr
+    assert "going on from" in launch(starts[-1], arguments)
     if len(set(starts)) == 1:
         assert_same_run(tmp_path / "cut", tmp_path / "whole")
     else:

@@ -66,22 +66,23 @@ MATMUL, CUDNN = torch.backends.cuda.matmul, torch.backends.cudnn
 RNN: Any = torch.backends.cudnn.rnn
 
 
+READ: dict[str, Callable[[], Any]] = {
+    "threads": torch.get_num_threads,
+    "generator": lambda: torch.get_rng_state().tolist(),
+    "deterministic": torch.are_deterministic_algorithms_enabled,
+    "matmul": lambda: MATMUL.fp32_precision,
+    "conv": lambda: CUDNN.conv.fp32_precision,
+    "rnn": lambda: RNN.fp32_precision,
+    "older matmul": lambda: MATMUL.allow_tf32,
+    "older cudnn": lambda: CUDNN.allow_tf32,
+    "highest": torch.get_float32_matmul_precision,
+}
+
+
 def settings() -> dict[str, Any]:
     """Without an older switch that cannot be read, as the newer ones say something else."""
-    found = {
-        "threads": torch.get_num_threads(),
-        "generator": torch.get_rng_state().tolist(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "matmul": MATMUL.fp32_precision,
-        "conv": CUDNN.conv.fp32_precision,
-        "rnn": RNN.fp32_precision,
-    }
-    older: dict[str, Callable[[], object]] = {
-        "older matmul": lambda: MATMUL.allow_tf32,
-        "older cudnn": lambda: CUDNN.allow_tf32,
-        "highest": torch.get_float32_matmul_precision,
-    }
-    for name, read in older.items():
+    found = {}
+    for name, read in READ.items():
         with suppress(RuntimeError):
             found[name] = read()
     return found

@@ -1,18 +1,21 @@
-"""A run that begins with a saved model: its vocabulary, its weights, and what contradicts them."""
+"""A run that begins with a saved model: its vocabulary, its weights, and what contradicts them; and the memory that a run needs."""
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from lstmlm import Config, LSTMLanguageModel, UserError, Vocabulary, evaluate, load_config
+from lstmlm import Config, LSTMLanguageModel, UserError, Vocabulary, evaluate, load_config, train
 from lstmlm.config import ModelConfig
 from lstmlm.console import UsageError
 from lstmlm.model.pretrained import load, save_pretrained
 from lstmlm.runtime import launch
-from lstmlm.training.build import build
-from tests.helpers import Small, assert_same_run, fresh_train, lose_power, metrics
+from lstmlm.training.build import _check_memory, build
+from tests.helpers import Small, SmallConfig, assert_same_run, fresh_train, lose_power, metrics
 
 pytestmark = pytest.mark.system  # whole runs
 
@@ -131,3 +134,37 @@ def test_a_source_that_is_not_there_is_told(small: Small, tmp_path: Path) -> Non
         fresh_train(load_config(small(f"--train.init_from={tmp_path / 'absent'}")))
     with pytest.raises(UsageError, match=r"train\.init_from is empty"):
         load_config(["--train.init_from="])
+
+
+def test_no_more_is_counted_than_a_run_takes(small_config: SmallConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound, in a case worked out by hand: 60 types, E = H = 12, two layers, 20 columns, bptt 10."""
+    config = launch.resolve_precision(small_config("--train.threads=1"))
+    accelerator = launch.start(config)
+    parameters = 60 * 12 + 60 + 2 * (2 * 48 * 12 + 2 * 48)
+    assert parameters == sum(p.numel() for p in LSTMLanguageModel(config.model, 60).parameters())
+    # Weight, gradient and Adam's two moments; and a checkpoint twice, without the gradient
+    need = (16 + 24) * parameters + 20 * 10 * (12 + 2 * 5 * 12) * 4 + 8 * 50
+    for free in (need, need - 1):
+        monkeypatch.setattr("lstmlm.training.build.free_memory", lambda device, free=free: free)
+        with nullcontext() if free == need else pytest.raises(UserError, match="needs at least"):
+            _check_memory(config, 60, 1000, accelerator)
+
+
+@pytest.mark.parametrize("full", ["cuda", "cpu"])
+def test_the_memory_of_a_gpu_and_of_its_host(full: str, small_config: SmallConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator: Any = SimpleNamespace(device=torch.device("cuda", 0), num_processes=2)
+    monkeypatch.setattr("lstmlm.training.build.free_memory", lambda device: 0 if device.type == full else 1e12)
+    with pytest.raises(UserError, match=rf"of memory \({full}\), and 0\.0 GB are free: .* 10 columns"):
+        _check_memory(small_config(), 60, 1000, accelerator)
+
+
+@pytest.mark.parametrize(
+    "sizes", [["--model.hidden_size=65536", "--model.embedding_size=65536"], ["--model.num_layers=124", "--model.hidden_size=24"]]
+)
+def test_a_model_that_no_memory_holds_is_refused_before_it_is_made(
+    sizes: list[str], small_config: SmallConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lstmlm.training.build.free_memory", lambda device: 2e7)
+    with pytest.raises(UserError, match=r"this run needs at least [\d,.]+ GB of memory \(cpu\), and 0\.0 GB are free: .* parameters"):
+        train(small_config(*sizes))
+    assert not (tmp_path / "run").exists()

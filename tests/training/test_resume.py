@@ -60,37 +60,25 @@ def test_a_key_that_an_older_checkpoint_does_not_have_was_at_its_default(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("cursor", "named"),
+    ("cursor", "change", "named"),
     [
-        ({}, None),
-        ({"epoch": 1, "row": 10, "step": 7}, None),
-        ({"row": 25}, "no step begins at row 25 of 25"),
-        ({"row": -10}, "no step begins at row -10"),
-        ({"row": 3}, "no step begins at row 3"),
-        ({"row": 10, "step": 3}, "step 3 is not the one at row 10 of epoch 0"),
+        ({}, {}, None),
+        ({"epoch": 1, "row": 10, "step": 7}, {}, None),
+        ({"row": 25}, {}, "no step begins at row 25 of 25"),
+        ({"row": -10}, {}, "no step begins at row -10"),
+        ({"row": 3}, {}, "no step begins at row 3"),
+        ({"row": 10, "step": 3}, {}, "step 3 is not the one at row 10 of epoch 0"),
+        ({}, {"weight": torch.zeros(3, 50)}, "weight is torch.float32 .3, 50. instead of torch.float32 .50, 3."),
+        ({}, {"weight": torch.zeros(50, 3, dtype=torch.int8)}, "weight is torch.int8"),
+        ({}, {"ghost": torch.zeros(1)}, "has a foreign ghost"),
     ],
 )
-def test_a_cursor_that_no_run_reaches(cursor: dict[str, int], named: str | None) -> None:
+def test_a_cursor_that_no_run_reaches_and_tensors_of_others(
+    cursor: dict[str, int], change: dict[str, torch.Tensor], named: str | None
+) -> None:
     table = Table(torch.zeros(101, dtype=torch.int32), columns=4)  # 25 rows: 5 windows of 5 rows
-    settings = config(data__bptt=5, data__batch_size=4)
-    saved = Saved(settings, "", Cursor(**cursor), Interval(), Logged("a", 0, 0), {})
-    ours = tensors(0)
+    saved = Saved(config(data__bptt=5, data__batch_size=4), "", Cursor(**cursor), Interval(), Logged("a", 0, 0), {})
     with nullcontext() if named is None else pytest.raises(UserError, match=named):
-        resume.check_fit(saved, ours, ours, table)
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"weight": torch.zeros(3, 50)}, "weight is torch.float32 .3, 50. instead of torch.float32 .50, 3."),
-        ({"weight": torch.zeros(50, 3, dtype=torch.int8)}, "weight is torch.int8"),
-        ({"ghost": torch.zeros(1)}, "has a foreign ghost"),
-    ],
-)
-def test_tensors_that_are_not_the_runs(change: dict[str, torch.Tensor], named: str) -> None:
-    table = Table(torch.zeros(101, dtype=torch.int32), columns=4)
-    saved = Saved(config(), "", Cursor(), Interval(), Logged("a", 0, 0), {})
-    with pytest.raises(UserError, match=named):
         resume.check_fit(saved, tensors(1) | change, tensors(1), table)
 
 

@@ -74,28 +74,23 @@ def faulty_call(self: TrainStep, window: Any, step: int, segment: int) -> None:
     call(self, window, step, segment)
 
 
-def pausing_score(self: LSTMLanguageModel, *args: Any) -> Any:
-    """Wait for a signal in the middle of the first evaluation."""
-    global scored
-    scored += 1
-    if scored == 2:
-        pause(1)
-    return score(self, *args)
-
-
 def at_the_end(self: Run) -> Any:
-    """Score some 20 segments at the end, 0.6 s each; with a fault the third is the last."""
+    """Score some 20 segments at the end."""
     perplexity.SEGMENT_TOKENS = 25
-    LSTMLanguageModel.score = slow_score  # type: ignore[method-assign]
+    LSTMLanguageModel.score = faulty_score  # type: ignore[method-assign]
     return final_figures(self)
 
 
-def slow_score(self: LSTMLanguageModel, *args: Any) -> Any:
+def faulty_score(self: LSTMLanguageModel, *args: Any) -> Any:
+    """Wait for a signal in the middle of the first evaluation; or take 0.6 s for a segment at the end, or make the third the last."""
     global scored
     scored += 1
+    if scored == 2 and KIND == "pause_validation":
+        pause(1)
     if scored == 3 and KIND == "kill_end":
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(600 if scored == 3 and KIND == "hang_end" else 0.6)
+    if KIND.endswith("_end"):
+        time.sleep(600 if scored == 3 and KIND == "hang_end" else 0.6)
     return score(self, *args)
 
 
@@ -120,7 +115,7 @@ if __name__ == "__main__":
     if os.environ.get("RANK", "0") == RANK and not spared:
         TrainStep.__call__ = faulty_call  # type: ignore[method-assign]
         if KIND == "pause_validation":
-            LSTMLanguageModel.score = pausing_score  # type: ignore[method-assign]
+            LSTMLanguageModel.score = faulty_score  # type: ignore[method-assign]
             perplexity.SEGMENT_TOKENS = 100  # several segments in the small text
         if KIND.endswith("_end"):
             Run._final_figures = at_the_end  # type: ignore[method-assign]

@@ -66,7 +66,7 @@ def dry_run(config: Config) -> Outcome:
             begin = time.perf_counter()
             train_step(window, cursor.step, cursor.segment)
             cursor.advance(window)
-            results += train_step.read()  # waits for the device
+            results.extend(train_step.read())  # waits for the device
             seconds.append(time.perf_counter() - begin)
         segment = corpus.splits["validation"][: SEGMENT_TOKENS * accelerator.num_processes + 1]
         begin = time.perf_counter()

@@ -85,8 +85,7 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *traceback: object) -> None:
         if isinstance(error, NotFiniteError):
-            text = str(error)
-            self.tracking.tell(lambda tracker: tracker.alert("the loss is not finite", text))
+            self.tracking.tell(lambda tracker: tracker.alert("the loss is not finite", str(error)))
         self._open.close()
 
     @property

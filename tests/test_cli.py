@@ -82,18 +82,10 @@ for line in sys.stdin.read().splitlines():
 
 def test_no_torch_is_loaded_where_none_is_needed(tmp_path: Path) -> None:
     record = next((ROOT / "results").glob("*/config.yaml")).parent  # as much of a run as a report needs
-    good = [
-        "--help",
-        "train --help",
-        "train --print_config",
-        "report --help",
-        "export --help",
-        f"report {record} --output {tmp_path}/a.html",
-    ]
+    good = ["--help", "train --help", "train --print_config", "report --help", "export --help", f"report {record} --output {tmp_path}/a"]
     commands = [*good, "train --optim.lr fast"]
-    result = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH], input="\n".join([*commands, "--version"]), capture_output=True, text=True, timeout=100
-    )
+    lines, python = "\n".join([*commands, "--version"]), [sys.executable, "-c", WITHOUT_TORCH]
+    result = subprocess.run(python, input=lines, capture_output=True, text=True, timeout=100)
     told = [line for line in result.stderr.splitlines() if not line.startswith(("error: ", "starting"))]
     assert told == [f"{2 * (line not in good)} set() {line}" for line in commands] + ["0 set() --version"]
     assert result.stdout.endswith(f"lstmlm {package.__version__}\n")

@@ -290,8 +290,9 @@ def locked(path: Path, wait: bool) -> Iterator[None]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except BlockingIOError:
-                if not wait:
+            except OSError as error:
+                if not wait or not isinstance(error, BlockingIOError):
+                    error.filename = str(path)  # which a failing lock does not tell by itself
                     raise
             if time.monotonic() >= told_at:
                 logger.warning("waiting for another process, which holds %s", path)

@@ -39,22 +39,14 @@ class Page:
 
 
 def test_what_the_page_says(write_run: WriteRun, tmp_path: Path) -> None:
+    cache = {"split": "test", "ppl": 70.518, "protocol": "cache", "columns": 1, "bpc": 1.5, "settings": {"theta": 0.7, "a": True}}
     finished = write_run(
         "<b>finished",
         metric_lines(20, 90.0),
         "--optim.lr=0.002",
         summary=SUMMARY,
         samples=[{"step": 5 * i, "epoch": i, "tokens": 9, "texts": [f"text {i} <eos>", "more"]} for i in (1, 2)],
-        evaluations={
-            "cache.json": {
-                "split": "test",
-                "ppl": 70.518,
-                "protocol": "cache",
-                "columns": 1,
-                "bpc": 1.5,
-                "settings": {"theta": 0.7, "a": True},
-            }
-        },
+        evaluations={"cache.json": cache},
     )
     going = write_run("going", metric_lines(10, 95.0, speed=100.0), "--optim.lr=0.001")
     write_report([finished, going], Output(tmp_path / "page.html"), tmp_path / "plots")

@@ -39,26 +39,24 @@ def test_a_curve_has_the_points_that_can_be_drawn(write_run: WriteRun) -> None:
 
 LOOP, FOLDER = object(), object()  # a link to itself, a folder, in a file's place
 FINE = '{"step": 1, "epoch": 1, "tokens": 9}\n'
-PART = json.dumps({name: SUMMARY[name] for name in ("valid", "test")})
+TOKENS = ['"9"', "9.5", "-9", "null", "true", "9" * 30, "9" * 5000]
+MORE = ['"seconds": "x"', '"seconds": NaN', '"train/lr": []', '"valid/ppl": "7"']
+SUMMARIES = [
+    {"valid": None},
+    *({"test": {"ppl": 2.5, "columns": 1} | wrong} for wrong in ({"ppl": "1"}, {"ppl": -1e308}, {"columns": "1"}, {"columns": None})),
+    {"parameters": "many"},
+    {"ranks": None},
+    {"device": 1},
+]
 BROKEN = {
     "config.yaml": [None, LOOP, FOLDER, "", "data: [1,", "optimizer: {lr: 1}", "just words", b"\xff\xfe", "train: {epochs: many}"],
-    "metrics.jsonl": [
-        LOOP, FOLDER, "[]\n", "\x00\n", b"\xff\n", FINE + "1\n", '{"step": 1}\n', "[" * 9999 + "\n",
-        FINE.replace("9", '"9"'), FINE.replace("9", "9.5"), FINE.replace("9", "-9"), FINE.replace("9", "null"),
-        FINE.replace("9", "true"), FINE.replace("9", "9" * 30), FINE.replace("9", "9" * 5000), FINE.replace("9", '9, "seconds": "x"'),
-        FINE.replace("9", '9, "seconds": NaN'), FINE.replace("9", '9, "train/lr": []'), FINE.replace("9", '9, "valid/ppl": "7"'),
-    ],
-    "summary.json": [
-        LOOP, FOLDER, "", "[]", "null", "{}", "\x00", b"\xff", PART, "[" * 9999, json.dumps(SUMMARY | {"valid": None}),
-        json.dumps(SUMMARY | {"test": {"ppl": "1", "columns": 1}}), json.dumps(SUMMARY | {"test": {"ppl": -1e308, "columns": 1}}),
-        json.dumps(SUMMARY | {"test": {"ppl": 2.5, "columns": "1"}}), json.dumps(SUMMARY | {"test": {"ppl": 2.5}}),
-        json.dumps(SUMMARY | {"parameters": "many"}), json.dumps(SUMMARY | {"ranks": None}), json.dumps(SUMMARY | {"device": 1}),
-    ],
-    "samples.jsonl": [
-        LOOP, FOLDER, "[]\n", b"\xff\n", FINE, FINE.replace("9", '9, "texts": "a"'), FINE.replace("9", '9, "texts": [1]'),
-        FINE.replace("9", '9, "texts": ["\\ud800"]'), '{"texts": []}\n',
-    ],
-}  # fmt: skip
+    "metrics.jsonl": [LOOP, FOLDER, "[]\n", "\x00\n", b"\xff\n", FINE + "1\n", '{"step": 1}\n', "[" * 9999 + "\n"]
+    + [FINE.replace("9", tokens) for tokens in [*TOKENS, *(f"9, {more}" for more in MORE)]],
+    "summary.json": [LOOP, FOLDER, "", "[]", "null", "{}", "\x00", b"\xff", "[" * 9999]
+    + [json.dumps(SUMMARY | wrong) for wrong in SUMMARIES],
+    "samples.jsonl": [LOOP, FOLDER, "[]\n", b"\xff\n", FINE, '{"texts": []}\n']
+    + [FINE.replace("9", f'9, "texts": {texts}') for texts in ('"a"', "[1]", '["\\ud800"]')],
+}
 
 
 @pytest.mark.parametrize(("file", "place"), [(file, i) for file, kinds in BROKEN.items() for i in range(len(kinds))])

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import pytest
 import safetensors
 import torch
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import CardData, ModelCard
 
 from lstmlm import Config, UserError, evaluate, load_config
 from lstmlm.config import flatten
 from lstmlm.model.pretrained import load
+from scripts import measure_protocols
 from scripts.publish_model import publish_model
 from scripts.publish_results import command, publish_results
 from scripts.results_table import results_table, with_table
@@ -96,10 +98,28 @@ def test_the_table_shows_final_figures_and_evaluations(run: Path, tmp_path: Path
     assert f"`{json.loads((folder / 'run.json').read_bytes())['command']}`" in row
 
 
-def test_a_finished_run_has_its_figures_in_its_card(run: Path) -> None:
-    summary = json.loads((run / "summary.json").read_bytes())
-    told = {r.dataset_split: r.metric_value for r in ModelCard.load(run / "model/README.md").data.eval_results}
-    assert told == {"validation": summary["valid"]["ppl"], "test": summary["test"]["ppl"]}
+def test_measuring_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"cache": {"theta": 1.5}, "dynamic": {"lr": 0.25}, "cache+dynamic": {}}
+    asked: list[list[str]] = []
+
+    def evaluate(words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        options = words[words.index("--json") + 1 :]
+        asked.append(options)
+        result: dict[str, Any] = {"split": options[-1], "ppl": 2.0, "bpc": 1.0, "seconds": 1, "settings": {}}
+        if "--tune" in options:
+            validation = result | {"split": "validation"}
+            result |= {"split": "test", "settings": found[options[1]], "tuning": {}, "validation": validation}
+        return subprocess.CompletedProcess(words, 0, json.dumps(result))
+
+    monkeypatch.setattr("subprocess.run", evaluate)
+    monkeypatch.setattr("sys.argv", ["measure", "--model", "m", "--output", str(tmp_path / "out")])
+    assert measure_protocols.main() == 0
+    files = [f"{name}-{split}.json" for name in ("static-1", "static-10", *found) for split in ("validation", "test")]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*files}
+    assert asked[-1][-4:] == ["--theta", "1.5", "--lr", "0.25"], "the search of both begins where the other two ended"
+    (tmp_path / "out/cache+dynamic-test.json").unlink()
+    assert measure_protocols.main() == 0
+    assert asked[7:] == [asked[6]]
 
 
 def test_no_run_no_record(tmp_path: Path) -> None:
@@ -144,6 +164,10 @@ def test_a_published_result_reproduces_and_names_no_place(folder: Path, monkeypa
             assert not re.search(r'["\s](/root|/home|/work|/tmp|/Users)/', path.read_text()), path
 
 
+def figures(card: CardData) -> dict[str, float]:
+    return {result.dataset_split: result.metric_value for result in card.eval_results}
+
+
 def test_a_model_to_give_away(run: Path, tmp_path: Path, text_folder: Path) -> None:
     folder = tmp_path / "models" / "small"
     publish_model(run, folder)
@@ -151,11 +175,12 @@ def test_a_model_to_give_away(run: Path, tmp_path: Path, text_folder: Path) -> N
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
         with safetensors.safe_open(run / "model/model.safetensors", "pt") as own:
             assert file.metadata() == own.metadata()
-    card = ModelCard.load(folder / "README.md")
-    told = {result.dataset_split: result.metric_value for result in card.data.eval_results}
+    of_run, card = (ModelCard.load(path / "README.md").data for path in (run / "model", folder))
+    summary, told = json.loads((run / "summary.json").read_bytes()), figures(card)
+    assert figures(of_run) == {"validation": summary["valid"]["ppl"], "test": summary["test"]["ppl"]}
     assert told["test"] == evaluate(folder, "test", dataset=str(text_folder)).ppl
-    assert told["test"] == pytest.approx(json.loads((run / "summary.json").read_bytes())["test"]["ppl"], abs=0.01)
-    assert card.data.datasets == ["Salesforce/wikitext"]
+    assert told == pytest.approx(figures(of_run), abs=0.01)
+    assert card.datasets == ["Salesforce/wikitext"]
     assert [path.name for path in folder.iterdir() if str(tmp_path.parent) in path.read_text(errors="replace")] == []
 
 

@@ -52,7 +52,7 @@ def test_what_the_page_says(write_run: WriteRun, tmp_path: Path) -> None:
     write_report([finished, going], Output(tmp_path / "page.html"), tmp_path / "plots")
     page = Page(tmp_path / "page.html")
     assert page.fetched == [], "one file: no network, no script"
-    assert len(set(page.ids)) == len(page.ids)
+    assert len(set(page.ids)) == len(page.ids), "figures share no id"
     results = page.rows[1:3]
     assert results[0] == [
         "<b>finished finished, 3,520,000 parameters, 2 ranks on cpu, auto",

@@ -52,7 +52,7 @@ def test_raw_english_is_scored_as_wikitext_was_cut(tmp_path: Path, capsys: pytes
         scores = [line.split("\t")[3:7] for line in table]  # all but the text and its word's place
         printed.append((scores, json.loads(summary), json.loads(figures)["nll"]))
     assert printed[0] == printed[1]
-    with pytest.raises(UserError, match="--raw is for --text"):
+    with pytest.raises(UserError, match="--raw and --normalize are for --text"):
         cli.evaluate(["--split", "test", "--raw"])
 
 

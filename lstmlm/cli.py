@@ -123,10 +123,9 @@ def evaluate(argv: Arguments = None) -> int:
 
     tuned: dict[str, Any] = {}
     if args.tune:
-        tuning = tune(saved, protocol, args.evaluations, args.tune_tokens, print_line)
-        protocol = tuning.protocol
+        protocol, search = tune(saved, protocol, args.evaluations, args.tune_tokens, print_line)
         validation = score(split_text(saved, "validation"), protocol)
-        tuned = {"tuning": tuning.figures(), "validation": {"split": "validation", **validation.figures()}}
+        tuned = {"tuning": search, "validation": {"split": "validation", **validation.figures()}}
     result = score(text, protocol)
     groups = breakdown(result, saved.vocabulary, split_text(saved, "train").stream) if args.breakdown else []
     if output:
@@ -135,14 +134,14 @@ def evaluate(argv: Arguments = None) -> int:
         figures = {"text": args.text, **result.figures()} if args.text else {"split": split, **result.figures()}
         figures |= tuned
         if args.breakdown:
-            figures["breakdown"] = [{**dataclasses.asdict(group), "ppl": group.ppl} for group in groups]
+            figures["breakdown"] = groups
         print_result(json.dumps(figures))
     else:
         lines = [f"validation: {validation.line()}"] if args.tune else []
         lines.append(f"{args.text or split}: {result.line()}")
         for group in groups:
-            share = group.nll / result.nll
-            lines.append(f"{group.name:<28}{group.targets:>12,} targets{group.ppl:>14,.2f} ppl{share:>8.1%} of the nll")
+            share = group["nll"] / result.nll
+            lines.append(f"{group['name']:<28}{group['targets']:>12,} targets{group['ppl']:>14,.2f} ppl{share:>8.1%} of the nll")
         print_result("\n".join(lines))
     return 0
 
@@ -198,11 +197,11 @@ def pairs(argv: Arguments = None) -> int:
         write_pairs(output, scored)
     summaries = summarize(scored)
     if args.json:
-        tell(json.dumps({name: dataclasses.asdict(summary) for name, summary in summaries.items()}))
+        tell(json.dumps(summaries))
     else:
         tell("UID\tpairs\taccuracy\tties\tunknown")
         for name, each in summaries.items():  # in a name, a tab would end its column
-            tell(f"{printable(name)}\t{each.pairs}\t{each.accuracy:.4f}\t{each.ties}\t{each.unknown:.4f}")
+            tell(f"{printable(name)}\t{each['pairs']}\t{each['accuracy']:.4f}\t{each['ties']}\t{each['unknown']:.4f}")
     return 0
 
 

@@ -55,18 +55,26 @@ def bounded(default: Any, bounds: Bounds) -> Any:
     return field(default=default, metadata={"bounds": bounds})
 
 
+def check_bounds(values: Any, prefix: str = "") -> None:
+    """Refuse a dataclass with an empty text or a number that is out of its field's bounds; `prefix` stands before the name that is told.
+
+    Raises:
+        UsageError: Naming the field.
+    """
+    for key in fields(values):
+        name, value, bounds = prefix + key.name.removesuffix("_"), getattr(values, key.name), key.metadata.get("bounds")
+        check(value != "", f"{name} is empty: give it a value, or leave it out")
+        for number in value if isinstance(value, tuple | list) else [value]:
+            fits = bounds is None or number is None or number in bounds
+            check(fits, f"{name} must be {bounds}, not {as_written(value)}")
+
+
 @dataclass(frozen=True)
 class _Section:
-    """What every section checks when it is made: the bounds of its fields."""
+    """What every section checks when it is made."""
 
     def __post_init__(self) -> None:
-        section = type(self).__name__.removesuffix("Config").lower()
-        for key in fields(self):
-            value, bounds = getattr(self, key.name), key.metadata.get("bounds")
-            check(value != "", f"{section}.{key.name} is empty: give it a value, or leave it out")
-            for number in value if isinstance(value, tuple | list) else [value]:
-                fits = bounds is None or number is None or number in bounds
-                check(fits, f"{section}.{key.name} must be {bounds}, not {as_written(value)}")
+        check_bounds(self, f"{type(self).__name__.removesuffix('Config').lower()}.")
 
 
 def as_written(value: Any) -> Any:

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lstmlm import Config, LSTMLanguageModel, load_config, train
+from lstmlm.config import ModelConfig
 from lstmlm.data.corpus import load_corpus
 from lstmlm.data.table import Table
 from lstmlm.runtime import launch
@@ -70,6 +71,26 @@ def small_arguments(text: Path, folder: Path, *overrides: str, run: str = "run")
         f"--train.run_dir={folder / run}",
         *overrides,
     ]
+
+
+def sharp_model(vocab_size: int, size: int = 12, **config: Any) -> LSTMLanguageModel:
+    """An untrained model whose probabilities differ all the same."""
+    torch.manual_seed(0)
+    model = LSTMLanguageModel(ModelConfig(embedding_size=size, hidden_size=size, **config), vocab_size)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)
+    return model
+
+
+@torch.no_grad()
+def token_by_token(model: LSTMLanguageModel, before: int, ids: list[int]) -> tuple[torch.Tensor, list[float]]:
+    """ln p of the whole vocabulary at each token of a text that is read alone, after `before`, float64 (n, V); and each token's nll."""
+    state, rows = model.initial_state(1), []
+    for token in [before, *ids[:-1]]:
+        logits, state = model.logits(torch.tensor([[token]]), state)
+        rows.append(logits[0, 0].double().log_softmax(-1))
+    return torch.stack(rows), [-row[token].item() for row, token in zip(rows, ids, strict=True)]
 
 
 def forget_accelerate() -> None:

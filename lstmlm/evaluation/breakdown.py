@@ -3,12 +3,13 @@
 import json
 import math
 import re
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lstmlm.data.vocabulary import EOS, UNK, Vocabulary
+from lstmlm.evaluation.perplexity import exponential
 from lstmlm.evaluation.protocol import Measurement
 from lstmlm.files import Output
 
@@ -16,28 +17,8 @@ BANDS = (0, 10, 100, 1_000, 10_000)  # each begins at so many occurrences in the
 NUMBER = re.compile(r"[\d.,:]*\d[\d.,:]*")  # 7, 1,024, 3.5
 
 
-@dataclass(frozen=True)
-class Group:
-    """Targets of one kind.
-
-    Attributes:
-        name: Of the kind.
-        targets: How many.
-        nll: Their sum in nats.
-    """
-
-    name: str
-    targets: int
-    nll: float
-
-    @property
-    def ppl(self) -> float:
-        """exp(nll / targets), of these targets alone; infinite where that is beyond a float."""
-        return math.exp(self.nll / self.targets) if self.nll < 700 * self.targets else math.inf
-
-
-def breakdown(result: Measurement, vocabulary: Vocabulary, train: Tensor) -> list[Group]:
-    """Nll by kinds of targets; kinds without a target are left out.
+def breakdown(result: Measurement, vocabulary: Vocabulary, train: Tensor) -> list[dict[str, Any]]:
+    """Nll by kinds of targets: `name`, `targets`, `nll` (their sum in nats) and `ppl` of each; kinds without a target are left out.
 
     Each target is `<eos>`, `<unk>`, or in the band of types that occur as often in the training split. Numbers, and first tokens after a
     reset or at the head of a column, are shown once more as kinds of their own.
@@ -57,8 +38,12 @@ def breakdown(result: Measurement, vocabulary: Vocabulary, train: Tensor) -> lis
         members[name] = (count_of >= least) & (count_of < end)
     members["numbers"] = numbers[result.ids]
     members["first after a reset"] = result.fresh
-    groups = [Group(name, int(of.sum()), result.token_nll[of].double().sum().item()) for name, of in members.items()]
-    return [group for group in groups if group.targets]
+    groups = []
+    for name, of in members.items():
+        if targets := int(of.sum()):
+            nll = result.token_nll[of].double().sum().item()
+            groups.append({"name": name, "targets": targets, "nll": nll, "ppl": exponential(nll / targets)})
+    return groups
 
 
 def write_tokens(output: Output, result: Measurement, vocabulary: Vocabulary) -> None:
@@ -71,9 +56,6 @@ def write_tokens(output: Output, result: Measurement, vocabulary: Vocabulary) ->
         output: Gets the file.
         result: Of a measurement.
         vocabulary: Of its model.
-
-    Raises:
-        UserError: The file cannot be written.
     """
     import pyarrow
     import pyarrow.parquet
@@ -86,6 +68,5 @@ def write_tokens(output: Output, result: Measurement, vocabulary: Vocabulary) ->
         "fresh": pyarrow.array(result.fresh.numpy()),
     }
     table = pyarrow.table(columns).replace_schema_metadata({"lstmlm": json.dumps(result.figures())})
-    buffer = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(table, buffer)
-    output.write(buffer.getvalue().to_pybytes())
+    with output.opened() as file:
+        pyarrow.parquet.write_table(table, file)

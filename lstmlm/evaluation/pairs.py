@@ -5,14 +5,13 @@ import logging
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from lstmlm.console import UserError, check
+from lstmlm.console import UserError
 from lstmlm.data.reading import check_form, read_rows
 from lstmlm.evaluation.perplexity import StaticScorer, Stretches
 from lstmlm.evaluation.words import Unknown, cut
@@ -30,48 +29,9 @@ METHODS: dict[By, tuple[tuple[str | None, str], tuple[str | None, str]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two sentences and their scores.
-
-    Attributes:
-        row: As the file has it: `UID`, what the pair tests, `sentence_good`, the acceptable sentence, `sentence_bad`, and others.
-        surprisal_good: -log2 of the probability of the good side: bits.
-        surprisal_bad: Of the bad one.
-        outcome: `right` where the good side is likelier; `tie` where both have the same probability, as two sentences have that differ
-            in unknown words alone; else `wrong`.
-        words: Tokens of both sides that were scored, without `<eos>`.
-        unknown: How many of these are `<unk>`.
-    """
-
-    row: dict[str, Any]
-    surprisal_good: float
-    surprisal_bad: float
-    outcome: str
-    words: int
-    unknown: int
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Pairs of one UID, or all of them.
-
-    Attributes:
-        pairs: How many.
-        accuracy: Share of pairs whose outcome is `right`, in [0, 1].
-        ties: How many pairs are a `tie`.
-        unknown: Share of the pairs' tokens that are `<unk>`, in [0, 1].
-    """
-
-    pairs: int
-    accuracy: float
-    ties: int
-    unknown: float
-
-
 def score_pairs(
     file: str | Path, model: str | Path | SavedModel | None = None, raw: bool = False, by: By = "sentence", normalize: bool = False
-) -> list[Pair]:
+) -> list[dict[str, Any]]:
     """Score the pairs of a file, each sentence alone, after `<eos>`.
 
     Args:
@@ -80,10 +40,16 @@ def score_pairs(
         by: `sentence`: up to its own `<eos>`. `one_prefix`, `two_prefix`: the critical words after what stands before them, as BLiMP names
             them (Warstadt et al., 2020, section 4); pairs that are not made for the method are left out.
 
+    Returns:
+        Each row as the file has it, with
+        `surprisal_good`, `surprisal_bad`: -log2 of the probability of a side: bits;
+        `outcome`: `right` where the good side is likelier; `tie` where both have the same probability, as two sentences have that differ
+            in unknown words alone; else `wrong`;
+        `words`: tokens of both sides that were scored, without `<eos>`, and `unknown`: how many of these are `<unk>`.
+
     Raises:
         UserError: The file or the model cannot be read, or a row is not a pair.
     """
-    check(by in METHODS, f"by must be one of {', '.join(METHODS)}, not {by!r}")
     rows = _read(Path(file), by)
     saved = load(model, raw, normalize)
     vocabulary, unknown = saved.text_vocabulary, Unknown(saved)
@@ -109,48 +75,46 @@ def score_pairs(
         tie = good == bad or good_nll == bad_nll
         outcome = "tie" if tie else "right" if good_nll < bad_nll else "wrong"
         scored_ids = good[0][good[1] : -1] + bad[0][bad[1] : -1]
-        bits = good_nll / math.log(2), bad_nll / math.log(2)
-        pairs.append(Pair(row, *bits, outcome, len(scored_ids), scored_ids.count(vocabulary.unk)))
-    unknown.warn(str(file), sum(pair.unknown for pair in pairs), sum(pair.words for pair in pairs))
+        scores = {
+            "surprisal_good": good_nll / math.log(2),
+            "surprisal_bad": bad_nll / math.log(2),
+            "outcome": outcome,
+            "words": len(scored_ids),
+            "unknown": scored_ids.count(vocabulary.unk),
+        }
+        pairs.append(row | scores)
+    unknown.warn(str(file), sum(pair["unknown"] for pair in pairs), sum(pair["words"] for pair in pairs))
     return pairs
 
 
-def summarize(pairs: Sequence[Pair]) -> dict[str, Summary]:
-    """A summary for each UID in the order of the file, and `all`, the pairs together; `all pairs` where a UID has that name."""
-    groups: dict[str, list[Pair]] = {}
+def summarize(pairs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each UID in the order of the file, and of `all` (`all pairs` where a UID has that name): how many `pairs`, `accuracy`, the share
+    of those whose outcome is `right`, how many `ties`, and `unknown`, the share of `<unk>` among the tokens."""
+    groups: dict[str, list[dict[str, Any]]] = {}
     for pair in pairs:
-        groups.setdefault(pair.row["UID"], []).append(pair)
+        groups.setdefault(pair["UID"], []).append(pair)
     total = "all"
     while total in groups:
         total += " pairs"
-    return {name: _summary(group) for name, group in [*groups.items(), (total, list(pairs))]}
+    summaries = {}
+    for name, group in [*groups.items(), (total, pairs)]:
+        outcomes = [pair["outcome"] for pair in group]
+        words, unknown = (sum(pair[key] for pair in group) for key in ("words", "unknown"))
+        accuracy = outcomes.count("right") / len(group)
+        share = unknown / words if words else 0.0
+        summaries[name] = {"pairs": len(group), "accuracy": accuracy, "ties": outcomes.count("tie"), "unknown": share}
+    return summaries
 
 
-def write_pairs(output: Output, pairs: Sequence[Pair]) -> None:
-    """Write a line of JSON for each pair: the row as the file has it, and the scores.
-
-    Raises:
-        UserError: It cannot be written.
-    """
-    rows = [pair.row | {name: value for name, value in vars(pair).items() if name != "row"} for pair in pairs]
-    output.write("".join(f"{json.dumps(row, ensure_ascii=False, default=str)}\n" for row in rows).encode())
-
-
-def _summary(pairs: Sequence[Pair]) -> Summary:
-    outcomes = [pair.outcome for pair in pairs]
-    words = sum(pair.words for pair in pairs)
-    return Summary(
-        pairs=len(pairs),
-        accuracy=outcomes.count("right") / len(pairs),
-        ties=outcomes.count("tie"),
-        unknown=sum(pair.unknown for pair in pairs) / words if words else 0.0,
-    )
+def write_pairs(output: Output, pairs: Sequence[dict[str, Any]]) -> None:
+    """Write a line of JSON for each pair."""
+    output.write("".join(f"{json.dumps(pair, ensure_ascii=False, default=str)}\n" for pair in pairs).encode())
 
 
 def _read(path: Path, by: By) -> list[dict[str, Any]]:
     """The rows that are made for a method."""
-    check(path.exists(), f"there is no file {path}")
     check_form(path)
+    needed = ["UID", "sentence_bad", *(name for side in METHODS[by] for name in side if name)]
     pairs, others = [], 0
     try:
         for number, (good, row) in enumerate(read_rows(path, "sentence_good"), 1):
@@ -158,7 +122,7 @@ def _read(path: Path, by: By) -> list[dict[str, Any]]:
             if by != "sentence" and not row.get(f"{by}_method", by in "".join(row)):
                 others += 1
                 continue
-            for name in dict.fromkeys(["UID", "sentence_bad", *(name for side in METHODS[by] for name in side if name)]):
+            for name in needed:
                 value = row.get(name)
                 if not isinstance(value, str) or "\n" in value:
                     raise UserError(f"{path}, row {number} has no {name!r} that is a line of text")

@@ -56,34 +56,35 @@ def exponential(loss: float) -> float:
 def word_ppl(result: Evaluation, words: int) -> float:
     """Perplexity per word, exp(nll / words scored), which compares models that cut a text into different tokens.
 
-    A token that is not scored (the first one of a text without resets) takes its word out of the count, so for a model whose tokens
-    are the words this is `ppl`.
-
-    Args:
-        result: Of a text.
-        words: Of that text: what stands between white space, and the line ends.
+    The words of a text are what stands between white space, and the line ends. A token that is not scored (the first one of a text
+    without resets) takes its word out of the count, so for a model whose tokens are the words this is `ppl`.
     """
     scored = words - (result.tokens - result.targets)
     return exponential(result.nll / scored) if scored else math.inf
 
 
 def bits_per_character(result: Evaluation, characters: int) -> float:
-    """Nll / (ln 2 x characters).
-
-    Args:
-        result: Of a text.
-        characters: Of that text, spaces and line ends counted.
-    """
+    """Nll / (ln 2 x characters of the text, spaces and line ends counted)."""
     return result.nll / math.log(2) / characters
 
 
-# A way to score a stream, which owns what it carries from one segment to the next. It is called with inputs, int64 (T, B), the rows that
-# follow those of the call before, and targets, int64 (T, B), -100 where there is none. It gives the nll of every target in nats, float32
-# (T, B), 0 where there is none. A call may have fewer columns than the one before: the last ones have ended.
-Scorer = Callable[[Tensor, Tensor], Tensor]
+class Scorer:
+    """A way to score a stream; it owns what it carries from one segment to the next.
+
+    A segment is inputs, int64 (T, B), the rows that follow those of the call before, and targets, int64 (T, B), -100 where there is none.
+    It may have fewer columns than the one before: the last ones have ended.
+    """
+
+    def read(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a segment the nll of every target in nats, float32 (T, B), 0 where there is none; and the last layer's outputs (T, B, H)."""
+        raise NotImplementedError
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """What is told of each target of a segment, (..., T, B): the nll."""
+        return self.read(inputs, targets)[0]
 
 
-class StaticScorer:
+class StaticScorer(Scorer):
     """The model as it is; the hidden state is carried.
 
     Args:
@@ -95,20 +96,10 @@ class StaticScorer:
         self.model = model
         self._state = model.initial_state(columns)
 
-    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """As `Scorer`."""
-        return self.read(inputs, targets)[0]
-
     def read(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Scorer`; and the last layer's outputs, (T, B, H)."""
-        state = self._state.select(slice(inputs.shape[1]))
-        nll, outputs, self._state = self.model.score(inputs, state, targets)
+        """As `Scorer`."""
+        nll, outputs, self._state = self.model.score(inputs, self._state.select(slice(inputs.shape[1])), targets)
         return nll, outputs
-
-    def hidden(self, inputs: Tensor) -> Tensor:
-        """The last layer's outputs alone, (T, B, H)."""
-        outputs, self._state = self.model.hidden(inputs, self._state.select(slice(inputs.shape[1])))
-        return outputs
 
 
 @torch.no_grad()  # not inference_mode, within which dynamic evaluation could take no gradient
@@ -136,21 +127,13 @@ def evaluate_stream(
     Raises:
         InterruptedError: `interrupted` said so.
     """
-    from lstmlm.runtime.distributed import rounds, sum_over_ranks
-
     columns = min(columns, len(stream) - 1)
     rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     table = Table(stream, columns, rank, world_size, model.embedding.weight.device)
-    nll = torch.zeros((), dtype=torch.float64)
     local = table.local_columns
-    segments = _score_table(table, StaticScorer(model, local), bptt, interrupted) if local else iter(())
-    for segment_nll, working in rounds(accelerator, segments):
-        if segment_nll is not None:
-            nll += segment_nll.double().sum()
-        scored(working * SEGMENT_TOKENS)
-    if accelerator:
-        nll = sum_over_ranks(accelerator, nll)
-    return Evaluation(len(stream), table.num_targets, nll.item(), columns)
+    segments = ((0, nll) for nll in _score_table(table, StaticScorer(model, local), bptt, interrupted)) if local else iter(())
+    (nll,) = _sums(segments, 1, accelerator, scored)
+    return Evaluation(len(stream), table.num_targets, nll, columns)
 
 
 @torch.no_grad()
@@ -164,28 +147,48 @@ def evaluate_whole(
         model: The bare model, not wrapped.
         streams: Each int32 (n,); they are dealt out to the ranks.
         accelerator: Every rank calls this.
-        scored: Called with about the number of targets that all ranks scored since the last call.
+        scored: As for `evaluate_stream`.
     """
+    own = range(accelerator.process_index, len(streams), accelerator.num_processes)
+    tables = ((i, Table(streams[i], 1, device=model.embedding.weight.device)) for i in own)
+    segments = ((i, nll) for i, table in tables for nll in _score_table(table, StaticScorer(model, 1), None))
+    sums = _sums(segments, len(streams), accelerator, scored)
+    return [Evaluation(len(stream), len(stream) - 1, nll, 1) for stream, nll in zip(streams, sums, strict=True)]
+
+
+def _score_table(table: Table, scorer: Scorer, bptt: int | None, interrupted: Callable[[], bool] = lambda: False) -> Iterator[Tensor]:
+    """Nll of one segment after the other, each float32 (T, B_r) on the CPU."""
+    for window in table.windows(bptt or -(-SEGMENT_TOKENS // table.local_columns)):
+        if interrupted():
+            raise InterruptedError
+        yield scorer(*table.segment(*window.segments[0])).cpu()
+
+
+def _sums(
+    segments: Iterator[tuple[int, Tensor]], streams: int, accelerator: "Accelerator | None", scored: Callable[[int], object]
+) -> list[float]:
+    """Nll of each stream over all ranks, of this rank's segments: number of their stream, and nll."""
     from lstmlm.runtime.distributed import rounds, sum_over_ranks
 
-    own = range(accelerator.process_index, len(streams), accelerator.num_processes)
-    device = model.embedding.weight.device
-    nll = torch.zeros(len(streams), dtype=torch.float64)
-    segments = (
-        (i, segment_nll) for i in own for segment_nll in _score_table(Table(streams[i], 1, device=device), StaticScorer(model, 1), None)
-    )
+    sums = torch.zeros(streams, dtype=torch.float64)
     for segment, working in rounds(accelerator, segments):
         if segment is not None:
-            i, segment_nll = segment
-            nll[i] += segment_nll.double().sum()
+            stream, nll = segment
+            sums[stream] += nll.double().sum()
         scored(working * SEGMENT_TOKENS)
-    sums = sum_over_ranks(accelerator, nll).tolist()
-    return [Evaluation(len(stream), len(stream) - 1, nll, 1) for stream, nll in zip(streams, sums, strict=True)]
+    return (sum_over_ranks(accelerator, sums) if accelerator else sums).tolist()
 
 
 @torch.no_grad()
 @ieee_products()
-def score_stream(scorer: Scorer, stream: Tensor, columns: int, device: torch.device | str = "cpu", bptt: int | None = None) -> Tensor:
+def score_stream(
+    scorer: Scorer,
+    stream: Tensor,
+    columns: int,
+    device: torch.device | str = "cpu",
+    bptt: int | None = None,
+    scored: Callable[[int], object] = lambda targets: None,
+) -> Tensor:
     """Nll of every target of a stream by one process, float32 (N,), in the order of the stream.
 
     Args:
@@ -194,15 +197,16 @@ def score_stream(scorer: Scorer, stream: Tensor, columns: int, device: torch.dev
         columns: B, from 1 to N.
         device: The scorer's.
         bptt: Rows scored at a time; None = about SEGMENT_TOKENS targets.
+        scored: Called with the number of targets of each segment when it is done.
     """
     table = Table(stream, columns, device=device)
-    # Filled row by row: small tensors that stay among large ones would split the heap.
-    rows, row = torch.empty(table.rows, columns), 0
-    for nll in _score_table(table, scorer, bptt):
-        rows[row : row + len(nll)] = nll
-        row += len(nll)
-    bounds = [b * table.num_targets // columns for b in range(columns + 1)]
-    return torch.cat([rows[: end - start, b] for b, (start, end) in enumerate(itertools.pairwise(bounds))])
+    nll = torch.empty(table.rows, columns)  # filled row by row: small tensors that stay among large ones would split the heap
+    for window in table.windows(bptt or -(-SEGMENT_TOKENS // columns)):
+        ((first, end),) = window.segments
+        nll[first:end] = scorer(*table.segment(first, end))
+        scored(window.num_targets)
+    bounds = itertools.pairwise(b * table.num_targets // columns for b in range(columns + 1))
+    return torch.cat([nll[: end - start, b] for b, (start, end) in enumerate(bounds)])
 
 
 class Stretches:
@@ -216,10 +220,17 @@ class Stretches:
         make_scorer: Makes a fresh scorer of so many columns.
         before: Id of the token that is read before the first token of every stretch.
         device: The scorers'.
+        scored: As for `score_stream`.
     """
 
-    def __init__(self, make_scorer: Callable[[int], Scorer], before: int, device: torch.device | str = "cpu") -> None:
-        self._make_scorer, self._before, self._device = make_scorer, before, device
+    def __init__(
+        self,
+        make_scorer: Callable[[int], Scorer],
+        before: int,
+        device: torch.device | str = "cpu",
+        scored: Callable[[int], object] = lambda targets: None,
+    ) -> None:
+        self._make_scorer, self._before, self._device, self._scored = make_scorer, before, device, scored
         self._previous, self._open = before, make_scorer(1)
 
     @torch.no_grad()
@@ -276,11 +287,3 @@ class Stretches:
             segment = inputs[places].to(self._device), targets[places].where(present, IGNORE).to(self._device)
             yield places[present], scorer(*segment).cpu()[..., present]
             row = end
-
-
-def _score_table(table: Table, scorer: Scorer, bptt: int | None, interrupted: Callable[[], bool] = lambda: False) -> Iterator[Tensor]:
-    """Nll of one segment after the other, each float32 (T, B_r) on the CPU."""
-    for window in table.windows(bptt or -(-SEGMENT_TOKENS // table.local_columns)):
-        if interrupted():
-            raise InterruptedError
-        yield scorer(*table.segment(*window.segments[0])).cpu()

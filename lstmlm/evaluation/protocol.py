@@ -12,8 +12,8 @@ from typing import Any, ClassVar, get_args
 import torch
 from torch import Tensor
 
+from lstmlm.config import COUNT, bounded, check_bounds
 from lstmlm.console import UserError, check
-from lstmlm.data.table import IGNORE
 from lstmlm.evaluation.perplexity import Evaluation, Scorer, StaticScorer, Stretches, bits_per_character, score_stream, word_ppl
 from lstmlm.evaluation.text import Reset, Text
 from lstmlm.model.pretrained import SavedModel
@@ -29,13 +29,13 @@ class Static:
     advice: ClassVar[str] = "the model's weights are far too large"
     """Where the scores are not finite: what is wrong, or what to do."""
 
-    columns: int = 1
+    columns: int = bounded(1, COUNT)
     """Columns that the stream is cut into and read side by side; all but the first begin without context. 1 is the reference."""
     reset: Reset = "never"
     """Where state and cache are emptied: never; at each line; at each document, as for `lstmlm score`."""
 
     def __post_init__(self) -> None:
-        check(self.columns >= 1, f"columns must be at least 1, not {self.columns}")
+        check_bounds(self)
         check(self.reset in get_args(Reset), f"there is no reset {self.reset!r}: name one of {', '.join(get_args(Reset))}")
         check(self.reset == "never" or self.columns == 1, f"--reset {self.reset} scores stretches in parallel already: leave out --columns")
 
@@ -124,23 +124,14 @@ def measure(saved: SavedModel, text: Text, protocol: Static, scored: Callable[[i
     stream, device = text.stream, saved.device
     columns = min(protocol.columns, len(stream) - 1)
     first = protocol.scorer(saved, columns)  # what scorers need of the training split is computed before the clock starts
-
-    def told(scorer: Scorer) -> Scorer:
-        def score(inputs: Tensor, targets: Tensor) -> Tensor:
-            nll = scorer(inputs, targets)
-            scored(int((targets != IGNORE).sum()))
-            return nll
-
-        return score
-
     begun = time.perf_counter()
     if protocol.reset == "never":
         ids = stream[1:]
         starts = [b * len(ids) // columns for b in range(columns)]
-        token_nll = score_stream(told(first), stream, columns, device, protocol.bptt)
+        token_nll = score_stream(first, stream, columns, device, protocol.bptt, scored)
     else:
         ids, starts = stream, text.starts(protocol.reset, saved.vocabulary.eos)
-        stretches = Stretches(lambda columns: told(protocol.scorer(saved, columns)), saved.vocabulary.eos, device)
+        stretches = Stretches(lambda columns: protocol.scorer(saved, columns), saved.vocabulary.eos, device, scored)
         token_nll = stretches.all(ids, starts)
     seconds = time.perf_counter() - begun
     fresh = torch.zeros(len(ids), dtype=torch.bool)
@@ -151,8 +142,8 @@ def measure(saved: SavedModel, text: Text, protocol: Static, scored: Callable[[i
         nll=token_nll.double().sum().item(),
         columns=columns,
         protocol=protocol.name,
-        reset=protocol.reset,
         settings=protocol.settings,
+        reset=protocol.reset,
         characters=text.characters,
         words=text.words,
         seconds=seconds,

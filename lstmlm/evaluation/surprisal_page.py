@@ -1,14 +1,12 @@
 """A scored text as one HTML file that needs nothing else: each word shaded by its surprisal, several models side by side."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from lstmlm.console import UserError
-from lstmlm.evaluation.surprisal import By, Pieces, Sentence
-from lstmlm.evaluation.words import graphemes
+from lstmlm.evaluation.surprisal import By, Pieces, Sentence, Window
 
 TEMPLATE = Path(__file__).with_name("surprisal.html.jinja")
 SHADES, SHADE_BITS = 10, 2  # 0 to 2 bits, 2 to 4, ..., 18 and more
@@ -19,69 +17,57 @@ DARK = dict.fromkeys("#11161d #11263f #103a68 #175294 #2b6cb0".split(), "#f2f5f8
 DARK |= dict.fromkeys("#5b96cc #75a9d6 #a0c6e6 #c8dff2 #f0f7fd".split(), "#11161d")
 
 
-class Shaded(NamedTuple):
-    """An element of the page."""
-
-    text: str
-    bits: float
-    unk: int
-    entropy: float | None
-    shade: int
-
-
-def elements(sentence: Sentence, pieces: Pieces, by: By) -> list[Shaded]:
-    """What the page shows of a sentence: regions, words, or of a text by characters what a reader takes for one."""
+def elements(sentence: Sentence, pieces: Pieces, by: By) -> list[dict[str, Any]]:
+    """What the page shows of a sentence: regions, words, or of a text by characters what a reader takes for one (Unicode's UAX 29)."""
+    units = pieces.units(by, sentence.regions)
+    groups = [[unit] for unit in units]
     if by == "token":
-        units = pieces.units("token")
-        numbers = graphemes([unit.text for unit in units])
-        groups = [[unit for unit, number in zip(units, numbers, strict=True) if number == n] for n in dict.fromkeys(numbers)]
-    else:
-        groups = [[unit] for unit in pieces.units(by, sentence.regions)]
+        import regex
+
+        seen = regex.finditer(r"\X", "".join(unit["token"] for unit in units))
+        groups = [units[each.start() : each.end()] for each in seen]
     shown = []
     for group in groups:
-        bits = sum(unit.measures[0] for unit in group)
-        unk, entropy = max(unit.measures[1] for unit in group), group[0].measures[2]
-        shown.append(Shaded("".join(u.text for u in group), bits, unk, entropy, min(int(bits / SHADE_BITS), SHADES - 1)))
+        bits = sum(unit["surprisal"] for unit in group)
+        shown.append(
+            {
+                "text": "".join(unit[by] for unit in group),
+                "bits": bits,
+                "unk": any(unit["unk"] for unit in group),
+                "entropy": group[0]["entropy"],
+                "shade": min(int(bits / SHADE_BITS), SHADES - 1),
+            }
+        )
     return shown
 
 
-@contextmanager
-def shaded_page(
-    file: BinaryIO, title: str, models: Sequence[str], by: By
-) -> Iterator[Callable[[Sequence[tuple[Sentence, list[Pieces]]]], object]]:
-    """Write the page into a file.
+def shaded_page(file: BinaryIO, windows: Iterable[Window], title: str, models: Sequence[str], by: By) -> Iterator[Window]:
+    """The windows of a text as they come, each written into the page on its way.
 
     Args:
-        file: Gets it.
+        file: Gets the page.
+        windows: Sentences and what each model says of them.
         title: Its heading.
         models: Their names.
         by: What is an element: `token` means characters.
-
-    Yields:
-        To be called with sentences and what each model says of them.
-
-    Raises:
-        UserError: The library of templates is missing.
     """
-    if find_spec("jinja2") is None:
-        raise UserError("--html needs jinja2: pip install 'lstmlm[report]'")
+    if not (find_spec("jinja2") and find_spec("regex")):
+        raise UserError("--html needs jinja2 and regex: pip install 'lstmlm[report]'")
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(TEMPLATE.read_text()).module
+    template: Any = environment.from_string(TEMPLATE.read_text()).module
+    tops = [f"{SHADE_BITS * i} to {SHADE_BITS * (i + 1)}" for i in range(SHADES - 1)]
+    legend = [*tops, f"{SHADE_BITS * (SHADES - 1)}+"]
+    file.write(template.head(title, legend, list(LIGHT.items()), list(DARK.items()), len(models)).encode())
     sums = [[0, 0.0] for _ in models]
-
-    def write(window: Sequence[tuple[Sentence, list[Pieces]]]) -> None:
-        sentences = [[elements(sentence, each, by) for each in pieces] for sentence, pieces in window if pieces[0].texts]
+    for window in windows:
+        sentences = [[elements(sentence, each, by) for each in pieces] for sentence, pieces in window]
         for shown in sentences:
             for total, own in zip(sums, shown, strict=True):
                 total[0] += len(own)
-                total[1] += sum(element.bits for element in own)
+                total[1] += sum(element["bits"] for element in own)
         glue = "" if by == "token" else " "
-        file.write(template.sentences([each for each in sentences if each[0]], models, glue).encode())  # type: ignore[attr-defined]
-
-    tops = [f"{SHADE_BITS * i} to {SHADE_BITS * (i + 1)}" for i in range(SHADES - 1)]
-    legend = [*tops, f"{SHADE_BITS * (SHADES - 1)}+"]
-    file.write(template.head(title, legend, list(LIGHT.items()), list(DARK.items()), len(models)).encode())  # type: ignore[attr-defined]
-    yield write
-    file.write(template.foot(models, sums, by).encode())  # type: ignore[attr-defined]
+        file.write(template.sentences([shown for shown in sentences if shown[0]], models, glue).encode())
+        yield window
+    file.write(template.foot(models, sums, by).encode())

@@ -1,26 +1,25 @@
-"""Scored texts as tables: the files that are read, the columns of the rows, the forms that they are written in, and a page.
-
-A form is a context manager: it takes a file and names of columns, and gives a function that writes some rows into it.
-"""
+"""Scored texts as tables: the files that are read, the columns of the rows, the forms that they are written in, and a page."""
 
 import csv
 import io
 import json
 import math
 import re
-from collections import Counter, namedtuple
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, fields
-from itertools import chain
+from collections import ChainMap, Counter, namedtuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
-from lstmlm.console import UsageError, UserError, bar, check
+from lstmlm.config import check_bounds
+from lstmlm.console import UserError, bar, check
 from lstmlm.data.reading import read_rows
 from lstmlm.data.tokenize import EOS, plain, prepared
 from lstmlm.evaluation.perplexity import exponential
-from lstmlm.evaluation.surprisal import MEASURES, By, Pieces, Reader, Sentence, Space, Unit, read_windows
+from lstmlm.evaluation.surprisal import MEASURES, By, Pieces, Reader, Sentence, Space, Window, read_windows
 from lstmlm.evaluation.surprisal_page import shaded_page
 from lstmlm.evaluation.text import Reset, Resets, split_text
 from lstmlm.files import Output
@@ -29,9 +28,7 @@ from lstmlm.model.pretrained import SavedModel, load
 Format = Literal["tsv", "jsonl", "parquet", "neural-complexity"]
 Addition = Literal["length", "frequency", "previous"]
 Row = Sequence[Any]
-Write = Callable[[Sequence[Row]], object]
 Rows = Iterator[tuple[str, dict[str, Any]]]
-Window = list[tuple[Sentence, list[Pieces]]]
 
 
 @dataclass(frozen=True)
@@ -59,15 +56,15 @@ class Scoring:
     """Whether the text is brought to NFC first and loses what nobody sees: zero-width spaces, soft hyphens."""
 
     def __post_init__(self) -> None:
-        for name, kinds in {"by": By, "reset": Reset, "space": Space, "layout": Literal["long", "wide"]}.items():
+        check_bounds(self)
+        for name, kinds in {"by": By, "reset": Reset, "space": Space}.items():
             value, names = getattr(self, name), get_args(kinds)
-            check(value in (*names, *[None] * (name == "by")), f"{name} must be one of {', '.join(names)}, not {value!r}")
+            check(value in names or (name == "by" and value is None), f"{name} must be one of {', '.join(names)}, not {value!r}")
         check(not isinstance(self.add, str), f"add must be a list of names, such as [{self.add!r}]")
         wrong = [name for name in self.add if name not in get_args(Addition)]
         check(not wrong, f"add must be of {', '.join(get_args(Addition))}, not {', '.join(wrong)}")
         check((self.by == "region") <= (self.regions is not None), "--by region needs --regions")
         check(self.regions is None or self.by in (None, "region"), f"--regions has a row for each region: leave out --by {self.by}")
-        check(self.regions != "", "--regions is empty: name a column or a mark")
 
     def unit(self, saved: Sequence[SavedModel]) -> By:
         """What has a row with these models."""
@@ -95,20 +92,22 @@ class ScoreTable:
     def __init__(
         self, saved: Sequence[SavedModel], names: Sequence[str], scoring: Scoring, values: Sequence[str] = (), labelled: bool = False
     ) -> None:
-        self.by, self._eos, self._names, self._labelled = scoring.unit(saved), scoring.eos, names, labelled
-        self._wide, self._long = scoring.layout == "wide", scoring.layout == "long" and len(names) > 1
-        self._length, self._previous = "length" in scoring.add, "previous" in scoring.add
+        self.by, self._eos, self._names, self._wide = scoring.unit(saved), scoring.eos, names, scoring.layout == "wide"
         check(not self._wide or self.by != "token", "--layout wide needs --by word: models cut a text into different tokens")
         words = self.by == "word" or all(model.text_vocabulary.level == "word" for model in saved)
         check("frequency" not in scoring.add or (words and self.by != "region"), "--add frequency needs --by word")
-        self._frequencies = [frequencies(model) for model in saved] if "frequency" in scoring.add else []
-        measures = [*MEASURES[self.by], *["frequency"] * bool(self._frequencies)]
-        if self._previous:
-            measures += ["previous_surprisal", *["previous_frequency"] * bool(self._frequencies)]
-        own = ["sentence_id", f"{self.by}_id", self.by, *["label"] * labelled, *["model"] * self._long]
-        own += [f"{measure}_{name}" for name in names for measure in measures] if self._wide else measures
-        own += ["length"] * self._length + ["previous_length"] * (self._length and self._previous)
-        self.columns = own
+        self._frequencies = [frequencies(model) if "frequency" in scoring.add else None for model in saved]
+        added = [name for name in ("frequency", "length") if name in scoring.add]
+        added += [f"previous_{name}" for name in ("surprisal", *added)] if "previous" in scoring.add else []
+        lengths = [name for name in added if name.endswith("length")]  # of the text, so the same for every model
+        self._of_models = [*MEASURES[self.by], *(name for name in added if name not in lengths)]
+        self._own = ["sentence_id", f"{self.by}_id", self.by, *["label"] * labelled]
+        if self._wide:
+            self._own += [f"{measure}_{name}" for name in names for measure in self._of_models]
+        else:
+            self._own += [*["model"] * (len(names) > 1), *self._of_models]
+        self._own += lengths
+        self.columns = [*self._own]
         for name in values:
             while name in self.columns:
                 name += "_input"
@@ -117,33 +116,26 @@ class ScoreTable:
     def rows(self, window: Window) -> Iterator[Row]:
         """Of some sentences, in the order of the text."""
         for sentence, pieces in window:
-            units = [each.units(self.by, sentence.regions, self._eos) for each in pieces]
-            measures = [self._measures(place, each) for place, each in enumerate(units)]
+            of_models = [self._units(sentence, *each) for each in zip(pieces, self._names, self._frequencies, strict=True)]
+            units: Iterable[Mapping[str, Any]] = chain(*of_models)
             if self._wide:
-                joined = [list(chain(*row)) for row in zip(*measures, strict=True)]
-                yield from self._rows(sentence, units[0], joined)
-            else:
-                for name, own, values in zip(self._names, units, measures, strict=True):
-                    yield from self._rows(sentence, own, values, [name] * self._long)
+                units = (ChainMap(*beside) for beside in zip(*of_models, strict=True))
+            for unit in units:
+                yield [*(unit[name] for name in self._own), *sentence.values]
 
-    def _measures(self, place: int, units: list[Unit]) -> list[list[Any]]:
-        """What the model at this place says of each unit, and of the one before it."""
-        rows: list[list[Any]] = []
-        before: list[Any] = [None] * (1 + bool(self._frequencies))
+    def _units(self, sentence: Sentence, pieces: Pieces, model: str, frequency: Callable[[str], float] | None) -> list[dict[str, Any]]:
+        """What a model says of each unit of a sentence and of the one before it, by the names of the columns."""
+        units, labels, before = pieces.units(self.by, sentence.regions, self._eos), dict(enumerate(sentence.labels, 1)), dict[str, Any]()
         for unit in units:
-            frequency = [None if unit.text == EOS else frequency(unit.text) for frequency in self._frequencies[place : place + 1]]
-            rows.append([*unit.measures, *frequency, *(before if self._previous else [])])
-            before = [unit.measures[0], *frequency]
-        return rows
-
-    def _rows(self, sentence: Sentence, units: list[Unit], measures: list[list[Any]], model: Sequence[str] = ()) -> Iterator[Row]:
-        before = None
-        for unit, values in zip(units, measures, strict=True):
-            label = [(*sentence.labels, None)[unit.place - 1]] if self._labelled else []
-            length = None if unit.text == EOS else len(unit.text)
-            lengths = [length, before][: self._length * (1 + self._previous)]
-            yield [sentence.number, unit.place, unit.text, *label, *model, *values, *lengths, *sentence.values]
-            before = length
+            text = unit[self.by]
+            unit |= {"sentence_id": sentence.number, "label": labels.get(unit[f"{self.by}_id"]), "model": model}
+            unit["length"] = None if text == EOS else len(text)
+            unit["frequency"] = frequency(text) if frequency and text != EOS else None
+            unit |= {f"previous_{name}": before.get(name) for name in ("surprisal", "frequency", "length")}
+            if self._wide:
+                unit |= {f"{measure}_{model}": unit[measure] for measure in self._of_models}
+            before = unit
+        return units
 
 
 def score_text(
@@ -164,7 +156,7 @@ def score_text(
     """
     scoring = Scoring(reset=reset, eos=eos, raw=raw, **options)
     saved = load(model, raw, scoring.normalize)
-    lines = plain(text).removesuffix("\n").split("\n")
+    lines = _lines(plain(text))
     table = ScoreTable([saved], [""], scoring)
     sentences = sentences_of([("text", lambda: ((line, {}) for line in lines))], scoring)
     row = namedtuple("Row", table.columns)  # type: ignore[misc]
@@ -181,9 +173,6 @@ def sentences_of(texts: Iterable[tuple[str, Callable[[], Rows]]], scoring: Scori
         texts: Name of each, and what gives its rows; a document ends with its text at the latest.
         scoring: How.
         values: Names of the other columns that every row has.
-
-    Raises:
-        UsageError: A row has other columns, or no such regions.
     """
     number = 0
     for name, read in texts:
@@ -211,17 +200,14 @@ def _regions(place: str, text: str, row: dict[str, Any], regions: str) -> tuple[
         return " ".join(parts), [(part, len(part.split())) for part in parts], []
     words, labels = text.split(), str(row[regions]).split()
     check(len(words) == len(labels), f"{place} has {len(words)} words, but {len(labels)} labels in column {regions}")
-    found: list[tuple[str, list[str]]] = []
-    for word, label in zip(words, labels, strict=True):
-        if not found or found[-1][0] != label:
-            found.append((label, []))
-        found[-1][1].append(word)
+    pairs = groupby(zip(labels, words, strict=True), key=lambda pair: pair[0])
+    found = [(label, [word for _, word in own]) for label, own in pairs]
     return text, [(" ".join(own), len(own)) for _, own in found], [label for label, _ in found]
 
 
 def score_files(
     files: Sequence[str],
-    models: Sequence[str | Path | SavedModel | None] = (None,),
+    models: Sequence[str | Path | None] = (None,),
     scoring: Scoring = Scoring(),
     form: Format = "tsv",
     output: str | Path | None = None,
@@ -247,12 +233,10 @@ def score_files(
     Raises:
         UsageError: A text cannot be read or has no token, or the arguments do not go together. What was there before stays.
     """
-    check(form in FORMS, f"format must be one of {', '.join(FORMS)}, not {form!r}")
     plain_words = form == "neural-complexity"
-    check(not (plain_words and scoring.eos), "neural-complexity's table has no rows for <eos>: leave --eos out")
-    others = scoring.by or scoring.regions or scoring.add or len(models) > 1
-    check(not (plain_words and others), "neural-complexity's table is of words and one model: leave out other options")
-    kept: list[str | Path] = [name for name in files if name != "-"]
+    others = scoring.eos or scoring.by or scoring.regions or scoring.add or len(models) > 1
+    check(not (plain_words and others), "neural-complexity's table is of words and one model, without <eos>: leave out other options")
+    kept: list[str | Path] = [*(name for name in files if name != "-"), *filter(None, models)]
     out = Output("-" if output is None else output, kept)
     shaded = None if page is None else Output(page, [*kept, *([out.path] if out.plain else [])], "--html")
     check(form != "parquet" or not out.standard, "parquet is not for standard output: name a file with --output")
@@ -263,7 +247,7 @@ def score_files(
     saved = [load(model, scoring.raw, scoring.normalize, dataset) for model in models]
     names = _names(saved, models)
     if plain_words:
-        scoring = Scoring("word", **{field.name: getattr(scoring, field.name) for field in fields(scoring)[1:]})
+        scoring = replace(scoring, by="word")
     texts = [(name, _source(name, column, scoring.reset)) for name in files]
     first = next(chain.from_iterable(read() for name, read in texts if name != "-"), ("", {}))[1]
     values = list(first)
@@ -272,25 +256,18 @@ def score_files(
         check(not any(map(str.isalnum, scoring.regions)), f"--regions {scoring.regions}: there is no such column; a mark has no letters")
     table = ScoreTable(saved, names, scoring, values, labelled)
     with ExitStack() as stack:
+        file = stack.enter_context(out.opened())
         bars = [stack.enter_context(bar(name, "token", shown=not out.standard)) for name in names]
         readers = [Reader(model, scoring.space, scoring.eos, shown.update) for model, shown in zip(saved, bars, strict=True)]
         windows = read_windows(sentences_of(texts, scoring, values), readers)
-        rows = ((window, list(table.rows(window))) for window in windows)
-        begun = next((each for each in rows if each[1]), None)
-        if begun is None:
-            read = ["standard input" if name == "-" else name for name in files]
-            raise UsageError(f"there is no text to score in {', '.join(read)}")
-        write = stack.enter_context(FORMS[form](stack.enter_context(out.opened()), table.columns))
-        shade = None
         if shaded:
             characters = table.by == "token" and all(model.text_vocabulary.level == "char" for model in saved)
             unit: By = "region" if table.by == "region" else "token" if characters else "word"
-            shade = stack.enter_context(shaded_page(stack.enter_context(shaded.opened()), ", ".join(files), names, unit))
-        for window, some in chain([begun], rows):
-            if some:
-                write(some)
-            if shade:
-                shade(window)
+            windows = shaded_page(stack.enter_context(shaded.opened()), windows, ", ".join(files), names, unit)
+        rows = filter(None, (list(table.rows(window)) for window in windows))
+        first_rows = next(rows, [])
+        check(bool(first_rows), f"there is no text to score in {', '.join(files)}")
+        FORMS[form](file, table.columns, chain([first_rows], rows))
     for name, reader in zip(names, readers, strict=True):
         told = ", ".join(files) + f", model {name}" * (len(names) > 1)
         reader.unfamiliar.warn(told, reader.unknown, reader.tokens)
@@ -301,11 +278,9 @@ def score_files(
     ]
 
 
-def _names(saved: Sequence[SavedModel], models: Sequence[str | Path | SavedModel | None]) -> list[str]:
+def _names(saved: Sequence[SavedModel], models: Sequence[str | Path | None]) -> list[str]:
     """What rows and columns call each model: its run or folder, or its path where two have the same name."""
-    paths = [
-        own.folder if model is None or isinstance(model, SavedModel) else Path(model) for own, model in zip(saved, models, strict=True)
-    ]
+    paths = [own.folder if model is None else Path(model) for own, model in zip(saved, models, strict=True)]
     whole = [path.resolve() if path.name in ("", "..") else path for path in paths]  # . and .. have a name too
     names = [path.parent.name if path.name == "model" else path.name for path in whole]
     names = [str(path) if names.count(name) > 1 else name for name, path in zip(names, paths, strict=True)]
@@ -315,10 +290,7 @@ def _names(saved: Sequence[SavedModel], models: Sequence[str | Path | SavedModel
 
 def _source(name: str, column: str, reset: Reset) -> Callable[[], Rows]:
     """The rows of a text, to be read more than once where documents must be told apart."""
-
-    def read() -> Rows:
-        return read_rows(Path(name), column)
-
+    read: Callable[[], Rows] = partial(read_rows, Path(name), column)
     if name == "-" and reset == "document":
         held = list(read())
         return lambda: iter(held)
@@ -329,9 +301,6 @@ def frequencies(saved: SavedModel) -> Callable[[str], float]:
     """Of a word: log10 of its occurrences per million words of the training text, each count plus one, so that none is 0.
 
     Words are compared as the model reads them, without the punctuation at their ends.
-
-    Raises:
-        UserError: The training text cannot be had.
     """
     vocabulary = saved.vocabulary
     counts, written = Counter[str](), Counter[str]()
@@ -352,43 +321,29 @@ def _bare(word: str) -> str:
     return re.sub(r"^\W+|\W+$", "", word) or word
 
 
-@contextmanager
-def tsv(file: BinaryIO, columns: Sequence[str]) -> Iterator[Write]:
+def tsv(file: BinaryIO, columns: Sequence[str], windows: Iterable[Sequence[Row]]) -> None:
     """Tab-separated columns with their names above, quoted where a token needs it, as pandas and R read them."""
-
-    def write(rows: Sequence[Row]) -> None:
+    for rows in chain([[columns]], windows):
         text = io.StringIO()
         csv.writer(text, "excel-tab", lineterminator="\n").writerows(rows)
         file.write(text.getvalue().encode())
 
-    write([columns])
-    yield write
 
-
-@contextmanager
-def jsonl(file: BinaryIO, columns: Sequence[str]) -> Iterator[Write]:
+def jsonl(file: BinaryIO, columns: Sequence[str], windows: Iterable[Sequence[Row]]) -> None:
     """One JSON object a line."""
-
-    def write(rows: Sequence[Row]) -> None:
-        objects = (dict(zip(columns, row, strict=True)) for row in rows)
-        file.writelines(f"{json.dumps(row, ensure_ascii=False, default=str)}\n".encode() for row in objects)
-
-    yield write
+    for row in chain.from_iterable(windows):
+        values = dict(zip(columns, row, strict=True))
+        file.write(f"{json.dumps(values, ensure_ascii=False, default=str)}\n".encode())
 
 
-@contextmanager
-def parquet(file: BinaryIO, columns: Sequence[str]) -> Iterator[Write]:
+def parquet(file: BinaryIO, columns: Sequence[str], windows: Iterable[Sequence[Row]]) -> None:
     """Parquet, a row group for each window of the text; the first one says of which type a column is."""
-    try:
-        import pyarrow
-        from pyarrow.parquet import ParquetWriter
-    except ImportError:
-        raise UsageError("parquet needs pyarrow: pip install pyarrow, or choose another --format") from None
-    with ExitStack() as stack:
-        writer: Any = None
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
 
-        def write(rows: Sequence[Row]) -> None:
-            nonlocal writer
+    writer: Any = None
+    with ExitStack() as stack:
+        for rows in windows:
             arrays = {}
             for name, values in zip(columns, zip(*rows, strict=True), strict=True):
                 try:
@@ -402,27 +357,19 @@ def parquet(file: BinaryIO, columns: Sequence[str]) -> Iterator[Write]:
             writer = writer or stack.enter_context(ParquetWriter(file, table.schema))
             writer.write_table(table)
 
-        yield write
 
-
-@contextmanager
-def neural_complexity(file: BinaryIO, columns: Sequence[str]) -> Iterator[Write]:
+def neural_complexity(file: BinaryIO, columns: Sequence[str], windows: Iterable[Sequence[Row]]) -> None:
     """The table of neural-complexity: blanks between columns, sentences and places from 0; `entred` is by how much the entropy fell."""
-    before = 0.0
-
-    def write(rows: Sequence[Row]) -> None:
-        nonlocal before
-        for sentence, place, word, surprisal, _, entropy, *_ in rows:
-            fall = max(0.0, before - entropy) if place > 1 else 0.0
-            before = entropy
-            values = (word, sentence - 1, place - 1, len(word), surprisal, entropy, f"{fall:.7g}")
-            file.write(f"{' '.join(map(str, values))}\n".encode())
-
     file.write(b"word sentid sentpos wlen surp entropy entred\n")
-    yield write
+    before = 0.0
+    for sentence, place, word, surprisal, _, entropy, *_ in chain.from_iterable(windows):
+        fall = max(0.0, before - entropy) if place > 1 else 0.0
+        before = entropy
+        values = (word, sentence - 1, place - 1, len(word), surprisal, entropy, f"{fall:.7g}")
+        file.write(f"{' '.join(map(str, values))}\n".encode())
 
 
-FORMS: dict[Format, Callable[[BinaryIO, Sequence[str]], AbstractContextManager[Write]]] = {
+FORMS: dict[Format, Callable[[BinaryIO, Sequence[str], Iterable[Sequence[Row]]], None]] = {
     "tsv": tsv,
     "jsonl": jsonl,
     "parquet": parquet,

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -49,32 +50,20 @@ class Resets:
 
 @dataclass(frozen=True)
 class Text:
-    """What is scored.
+    """What is scored."""
 
-    Attributes:
-        name: What messages call it.
-        stream: Its token ids, int32 (n,).
-        characters: Of the text, spaces and line ends counted.
-        words: Of the text: what stands between white space, and the line ends.
-        blocks: Gives the text itself, piece by piece.
-    """
-
-    name: str
-    stream: Tensor
-    characters: int
-    words: int
-    blocks: Callable[[], Iterator[str]]
+    name: str  # what messages call it
+    stream: Tensor  # its token ids, int32 (n,)
+    characters: int  # of the text, spaces and line ends counted
+    words: int  # of the text: what stands between white space, and the line ends
+    blocks: Callable[[], Iterator[str]]  # gives the text itself, piece by piece
 
     def lines(self) -> Iterator[str]:
         """Its lines, without their line ends."""
         return lines_of(self.blocks())
 
     def starts(self, reset: Reset, eos: int) -> list[int]:
-        """Where the stretches that are read without a reset begin.
-
-        Args:
-            reset: As for `Resets`.
-            eos: Id of `<eos>`.
+        """Where the stretches begin that are read without a reset, as for `Resets`; `eos` is the id of `<eos>`.
 
         Raises:
             UserError: Its lines cannot be told apart.
@@ -88,20 +77,12 @@ class Text:
 
 
 def check_split(name: str) -> None:
-    """Refuse a split that there is not.
-
-    Raises:
-        UsageError: Naming those that there are.
-    """
+    """Refuse a split that there is not, with a UsageError."""
     check(name in SPLITS, f"there is no split {name!r}: name one of {', '.join(SPLITS)}")
 
 
 def split_text(saved: SavedModel, name: str) -> Text:
-    """A split of the data that a model was trained on.
-
-    Raises:
-        UserError: There is no such split, or the data cannot be had.
-    """
+    """A split of the data that a model was trained on."""
     check_split(name)
     stream, facts = load_split(saved.data, name, saved.vocabulary, cores())
     if fingerprint(stream) != saved.description.fingerprints.get(name, fingerprint(stream)):
@@ -124,12 +105,9 @@ def file_text(saved: SavedModel, path: str | Path, column: str = "text") -> Text
         UserError: It cannot be read, or has nothing to score.
     """
     path = Path(path)
-    check(path.is_file(), f"{path} is not a file" if path.exists() else f"there is no file {path}")
+    check(path.is_file(), f"there is no file {path}")
     check_form(path)
-
-    def blocks() -> Iterator[str]:
-        return read_blocks(path, column)
-
+    blocks = partial(read_blocks, path, column)
     ids, characters, words, unknown = [np.empty(0, np.int32)], 0, 0, Unknown(saved)
     for block, tokens in saved.text_vocabulary.encode_blocks(blocks(), cores()):
         ids.append(tokens)

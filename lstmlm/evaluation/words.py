@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lstmlm.console import UserError
-from lstmlm.data.tokenize import EOS, MARKS, UNK, prepared
+from lstmlm.data.tokenize import MARKS, UNK, prepared
 from lstmlm.data.vocabulary import Vocabulary
 from lstmlm.model.pretrained import SavedModel
 
@@ -26,23 +26,15 @@ DROPPED = dict.fromkeys(range(32))  # control characters, which Moses leaves out
 CURLY = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
 ODD = re.compile("[\u00ad\u200b\u2060\ufeff\u2018\u2019\u201c\u201d\u0300-\u036f]")
 MANY_UNKNOWN = 0.1  # share of unknown tokens from which on a warning says what helps
-JOINER, REGIONAL = "\u200d", range(0x1F1E6, 0x1F200)
 
 
 class Cut(NamedTuple):
-    r"""A line of a text, cut by a vocabulary.
+    """A line of a text, cut by a vocabulary."""
 
-    Attributes:
-        words: As they stood.
-        texts: Of each token, as it stood; bytes of a character that is cut apart are shown as `\xe4`.
-        word_of: For each token the place of its word, from 0; `len(words)` for white space at the line's end.
-        ids: Of the tokens.
-    """
-
-    words: list[str]
-    texts: list[str]
-    word_of: list[int]
-    ids: list[int]
+    words: list[str]  # as they stood
+    texts: list[str]  # of each token, as it stood; bytes of a character that is cut apart are shown as \xe4
+    word_of: list[int]  # for each token the place of its word, from 0; len(words) for white space at the line's end
+    ids: list[int]  # of the tokens
 
 
 def cut(line: str, vocabulary: Vocabulary) -> Cut:
@@ -67,7 +59,7 @@ def cut(line: str, vocabulary: Vocabulary) -> Cut:
     size: Callable[[str], int] = (lambda text: len(text.encode())) if by_bytes else len
     parts = re.findall(r"\s+|\S+", line)
     ends = [end for end, part in zip(accumulate(size(read(part)) for part in parts), parts, strict=True) if part.strip()]
-    token_ends = list(accumulate(size(token) if token in (UNK, EOS) else len(token) for token in tokens))
+    token_ends = list(accumulate(map(len, tokens)))
     text = line if [*map(size, line)] == [*map(size, read(line))] else read(line)
     content = text.encode() if by_bytes else text
     if token_ends[-1:] != [len(content)] * bool(tokens):
@@ -105,27 +97,6 @@ def word_starts(vocabulary: Vocabulary) -> Tensor:
     return torch.tensor(starts)
 
 
-def graphemes(characters: Sequence[str]) -> list[int]:
-    """For each character the number of the one that a reader sees (Unicode's UAX 29, in short): marks stay with their letter, the parts of
-    an emoji and of a Korean syllable together."""
-    numbers: list[int] = []
-    before, flags = "", 0
-    for character in characters:
-        flags = flags + 1 if ord(character) in REGIONAL else 0
-        joined = (
-            unicodedata.category(character)[0] == "M"
-            or character in (JOINER, "\u200c")
-            or 0x1F3FB <= ord(character) <= 0x1F3FF
-            or 0xE0020 <= ord(character) <= 0xE007F
-            or before == JOINER
-            or (flags > 0 and flags % 2 == 0)
-            or ("\u1100" <= before <= "\u11ff" and "\u1100" <= character <= "\u11ff" and before <= character)
-        )
-        numbers.append((numbers[-1] if numbers else 0) + (not joined and bool(numbers)))
-        before = character
-    return numbers
-
-
 class Unknown:
     """What of texts a model does not know.
 
@@ -134,7 +105,7 @@ class Unknown:
     """
 
     def __init__(self, saved: SavedModel) -> None:
-        self._vocabulary, self._raw = saved.text_vocabulary, saved.raw
+        self._vocabulary = saved.text_vocabulary
         self._odd: dict[str, str] = {}
 
     def see(self, text: str) -> None:
@@ -156,12 +127,9 @@ class Unknown:
             tokens: All of them.
         """
         if self._odd:
-            told = "; ".join(f"{token!r} is not {known!r} ({_codes(token, known)})" for token, known in [*self._odd.items()][:5])
-            more = f" and {len(self._odd) - 5:,} more" if len(self._odd) > 5 else ""
-            curly = [token.translate(CURLY) != token for token in self._odd]
-            helps = ["--normalize helps"] * (not all(curly)) + ["write straight quotes"] * any(curly)
-            advice = " and ".join(helps)
-            logger.warning("%s: words that look known but are not: %s%s; %s", name, told, more, advice)
+            told = "; ".join(f"{word!r} is not {known!r} ({_codes(word, known)})" for word, known in [*self._odd.items()][:5])
+            count = f"{len(self._odd):,}"
+            logger.warning("%s: %s words look known but are not: %s; --normalize and straight quotes help", name, count, told)
         if unknown > MANY_UNKNOWN * tokens:
             helps = ["a model of --data.level bpe knows every word"]
             if self._vocabulary.level == "word" and not self._vocabulary.lowercase:

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,30 +11,20 @@ import pytest
 import torch
 
 from lstmlm import LSTMLanguageModel, UserError, Vocabulary, score_text
-from lstmlm.config import ModelConfig
 from lstmlm.evaluation import perplexity, surprisal
 from lstmlm.evaluation.evaluate import evaluate
 from lstmlm.evaluation.surprisal import Reader, read_windows
 from lstmlm.evaluation.surprisal_tables import ScoreTable, Scoring, sentences_of
 from lstmlm.evaluation.text import Reset
 from lstmlm.model.pretrained import SavedModel, load, save_pretrained
+from tests.helpers import sharp_model, token_by_token
 
 VOCABULARY = Vocabulary(["<unk>", "<eos>", "=", *(f"w{i}" for i in range(28))])
 
 
 @pytest.fixture
-def model() -> LSTMLanguageModel:
-    torch.manual_seed(0)
-    model = LSTMLanguageModel(ModelConfig(embedding_size=12, hidden_size=12), len(VOCABULARY))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4)
-    return model
-
-
-@pytest.fixture
-def folder(model: LSTMLanguageModel, tmp_path: Path) -> Path:
-    save_pretrained(tmp_path / "model", model, VOCABULARY, {"dataset": "toy"})
+def folder(tmp_path: Path) -> Path:
+    save_pretrained(tmp_path / "model", sharp_model(len(VOCABULARY)), VOCABULARY, {"dataset": "toy"})
     return tmp_path / "model"
 
 
@@ -60,21 +51,17 @@ def rows_of(texts: list[list[str]], saved: SavedModel, reset: Reset = "line", eo
     return [Row(*row) for window in windows for row in ScoreTable([saved], [""], scoring).rows(window)]
 
 
-@torch.no_grad()
 def alone(model: LSTMLanguageModel, lines: list[str], resets: set[int]) -> list[Row]:
     """One token after the other, the state made afresh before the lines (from 0) in `resets`; `<eos>` rows too."""
     rows = []
-    for number, line in enumerate(lines):
-        if number in resets:
-            previous, state = VOCABULARY.eos, model.initial_state(1)
-        for place, word in enumerate([*line.split(), "<eos>"], 1):
-            logits, state = model.logits(torch.tensor([[previous]]), state)
-            p = logits[0, 0].double().softmax(-1)
-            previous = VOCABULARY.tokens.index(word) if word in VOCABULARY else VOCABULARY.unk
-            entropy = -(p * p.log2()).sum().item()
-            rank = 1 + int((logits[0, 0] > logits[0, 0, previous]).sum())
-            unk = int(previous == VOCABULARY.unk)
-            rows.append(Row(number + 1, place, word, -math.log2(p[previous].item()), unk, entropy, rank, place))
+    for begin, end in pairwise(sorted({*resets, len(lines)})):
+        words = [(n + 1, *word) for n in range(begin, end) for word in enumerate([*lines[n].split(), "<eos>"], 1)]
+        ids = [VOCABULARY.id_of(word) for _, _, word in words]
+        log_p, nll = token_by_token(model, VOCABULARY.eos, ids)
+        for (number, place, word), i, own, bits in zip(words, ids, log_p, nll, strict=True):
+            entropy = -(own.exp() * own).sum().item() / math.log(2)
+            rank = 1 + int((own > own[i]).sum())
+            rows.append(Row(number, place, word, bits / math.log(2), int(i == VOCABULARY.unk), entropy, rank, place))
     return rows
 
 

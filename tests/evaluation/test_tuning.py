@@ -27,17 +27,16 @@ def saved(folder: Path, tmp_path: Path) -> SavedModel:
 
 def test_it_ends_where_no_setting_helps_any_more(saved: SavedModel) -> None:
     start = Cache(window=100, theta=3, lambda_=0.5)
-    found = tune(saved, start, evaluations=500, tokens=300)
-    assert found.evaluations < 500
+    best, figures = tune(saved, start, 500, 300)
+    assert figures["evaluations"] < 500
     text = split_text(saved, "validation")
     text = dataclasses.replace(text, stream=text.stream[:300])
-    assert measure(saved, text, found.protocol).ppl == found.ppl < measure(saved, text, start).ppl
-    best = found.protocol
+    assert measure(saved, text, best).ppl == figures["ppl"] < measure(saved, text, start).ppl
     assert isinstance(best, Cache)
     assert best.window == 100
     for theta, lambda_ in ((1.15, 1), (1 / 1.15, 1), (1, 1.15), (1, 1 / 1.15)):
         near = Cache(window=100, theta=best.theta * theta, lambda_=best.lambda_ * lambda_)
-        assert measure(saved, text, near).ppl > found.ppl * 0.999
+        assert measure(saved, text, near).ppl > figures["ppl"] * 0.999
 
 
 def test_it_looks_at_validation_only_and_keeps_its_budget(saved: SavedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,23 +48,23 @@ def test_it_looks_at_validation_only_and_keeps_its_budget(saved: SavedModel, mon
         tune(saved, CacheDynamic(window=50, rule="sgd", lr=1e30, bptt=5, columns=2), 4, 200, told.append)
     assert len(scored) == len(told) == 4
     start = CacheDynamic(window=50, rule="sgd", lr=0.5, bptt=5, columns=2)
-    found = tune(saved, start, 6, 200, told.append)
-    assert found.evaluations == 6
+    best, figures = tune(saved, start, 6, 200, told.append)
+    assert figures["evaluations"] == 6
     assert len(scored) == len(told) == 10
     assert {len(text.stream) for text in scored} == {200}
     assert set(splits) == {"validation"}
-    assert found.protocol.columns == 2
-    again = tune(saved, start, 6, 200)
-    assert (again.protocol, again.ppl) == (found.protocol, found.ppl)
+    assert best.columns == 2
+    again, same = tune(saved, start, 6, 200)
+    assert (again, same["ppl"]) == (best, figures["ppl"])
 
 
 def test_of_both_the_caches_settings_are_searched(saved: SavedModel) -> None:
     """Those of dynamic evaluation are searched by themselves."""
     start = CacheDynamic(window=50, theta=3, lambda_=0.5, rule="sgd", lr=0.5, bptt=5)
-    found = tune(saved, start, 12, 200).protocol
+    found, _ = tune(saved, start, 12, 200)
     assert dataclasses.replace(found, theta=3, lambda_=0.5) == start
     assert found.settings["lambda"] < 0.5
-    assert tune(saved, Dynamic(rule="sgd", lr=0.01, bptt=5), 12, 200).protocol.settings["lr"] > 0.01
+    assert tune(saved, Dynamic(rule="sgd", lr=0.01, bptt=5), 12, 200)[0].settings["lr"] > 0.01
 
 
 def test_the_command_scores_test_once_with_what_it_found(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

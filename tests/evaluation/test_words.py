@@ -5,7 +5,6 @@ import json
 import math
 import random
 from pathlib import Path
-from typing import Any
 
 import pandas
 import pytest
@@ -13,8 +12,9 @@ import torch
 
 from lstmlm import LSTMLanguageModel, UserError, Vocabulary, cli, evaluate, score_text
 from lstmlm.config import ModelConfig
-from lstmlm.evaluation.words import cut, graphemes
+from lstmlm.evaluation.words import cut
 from lstmlm.model.pretrained import SavedModel, load, save_pretrained
+from tests.helpers import token_by_token
 
 TEXT = "the cat sat on the mat .\nthe Dog's naïve, well-known 1,000 日本 cats!\n"
 WORDS = sorted({*TEXT.split(), "Dog", "'s", "naïve", ",", "well", "@-@", "known", "1", "@,@", "000", "cats", "!", "the dog"[4:]})
@@ -63,15 +63,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SavedModel]:
     return models
 
 
-def by_hand(saved: SavedModel, line: str) -> tuple[list[int], torch.Tensor]:
-    """Token ids of a line and its `<eos>`, and ln p of the whole vocabulary at each, float64 (n, V)."""
-    ids = saved.text_vocabulary.encode(line)
-    inputs = torch.tensor([saved.vocabulary.eos, *ids[:-1]])[:, None]
-    with torch.no_grad():
-        logits, _ = saved.model.logits(inputs, saved.model.initial_state(1))
-    return ids, logits[:, 0].double().log_softmax(-1)
-
-
 @pytest.mark.parametrize("kind", VOCABULARIES)
 def test_every_token_has_its_word(kind: str) -> None:
     """Of odd lines: no token is lost, words have theirs in order, and those of a word spell it."""
@@ -104,8 +95,9 @@ def test_a_words_surprisal_is_the_sum_over_its_tokens(saved: dict[str, SavedMode
     vocabulary, expected = model.text_vocabulary, []
     whole = [i for i in range(len(vocabulary)) if i == vocabulary.eos or vocabulary.decode([i])[:1].isspace()]
     for number, line in enumerate(TEXT.splitlines(), 1):
-        ids, log_p = by_hand(model, line)
-        words, _, word_of, _ = cut(line, vocabulary)
+        words, _, word_of, ids = cut(line, vocabulary)
+        ids = [*ids, vocabulary.eos]
+        log_p, _ = token_by_token(model.model, vocabulary.eos, ids)
         for place, word in enumerate([*words, "<eos>"]):
             own = [i for i, of in enumerate([*word_of, len(words)]) if of == place]
             p = sum(log_p[i, ids[i]].item() for i in own)
@@ -251,7 +243,7 @@ def test_nothing_is_unknown_in_silence(saved: dict[str, SavedModel], tmp_path: P
     assert len(caplog.messages) == 4, "each once"
     for odd, many in (caplog.messages[:2], caplog.messages[2:]):
         assert "'c\\u200bat' is not 'cat' (U+200B ZERO WIDTH SPACE)" in odd
-        assert "U+2019 RIGHT SINGLE QUOTATION MARK); --normalize helps and write straight quotes" in odd
+        assert "U+2019 RIGHT SINGLE QUOTATION MARK); --normalize and straight quotes help" in odd
         assert "% of the tokens are <unk>, whose scores say little: --raw cuts English" in many
     caplog.clear()
     cli.score([str(tmp_path / "a.txt"), "--model", str(saved["moses"].folder), "--output", str(tmp_path / "out")])
@@ -260,21 +252,3 @@ def test_nothing_is_unknown_in_silence(saved: dict[str, SavedModel], tmp_path: P
     rows = score_text("the c\u200bat cat\u00ad", saved["word"], normalize=True)
     assert [(row.token, row.unk) for row in rows] == [("the", 0), ("c\u200bat", 0), ("cat\u00ad", 0)]
     assert caplog.messages == []
-
-
-@pytest.mark.parametrize(
-    ("text", "seen"),
-    [
-        ("e\u0301a", ["e\u0301", "a"]),
-        ("👩‍👩‍👧!", ["👩‍👩‍👧", "!"]),
-        ("👍🏽🇩🇪🇫🇷", ["👍🏽", "🇩🇪", "🇫🇷"]),
-        ("\u1112\u1161\u11ab\u1100", ["\u1112\u1161\u11ab", "\u1100"]),
-        ("नमस्ते", ["न", "म", "स्", "ते"]),
-    ],
-)
-def test_graphemes(text: str, seen: list[str]) -> None:
-    numbers = graphemes(text)
-    groups: dict[int, Any] = {}
-    for number, character in zip(numbers, text, strict=True):
-        groups[number] = groups.get(number, "") + character
-    assert list(groups.values()) == seen

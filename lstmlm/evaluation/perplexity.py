@@ -286,4 +286,5 @@ class Stretches:
             places.clamp_(max=len(inputs) - 1)
             segment = inputs[places].to(self._device), targets[places].where(present, IGNORE).to(self._device)
             yield places[present], scorer(*segment).cpu()[..., present]
+            self._scored(int(present.sum()))
             row = end

@@ -27,8 +27,8 @@ def tune(
     Args:
         saved: The model.
         protocol: Where the search begins; all other settings stay as they are.
-        evaluations: Largest number of times that a text is scored, at least 1.
-        tokens: Length of that text, the beginning of the validation split; at least 2.
+        evaluations: Largest number of times that a text is scored.
+        tokens: Length of that text, the beginning of the validation split.
         told: Called with a line after each evaluation.
 
     Returns:
@@ -39,6 +39,8 @@ def tune(
     """
     check(bool(protocol.searched), f"--tune: protocol {protocol.name} has no settings to search")
     check(protocol.reset == "never", f"--tune needs --reset never, not {protocol.reset}")
+    check(evaluations >= 1, f"a search needs at least 1 evaluation, not {evaluations}")
+    check(tokens >= 2, f"a search needs a text of at least 2 tokens, not {tokens}")
     text = split_text(saved, "validation")
     text = replace(text, stream=text.stream[:tokens])
     seen: dict[Static, float] = {}

@@ -277,14 +277,15 @@ def _found_by_library(folder: Path, subset: str | None) -> dict[str, list[Path]]
     """Files of each split of a folder, as its card (README.md) has them, or other names than those of `find_splits`."""
     import datasets
 
-    remedy = f"call its files, or their folders, train.txt, validation.txt and test.txt (endings that are read: {ENDINGS})"
+    remedy = f"call its files train.txt, validation.txt and test.txt (endings that are read: {ENDINGS})"
     datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of a README.md that is no card
     try:
         with tempfile.TemporaryDirectory() as empty:
             # Absolute: a folder named `csv` or `parquet` is not one of the library's own builders.
             found = datasets.load_dataset_builder(str(folder.absolute()), subset, cache_dir=empty).config.data_files
     except (*FAULTS, datasets.exceptions.DatasetsError) as error:
-        raise UsageError(f"{folder}: {one_line(error)}: {remedy}") from None
+        raise UsageError(f"{folder}: {one_line(error, 100)}: {remedy}") from None
     files = {str(name): [Path(path) for path in paths] for name, paths in found.items()}
     card = folder / "README.md"
     if len(files) == 1 and not (card.is_file() and b"configs:" in card.read_bytes()):  # then its guess is that all are train

@@ -53,8 +53,7 @@ def export_transformers(model: str | Path | None, folder: str | Path) -> None:
         raise UserError("transformers is not installed: pip install transformers")
     source = find_model(model)
     output = OutputFolder(folder, (*MODEL_FILES, CODE.name, *TOKENIZER, GENERATION), again=CODE.name, source=source)
-    card = read_card(source)
-    saved = load(source, device="cpu")
+    card, saved = read_card(source), load(source, device="cpu")
     vocabulary, described = saved.vocabulary, saved.description.to_dict()
     if Path(described["data"]["dataset"]).is_absolute():  # earlier versions wrote the place on the training machine
         described["data"]["dataset"] = Path(described["data"]["dataset"]).name

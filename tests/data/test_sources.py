@@ -63,7 +63,7 @@ def test_what_is_not_clear_is_not_chosen(tmp_path: Path, names: list[str], messa
         find_splits(touch(tmp_path, *names))
 
 
-def test_subsets(tmp_path: Path) -> None:
+def test_subsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "one/train.txt")
     assert text_of(tmp_path, "train") == "one/train.txt\n", "the only one"
     touch(tmp_path, "two/train.txt")
@@ -75,6 +75,8 @@ def test_subsets(tmp_path: Path) -> None:
         text_of(tmp_path, "train", subset="three")
     # What earlier versions wrote into every configuration.
     assert text_of(tmp_path, "train", subset="wikitext-2-v1") == "train.txt\n"
+    monkeypatch.chdir(touch(tmp_path, "here/some/thing/train.txt") / "here")
+    assert text_of("some/thing", "train") == "here/some/thing/train.txt\n", "a relative name is local where it exists"
 
 
 @pytest.mark.parametrize("subset", [None, "wikitext-2-v1"])
@@ -120,11 +122,6 @@ def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data
         open_source(DataConfig(dataset=dataset))
 
 
-def test_a_relative_name_is_local_where_it_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(touch(tmp_path, "some/thing/train.txt"))
-    assert text_of("some/thing", "train") == "some/thing/train.txt\n"
-
-
 def test_neither_here_nor_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
@@ -140,9 +137,9 @@ def test_neither_here_nor_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         text_of("a/b", "train", subset="c")
 
 
-@pytest.mark.parametrize("names", [["chapter1.txt", "chapter2.txt"], ["CONTENTS", "ca01", "cats.txt"], ["ud-train.conllu", ".hidden"], []])
+@pytest.mark.parametrize("names", [["chapter1.txt", "chapter2.txt"], ["README.md", "ca01", "cats.txt"], ["ud-train.conllu", ".hidden"], []])
 def test_a_folder_that_says_of_no_file_which_split_it_is(tmp_path: Path, names: list[str]) -> None:
-    with pytest.raises(UsageError, match=r"call its files, or their folders, train\.txt, .*\.tsv, ") as caught:
+    with pytest.raises(UsageError, match=r"call its files train\.txt, .*\.tsv, ") as caught:
         text_of(touch(tmp_path, *names), "validation")
     assert "\n" not in str(caught.value)
 

@@ -31,6 +31,7 @@ ODD = [
     "<eos> he<eos>go <EOS> <eos>\n<eos>",
     "</s> [UNK] ",
     "na\u200bi\u0308ve naïve 語 \U0001f600",
+    "".join(f"he{chr(i)}go " for i in range(0x3001) if chr(i).isspace()),
 ]
 
 
@@ -47,8 +48,11 @@ def test_odd_texts(level: str, lowercase: bool, tmp_path: Path) -> None:
     vocabulary, tokenizer = build(TEXT, level, lowercase, tmp_path)
     for text in [TEXT, *ODD]:
         assert tokenizer(text).input_ids == [vocabulary.eos, *vocabulary.encode(text, eos=False)], repr(text)
+        assert tokenizer(text, add_special_tokens=False).input_ids == vocabulary.encode(text, eos=False)
     line = "naïve of 1,234 m"
     assert tokenizer.decode(tokenizer(line).input_ids, skip_special_tokens=True) == line
+    assert tokenizer.decode(tokenizer(line).input_ids[1:]) == " " * (level == "word") + line, "what goes on with a text"
+    assert tokenizer.decode([]) == ""
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (vocabulary.eos, vocabulary.eos)
     assert (tokenizer.unk_token_id, tokenizer.pad_token_id) == (vocabulary.unk, len(vocabulary))
 

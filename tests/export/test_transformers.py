@@ -226,16 +226,6 @@ def test_a_link_within_the_cache_of_the_hub_is_followed(tmp_path: Path) -> None:
     assert "pipeline_tag: text-generation" in (tmp_path / "exported/README.md").read_text()
 
 
-def test_what_goes_on_with_a_text_begins_with_a_space(tokenizer: Any) -> None:
-    vocabulary = Vocabulary(WORDS)
-    spaces = "".join(chr(i) for i in range(0x3001) if chr(i).isspace())
-    for text in (f"w1{spaces}w2", "".join(f"w1{space}w2 " for space in spaces)):
-        assert tokenizer(text).input_ids == [vocabulary.eos, *vocabulary.encode(text, eos=False)], repr(text)
-    assert tokenizer("w1\nw2\r\n", add_special_tokens=False).input_ids == vocabulary.encode("w1\nw2")
-    assert tokenizer.decode(vocabulary.encode("w1 w2", eos=False)) == " w1 w2"
-    assert tokenizer.decode([]) == ""
-
-
 def test_weights_in_16_bits_compute_in_float32(tmp_path: Path) -> None:
     model = make_model(tmp_path / "own")
     save_pretrained(tmp_path / "own", model, Vocabulary(WORDS), {"dataset": "toy"}, dtype=torch.float16)

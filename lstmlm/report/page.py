@@ -45,7 +45,7 @@ def write_report(run_dirs: Sequence[str | Path], output: Output, png: str | Path
     for name in ("best", "valid", "test"):
         _mark_lowest([(result["tokens_of"], result[name]) for result in results if result[name]])
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"written": as_written, "perplexity": _perplexity}
+    environment.filters.update(written=as_written, perplexity=_perplexity)
     page = environment.from_string(TEMPLATE.read_text("utf-8")).render(
         title=f"Run {rows[0].name}" if len(rows) == 1 else f"{len(rows)} runs",
         time=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",

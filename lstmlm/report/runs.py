@@ -154,11 +154,11 @@ def read_rows(paths: Sequence[str | Path]) -> list[Row]:
     different: dict[str, Path] = {}
     for path in paths:
         different.setdefault(os.path.realpath(path), Path(path))
-    names = Counter(map(os.path.basename, different))
+    names = Counter(Path(real).name for real in different)
     runs: Counter[tuple[str, int]] = Counter()  # of the same configuration and the same seed
     rows: dict[tuple[str, int], list[RunRecord]] = {}
     for real, path in different.items():
-        name = os.path.basename(real)  # noqa: PTH119
+        name = Path(real).name
         try:
             record = read_run(path, name if names[name] == 1 else str(path))
         except Exception as error:  # no run keeps the others from the report, whatever is wrong with it

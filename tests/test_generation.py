@@ -201,8 +201,7 @@ def test_any_seed(folder: Path, seed: int) -> None:
 def test_a_line_end_in_a_prompt_is_eos(folder: Path, vocabulary: Vocabulary, caplog: pytest.LogCaptureFixture) -> None:
     text = generate_text("w1 w2\n", 1, 0, folder)
     assert text.startswith("w1 w2\n")
-    loaded = load(folder).model
-    (new,) = sample(loaded, vocabulary, [[1, 3, 4, 1]], 1, Sampling(1, temperature=0))
+    (new,) = sample(load(folder).model, vocabulary, [[1, 3, 4, 1]], 1, Sampling(1, temperature=0))
     assert text == f"w1 w2\n{WORDS[new[0]]}"
     assert caplog.messages == []
 

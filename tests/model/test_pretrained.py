@@ -63,9 +63,7 @@ def test_a_run_directory_stands_for_its_model(model: LSTMLanguageModel, tmp_path
         load(tmp_path / "run")
     save_pretrained(tmp_path / "run" / "model", model, words(31), DATA)
     (tmp_path / "run" / "config.yaml").write_text("")
-    saved = load(tmp_path / "run")
-    assert saved.folder == tmp_path / "run" / "model"
-    assert saved.description.data == DataConfig(**DATA)
+    assert load(tmp_path / "run").folder == tmp_path / "run" / "model"
 
 
 def test_a_name_in_the_card_is_text(model: LSTMLanguageModel) -> None:

@@ -5,7 +5,6 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +14,30 @@ import torch
 import yaml
 from huggingface_hub import CardData, ModelCard
 
-from lstmlm import Config, UserError, evaluate, load_config
+from lstmlm import UserError, evaluate, load_config
 from lstmlm.config import flatten
 from lstmlm.model.pretrained import load
 from scripts import measure_protocols
 from scripts.publish_model import publish_model
 from scripts.publish_results import command, publish_results
 from scripts.results_table import results_table, with_table
-from tests.helpers import ROOT, fresh_train
+from tests.helpers import ROOT, fresh_train, small_arguments
 
 RESULTS = sorted(path.parent for path in (ROOT / "results").glob("*/run.json"))
 
 
 @pytest.fixture(scope="module")
-def trained() -> dict[str, Path]:
-    return {}
+def trained(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of nine steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    fresh_train(load_config(small_arguments(text_folder, folder, "--train.max_steps=9")))
+    return folder / "run"
 
 
 @pytest.fixture
-def run(small_config: Callable[..., Config], tmp_path: Path, trained: dict[str, Path]) -> Path:
-    """A run of nine steps, trained once and copied for each test."""
-    if not trained:
-        fresh_train(small_config("--train.max_steps=9", run="trained"))
-        trained["run"] = tmp_path / "trained"
-    shutil.copytree(trained["run"], tmp_path / "run")
-    return tmp_path / "run"
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it for each test."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def test_a_record_holds_the_run_and_no_place(run: Path, tmp_path: Path) -> None:

@@ -175,7 +175,8 @@ def _json(path: Path, column: str, whole: bool) -> Iterator[dict[str, Any]]:
             if not isinstance(row, dict):
                 raise ValueError("it is no JSON object")
             check_column(column, row, str(path))
-            json.dumps(row if whole else row[column], ensure_ascii=False).encode()  # refuses half a character, as "\ud800"
+            kept = json.dumps(row, ensure_ascii=False) if whole else str(row[column])
+            kept.encode()  # refuses half a character, as "\ud800"
             yield row
 
 

@@ -26,8 +26,7 @@ COMMIT = "a" * 40
 def test_push_and_load_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = make_model(tmp_path / "own")
     figures = {"test": {"ppl": 12.5, "targets": 100, "columns": 1}}
-    vocabulary = load(tmp_path / "own").vocabulary
-    (tmp_path / "own/README.md").write_text(model_card(model, vocabulary, {"dataset": "toy"}, figures))
+    (tmp_path / "own/README.md").write_text(model_card(model, load(tmp_path / "own").vocabulary, {"dataset": "toy"}, figures))
     cached = tmp_path / "hf/hub/models--me--small"
     (cached / "refs").mkdir(parents=True)
     (cached / "refs/main").write_text(COMMIT)
@@ -65,8 +64,7 @@ except UserError as error:
     print(json.dumps([text, theirs(torch.tensor([[1, 3]])).logits[0, -1].tolist(), str(error)]))
 """
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, cwd=tmp_path)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=200, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     text, logits, absent = json.loads(result.stdout)
     assert text.split()[0] == "w1"

@@ -226,12 +226,10 @@ def build_step(config: Config, stream: torch.Tensor | None = None) -> TrainStep:
     return TrainStep(config, accelerator, model, table, total_steps=1000)
 
 
-def run_steps(train_step: TrainStep, count: int, accumulate: int = 1) -> list[float]:
-    """Loss per target of the first `count` windows."""
+def run_steps(train_step: TrainStep, count: int) -> list[float]:
+    """Loss per target of the first `count` windows of an epoch."""
     segment = 0
-    for number, window in enumerate(train_step.table.windows(train_step.config.data.bptt, accumulate)):
-        if number == count:
-            break
+    for number, window in enumerate(itertools.islice(train_step.windows(epoch=0), count)):
         train_step(window, number, segment)
         segment += len(window.segments)
     return [result.nll / result.num_targets for result in train_step.read()]

@@ -109,22 +109,8 @@ def test_the_losses_are_those_of_the_record(recipe: str, precision: str, tmp_pat
     if precision == "bf16":
         skip_without_bf16()
     overrides = [] if recipe == "seed" else [*EVERYTHING[:10], *ADAMW, "--optim.lr=5e-3", "--data.bptt_jitter=5"]
-    config = load_config(
-        [
-            "--data.dataset=toy",
-            f"--data.cache_dir={tmp_path}",
-            "--train.threads=1",
-            f"--train.precision={precision}",
-            "--train.log_every=100",
-            *overrides,
-        ]
-    )
-    train_step = build_step(config)
-    losses, segment = [], 0
-    for number, window in zip(range(20), train_step.windows(epoch=0), strict=False):
-        train_step(window, number, segment)
-        segment += len(window.segments)
-    losses = [result.nll / result.num_targets for result in train_step.read()]
+    arguments = ["--data.dataset=toy", f"--data.cache_dir={tmp_path}", "--train.threads=1", f"--train.precision={precision}"]
+    losses = run_steps(build_step(load_config([*arguments, "--train.log_every=100", *overrides])), 20)
     recorded = json.loads(RECORD.read_text())[f"{recipe} {precision}"]
     # Another processor sums in another order, and bf16 rounds to 8 bits. (Here they are the record's to the last digit.)
     assert losses == pytest.approx(recorded, rel=1e-5 if precision == "fp32" else 2e-3)

@@ -127,18 +127,21 @@ def test_patience_ends_a_run_that_gets_no_better(small: Small, tmp_path: Path) -
     assert longer["step"] == 30, "more patience goes on"
 
 
-def test_a_checkpoint_of_before_the_history_was_kept_goes_on(small: Small, tmp_path: Path) -> None:
-    arguments = small("--train.max_steps=16")
+@pytest.mark.parametrize("dropout", [0.5, 0.0])
+def test_a_checkpoint_of_an_older_version_goes_on(dropout: float, small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of before the history was kept, and before the masks were hashed, which is told where there are masks."""
+    arguments = small("--train.max_steps=16", f"--model.dropout={dropout}")
     fresh_train(load_config(arguments))
 
     def older(tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
         known = ("epoch", "row", "step", "segment", "tokens", "best", "validated", "owes_validation")
         values["cursor"] = {key: values["cursor"][key] for key in known}
-        del values["seconds"], values["tracking"]["samples_bytes"]
+        del values["seconds"], values["masks"], values["tracking"]["samples_bytes"]
 
     forge(tmp_path / "run/checkpoints/step_00000016", older)
     summary = fresh_train(load_config([*arguments, "--train.max_steps=30", "--train.resume=true"]))
     assert summary["step"] == summary["best_step"] == 30
+    assert ("other dropout masks" in capsys.readouterr().err) == (dropout > 0)
 
 
 def test_a_stop_within_an_owed_validation_leaves_it_owed(small: Small, whole: Whole, tmp_path: Path) -> None:
@@ -350,17 +353,6 @@ def test_a_run_directory_is_chosen(small: Small, tmp_path: Path, monkeypatch: py
     assert outcome.run_dir.parent == Path("runs")
     assert outcome.run_dir.name.endswith("-trial")
     assert (tmp_path / outcome.run_dir / "summary.json").exists()
-
-
-@pytest.mark.parametrize("dropout", [0.5, 0.0])
-def test_a_run_from_before_the_hashed_masks_goes_on_and_is_told(
-    dropout: float, small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = small(f"--model.dropout={dropout}", "--train.max_steps=9")
-    fresh_train(load_config(arguments))
-    forge(tmp_path / "run/checkpoints/step_00000009", lambda tensors, values: values.pop("masks"))
-    fresh_train(load_config([*arguments, "--train.max_steps=12", "--train.resume=true"]))
-    assert ("other dropout masks" in capsys.readouterr().err) == (dropout > 0), "without dropout nothing changes"
 
 
 def test_what_other_jobs_left_in_the_environment_changes_nothing(

@@ -3,6 +3,7 @@
 import errno
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -23,9 +24,7 @@ def test_a_lock_that_is_a_link_empties_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError("a token was read or a model was built")
-
+    refused = Mock(side_effect=AssertionError("a token was read or a model was built"))
     monkeypatch.setattr(build, "load_corpus", refused)
     monkeypatch.setattr(build, "LSTMLanguageModel", refused)
 
@@ -111,10 +110,7 @@ def test_runs_of_one_second_have_folders_of_their_own(tmp_path: Path, monkeypatc
 
 
 def test_a_file_system_without_flock_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(*args: Any) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(files.fcntl, "flock", none)
+    monkeypatch.setattr(files.fcntl, "flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
     told = r"cannot lock .*\.lock: No locks available; train.run_dir must be on a file system with flock"
     with pytest.raises(UserError, match=told), RunDirectory(tmp_path / "run").held():
         pass

@@ -81,7 +81,7 @@ def test_accumulated_gradient_is_that_of_the_whole_window(small_config: SmallCon
     config = small_config("--model.dropout=0", "--train.accumulate=3", "--optim.grad_clip=1e9", "--train.log_every=100")
     train_step = build_step(config)
     plain = PlainModel(train_step.model)
-    windows = list(train_step.table.windows(10, 3))
+    windows = list(train_step.windows(epoch=0))
     train_step(windows[0], 0, 0)
     (result,) = train_step.read()
     total, state = torch.zeros(()), None
@@ -113,7 +113,7 @@ def test_a_recorded_update_is_the_eager_one(recipe: list[str], small_config: Sma
     for graph in ("true", "false"):
         config = small_config(*overrides, f"--train.cuda_graph={graph}")
         train_step = build_step(config)
-        windows = list(train_step.table.windows(config.data.bptt))
+        windows = list(train_step.windows(epoch=0))
         assert windows[-1].num_targets < windows[0].num_targets
         for number, window in enumerate(windows):
             train_step(window, number, number)

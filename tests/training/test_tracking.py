@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import wandb
@@ -188,10 +189,7 @@ def test_auto_logs_offline_where_w_and_b_cannot_be_used(
 def test_a_tracker_that_fails_does_not_end_the_run(
     small: Small, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*arguments: Any, **keywords: Any) -> None:
-        raise ConnectionError("no\nroute")
-
-    monkeypatch.setattr(wandb.Run, "log", fail)
+    monkeypatch.setattr(wandb.Run, "log", Mock(side_effect=ConnectionError("no\nroute")))
     fresh_train(load_config(small(*TRACKED, "--train.max_steps=3")))
     assert "warning: wandb failed: no route\n" in capsys.readouterr().err
 
@@ -199,10 +197,7 @@ def test_a_tracker_that_fails_does_not_end_the_run(
 def test_a_tracker_that_cannot_start_leaves_none_running(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     from accelerate.tracking import TensorBoardTracker
 
-    def fail(self: TensorBoardTracker) -> None:
-        raise OSError("no room")
-
-    monkeypatch.setattr(TensorBoardTracker, "start", fail)
+    monkeypatch.setattr(TensorBoardTracker, "start", Mock(side_effect=OSError("no room")))
     with pytest.raises(UserError, match=r"cannot start the trackers .*no room"):
         train(load_config(small("--tracking.trackers=[wandb, tensorboard]", "--tracking.mode=offline")))
     assert wandb.run is None

@@ -31,28 +31,18 @@ def records(path: Path) -> Iterator[Any]:
 
 
 class OfflineRun:
-    """One start of a run, read back.
-
-    Args:
-        folder: `wandb/offline-run-...`.
-    """
+    """One start of a run, read back from its folder `wandb/offline-run-...`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (path,) = folder.glob("*.wandb")
         self.records = list(records(path))
+        self.run = self.all("run")[0]
+        self.config = {item.key: json.loads(item.value_json) for item in self.run.config.update}
 
     def all(self, kind: str) -> list[Any]:
         """All records of a kind."""
         return [getattr(record, kind) for record in self.records if record.WhichOneof("record_type") == kind]
-
-    @property
-    def run(self) -> Any:
-        return self.all("run")[0]
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return {item.key: json.loads(item.value_json) for item in self.run.config.update}
 
     @property
     def history(self) -> list[dict[str, Any]]:

@@ -1,8 +1,6 @@
 """What only a GPU can show: `pytest -m gpu`."""
 
-import dataclasses
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,12 +24,6 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 # What `train.deterministic` sets too, but cuBLAS reads it once, at the first product of the process.
 if torch.cuda.is_available():
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-
-@pytest.fixture
-def nondeterministic_again() -> Iterator[None]:
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def test_flat_cudnn_weights_are_exported_whole(tmp_path: Path) -> None:
@@ -81,7 +73,6 @@ def test_fp16_skips_a_step_that_overflows(small_config: SmallConfig) -> None:
     torch.testing.assert_close(train_step.model.weights(), before, rtol=0, atol=0)
 
 
-@pytest.mark.usefixtures("nondeterministic_again")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_cuda_graph_is_the_eager_step(precision: str, small_config: SmallConfig) -> None:
     """Over the epoch's short last segment too; the rate changes with every step."""
@@ -99,7 +90,6 @@ def test_a_cuda_graph_is_the_eager_step(precision: str, small_config: SmallConfi
         assert (tensor - ends[1][name]).norm() <= bound * ends[1][name].norm(), name
 
 
-@pytest.mark.usefixtures("nondeterministic_again")
 @pytest.mark.parametrize("graph", ["true", "false"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_interrupted_and_resumed_is_uninterrupted(precision: str, graph: str, small: Small, tmp_path: Path) -> None:
@@ -156,8 +146,7 @@ def test_masks_have_the_same_bits_as_on_a_cpu() -> None:
 
 
 def test_a_cpu_and_a_gpu_agree_with_dropout_on(small_config: SmallConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = small_config("--train.log_every=100")
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="fp32"))
+    config = small_config("--train.log_every=100", "--train.precision=fp32")
     on_gpu = run_steps(build_step(config), 10)
     forget_accelerate()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -217,3 +219,16 @@ def test_warnings_are_told_once_on_a_host(small: Small, tmp_path: Path) -> None:
         (tmp_path / f"raw/{name}.txt").write_text(f"a b c {name}\n" * 50)
     stderr = launch(2, small(f"--data.dataset={tmp_path / 'raw'}", "--train.max_steps=2"))
     assert stderr.count("<unk> never occurs in the training split") == 1
+
+
+@pytest.mark.parametrize("fault", ["none", "in_forward", "signal"])
+def test_process_groups_end_last_and_without_a_wrapper(fault: str, small: Small) -> None:
+    """A DDP wrapper that is still there when its group ends hangs one run of some hundreds."""
+    settings = {"PARTING": "1", "FAULT": fault, "FAULT_RANK": "1", "FAULT_STEP": "5"}
+    stderr = launch(2, small("--train.max_steps=12"), FAULTY, fails=fault != "none", **settings)
+    parted = re.findall(r"parting: rank (\d) ends (\w+) with (\d+) wrappers", stderr)
+    ended = {rank: [group for r, group, _ in parted if r == rank] for rank in ("0", "1")}
+    assert ended == {"0": ["stop", "all"], "1": ["stop", "all"]}, stderr
+    assert {wrappers for _, group, wrappers in parted if group == "all"} == {"0"}
+    if fault == "signal":
+        assert f"stopped by signal {signal.SIGTERM}" in stderr

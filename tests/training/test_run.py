@@ -213,9 +213,7 @@ def forge(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]]
     """Write a checkpoint's content anew, changed, under a manifest that matches."""
     tensors, values = checkpoint.load_tensors(path), json.loads((path / "state.json").read_bytes())
     change(tensors, values)
-    for name in ("state.safetensors", "state.json", "manifest.json"):
-        (path / name).unlink()
-    path.rmdir()
+    shutil.rmtree(path)
     checkpoint.publish(path.parent, int(path.name[5:]), tensors, values, 9)
 
 

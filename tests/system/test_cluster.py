@@ -21,13 +21,8 @@ from tests.processes import SECONDS
 from tests.system.launcher import ROOT, environment, error_lines, free_port, wait_for_step
 
 CLUSTER = ROOT / "scripts" / "cluster"
-LONG = (
-    "--data.batch_size=20",
-    "--train.epochs=80",  # long enough that the signal finds it running on a slow machine too
-    "--train.log_every=10",
-    "--train.save_every=1000",
-    "--train.eval_every=1000",
-)
+# Long enough that the signal finds it running on a slow machine too
+LONG = "--data.batch_size=20 --train.epochs=80 --train.log_every=10 --train.save_every=1000 --train.eval_every=1000".split()
 
 # The tasks of a step with what Slurm puts into their environment; its status is their highest, 128 + signal included.
 SRUN = """\
@@ -54,12 +49,7 @@ esac
 
 
 class Slurm:
-    """A job of two tasks: on one node, or on two.
-
-    Args:
-        folder: An empty folder, for the stand-ins and what they write down.
-        script: Name of the batch script.
-    """
+    """A job of two tasks, on one node or on two, by a batch script; the stand-ins, and what they write down, are in a folder."""
 
     def __init__(self, folder: Path, script: str) -> None:
         self.script = CLUSTER / script

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -140,7 +139,7 @@ def test_a_checkpoint_of_an_older_version_goes_on(dropout: float, small: Small, 
 
     forge(tmp_path / "run/checkpoints/step_00000016", older)
     summary = fresh_train(load_config([*arguments, "--train.max_steps=30", "--train.resume=true"]))
-    assert summary["step"] == summary["best_step"] == 30
+    assert (summary["step"], summary["best_step"]) == (30, 30 if dropout else 0), "0 where the best model is of before"
     assert ("other dropout masks" in capsys.readouterr().err) == (dropout > 0)
 
 
@@ -295,7 +294,7 @@ def test_damaged_metrics_are_told_and_end_as_whole_lines(
 def test_what_kills_left_hidden_is_gone_at_the_end(unfinished: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     for folder in (run, run / "model"):
-        os.close(files._create(files._temporary(folder)))
+        (folder / f".lstmlm-{files._HOST}-{'0' * 32}.tmp").touch()
     for name in (".step_00000007.old", ".step_00000028.tmp"):
         (run / "checkpoints" / name).mkdir()
         (run / "checkpoints" / name / "state.json").write_text("{")

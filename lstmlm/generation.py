@@ -5,7 +5,6 @@ among the continuations of its prompt.
 """
 
 import logging
-import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lstmlm.config import COUNT, NOT_NEGATIVE, Bounds, bounded, check_bounds
 from lstmlm.console import UsageError, UserError, check
 from lstmlm.data.tokenize import UNK
 from lstmlm.data.vocabulary import Vocabulary
@@ -31,15 +31,15 @@ BATCH_LOGITS = 1 << 22  # computed at a time; so many continuations run side by 
 class Sampling:
     """How a continuation is drawn."""
 
-    max_len: int = 30
+    max_len: int = bounded(30, Bounds(0, MOST_ASKED))
     """Largest number of new tokens."""
-    temperature: float = 1.0
+    temperature: float = bounded(1.0, NOT_NEGATIVE)
     """Divides the logits; 0 takes the most likely token every time."""
-    top_k: int | None = None
+    top_k: int | None = bounded(None, COUNT)
     """Sample among the k most likely tokens only. null = all."""
-    top_p: float = 1.0
+    top_p: float = bounded(1.0, Bounds(0, 1, above=True))
     """Sample among the fewest tokens whose probabilities add up to p (Holtzman et al., 2020)."""
-    min_p: float = 0.0
+    min_p: float = bounded(0.0, Bounds(0, 1))
     """Leave out tokens less likely than this times the most likely one (Nguyen et al., 2024)."""
     allow_unk: bool = False
     """Whether `<unk>` may be sampled."""
@@ -47,16 +47,11 @@ class Sampling:
     """Tokens that are never sampled."""
     stop: Sequence[str] = ()
     """Tokens that end the text, as its last."""
-    lines: int = 1
+    lines: int = bounded(1, Bounds(1, MOST_ASKED))
     """Number of lines after which the text ends; the line that the prompt leaves open is the first."""
 
     def __post_init__(self) -> None:
-        check(0 <= self.max_len <= MOST_ASKED, f"max_len must be from 0 to {MOST_ASKED:,}, not {self.max_len}")
-        check(1 <= self.lines <= MOST_ASKED, f"lines must be from 1 to {MOST_ASKED:,}, not {self.lines}")
-        check(0 <= self.temperature < math.inf, f"temperature must be a number from 0 on, not {self.temperature}")
-        check(self.top_k is None or self.top_k >= 1, f"top_k must be at least 1, not {self.top_k}")
-        check(0 < self.top_p <= 1, f"top_p must be in (0, 1], not {self.top_p}")
-        check(0 <= self.min_p <= 1, f"min_p must be in [0, 1], not {self.min_p}")
+        check_bounds(self)
 
 
 def generate_text(

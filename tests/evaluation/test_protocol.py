@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lstmlm import Config, UserError, Vocabulary, cli, evaluate, load_config, train
+from lstmlm import UserError, Vocabulary, cli, evaluate, load_config, train
 from lstmlm.evaluation import perplexity
 from lstmlm.evaluation.adaptation import Dynamic
 from lstmlm.evaluation.breakdown import breakdown
@@ -73,7 +73,7 @@ def test_perplexity_per_word(
     assert words_model["word_ppl"] == words_model["ppl"], "the tokens are the words"
 
 
-def test_each_protocol_with_its_settings(run: Run) -> None:
+def test_each_protocol_with_its_settings(run: Run, folder: Path, tmp_path: Path) -> None:
     cache = {"window": 50, "theta": 0.5, "lambda": 0.2}
     dynamic = {"rule": "rms", "lr": 0.001, "decay": 0.01, "epsilon": 0.002, "bptt": 7}
     options = {
@@ -89,14 +89,8 @@ def test_each_protocol_with_its_settings(run: Run) -> None:
     assert sgd["settings"] == {"rule": "sgd", "lr": 0.1, "decay": 0, "bptt": Dynamic().settings["bptt"]}
     nll = [run()["nll"], sgd["nll"], *(results[protocol]["nll"] for protocol in results)]
     assert len(set(nll)) == 5
-
-
-def test_from_python(folder: Path, tmp_path: Path, run: Run) -> None:
-    common = {"model": folder, "cache_dir": str(tmp_path / "cache")}
-    result = evaluate(**common, protocol="cache", window=50, theta=0.5, lambda_=0.2)
-    options = ["--protocol", "cache", "--window", "50", "--theta", "0.5", "--lambda", "0.2"]
-    assert result.nll == run(*options)["nll"]
-    assert result.token_nll.double().sum().item() == result.nll
+    result = evaluate(folder, cache_dir=str(tmp_path / "cache"), protocol="cache", window=50, theta=0.5, lambda_=0.2)
+    assert result.nll == results["cache"]["nll"] == result.token_nll.double().sum().item()
     assert len(result.ids) == len(result.token_nll) == result.targets
 
 
@@ -272,61 +266,39 @@ def test_every_target_is_told_as_it_is_scored(folder: Path, tmp_path: Path, prot
     assert sum(told) == result.targets
 
 
-def test_a_run_keeps_the_place_of_its_data_and_its_model_only_the_name(
-    small_config: Callable[..., Config], text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_model_finds_its_text(
+    small: Callable[..., list[str]], text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    summary = train(small_config("--train.max_steps=2")).summary
-    assert summary is not None
-    model, place = tmp_path / "run/model", {"cache_dir": str(tmp_path / "cache")}
-    for path in (model / "config.json", model / "README.md"):
-        assert str(text_folder.parent) not in path.read_text()
-        assert text_folder.name in path.read_text()
-    assert evaluate(tmp_path / "run", **place).ppl == pytest.approx(summary["test"]["ppl"], rel=1e-9)
-
-    copied = shutil.copytree(model, tmp_path / "elsewhere/copied")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"was trained on {text_folder.name}, which is no .* here: name its text with --dataset"):
-        evaluate(copied, **place)
-    assert evaluate(copied, dataset=str(text_folder), **place).ppl == pytest.approx(summary["test"]["ppl"], rel=1e-9)
-    (copied / "config.json").write_text((copied / "config.json").read_text().replace(f'"{text_folder.name}"', '"unknown"'))
-    with pytest.raises(UserError, match="was trained on unknown, which is no file or folder here"):
-        evaluate(copied, **place)
-
-
-def test_a_place_that_is_not_here_is_not_looked_for_on_the_hub(
-    small: Callable[..., list[str]], text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nor is a file beside the model asked that is no configuration of a run."""
+    """A run keeps the place of its data, its model only the name. A place that is not here is not looked for on the Hub, a file beside the
+    model that is no run's configuration is not asked, and other text under the same name is not scored in silence."""
     shutil.copytree(text_folder, tmp_path / "a/texts/book")
     (tmp_path / "b").mkdir()
     monkeypatch.chdir(tmp_path / "a")
     monkeypatch.setattr("datasets.load_dataset", None)
-    train(load_config(small("--data.dataset=texts/book", "--train.max_steps=2")))
+    summary = train(load_config(small("--data.dataset=texts/book", "--train.max_steps=2"))).summary
+    assert summary is not None
+    run, place, ppl = tmp_path / "run", {"cache_dir": str(tmp_path / "cache")}, pytest.approx(summary["test"]["ppl"], rel=1e-9)
+    for path in (run / "model/config.json", run / "model/README.md"):
+        assert "texts/book" not in path.read_text()
+        assert "book" in path.read_text()
+    assert evaluate(run, **place).ppl == ppl
+
+    def refused(path: Path, named: str) -> None:
+        with pytest.raises(UserError, match=named):
+            evaluate(path, **place)
+
     monkeypatch.chdir(tmp_path / "b")
-    place = {"cache_dir": str(tmp_path / "cache")}
-    with pytest.raises(UserError, match="was trained on texts/book, which is no file or folder here"):
-        evaluate(tmp_path / "run", **place)
-    (tmp_path / "run/config.yaml").write_text("name: my project\n")
-    with pytest.raises(UserError, match="was trained on book, which is no file or folder here"):
-        evaluate(tmp_path / "run/model", **place)
+    refused(run, "was trained on texts/book, which is no file or folder here")
+    (run / "config.yaml").write_text("name: my project\n")
+    refused(run / "model", "was trained on book, which is no file or folder here: name its text with --dataset")
+    assert evaluate(run, dataset=str(tmp_path / "a/texts/book"), **place).ppl == ppl
 
-
-def test_other_text_under_the_same_name_is_not_scored_in_silence(
-    small_config: Callable[..., Config],
-    text_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    train(small_config("--train.max_steps=2"))
-    place = {"cache_dir": str(tmp_path / "cache")}
-    copied = shutil.copytree(tmp_path / "run/model", tmp_path / "elsewhere/copied")
-    other = shutil.copytree(text_folder, tmp_path / text_folder.name)
-    (other / "test.txt").write_text("w1 w2 w3\n" * 9)
-    monkeypatch.chdir(tmp_path)
-    assert evaluate(copied, "validation", **place).tokens > 9, "this split is the same"
-    with pytest.raises(UserError, match=f"split test of {text_folder.name} is not the text that the model was trained"):
-        evaluate(copied, **place)
+    shutil.copytree(text_folder, "book")
+    Path("book/test.txt").write_text("w1 w2 w3\n" * 9)
+    assert evaluate(run, "validation", **place).tokens > 9, "this split is the same"
+    refused(run, "split test of book is not the text that the model was trained")
     assert caplog.messages == []
-    assert evaluate(copied, dataset=text_folder.name, **place).tokens == 36
-    assert caplog.messages == [f"split test of {text_folder.name} is not the text that the model was trained with"]
+    assert evaluate(run, dataset="book", **place).tokens == 36
+    assert caplog.messages == ["split test of book is not the text that the model was trained with"]
+    (run / "model/config.json").write_text((run / "model/config.json").read_text().replace('"book"', '"unknown"'))
+    refused(run, "was trained on unknown, which is no file or folder here")

@@ -115,13 +115,6 @@ def test_a_text_begins_a_document(saved: SavedModel, reset: Reset, resets: set[i
     assert_same(rows, alone(saved.model, [line for lines in texts for line in lines], resets))
 
 
-def test_a_line_scores_what_it_scores_alone(saved: SavedModel) -> None:
-    lines = text(60, 40, seed=1)
-    together = rows_of([lines], saved)
-    apart = [row._replace(sentence_id=number) for number, line in enumerate(lines, 1) for row in rows_of([[line]], saved)]
-    assert_same(together, apart)
-
-
 @pytest.mark.parametrize("reset", ["line", "document"])
 def test_the_sum_is_what_evaluation_gives(saved: SavedModel, reset: Reset, tmp_path: Path) -> None:
     lines = [*text(20, 20, seed=2), "", *text(20, 20, seed=3)]

@@ -158,7 +158,7 @@ def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
             score_text(refused, folder)
     with pytest.raises(UserError, match=r"add must be a list of names, such as \['length'\]"):
         score_text("w1", folder, add="length")
-    with pytest.raises(UserError, match="there is no model"):
+    with pytest.raises(UserError, match=r"cannot read .*absent"):
         score_text("w1", tmp_path / "absent")
     with pytest.raises(UserError, match="reset must be one of line, document, never, not 'sentence'"):
         score_text("w1", folder, "sentence")  # type: ignore[arg-type]

@@ -89,12 +89,6 @@ def test_a_folder_that_is_no_run_is_refused_and_left_as_it_is(name: str, resume:
     assert "\n" not in str(caught.value)
 
 
-def test_a_config_comes_back(tmp_path: Path) -> None:
-    config = load_config(["--optim.lr=1e-8", "--tracking.tags=[a, b]", "--optim.betas=[0.5, 0.25]"])
-    RunDirectory(tmp_path).write_config(config)
-    assert RunDirectory(tmp_path).read_config() == config
-
-
 def test_runs_of_one_second_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 

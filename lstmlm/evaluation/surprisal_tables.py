@@ -125,7 +125,8 @@ class ScoreTable:
 
     def _units(self, sentence: Sentence, pieces: Pieces, model: str, frequency: Callable[[str], float] | None) -> list[dict[str, Any]]:
         """What a model says of each unit of a sentence and of the one before it, by the names of the columns."""
-        units, labels, before = pieces.units(self.by, sentence.regions, self._eos), dict(enumerate(sentence.labels, 1)), dict[str, Any]()
+        labels, before = dict(enumerate(sentence.labels, 1)), dict[str, Any]()
+        units = pieces.units(self.by, sentence.regions, self._eos)
         for unit in units:
             text = unit[self.by]
             unit |= {"sentence_id": sentence.number, "label": labels.get(unit[f"{self.by}_id"]), "model": model}

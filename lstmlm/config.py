@@ -42,7 +42,8 @@ class Bounds(NamedTuple):
         return (value > self.least if self.above else value >= self.least) and (value < self.most if self.below else value <= self.most)
 
     def __str__(self) -> str:
-        return f"{'above' if self.above else 'at least'} {self.least:,} and {'below' if self.below else 'at most'} {self.most:,}"
+        most = "finite" if self.most == math.inf else f"{'below' if self.below else 'at most'} {self.most:,}"
+        return f"{'above' if self.above else 'at least'} {self.least:,} and {most}"
 
 
 COUNT = Bounds(1, MOST)

@@ -4,8 +4,7 @@ As on a GPU, numbers that the host computed while capturing are frozen, tensors 
 that existed before. (There, kernels are not even run while capturing; here they are, and what they wrote is taken back.)
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -39,7 +38,8 @@ class RecordedGraph(TorchDispatchMode):
         self.operations.append((func, args, kwargs, torch.is_grad_enabled(), results))
         return result
 
-    def undo(self) -> None:
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
         with torch.no_grad():
             for tensor, before in self._before.values():
                 tensor.copy_(before)
@@ -59,19 +59,12 @@ def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-@contextmanager
-def _capture(graph: RecordedGraph) -> Iterator[None]:
-    with graph:
-        yield
-    graph.undo()
-
-
 @pytest.fixture
 def recorded_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """`torch.cuda`'s graphs replaced by the stand-in."""
     monkeypatch.setattr("lstmlm.runtime.launch._check_cuda_graph", lambda config, accelerator: None)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", RecordedGraph)
-    monkeypatch.setattr(torch.cuda, "graph", _capture)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
     monkeypatch.setattr(torch.cuda, "stream", nullcontext)
     monkeypatch.setattr(torch.cuda, "Stream", MagicMock())
     monkeypatch.setattr(torch.cuda, "current_stream", MagicMock())

@@ -1,6 +1,5 @@
 """Several gloo ranks on this machine's CPU, with the real launcher and without; and waiting for what a run does."""
 
-import json
 import os
 import socket
 import subprocess
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lstmlm.records import read_json_lines
 from tests.helpers import ROOT
 from tests.processes import Processes
 
@@ -76,8 +76,7 @@ def wait_for_step(run: Path, step: int, process: "subprocess.Popen[Any]") -> Non
     """Until the metrics of that step are there."""
     deadline = time.monotonic() + 150
     while time.monotonic() < deadline and process.poll() is None:
-        path = run / "metrics.jsonl"
-        if path.exists() and any(json.loads(line)["step"] >= step for line in path.read_text().splitlines(True) if line[-1] == "\n"):
+        if any(line["step"] >= step for line in read_json_lines(run / "metrics.jsonl")):
             return
         time.sleep(0.02)
     process.kill()

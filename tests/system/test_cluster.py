@@ -198,22 +198,16 @@ def train_job() -> dict[str, Any]:
     return job
 
 
-def pod(train_job: dict[str, Any]) -> dict[str, Any]:
-    """What the job changes in the pods of the runtime."""
-    (patch,) = train_job["spec"]["runtimePatches"]
-    (replicated,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
-    assert replicated["name"] == "node", "the name of the trainer's job and container in torch-distributed"
-    spec: dict[str, Any] = replicated["template"]["spec"]["template"]["spec"]
-    return spec
-
-
 def test_train_job_has_published_fields_only(train_job: dict[str, Any]) -> None:
     assert (train_job["apiVersion"], train_job["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
     assert fields(train_job) - PUBLISHED == set()
 
 
 def test_train_job_has_room_and_time_to_save(train_job: dict[str, Any]) -> None:
-    trainer, spec = train_job["spec"]["trainer"], pod(train_job)
+    trainer, (patch,) = train_job["spec"]["trainer"], train_job["spec"]["runtimePatches"]
+    (replicated,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    assert replicated["name"] == "node", "the name of the trainer's job and container in torch-distributed"
+    spec = replicated["template"]["spec"]["template"]["spec"]
     (container,) = spec["containers"]
     assert container["name"] == "node"
     volumes = {volume["name"]: volume for volume in spec["volumes"]}

@@ -80,7 +80,6 @@ def test_multi_cpu_starts_one_process_and_is_refused(small: Small, tmp_path: Pat
 @pytest.mark.parametrize(
     ("environment", "arguments", "named"),
     [
-        ({"WORLD_SIZE": "2"}, [], "the environment has WORLD_SIZE but not RANK"),
         ({"ACCELERATE_TORCH_DEVICE": "cuda"}, [], "ACCELERATE_TORCH_DEVICE is cuda"),
         ({}, ["--train.precision=fp16"], "fp16 needs a GPU"),
         ({}, ["--train.precision=tf32"], "tf32 needs an NVIDIA GPU"),

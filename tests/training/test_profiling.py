@@ -11,13 +11,18 @@ from tests.helpers import Small, assert_same_run, fresh_train
 pytestmark = pytest.mark.system  # whole runs
 
 
+def names_in_trace(run: Path) -> list[str]:
+    """Of what took time."""
+    events = json.loads((run / "profile/trace.json").read_bytes())["traceEvents"]
+    return [event["name"] for event in events if event.get("ph") == "X"]
+
+
 def test_a_profiled_run_is_the_same_run(small: Small, tmp_path: Path) -> None:
     fresh_train(load_config(small(run="plain")))
     fresh_train(load_config(small("--train.profile=3", run="run")))
     assert_same_run(tmp_path / "run", tmp_path / "plain")
     assert {path.name for path in (tmp_path / "run/profile").iterdir()} == {"trace.json", "table.txt"}
-    events = json.loads((tmp_path / "run/profile/trace.json").read_bytes())["traceEvents"]
-    names = [event["name"] for event in events if event.get("ph") == "X"]
+    names = names_in_trace(tmp_path / "run")
     assert sorted(name for name in names if name.startswith("ProfilerStep#")) == [f"ProfilerStep#{n}" for n in (10, 11, 12)]
     assert sum("Adam.step" in name for name in names) == 3
     table = (tmp_path / "run/profile/table.txt").read_text()
@@ -31,10 +36,8 @@ def test_a_profile_ends_with_the_last_step_and_says_what_is_missing(
     fresh_train(load_config(small("--train.max_steps=12", "--train.profile=100")))
     told = capsys.readouterr().err
     assert "warning: train.profile asks for 100 steps after the first 10, but 2 were profiled" in told
-    events = json.loads((tmp_path / "run/profile/trace.json").read_bytes())["traceEvents"]
-    spans = [event for event in events if event.get("ph") == "X" and event["name"].startswith("ProfilerStep#")]
-    assert {event["name"] for event in spans} == {"ProfilerStep#10", "ProfilerStep#11"}
-    names = [event["name"] for event in events if event.get("ph") == "X"]
+    names = names_in_trace(tmp_path / "run")
+    assert {name for name in names if name.startswith("ProfilerStep#")} == {"ProfilerStep#10", "ProfilerStep#11"}
     assert sum("Adam.step" in name for name in names) == 2
     assert names.count("aten::embedding") == 2, "two steps, no validation, no scoring"
     assert (tmp_path / "run/profile/table.txt").exists()

@@ -194,20 +194,19 @@ def test_a_tracker_that_fails_does_not_end_the_run(
     assert "warning: wandb failed: no route\n" in capsys.readouterr().err
 
 
-def test_a_tracker_that_cannot_start_leaves_none_running(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trackers_that_cannot_start_are_named_and_leave_none_running(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     from accelerate.tracking import TensorBoardTracker
 
+    config = load_config(small("--tracking.trackers=[wandb, tensorboard, trackio]", "--tracking.mode=offline"))
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "find_spec", lambda name: None if name != "wandb" else name)
+        with pytest.raises(UserError, match=r"not installed: tensorboard, trackio; pip install 'lstmlm.tensorboard,trackio.'"):
+            train(config)
     monkeypatch.setattr(TensorBoardTracker, "start", Mock(side_effect=OSError("no room")))
     with pytest.raises(UserError, match=r"cannot start the trackers .*no room"):
-        train(load_config(small("--tracking.trackers=[wandb, tensorboard]", "--tracking.mode=offline")))
+        fresh_train(config)
     assert wandb.run is None
     forget_accelerate()
-
-
-def test_all_missing_trackers_are_named_at_once(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "find_spec", lambda name: None if name != "wandb" else name)
-    with pytest.raises(UserError, match=r"not installed: tensorboard, trackio; pip install 'lstmlm.tensorboard,trackio.'"):
-        train(load_config(small("--tracking.trackers=[wandb, tensorboard, trackio]", "--tracking.mode=offline")))
 
 
 def test_several_trackers_at_once(small: Small, cli: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """I1: a run does not depend on the number of ranks. Each is a process of its own; dropout is on, clipping bites."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from lstmlm import load_config
-from tests.helpers import ADAMW, ASGD, EVERYTHING, Small, final_state, fresh_train, metrics, skip_without_bf16
+from lstmlm.data.table import Table
+from tests.helpers import ADAMW, ASGD, EVERYTHING, ROOT, Small, final_state, fresh_train, metrics, skip_without_bf16
 from tests.system.launcher import launch, refused
 
 # The last row of the small text's table is short, and both epochs end within the run.
@@ -60,3 +62,17 @@ def test_bf16_up_to_its_own_rounding(small: Small, tmp_path: Path) -> None:
 
 def test_more_ranks_than_columns_are_refused(small: Small, tmp_path: Path) -> None:
     refused(launch(3, small("--data.batch_size=2"), fails=True), "3 ranks but data.batch_size 2", tmp_path)
+
+
+def test_a_prepared_loader_would_break_the_state() -> None:
+    """Why the segment loader is never given to `accelerator.prepare`: a rank's next segment does not follow its last one."""
+    told = launch(2, [], str(ROOT / "tests/system/prepared_loader.py"))
+    lines = [json.loads(line) for line in told.splitlines() if line.startswith('{"rank"')]
+    assert len(lines) == 2, told
+    for line in lines:
+        segments = line["column 0"]
+        continued = [after[0] == before[-1] + 1 for before, after in itertools.pairwise(segments)]
+        assert not any(continued), "should Accelerate ever keep the order, this loop might be simplified"
+    table = Table(torch.arange(121, dtype=torch.int32), columns=4, rank=1, world_size=2)
+    ours = [table.segment(*window.segments[0])[0][:, 0].tolist() for window in table.windows(3)]
+    assert all(after[0] == before[-1] + 1 for before, after in itertools.pairwise(ours))

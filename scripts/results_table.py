@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -14,19 +15,20 @@ from lstmlm.records import read_json_lines
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results: made by scripts/results_table.py -->", "<!-- end of results -->"
-HEADS = ["run", "parameters", *PROTOCOLS, "minutes of training", "command"]
+HEADS = ["run", "parameters", *PROTOCOLS, "minutes of training"]
 
 
 def results_table(results: Path) -> str:
-    """All records below a folder, in Markdown: a row for each run, a column for each protocol."""
-    rows = [HEADS, ["---"] * len(HEADS), *(row(path.parent) for path in sorted(results.glob("*/run.json")))]
+    """All records below a folder, in Markdown: a row for each run, a column for each protocol; then the command of each."""
+    records = {path.parent: json.loads(path.read_bytes()) for path in sorted(results.glob("*/run.json"))}
+    rows = [HEADS, ["---"] * len(HEADS), *(row(folder, record) for folder, record in records.items())]
     words = "Perplexity on validation / test, read as one column whose state is never reset."
-    return "\n".join([words, "", *(f"| {' | '.join(cells)} |" for cells in rows)])
+    commands = [line for folder, record in records.items() for line in (f"    # {folder.name}", f"    {record['command']}")]
+    return "\n".join([words, "", *(f"| {' | '.join(cells)} |" for cells in rows), "", *commands])
 
 
-def row(folder: Path) -> list[str]:
+def row(folder: Path, record: dict[str, Any]) -> list[str]:
     """Cells of a run, finished or not."""
-    record = json.loads((folder / "run.json").read_bytes())
     config = yaml.safe_load((folder / "config.yaml").read_bytes())
     name, train = f"[{folder.name}](results/{folder.name})", config["train"]
     results = [json.loads(path.read_bytes()) for path in sorted(folder.glob("evaluations/*.json"))]
@@ -48,7 +50,7 @@ def row(folder: Path) -> list[str]:
             cells["static"] = f"{min(measured):.2f} / - ({train['eval_columns']} columns)"
     threads = f"{record['threads']} CPU thread{'s' * (record['threads'] > 1)}"
     minutes = f"{record['training_seconds'] / 60:,.0f} ({record['gpu'] or threads}, {train['precision']})"
-    return [name, f"{record['parameters']:,}", *cells.values(), minutes, f"`{record['command']}`"]
+    return [name, f"{record['parameters']:,}", *cells.values(), minutes]
 
 
 def cell(*ppls: float | None) -> str:

@@ -107,7 +107,7 @@ def evaluate(argv: Arguments = None) -> int:
     check(not (args.tune and others), "--tune searches on validation and then scores test once: leave out --text and --split")
     check(args.tune or not named & {"evaluations", "tune_tokens"}, "--evaluations and --tune_tokens need --tune")
     split = "test" if args.tune else args.split or "test"
-    output = Output(args.output, [args.text] if args.text else []) if args.output else None
+    output = Output(args.output, filter(None, [args.text, args.model])) if args.output else None
     if output:
         parquet = output.plain and output.path.suffix == ".parquet"
         check(parquet, f"--output {args.output}: the name of a Parquet file must end with .parquet")
@@ -189,7 +189,7 @@ def pairs(argv: Arguments = None) -> int:
     parser.add_argument("--output", type=str | None, default=None, help="File for the pairs, JSON lines; - is standard output.")
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
     args = parse(parser, argv)
-    output = Output(args.output, [args.file]) if args.output else None
+    output = Output(args.output, filter(None, [args.file, args.model])) if args.output else None
     tell = print_line if output and output.standard else print_result  # standard output has one result
     use_machine(args.threads)
     scored = score_pairs(args.file, args.model, args.raw, args.by, args.normalize)
@@ -262,7 +262,7 @@ def report(argv: Arguments = None) -> int:
     check(bool(args.wandb) or not (args.group or args.dry_run), "--group and --dry_run belong to --wandb ENTITY/PROJECT")
     check(bool(args.runs) or not args.png, "--png belongs to a page about run directories")
     if args.runs:
-        output = Output(args.output)
+        output = Output(args.output, args.runs)
         page.write_report(args.runs, output, args.png)
         if not output.standard:
             print_result(args.output)

@@ -401,6 +401,7 @@ def _check_file(argv: list[str]) -> None:
         return
     _, given, path = argv[0].partition("=")
     path = path if given else "".join(argv[1:2])
+    check(bool(path), "--config is empty: give it a value, or leave it out")
     try:
         content = load_yaml(user_path(path))
     except UserError as error:
@@ -430,7 +431,7 @@ def load_config(
         UsageError: Unknown key, wrong type, missing file, a value out of range, a file after what it would overwrite.
     """
     argv = list(argv if argv is not None else () if sections else sys.argv[1:])
-    argv = [re.sub(r"^(--[\w.]+)=None$", r"\1=null", word) for word in argv]  # as a sweep of W&B writes it
+    argv = [re.sub(r"^(--[\w.]+=|)None$", r"\1null", word) for word in argv]  # as a sweep of W&B writes it
     argv += [f"--{key}={as_written(value)}" for key, value in flatten(sections).items()]
     _check_file(argv)
     parser = argument_parser(description)

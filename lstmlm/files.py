@@ -160,7 +160,7 @@ class Output:
 
     Args:
         name: As the user wrote it. `-` and /dev/stdout are standard output; /dev/null takes all and keeps nothing.
-        kept: Files that the work reads.
+        kept: What the work reads: files, and the folders of models and runs.
         option: That the name was given with, for messages.
 
     Raises:
@@ -191,8 +191,8 @@ class Output:
         _check_writable(self.path.parent, told)
 
     def keep(self, kept: Iterable[str | Path]) -> None:
-        """Refuse to be one of these files, by whatever name."""
-        for file in map(Path, kept):
+        """Refuse to be one of these files, or a file of one of these models and runs, by whatever name."""
+        for file in (file for place in map(Path, kept) for file in (place, *place.glob("*"), *place.glob("model/*"))):
             same = self.path.exists() and file.exists() and self.path.samefile(file)
             if self.plain and (same or self.path == file.absolute()):
                 raise UsageError(f"{self._told} is {file}, which this command reads or writes already: name another file")
@@ -242,8 +242,8 @@ class OutputFolder:
         _check_writable(nearest, told)
         run = _run(Path(os.path.realpath(self.path)))
         check(run is None, f"{told} is a folder of the run in {run}: name another folder")
-        earlier = again in there and not (source and self.path.samefile(source))
-        lost = [file for file in there if not (earlier and stat.S_ISREG((self.path / file).lstat().st_mode))]
+        earlier = again in there and not (source and source.exists() and self.path.samefile(source))
+        lost = [file for file in there if not (earlier and _replaceable(self.path / file))]
         check(not lost, f"{told} holds {', '.join(lost)}, which would be lost: name another folder")
 
     def write(self, contents: dict[str, bytes]) -> None:
@@ -254,6 +254,10 @@ class OutputFolder:
                 replace_file(self.path / name, contents[name])
         except OSError as error:
             raise UserError(cannot_write(error)) from None
+
+
+def _replaceable(path: Path) -> bool:
+    return stat.S_ISREG(path.lstat().st_mode) and os.access(path, os.W_OK)
 
 
 def _check_writable(folder: Path, told: str) -> None:

@@ -76,7 +76,8 @@ def test_a_run_goes_on_with_its_own_configuration(tmp_path: Path) -> None:
         (["stray"], "stray"),
         (["--data.cache_dir", ""], "--data.cache_dir is empty"),
         (["--train.run_dir="], "--train.run_dir is empty"),
-        (["--config", ""], "--config: cannot read .: it is a folder"),
+        (["--config", ""], "--config is empty: give it a value"),
+        (["--config="], "--config is empty: give it a value"),
         (["--config", "absent.yaml"], "--config: cannot read absent.yaml: No such file"),
         (["--config={}"], "--config: cannot read {}: No such file"),
         (["--optim.lr", "1", "--config", "c.yaml"], "--config must come first"),
@@ -140,7 +141,7 @@ def test_what_is_wrong_with_a_file_is_told(content: bytes, told: str, tmp_path: 
 
 def test_none_is_null_where_a_key_may_be_null() -> None:
     """As a sweep of W&B writes it."""
-    config = load_config(["--train.patience=None", "--tracking.group=None", "--tracking.notes=NoneNone"])
+    config = load_config(["--train.patience=None", "--tracking.group", "None", "--tracking.notes=NoneNone"])
     assert (config.train.patience, config.tracking.group, config.tracking.notes) == (None, None, "NoneNone")
 
 

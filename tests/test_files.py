@@ -127,7 +127,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for folder in ("model", "run/model"):
             (tmp_path / folder).mkdir(parents=True, exist_ok=True)
             (tmp_path / folder / name).write_text(name)
-    for name in ("run/config.yaml", "run/metrics.jsonl", "run/notes", "input", "other"):
+    Path("begun/model").mkdir(parents=True)  # a run without metrics yet, whose model is elsewhere
+    Path("begun/model/weights").symlink_to(tmp_path / "weights")
+    for name in ("run/config.yaml", "run/metrics.jsonl", "run/notes", "begun/config.yaml", "input", "other", "weights"):
         (tmp_path / name).write_text(name)
     Path("hard").hardlink_to("input")
     Path("soft").symlink_to("input")
@@ -152,6 +154,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("run/config.yaml", "is a file of the model or run in .*run"),
         ("run/checkpoints/step_00000001/state.json", "is a file of the model or run in .*run"),
         ("run/model/anything", "is a file of the model or run in .*run"),
+        ("begun/config.yaml", "is begun/config.yaml, which this command reads"),
+        ("weights", "is begun/model/weights, which this command reads"),
         ("fifo", "is a folder or a device"),
         ("socket", "is a folder or a device"),
         ("/dev/full", "is a folder or a device"),
@@ -168,7 +172,7 @@ def test_an_output_that_would_destroy_or_cannot_be_is_refused(name: str, told: s
 
     before, device = state(), Path("/dev/full").stat()
     with pytest.raises(UsageError, match=rf"^--output {name}:? {told}[^\n]*$"):
-        Output(name, ["input"])
+        Output(name, ["input", "begun"])
     assert state() == before
     assert Path("/dev/full").stat().st_rdev == device.st_rdev
 
@@ -180,6 +184,8 @@ def test_what_is_write_protected_is_refused(place: Path) -> None:
     for name in ("other", "run/new"):
         with pytest.raises(UsageError, match=r"write-protected|no file can be made in"):
             Output(name)
+    with pytest.raises(UsageError, match="holds other, which would be lost"):
+        OutputFolder(".", ["other"], "other")
 
 
 def test_an_output_may_be_a_file_a_link_a_null_device_or_standard_output(place: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
@@ -206,7 +212,7 @@ def test_an_output_may_be_a_file_a_link_a_null_device_or_standard_output(place: 
 
 def test_a_folder_of_outputs(place: Path) -> None:
     OutputFolder("made/here", ["a", "b"], "b").write({"a": b"1", "b": b"2"})
-    OutputFolder("made/here", ["a", "b"], "b").write({"a": b"3", "b": b"4"})
+    OutputFolder("made/here", ["a", "b"], "b", Path("absent")).write({"a": b"3", "b": b"4"})
     assert (Path("made/here/a").read_text(), Path("made/here/b").read_text()) == ("3", "4")
     for name, told in {
         "input": "input is not a folder",

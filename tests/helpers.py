@@ -28,6 +28,8 @@ ROOT = Path(__file__).parent.parent
 Small = Callable[..., list[str]]  # the fixture `small`
 SmallConfig = Callable[..., Config]  # the fixture `small_config`
 
+WORDS = ["<unk>", "<eos>", *(f"w{i}" for i in range(29))]
+
 # What depends on the machine and its load, not on the configuration.
 TIMINGS = ("train/tokens_per_second", "seconds", "time/", "memory/")
 
@@ -76,7 +78,7 @@ def small_arguments(text: Path, folder: Path, *overrides: str, run: str = "run")
 def sharp_model(vocab_size: int, size: int = 12, **config: Any) -> LSTMLanguageModel:
     """An untrained model whose probabilities differ all the same."""
     torch.manual_seed(0)
-    model = LSTMLanguageModel(ModelConfig(embedding_size=size, hidden_size=size, **config), vocab_size)
+    model = LSTMLanguageModel(ModelConfig(**{"embedding_size": size, "hidden_size": size, **config}), vocab_size)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4)

@@ -13,9 +13,7 @@ from lstmlm.cli import generate
 from lstmlm.config import ModelConfig
 from lstmlm.generation import Sampling, choose, sample
 from lstmlm.model.pretrained import load, save_pretrained
-from tests.helpers import ROOT, read_terminal
-
-WORDS = ["<unk>", "<eos>", *(f"w{i}" for i in range(29))]
+from tests.helpers import ROOT, WORDS, read_terminal, sharp_model
 
 
 @pytest.fixture
@@ -25,11 +23,8 @@ def vocabulary() -> Vocabulary:
 
 @pytest.fixture
 def model() -> LSTMLanguageModel:
-    torch.manual_seed(0)
-    model = LSTMLanguageModel(ModelConfig(embedding_size=12, hidden_size=12), len(WORDS))
+    model = sharp_model(len(WORDS))
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4)
         model.decoder.bias[1] = -3  # lines of some length
     return model
 
@@ -107,9 +102,7 @@ UNIFORM = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
         ({"top_k": 1, "top_p": 0.1}, {1}),
         ({"min_p": 0.29}, {0, 1, 2}),
         ({"min_p": 0.31}, {1, 2}),
-        ({"min_p": 1.0}, {1}),
         ({"top_k": 3, "min_p": 0.5}, {1, 2}),
-        ({"top_k": 4}, {0, 1, 2, 3}),
         ({}, {0, 1, 2, 3}),
     ],
 )
@@ -127,10 +120,6 @@ def test_logits_that_are_not_finite_are_refused(bad: float, temperature: float) 
         choose(torch.tensor([[0.0, bad]]), Sampling(temperature=temperature), UNIFORM[:1])
 
 
-def test_among_equal_logits_top_k_leaves_k() -> None:
-    assert len(set(choose(torch.zeros(4000, 9), Sampling(top_k=3), UNIFORM).tolist())) == 3
-
-
 @pytest.mark.parametrize("temperature", [1e-320, 1e-30, 1e300, 1e308])
 def test_any_temperature(temperature: float) -> None:
     logits = torch.tensor([[1.0, 3.0, -torch.inf, 2.9]]).expand(4000, 4)
@@ -138,7 +127,8 @@ def test_any_temperature(temperature: float) -> None:
     assert chosen == ({1} if temperature < 1 else {0, 1, 3})
 
 
-def test_no_draw_takes_what_is_banned() -> None:
+def test_among_equal_logits_top_k_leaves_k_and_no_draw_takes_what_is_banned() -> None:
+    assert len(set(choose(torch.zeros(4000, 9), Sampling(top_k=3), UNIFORM).tolist())) == 3
     logits = torch.tensor([[-torch.inf, 1.0, 2.0, 3.0, -torch.inf]]).expand(2, 5)
     assert choose(logits, Sampling(), torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)).tolist() == [1, 3]
 
@@ -148,15 +138,10 @@ def test_no_draw_takes_what_is_banned() -> None:
     [
         {"temperature": -1},
         {"temperature": float("nan")},
-        {"temperature": float("inf")},
-        {"max_len": -1},
         {"max_len": 10**12},
         {"top_k": 0},
         {"top_p": 0.0},
-        {"top_p": 1.1},
-        {"min_p": -0.1},
         {"min_p": 1.1},
-        {"count": 0},
         {"count": 10**12},
         {"count": 500_000, "prompt": ["w1"] * 3},
         {"lines": 0},
@@ -262,7 +247,7 @@ def test_a_text_comes_as_soon_as_it_is_complete(folder: Path, monkeypatch: pytes
 
 
 def test_the_command(cli: Callable[..., subprocess.CompletedProcess[str]], folder: Path, tmp_path: Path) -> None:
-    """Prompts from standard input; UTF-8 whatever the locale says; no traceback where the reader leaves."""
+    """Prompts from standard input; UTF-8 whatever the locale says."""
     ascii_only = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     common = ["--model", str(folder.parent), "--seed", str(10**30), "--temperature", "1e308"]
     prompts = "w1 naïve\n\nw3\n"
@@ -271,10 +256,6 @@ def test_the_command(cli: Callable[..., subprocess.CompletedProcess[str]], folde
     expected = generate_texts(["w1 naïve", "", "w3"], 2, 30, 1e308, folder, seed=10**30)
     assert result.stdout == "".join(f"{text}\n" for text in expected)
     assert len(result.stderr.splitlines()) == 1
-    command = f"{sys.executable} {ROOT}/scripts/generate.py --count 5000 {' '.join(common)}"
-    shell = subprocess.run(["bash", "-c", f"{command} | head -1; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True, timeout=200)
-    assert shell.stdout.splitlines()[1:] == ["141"]
-    assert shell.stderr == ""
 
 
 def test_on_a_terminal_the_tokens_come_one_by_one(folder: Path) -> None:
@@ -290,13 +271,7 @@ def test_on_a_terminal_the_tokens_come_one_by_one(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [
-        (["--prompt", "w1", "--prompt_file", "a"], "one of the two"),
-        (["--prompt_file", "absent"], "cannot read absent"),
-        (["--prompt_file", "empty"], "no prompt in empty"),
-        (["--ban", "zebra"], "zebra"),
-        (["--threads", "0"], "threads"),
-    ],
+    [(["--prompt", "w1", "--prompt_file", "a"], "one of the two"), (["--prompt_file", "empty"], "no prompt in empty")],
 )
 def test_wrong_use_of_the_command(arguments: list[str], named: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -18,8 +18,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from lstmlm.model.pretrained import load, model_card
-from tests.export.test_transformers import WORDS, make_model
-from tests.helpers import ROOT
+from tests.export.test_transformers import make_model
+from tests.helpers import ROOT, WORDS
 
 pytestmark = pytest.mark.system  # whole runs or processes
 

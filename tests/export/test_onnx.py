@@ -12,7 +12,8 @@ from lstmlm import LSTMLanguageModel
 from lstmlm.export.onnx import build_graph, export_onnx
 from lstmlm.model.language_model import State
 from lstmlm.model.pretrained import load
-from tests.export.test_transformers import WORDS, make_model
+from tests.export.test_transformers import make_model
+from tests.helpers import WORDS
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")

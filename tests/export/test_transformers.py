@@ -10,24 +10,19 @@ import pytest
 import torch
 
 from lstmlm import LSTMLanguageModel, Vocabulary, generate_text
-from lstmlm.config import ModelConfig
 from lstmlm.export.onnx import export_onnx
 from lstmlm.export.transformers import export_transformers
 from lstmlm.model.pretrained import load, save_pretrained
+from tests.helpers import WORDS, sharp_model
 
 pytestmark = pytest.mark.system  # whole runs or processes
 
 transformers = pytest.importorskip("transformers")
-WORDS = ["<unk>", "<eos>", *(f"w{i}" for i in range(29))]
 
 
 def make_model(folder: Path, **sizes: Any) -> LSTMLanguageModel:
-    torch.manual_seed(0)
-    model = LSTMLanguageModel(ModelConfig(**{"embedding_size": 12, "hidden_size": 12, **sizes}), len(WORDS))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4)
-        model.decoder.bias.uniform_(-1, 1)
+    model = sharp_model(len(WORDS), **sizes)
+    torch.nn.init.uniform_(model.decoder.bias, -1, 1)
     save_pretrained(folder, model, Vocabulary(WORDS), {"dataset": "toy"}, {"exported": "{}"})
     return model
 

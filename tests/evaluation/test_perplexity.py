@@ -1,5 +1,4 @@
 import weakref
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -26,57 +25,18 @@ def test_nll_is_the_sum_over_every_target(model: LSTMLanguageModel, asked: int, 
     assert result.ppl == pytest.approx(torch.tensor(result.nll / 172).exp().item(), rel=1e-6)
 
 
-@pytest.fixture
-def products() -> Iterator[None]:
-    yield
-    torch.backends.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "none"
-    torch.set_float32_matmul_precision("highest")
-    set_float32_products("fp32")
-
-
-# What the user chose for all, by the newer and the older switches.
-@pytest.mark.parametrize("chosen", ["nothing", "all", "conv", "medium"])
-@pytest.mark.usefixtures("products")
-def test_products_are_float32_where_training_uses_tf32(chosen: str, model: LSTMLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    places = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn, torch.backends.cudnn.conv)
+def test_products_are_float32_where_training_uses_tf32(model: LSTMLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     set_float32_products("tf32")
-    if chosen == "all":
-        torch.backends.fp32_precision = "tf32"
-    elif chosen == "conv":
-        torch.backends.cudnn.conv.fp32_precision = "ieee"
-    elif chosen == "medium":
-        torch.set_float32_matmul_precision("medium")
-    before = [place.fp32_precision for place in places], torch.get_float32_matmul_precision()
-    assert before[0][:2] == ["tf32", "tf32"]
     seen = []
     score = model.score
 
     def watched(*args: torch.Tensor) -> object:
-        seen.append([place.fp32_precision for place in places[:2]])
+        seen.append((torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.rnn.fp32_precision))
         return score(*args)
 
     monkeypatch.setattr(model, "score", watched)
     evaluate_stream(model, torch.arange(20, dtype=torch.int32))
-    assert seen == [["ieee", "ieee"]]
-    assert ([place.fp32_precision for place in places], torch.get_float32_matmul_precision()) == before
-
-
-@pytest.mark.usefixtures("products")
-@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp32"])
-def test_older_code_can_read_how_products_are_computed(precision: str) -> None:
-    set_float32_products(precision)
-    assert torch.backends.cudnn.allow_tf32 == (precision != "fp32")
-    assert torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
-    assert torch.get_float32_matmul_precision() == ("high" if precision == "tf32" else "highest")
-    with torch.backends.cudnn.flags(enabled=False):  # what double backward of an LSTM needs
-        pass
-
-
-@pytest.mark.usefixtures("products")
-def test_float32_products_whatever_was_chosen_for_all() -> None:
-    torch.backends.fp32_precision = "tf32"
-    set_float32_products("fp32")
-    assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.rnn.fp32_precision == "ieee"
+    assert seen == [("ieee", "ieee")]
 
 
 def test_whole_streams_are_scored_as_by_themselves(model: LSTMLanguageModel) -> None:

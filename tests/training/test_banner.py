@@ -45,16 +45,13 @@ def test_a_hint_works_outside_of_the_environment(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("overrides", "dropout"),
     [
-        ([], "dropout 0.5"),
-        (
-            ["--model.dropout_input=0.2", "--model.dropout_hidden=0", "--model.dropout_types=0.1", "--model.dropout_locked=true"],
-            "dropout 0.2-0-0.5 locked, types 0.1",
-        ),
-        ([f"--model.dropout_{kind}=0.3" for kind in ("input", "hidden", "output", "weights")], "dropout 0.3, weights 0.3"),
+        ("", "dropout 0.5"),
+        ("input=0.2 hidden=0 types=0.1 locked=true", "dropout 0.2-0-0.5 locked, types 0.1"),
+        ("input=0.3 hidden=0.3 output=0.3 weights=0.3", "dropout 0.3, weights 0.3"),
     ],
 )
-def test_the_dropout_that_is_told_is_the_one_in_use(overrides: list[str], dropout: str, small_config: SmallConfig) -> None:
-    config = small_config(*overrides)
+def test_the_dropout_that_is_told_is_the_one_in_use(overrides: str, dropout: str, small_config: SmallConfig) -> None:
+    config = small_config(*(f"--model.dropout_{override}" for override in overrides.split()))
     train_step = build_step(config)
     (line,) = (line for line in opening(config, load_corpus(config.data), train_step, train_step.accelerator) if line.startswith("model "))
     assert line.endswith(f" parameters, {dropout}")

@@ -129,11 +129,6 @@ def test_what_contradicts_the_model_is_refused_with_the_options_that_do_not(
     assert corpus.vocabulary.fingerprint == vocabulary.fingerprint
 
 
-def test_a_source_that_is_not_there_is_told(small: Small, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot read .*absent"):
-        fresh_train(load_config(small(f"--train.init_from={tmp_path / 'absent'}")))
-
-
 def test_no_more_is_counted_than_a_run_takes(small_config: SmallConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bound, in a case worked out by hand: 60 types, E = H = 12, two layers, 20 columns, bptt 10."""
     config = launch.resolve_precision(small_config("--train.threads=1"))

@@ -131,12 +131,6 @@ def test_refused_at_every_operation(published: Path, code: int) -> None:
     assert statuses.count(7) >= 8
 
 
-def test_a_full_disk_is_told_with_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "write", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
-    with pytest.raises(UserError, match=r"cannot write .*step_00000001.*: No space left on device; what was"):
-        publish(tmp_path, 1)
-
-
 def test_prunes_to_the_newest(tmp_path: Path) -> None:
     """In a save; and, where a killed one has left one too many, when the run goes on."""
     for step in range(1, 6):

@@ -10,8 +10,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lstmlm.config import OptimConfig
-from lstmlm.training.optimizer import WeightAverage, first_beta, gradient_norm, learning_rate
-from tests.helpers import SmallConfig, build_step
+from lstmlm.training.optimizer import WeightAverage, gradient_norm, learning_rate
+from tests.helpers import ADAMW, SmallConfig, build_step
 
 
 @pytest.mark.parametrize("size", [100, 650])
@@ -32,11 +32,12 @@ def test_learning_rate_is_a_function_of_the_step() -> None:
     cosine = OptimConfig(lr=2.0, schedule="cosine", warmup_steps=10)
     expected = [2.0, 2 * (1 + math.cos(math.pi / 4)) / 2, 1.0, 0.0]
     assert [learning_rate(cosine, step, 110) for step in (10, 35, 60, 110)] == pytest.approx(expected)
+    assert 0 < learning_rate(OptimConfig(lr=2.0, schedule="one_cycle"), 0, 1) <= 2.0, "a run of one step"
 
 
 RECIPES: dict[str, list[str]] = {
     "adamw": ["--optim.name=adamw", "--optim.weight_decay=0.1", "--optim.betas=[0.8,0.99]", "--optim.eps=1e-7"],
-    "one cycle": ["--optim.name=adamw", "--optim.betas=[0.8,0.99]", "--optim.schedule=one_cycle", "--optim.cycle_beta=0.7"],
+    "one cycle": [*ADAMW, "--optim.betas=[0.8,0.99]", "--optim.cycle_warmup=0.3"],
     "ema": ["--optim.average=ema", "--optim.average_decay=0.9"],
     "sgd": ["--optim.name=sgd", "--optim.lr=5", "--optim.weight_decay=1e-3"],
     "asgd": ["--optim.name=sgd", "--optim.lr=5", "--optim.average=asgd", "--optim.average_interval=2"],
@@ -61,9 +62,7 @@ def test_fifty_steps_are_those_of_pytorch(name: str, small_config: SmallConfig) 
         kind = torch.optim.AdamW if optim.name == "adamw" else torch.optim.Adam
         theirs = kind(parameters, optim.lr, optim.betas, optim.eps, optim.weight_decay)
     if name == "one cycle":
-        schedule = OneCycleLR(
-            theirs, optim.lr, 50, pct_start=0.25, div_factor=10, final_div_factor=1e4, base_momentum=0.7, max_momentum=0.8
-        )
+        schedule = OneCycleLR(theirs, optim.lr, 50, pct_start=0.3, div_factor=10, final_div_factor=1e4, base_momentum=0.7, max_momentum=0.8)
     state = plain.initial_state(20)
     for step, window in zip(range(50), itertools.chain.from_iterable(ours.windows(i) for i in itertools.count()), strict=False):
         if step == 25:
@@ -71,6 +70,10 @@ def test_fifty_steps_are_those_of_pytorch(name: str, small_config: SmallConfig) 
             resumed.load_state_dict(*ours.state_dict())
             ours, resumed.total_steps = resumed, 50
         ours(window, step, step)
+        if schedule is not None:
+            (own_group,), (other_group,) = ours._optimizer.param_groups, theirs.param_groups
+            for key in ("lr", "betas"):
+                assert own_group[key] == pytest.approx(other_group[key])
         inputs, targets = ours.table.segment(*window.segments[0])
         nll, _, state = plain(inputs, state.detach(), targets)
         theirs.zero_grad()
@@ -94,21 +97,6 @@ def test_fifty_steps_are_those_of_pytorch(name: str, small_config: SmallConfig) 
             expected = [theirs.state[p]["ax"] for p in parameters] if name == "asgd" else parameters
         for own, other in zip(ours.model.parameters(), expected, strict=True):
             assert (own - other).norm() <= 1e-4 * other.norm()
-
-
-def test_one_cycle_is_a_function_of_the_step() -> None:
-    optim = OptimConfig(schedule="one_cycle", lr=2.0, cycle_warmup=0.3, cycle_beta=0.7, betas=(0.8, 0.99))
-    model = torch.nn.Linear(1, 1)
-    theirs = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.8, 0.99))
-    schedule = OneCycleLR(theirs, 2.0, 97, pct_start=0.3, div_factor=10, final_div_factor=1e4, base_momentum=0.7, max_momentum=0.8)
-    for step in range(97):
-        (group,) = theirs.param_groups
-        assert learning_rate(optim, step, 97) == pytest.approx(group["lr"])
-        assert first_beta(optim, step, 97) == pytest.approx(group["betas"][0])
-        theirs.step()
-        if step < 96:
-            schedule.step()
-    assert 0 < learning_rate(optim, 0, 1) <= 2.0, "a run of one step"
 
 
 def test_the_average_begins_once_and_only_when_validation_is_worse() -> None:

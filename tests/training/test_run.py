@@ -43,19 +43,16 @@ CASES: dict[str, tuple[list[str], list[tuple[int, int | None]]]] = {
     "before the first checkpoint": ([], [(3, None)]),
     "mid epoch": ([], [(10, None)]),
     "right after a checkpoint": ([], [(7, None)]),
-    "the step before one": ([], [(13, None)]),
     "at the epoch's last segment": (["--train.save_every=15"], [(14, None)]),
     "at the epoch's first segment": (["--train.save_every=15"], [(15, None)]),
     "mid window": (["--train.accumulate=3", "--train.save_every=2"], [(6, 1)]),
     "mid window of the last": (["--train.accumulate=3", "--train.save_every=4"], [(9, 2)]),
     "during warm-up": (["--optim.warmup_steps=12", "--optim.schedule=cosine"], [(9, None)]),
-    "two interruptions": ([], [(9, None), (20, None)]),
-    "within a log interval": (["--train.log_every=10"], [(9, None), (17, None)]),
+    "within a log interval, twice": (["--train.log_every=10"], [(9, None), (17, None)]),
     "evaluating by steps": (["--train.eval_every=4"], [(9, None)]),
     # Each cut falls between a validation and the next checkpoint, so that the history has to be kept.
     "plateau": ([*PLATEAU, "--train.save_every=5"], [(8, None), (22, None)]),
     "patience": ([*PLATEAU, "--train.patience=3", "--train.save_every=5"], [(5, None), (7, None)]),
-    "no dropout": (["--model.dropout=0"], [(10, None)]),
     "bf16": (["--train.precision=bf16"], [(10, None)]),
     "untied": (["--model.tie_weights=false", "--model.embedding_size=8"], [(10, None)]),
 }
@@ -342,14 +339,6 @@ def test_a_validation_that_is_not_finite_ends_the_run(settings: list[str], small
     assert not (tmp_path / "run/summary.json").exists()
     if settings:
         assert list((tmp_path / "run/checkpoints").iterdir()) == []
-
-
-def test_a_run_directory_is_chosen(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    outcome = train(load_config(small("--train.run_dir=null", "--tracking.run_name=trial", "--train.max_steps=2")))
-    assert outcome.run_dir.parent == Path("runs")
-    assert outcome.run_dir.name.endswith("-trial")
-    assert (tmp_path / outcome.run_dir / "summary.json").exists()
 
 
 def test_what_other_jobs_left_in_the_environment_changes_nothing(

@@ -89,7 +89,7 @@ def test_a_folder_that_is_no_run_is_refused_and_left_as_it_is(name: str, resume:
     assert "\n" not in str(caught.value)
 
 
-def test_runs_of_one_second_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_one_second_have_folders_of_their_own(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
     class Noon(run_directory.datetime):  # type: ignore[misc]
@@ -98,9 +98,9 @@ def test_runs_of_one_second_have_folders_of_their_own(tmp_path: Path, monkeypatc
             return cls(2026, 1, 1, 12)
 
     monkeypatch.setattr(run_directory, "datetime", Noon)
-    names = [RunDirectory.new(load_config(["--tracking.run_name=a"])).path.name for _ in range(3)]
-    assert names == ["20260101-120000-a", "20260101-120000-a-2", "20260101-120000-a-3"]
-    assert all((tmp_path / "runs" / name).is_dir() for name in names)
+    for _ in range(2):
+        fresh_train(load_config(small("--train.run_dir=null", "--tracking.run_name=a", "--train.max_steps=1")))
+    assert [path.parent.name for path in sorted(Path("runs").glob("*/summary.json"))] == ["20260101-120000-a", "20260101-120000-a-2"]
 
 
 def test_a_file_system_without_flock_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

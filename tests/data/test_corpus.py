@@ -20,7 +20,7 @@ import pytest
 from lstmlm import UserError, Vocabulary, cli
 from lstmlm.config import DataConfig
 from lstmlm.console import reading_bar
-from lstmlm.data import corpus, reading, sources, toy
+from lstmlm.data import corpus, reading, sources
 from lstmlm.data.corpus import load_corpus, load_split
 from lstmlm.files import locked
 from tests.helpers import data_card
@@ -41,11 +41,6 @@ def test_text_folder_and_a_word_that_training_has_not(data: DataConfig) -> None:
         assert [loaded.vocabulary.tokens[i] for i in loaded.splits[split]] == tokens
     assert "novel" not in loaded.vocabulary
     assert loaded.splits["validation"].tolist()[1] == loaded.vocabulary.unk
-
-
-def test_toy_is_the_generated_text(tmp_path: Path) -> None:
-    loaded = load_corpus(DataConfig(dataset="toy", cache_dir=str(tmp_path)))
-    assert [loaded.vocabulary.tokens[i] for i in loaded.splits["test"]] == toy.split_text("test").tokens
 
 
 def test_hub_layout(tmp_path: Path) -> None:
@@ -244,21 +239,6 @@ def test_eos_in_the_text_and_a_short_text_are_told(data: DataConfig, caplog: pyt
     assert warnings(data, caplog) == ["split test has <eos> in its own text, 1 times: each is read as a line end"]
     (line,) = warnings(dataclasses.replace(data, dataset=data.dataset, batch_size=60, bptt=50), caplog)[1:]
     assert "too few for one segment of 60 columns" in line
-
-
-def test_all_that_is_read_is_shown(data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[str] = []
-
-    def shown(name: str, blocks: Iterator[str]) -> list[str]:
-        texts = list(blocks)
-        read.append(f"{name}: {''.join(texts)}")
-        return texts
-
-    monkeypatch.setattr(corpus, "reading_bar", shown)
-    texts = {split: (Path(data.dataset) / f"{split[:5]}.txt").read_text() for split in ("train", "validation", "test")}
-    assert load_corpus(data).fingerprint == load_corpus(data).fingerprint
-    passes = ("train", *texts)  # the first for the vocabulary; what is cached is not read again
-    assert read == [f"reading split {split}: {texts[split]}" for split in passes]
 
 
 def test_a_bar_at_a_terminal_where_reading_takes_long(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,13 +22,6 @@ def test_which_words_are_kept_in_which_order(texts: list[str], rules: dict[str, 
     assert Vocabulary.build(texts, **rules).tokens == ["<unk>", "<eos>", *tokens.split()]  # type: ignore[arg-type]
 
 
-def test_unknown_words_and_line_ends() -> None:
-    vocabulary = Vocabulary.build(["a b"])
-    assert vocabulary.encode("a x b") == [2, 0, 3, 1]
-    assert vocabulary.encode("") == [1]
-    assert vocabulary.decode([2, 0, 3, 1, 2]) == "a <unk> b\na"
-
-
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1), st.sampled_from(["word", "char"]))
 def test_what_was_built_from_a_text_decodes_it(lines: list[str], level: str) -> None:
     lines = [line.replace("\r", "").replace("\n", "") for line in lines]
@@ -86,7 +79,6 @@ def test_arrow_and_python_agree_on_white_space() -> None:
         {"tokens": ["<unk>", "a"]},
         {"tokens": ["<unk>", "<eos>", 3]},
         {"level": "x"},
-        {"level": None},
         {"level": []},
         {"tokenizer": "x"},
         {"merges": "ab"},

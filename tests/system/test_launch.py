@@ -83,7 +83,6 @@ def test_multi_cpu_starts_one_process_and_is_refused(small: Small, tmp_path: Pat
         ({"ACCELERATE_TORCH_DEVICE": "cuda"}, [], "ACCELERATE_TORCH_DEVICE is cuda"),
         ({}, ["--train.precision=fp16"], "fp16 needs a GPU"),
         ({}, ["--train.precision=tf32"], "tf32 needs an NVIDIA GPU"),
-        ({}, ["--train.cuda_graph=true"], "train.cuda_graph is for one GPU"),
         ({}, ["--train.compress_gradients=true"], "needs several ranks on GPUs"),
         ({"ACCELERATE_MIXED_PRECISION": "fp8"}, [], "precision fp8 is not supported"),
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, ["--train.precision=fp32"], "make them agree"),

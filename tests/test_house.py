@@ -55,10 +55,11 @@ def test_imports_go_one_way() -> None:
         assert own <= set(ROOMS[:i]), f"{room} imports {own - set(ROOMS[:i])} from below"
 
 
-def test_data_and_model_know_nothing_of_the_run() -> None:
+def test_data_and_model_know_nothing_of_the_run_and_only_the_config_parses() -> None:
     for room in ROOMS:
-        if room.startswith(("data.", "model.")):
-            assert not imports(path_of(room)) & {"accelerate", "wandb", "yaml", "tqdm"}, room
+        foreign = {"accelerate", "wandb", "yaml", "tqdm"} if room.startswith(("data.", "model.")) else set()
+        parsers = {"jsonargparse", "argparse"} if room != "config" else set()
+        assert not imports(path_of(room)) & (foreign | parsers), room
 
 
 def test_the_run_directory_and_the_report_know_no_torch() -> None:
@@ -69,12 +70,6 @@ def test_the_run_directory_and_the_report_know_no_torch() -> None:
         found = imports(path_of(room))
         assert not found & {"torch", "accelerate", "safetensors"}, room
         todo |= {name.removeprefix("lstmlm.") for name in found if name.startswith("lstmlm.")} - seen
-
-
-def test_only_the_config_parses() -> None:
-    for room in ROOMS:
-        if room != "config":
-            assert not imports(path_of(room)) & {"jsonargparse", "argparse"}, room
 
 
 def test_slow_imports_wait_until_they_are_used() -> None:

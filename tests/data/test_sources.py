@@ -55,7 +55,6 @@ def test_splits_are_found_by_names(tmp_path: Path, names: list[str], wanted: lis
         (["train.csv", "train-1.csv"], r"train-\* and train\.csv claim to be split 'train'"),
         (["train.parquet", "test.txt"], r"mixes forms, train\.parquet and test\.txt"),
         (["train-0-of-3.txt", "train-2-of-3.txt"], "is one of 3 files, but 2 are there"),
-        (["train/train-0-of-2.txt"], "is one of 2 files, but 1 are there"),
     ],
 )
 def test_what_is_not_clear_is_not_chosen(tmp_path: Path, names: list[str], message: str) -> None:

@@ -62,13 +62,6 @@ def test_every_pair_once_in_its_place(size: tuple[int, int], world_size: int, bp
     assert seen == owned
 
 
-def test_the_diagram() -> None:
-    stream = torch.tensor([ord(c) for c in "abcdefghijklmnopqrstuvwxy"], dtype=torch.int32)
-    inputs, targets = Table(stream, 4, rank=1, world_size=2).segment(0, 6)
-    assert ["".join(map(chr, column)) for column in inputs.T.tolist()] == ["mnopqr", "stuvwx"]
-    assert ["".join(map(chr, column)) for column in targets.T.tolist()] == ["nopqrs", "tuvwxy"]
-
-
 def test_wikitext_2_has_3482_segments_and_27_targets_in_the_last() -> None:
     windows = list(Table(torch.zeros(2_088_628, dtype=torch.int32), 20).windows(30))
     assert len(windows) == 3482

@@ -38,7 +38,6 @@ def file(tmp_path: Path) -> Path:
 
 
 def bits(folder: Path, sentence: str) -> list[float]:
-    """Of each token of the sentence and its `<eos>`, alone, token by token."""
     saved = load(folder)
     _, nll = token_by_token(saved.model, saved.vocabulary.eos, saved.vocabulary.encode(sentence))
     return [value / math.log(2) for value in nll]

@@ -115,7 +115,6 @@ def hub() -> Iterator[Hub]:
 
 
 def run(hub: Hub, folder: Path, *words: str, token: str) -> str:
-    """Standard output of Python with these arguments."""
     environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(folder / "hf"), "HF_TOKEN": token}
     result = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, timeout=200, cwd=folder)
     assert result.returncode == 0, result.stderr

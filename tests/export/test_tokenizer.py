@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pyarrow import parquet
 
 from lstmlm import Vocabulary
 from lstmlm.export.transformers import build_tokenizer
@@ -36,7 +35,6 @@ ODD = [
 
 
 def build(text: str, level: str, lowercase: bool, tmp_path: Path) -> tuple[Vocabulary, Any]:
-    """A vocabulary, and its tokenizer written and read again."""
     vocabulary = Vocabulary.build([text], level, max_size=400 if level == "bpe" else 3000, lowercase=lowercase, normalize=lowercase)
     build_tokenizer(vocabulary).save_pretrained(tmp_path)
     return vocabulary, transformers.AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=True)
@@ -55,16 +53,6 @@ def test_odd_texts(level: str, lowercase: bool, tmp_path: Path) -> None:
     assert tokenizer.decode([]) == ""
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (vocabulary.eos, vocabulary.eos)
     assert (tokenizer.unk_token_id, tokenizer.pad_token_id) == (vocabulary.unk, len(vocabulary))
-
-
-@LEVELS
-@CASES
-def test_real_sentences(level: str, lowercase: bool, tmp_path: Path, wikitext: str) -> None:
-    split = "wikitext-2-v1/validation-00000-of-00001.parquet"
-    lines = parquet.read_table(Path(wikitext) / split)["text"].to_pylist()[:400]
-    vocabulary, tokenizer = build("".join(lines[:200]), level, lowercase, tmp_path)
-    for text in ["".join(lines), *lines]:
-        assert tokenizer(text).input_ids == [vocabulary.eos, *vocabulary.encode(text, eos=False)], repr(text)
 
 
 @LEVELS

@@ -28,7 +28,6 @@ def make_model(folder: Path, **sizes: Any) -> LSTMLanguageModel:
 
 
 def make_exported(folder: Path, **sizes: Any) -> LSTMLanguageModel:
-    """A model in `own`, and exported in `exported`."""
     model = make_model(folder / "own", **sizes)
     export_transformers(folder / "own", folder / "exported")
     return model

@@ -13,7 +13,6 @@ needs_bf16 = pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reaso
 
 
 def example(rows: int, columns: int, inputs: int, hidden: int) -> tuple[Tensor, ...]:
-    """Inputs, state and weights in float64."""
     torch.manual_seed(0)
     shapes = [(rows, columns, inputs), (columns, hidden), (columns, hidden)]
     shapes += [(4 * hidden, inputs), (4 * hidden, hidden), (4 * hidden,)]

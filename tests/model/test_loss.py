@@ -125,12 +125,6 @@ def test_the_layout_follows_from_sizes_precision_and_processor(
     assert loss._layout(torch.empty(rows, size), precision) == expected
 
 
-@pytest.mark.parametrize(("rows", "sizes"), [(600, [300, 300]), (5600, [1400] * 4), (400, [400]), (1200, [600] * 2)])
-def test_pieces_of_the_rows(rows: int, sizes: list[int]) -> None:
-    """In float32; a piece's logits take at most 64 MiB, or half of all and 192 MiB."""
-    assert [len(part) for part in loss._chunks(torch.empty(rows, 1), torch.empty(33_280, 1))] == sizes
-
-
 @pytest.mark.parametrize("autocast", [False, True])
 def test_no_float32_tensor_is_as_large_as_the_logits(autocast: bool) -> None:
     """At the reference model's size, over forward and backward."""

@@ -8,7 +8,6 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from lstmlm.report import plots
 from lstmlm.report.plots import DARK, PLOTS, draw, png, svg
 from lstmlm.report.runs import read_rows
 from tests.report.conftest import WriteRun, metric_lines
@@ -68,8 +67,3 @@ def test_nothing_is_drawn_but_curves_and_the_band_over_seeds(write_run: WriteRun
     assert {*zip(x, mean - deviation, strict=True), *zip(x, mean + deviation, strict=True)} == edges
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["s1 (2 seeds)", "stopped"]
-
-
-def test_runs_are_told_apart() -> None:
-    styles = [(plots.colour(place), plots.dashes(place)) for place in range(24)]
-    assert len(set(styles)) == 24

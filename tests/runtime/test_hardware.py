@@ -85,7 +85,6 @@ def settings() -> dict[str, Any]:
 
 
 def choose(what: str) -> None:
-    """What a caller may have set, by the newer and the older switches."""
     if what == "all":
         torch.backends.fp32_precision = "tf32"
     elif what == "conv":

@@ -28,7 +28,6 @@ RESULTS = sorted(path.parent for path in (ROOT / "results").glob("*/run.json"))
 
 @pytest.fixture(scope="module")
 def trained(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of nine steps."""
     folder = tmp_path_factory.mktemp("trained")
     fresh_train(load_config(small_arguments(text_folder, folder, "--train.max_steps=9")))
     return folder / "run"
@@ -36,7 +35,6 @@ def trained(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy of it for each test."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 

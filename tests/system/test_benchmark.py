@@ -21,7 +21,6 @@ PROMISED = "plain_ms ours_ms floor_ms ratio_plain ratio_floor tokens_per_second 
 
 
 def benchmark(text_folder: Path, cache: Path, *arguments: str) -> list[Any]:
-    """The lines of JSON that it prints."""
     data = [f"--data.dataset={text_folder}", f"--data.cache_dir={cache}", *SMALL, "--json", "--device=cpu"]
     command = [sys.executable, str(ROOT / "scripts/benchmark.py"), *data, *arguments]
     result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)

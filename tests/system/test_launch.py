@@ -56,17 +56,12 @@ def test_every_launch_config_is_what_its_header_says() -> None:
     from accelerate.commands.config.config_args import ClusterConfig
 
     paths = [ROOT / "accelerate_config.yaml", *sorted((ROOT / "configs/accelerate").glob("*.yaml"))]
-    processes = {}
     for path in paths:
         header, content = path.read_text(), yaml.safe_load(path.read_text())
         assert str(path.relative_to(ROOT)) in "\n".join(header.splitlines()[:3]), "the header gives the command"
         parsed = ClusterConfig.from_yaml_file(str(path))
         assert parsed.mixed_precision in ("no", "bf16")
         assert content["num_processes"] == 1 or content["distributed_type"] == "MULTI_GPU"
-        processes[path.stem] = content["num_processes"]
-    assert processes == {
-        "accelerate_config": 1, "cpu": 1, "multi_cpu": 2, "single_gpu": 1, "multi_gpu": 8, "multi_node": 32
-    }  # fmt: skip
 
 
 def test_multi_cpu_starts_one_process_and_is_refused(small: Small, tmp_path: Path) -> None:

@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from lstmlm.config import Config
-from lstmlm.data.corpus import load_corpus
-from lstmlm.training.banner import closing, opening, resume_command, typed
-from tests.helpers import SmallConfig, build_step
+from lstmlm.training.banner import closing, resume_command, typed
 
 OPTIONS = "--train.run_dir runs/a --train.resume true"
 
@@ -40,21 +38,6 @@ def test_a_hint_works_outside_of_the_environment(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(sys, "executable", str(python))
         assert typed("lstmlm", "lstmlm") == f"{shown} -m lstmlm"
         assert typed("python") == shown
-
-
-@pytest.mark.parametrize(
-    ("overrides", "dropout"),
-    [
-        ("", "dropout 0.5"),
-        ("input=0.2 hidden=0 types=0.1 locked=true", "dropout 0.2-0-0.5 locked, types 0.1"),
-        ("input=0.3 hidden=0.3 output=0.3 weights=0.3", "dropout 0.3, weights 0.3"),
-    ],
-)
-def test_the_dropout_that_is_told_is_the_one_in_use(overrides: str, dropout: str, small_config: SmallConfig) -> None:
-    config = small_config(*(f"--model.dropout_{override}" for override in overrides.split()))
-    train_step = build_step(config)
-    (line,) = (line for line in opening(config, load_corpus(config.data), train_step, train_step.accelerator) if line.startswith("model "))
-    assert line.endswith(f" parameters, {dropout}")
 
 
 def test_a_run_without_a_finite_perplexity_ends_in_clear_lines() -> None:

@@ -15,7 +15,7 @@ from lstmlm.console import UsageError
 from lstmlm.model.pretrained import load, save_pretrained
 from lstmlm.runtime import launch
 from lstmlm.training.build import _check_memory, build
-from tests.helpers import Small, SmallConfig, assert_same_run, fresh_train, lose_power, metrics
+from tests.helpers import WORDS, Small, SmallConfig, assert_same_run, fresh_train, lose_power, metrics
 
 pytestmark = pytest.mark.system  # whole runs
 
@@ -94,14 +94,9 @@ def test_a_resume_is_exact_and_needs_only_the_vocabulary_of_its_own_model(warm: 
 @pytest.mark.parametrize(
     ("vocabulary", "model", "overrides", "told"),
     [
+        (Vocabulary(WORDS[:3]), ModelConfig(8, 8, 1), [], "say --model.embedding_size 8 --model.hidden_size 8 --model.num_layers 1$"),
         (
-            Vocabulary(["<unk>", "<eos>", "w1"]),
-            ModelConfig(8, 8, 1),
-            [],
-            "say --model.embedding_size 8 --model.hidden_size 8 --model.num_layers 1$",
-        ),
-        (
-            Vocabulary(["<unk>", "<eos>", "w1"], tokenizer="moses", lowercase=True),
+            Vocabulary(WORDS[:3], tokenizer="moses", lowercase=True),
             ModelConfig(12, 12, tie_weights=False),
             ["--data.min_count=2", "--data.max_size=9"],
             "say --model.tie_weights false --data.tokenizer moses --data.lowercase true --data.min_count 1 --data.max_size 3$",

@@ -143,8 +143,6 @@ def black_hole() -> Iterator[str]:
 
 @pytest.fixture
 def refusing() -> Iterator[str]:
-    """A server that takes no key."""
-
     class Refusing(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))

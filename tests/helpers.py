@@ -141,23 +141,6 @@ def assert_same_run(actual: Path, expected: Path) -> None:
     assert (actual / "samples.jsonl").read_bytes() == (expected / "samples.jsonl").read_bytes()
 
 
-def cut_power_at(monkeypatch: pytest.MonkeyPatch, step: int, segment: int | None = None) -> None:
-    """Die before step number `step`, or in it once `segment` segments of its window are done."""
-    forward, segments = LSTMLanguageModel.forward, itertools.count()
-
-    def dying_forward(self: LSTMLanguageModel, *args: Any, **kwargs: Any) -> Any:
-        if next(segments) == segment:
-            raise PowerCutError
-        return forward(self, *args, **kwargs)
-
-    def die(_: TrainStep) -> None:
-        if segment is None:
-            raise PowerCutError
-        monkeypatch.setattr(LSTMLanguageModel, "forward", dying_forward)
-
-    at_step(monkeypatch, step, die)
-
-
 def at_step(monkeypatch: pytest.MonkeyPatch, number: int, event: Callable[[TrainStep], object]) -> None:
     """Let something happen before step `number`."""
     call = TrainStep.__call__
@@ -177,9 +160,21 @@ def poison(step: TrainStep) -> None:
 
 
 def lose_power(arguments: list[str], step: int, segment: int | None = None) -> list[str]:
-    """Train until the power is lost, as `cut_power_at` has it; the arguments again."""
+    """Train until the power is lost, before a step or in it once `segment` segments of its window are done; the arguments again."""
+    forward, segments = LSTMLanguageModel.forward, itertools.count()
+
+    def dying_forward(self: LSTMLanguageModel, *args: Any, **kwargs: Any) -> Any:
+        if next(segments) == segment:
+            raise PowerCutError
+        return forward(self, *args, **kwargs)
+
+    def die(_: TrainStep) -> None:
+        if segment is None:
+            raise PowerCutError
+        monkeypatch.setattr(LSTMLanguageModel, "forward", dying_forward)
+
     with pytest.MonkeyPatch.context() as monkeypatch:
-        cut_power_at(monkeypatch, step, segment)
+        at_step(monkeypatch, step, die)
         with pytest.raises(PowerCutError):
             fresh_train(load_config(arguments))
     return arguments

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lstmlm import Config, LSTMLanguageModel, load_config
-from tests.helpers import build_step
+from tests.helpers import build_step, run_steps
 
 FOLDER = Path(__file__).parent.parent / "configs"
 PRESETS = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "sweep")
@@ -24,10 +24,7 @@ def test_a_preset_trains(name: str, small_config: Callable[..., Config]) -> None
     model = dataclasses.replace(config.model, embedding_size=8, hidden_size=12)
     data = dataclasses.replace(small.data, bptt_jitter=2.5 * bool(config.data.bptt_jitter))
     train_step = build_step(dataclasses.replace(config, model=model, data=data, train=small.train))
-    windows = list(train_step.windows(epoch=0))
-    for number, window in enumerate(windows):
-        train_step(window, number, number)
-    losses = [result.nll / result.num_targets for result in train_step.read()]
+    losses = run_steps(train_step, train_step.steps_per_epoch + 1)
     assert len(losses) == train_step.steps_per_epoch
     assert all(math.isfinite(loss) and loss < 1.5 * losses[0] for loss in losses)
 

@@ -2,10 +2,10 @@
 
 import math
 import random
+from collections import namedtuple
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -33,22 +33,7 @@ def saved(folder: Path) -> SavedModel:
     return load(folder)
 
 
-class Row(NamedTuple):
-    sentence_id: int
-    token_id: int
-    token: str
-    surprisal: float
-    unk: int
-    entropy: float
-    rank: int
-    word_id: int
-
-
-def rows_of(texts: list[list[str]], saved: SavedModel, reset: Reset = "line", eos: bool = False) -> list[Row]:
-    scoring = Scoring(reset=reset, eos=eos)
-    sources = [("text", lambda lines=lines: ((line, {}) for line in lines)) for lines in texts]
-    windows = read_windows(sentences_of(sources, scoring), [Reader(saved)])
-    return [Row(*row) for window in windows for row in ScoreTable([saved], [""], scoring).rows(window)]
+Row = namedtuple("Row", "sentence_id token_id token surprisal unk entropy rank word_id")
 
 
 def alone(model: LSTMLanguageModel, lines: list[str], resets: set[int]) -> list[Row]:
@@ -66,10 +51,7 @@ def alone(model: LSTMLanguageModel, lines: list[str], resets: set[int]) -> list[
 
 
 def assert_same(ours: list[Row], expected: list[Row]) -> None:
-    def exact(row: Row) -> tuple[object, ...]:
-        return row.sentence_id, row.token_id, row.token, row.unk, row.rank
-
-    assert [exact(row) for row in ours] == [exact(row) for row in expected]
+    assert [(*row[:3], row.unk, row.rank) for row in ours] == [(*row[:3], row.unk, row.rank) for row in expected]
     for name in ("surprisal", "entropy"):
         values = [getattr(row, name) for row in ours]
         assert values == pytest.approx([getattr(row, name) for row in expected], rel=1e-5, abs=1e-5)
@@ -102,14 +84,16 @@ def test_every_score_is_what_the_model_says_of_the_token_alone(saved: SavedModel
 @pytest.mark.usefixtures("sizes")
 def test_a_title_begins_a_document_and_then_an_empty_line_does_not(saved: SavedModel) -> None:
     lines = ["w5", "", "w4", " = w1 w2 = ", "", "w3 w4 w5", "= = w6 = =", "", "w7", " = w8 =", "w9"]
-    rows = rows_of([lines], saved, "document", eos=True)
-    assert_same(rows, alone(saved.model, lines, {0, 3, 9}))
+    assert_same(score_text("\n".join(lines), saved, "document", eos=True), alone(saved.model, lines, {0, 3, 9}))
 
 
 @pytest.mark.parametrize(("reset", "resets"), [("document", {0, 2, 4}), ("never", {0})])
 def test_a_text_begins_a_document(saved: SavedModel, reset: Reset, resets: set[int]) -> None:
     texts = [["= w1 =", "w2 w3"], ["w4", "", "w5"]]
-    rows = rows_of(texts, saved, reset, eos=True)
+    scoring = Scoring(reset=reset, eos=True)
+    sources = [("text", lambda lines=lines: ((line, {}) for line in lines)) for lines in texts]
+    windows = read_windows(sentences_of(sources, scoring), [Reader(saved)])
+    rows = [Row(*row) for window in windows for row in ScoreTable([saved], [""], scoring).rows(window)]
     assert_same(rows, alone(saved.model, [line for lines in texts for line in lines], resets))
 
 
@@ -117,7 +101,7 @@ def test_a_text_begins_a_document(saved: SavedModel, reset: Reset, resets: set[i
 def test_the_sum_is_what_evaluation_gives(saved: SavedModel, reset: Reset, tmp_path: Path) -> None:
     lines = [*text(20, 20, seed=2), "", *text(20, 20, seed=3)]
     (tmp_path / "a.txt").write_text("".join(f"{line}\n" for line in lines))
-    nll = sum(row.surprisal for row in rows_of([lines], saved, reset, eos=True)) * math.log(2)
+    nll = sum(row.surprisal for row in score_text("\n".join(lines), saved, reset, eos=True)) * math.log(2)
     assert nll == pytest.approx(evaluate(saved, text=tmp_path / "a.txt", reset=reset).nll, rel=1e-6)
 
 

@@ -102,13 +102,10 @@ def their_nll(model: nn.Module, text: str, words: list[str]) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("kind", "whole", "legacy"),
-    [
-        *((kind, True, False) for kind in ("tied", "untied", "awd", "awd without DropConnect", "one layer")),
-        *((kind, True, True) for kind in ("tied", "awd")),
-        *((kind, False, legacy) for kind in ("untied", "awd") for legacy in (False, True)),
-    ],
+    ("kind", "whole"),
+    [*((kind, True) for kind in ("tied", "awd", "awd without DropConnect", "one layer")), ("untied", False), ("awd", False)],
 )
+@pytest.mark.parametrize("legacy", [False, True])
 def test_scores_are_those_of_the_models_own_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, whole: bool, legacy: bool
 ) -> None:

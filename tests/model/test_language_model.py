@@ -37,17 +37,8 @@ def test_initial_weights(model: LSTMLanguageModel) -> None:
     assert not model.decoder.bias.any()
 
 
-RECIPE = ModelConfig(
-    embedding_size=12,
-    hidden_size=20,
-    num_layers=3,
-    dropout=0.3,
-    dropout_types=0.3,
-    dropout_weights=0.5,
-    dropout_locked=True,
-    activation_penalty=2.0,
-    temporal_penalty=0.5,
-)
+DROPOUT = {"dropout": 0.3, "dropout_types": 0.3, "dropout_weights": 0.5, "dropout_locked": True}
+RECIPE = ModelConfig(embedding_size=12, hidden_size=20, num_layers=3, activation_penalty=2.0, temporal_penalty=0.5, **DROPOUT)
 
 
 @pytest.mark.parametrize(

@@ -258,8 +258,7 @@ def test_the_command(cli: Callable[..., subprocess.CompletedProcess[str]], folde
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_on_a_terminal_the_tokens_come_one_by_one(folder: Path) -> None:
-    """The pieces are written as they are made: each is there before the next is computed."""
+def test_on_a_terminal_it_is_the_same_text(folder: Path) -> None:
     main, side = os.openpty()
     command = [sys.executable, f"{ROOT}/scripts/generate.py", "--model", str(folder), "--seed", "7", "--prompt", "w1"]
     with subprocess.Popen([*command, "--lines", "9"], stdout=side) as process:

@@ -8,9 +8,7 @@ import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +17,6 @@ import pytest
 
 from lstmlm import UserError, Vocabulary, cli
 from lstmlm.config import DataConfig
-from lstmlm.console import reading_bar
 from lstmlm.data import corpus, reading, sources
 from lstmlm.data.corpus import load_corpus, load_split
 from lstmlm.files import locked
@@ -239,18 +236,3 @@ def test_eos_in_the_text_and_a_short_text_are_told(data: DataConfig, caplog: pyt
     assert warnings(data, caplog) == ["split test has <eos> in its own text, 1 times: each is read as a line end"]
     (line,) = warnings(dataclasses.replace(data, dataset=data.dataset, batch_size=60, bptt=50), caplog)[1:]
     assert "too few for one segment of 60 columns" in line
-
-
-def test_a_bar_at_a_terminal_where_reading_takes_long(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    seconds = [0.0]
-    monkeypatch.setattr("tqdm.std.time", lambda: seconds[0])
-
-    def slow() -> Iterator[str]:
-        for _ in range(3):
-            yield "x" * 1000
-            seconds[0] += 0.6
-
-    for blocks, terminal, shown in ((slow(), True, True), (slow(), False, False), (iter("a"), True, False)):
-        monkeypatch.setattr("lstmlm.console.on_terminal", partial(bool, terminal))
-        assert "".join(reading_bar("reading split train", blocks)) in ("x" * 3000, "a")
-        assert ("reading split train: " in capsys.readouterr().err) == shown

@@ -138,14 +138,14 @@ def test_of_a_strangers_config_only_what_is_needed_is_read(model: LSTMLanguageMo
     assert load(tmp_path).description.data == DataConfig(**DATA)
 
 
-@pytest.mark.parametrize("fault", ["int8", "bool", "nan", "inf", "-inf", "float64", "missing", "more", "larger", "damaged", "folder"])
+@pytest.mark.parametrize("fault", ["int8", "bool", "nan", "inf", "float64", "missing", "more", "larger", "damaged"])
 def test_weights_that_are_none_are_refused(model: LSTMLanguageModel, tmp_path: Path, fault: str) -> None:
     save_pretrained(tmp_path, model, words(31), DATA)
     path, weights, name = tmp_path / "model.safetensors", model.weights(), "layers.1.weight_hh_l0"
     assert name in weights
     if fault in ("int8", "bool"):
         weights[name], told = weights[name].to(getattr(torch, fault)), f"{name} is in {fault}"
-    elif fault in ("nan", "inf", "-inf"):
+    elif fault in ("nan", "inf"):
         weights[name][3, 2], told = float(fault), f"{name} holds a NaN, an infinity"
     elif fault == "float64":  # finite there, infinite in float32
         weights[name], told = (weights[name].double() * 1e300, f"{name} holds a NaN, an infinity, or a number that float32 cannot")
@@ -155,11 +155,8 @@ def test_weights_that_are_none_are_refused(model: LSTMLanguageModel, tmp_path: P
     elif fault in ("more", "larger"):
         weights["other" if fault == "more" else name], told = torch.ones(2), "is [2] and should be"
     else:
-        told = f"cannot read {path}: it is a folder" if fault == "folder" else f"cannot read the model in {path}"
-    path.unlink()
-    if fault == "folder":
-        path.mkdir()
-    elif fault == "damaged":
+        told = f"cannot read the model in {path}"
+    if fault == "damaged":
         path.write_bytes(b"x" * 40)
     else:
         safetensors.torch.save_file(weights, path)

@@ -9,7 +9,6 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -239,10 +238,3 @@ def test_only_what_is_ours_is_gone_on_from_or_deleted(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="step_00000097 is in the way"):
         publish(tmp_path, 97)
     assert newest_step(tmp_path) == 4
-
-
-def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert checkpoint.checkpoints(tmp_path / "none") == []
-    monkeypatch.setattr(os, "listdir", Mock(side_effect=PermissionError(errno.EACCES, "Permission denied")))
-    with pytest.raises(UserError, match=r"cannot read .*: Permission denied"):
-        checkpoint.checkpoints(tmp_path)

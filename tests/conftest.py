@@ -21,9 +21,11 @@ WIKITEXT = "LSTMLM_WIKITEXT"  # folder of WikiText-2 in Hub layout
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that takes `small`, and not to build a configuration only, trains a whole run."""
     for item in items:
-        starts_processes = "cli" in getattr(item, "fixturenames", ())
-        if starts_processes or item.path.is_relative_to(ROOT / "tests" / "system"):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        trains = "small" in fixtures and "small_config" not in fixtures
+        if trains or fixtures & {"whole", "cli"} or item.path.is_relative_to(ROOT / "tests" / "system"):
             item.add_marker(pytest.mark.system)
 
 

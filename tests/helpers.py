@@ -33,6 +33,11 @@ WORDS = ["<unk>", "<eos>", *(f"w{i}" for i in range(29))]
 # What depends on the machine and its load, not on the configuration.
 TIMINGS = ("train/tokens_per_second", "seconds", "time/", "memory/")
 
+SMALL = """
+    --data.bptt=10 --model.embedding_size=12 --model.hidden_size=12 --optim.lr=0.005 --optim.grad_clip=0.05 --train.epochs=2
+    --train.log_every=1 --train.save_every=7 --train.threads=1 --tracking.trackers=[]
+""".split()
+
 # Every piece of a recipe at once, for the small text, and the optimizers to go with it
 EVERYTHING = """
     --data.bptt_jitter=2.5 --model.hidden_size=20 --model.num_layers=3 --model.dropout=0.3 --model.dropout_input=0.2
@@ -57,22 +62,8 @@ class Watch(TorchDispatchMode):
 
 
 def small_arguments(text: Path, folder: Path, *overrides: str, run: str = "run") -> list[str]:
-    return [
-        f"--data.dataset={text}",
-        f"--data.cache_dir={folder / 'cache'}",
-        "--data.bptt=10",
-        "--model.embedding_size=12",
-        "--model.hidden_size=12",
-        "--optim.lr=0.005",
-        "--optim.grad_clip=0.05",
-        "--train.epochs=2",
-        "--train.log_every=1",
-        "--train.save_every=7",
-        "--train.threads=1",
-        "--tracking.trackers=[]",
-        f"--train.run_dir={folder / run}",
-        *overrides,
-    ]
+    places = [f"--data.dataset={text}", f"--data.cache_dir={folder / 'cache'}", f"--train.run_dir={folder / run}"]
+    return [*places, *SMALL, *overrides]
 
 
 def sharp_model(vocab_size: int, size: int = 12, **config: Any) -> LSTMLanguageModel:

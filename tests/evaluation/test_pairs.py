@@ -53,12 +53,8 @@ def test_each_pair_and_each_uid(folder: Path, file: Path, tmp_path: Path, cli: C
         for side in ("good", "bad"):
             assert row[f"surprisal_{side}"] == pytest.approx(sum(bits(folder, row[f"sentence_{side}"])), rel=1e-5)
     right = [row["surprisal_good"] < row["surprisal_bad"] for row in rows]
-    assert [row["outcome"] for row in rows] == [
-        "right" if right[0] else "wrong",
-        "right" if right[1] else "wrong",
-        "tie",  # both are `w1 <unk>`
-        "right" if right[3] else "wrong",
-    ]
+    outcomes = ["right" if each else "wrong" for each in right]
+    assert [row["outcome"] for row in rows] == [*outcomes[:2], "tie", outcomes[3]], "both of the third are `w1 <unk>`"
     summaries = json.loads(result.stdout)
     assert list(summaries) == ["agreement", "order", "all"]
     assert summaries["agreement"] == {"pairs": 3, "accuracy": sum(right[:2]) / 3, "ties": 1, "unknown": 2 / 16}

@@ -3,7 +3,6 @@
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,14 +20,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def command(ranks: int, arguments: Sequence[str], script: str = TRAIN) -> list[str]:
-    """The command line of a launch with this many ranks; one rank starts without the launcher."""
-    if ranks == 1:
-        return [sys.executable, script, *arguments]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
-    return [*launcher, "--num_processes", str(ranks), "--main_process_port", str(free_port()), script, *arguments]
 
 
 def environment(**extra: str) -> dict[str, str]:

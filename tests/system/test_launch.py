@@ -26,9 +26,13 @@ from lstmlm.runtime.launch import _check_cuda_graph
 from lstmlm.training import checkpoint
 from tests.helpers import Small, metrics
 from tests.processes import SECONDS, Processes
-from tests.system.launcher import FAULTY, ROOT, TRAIN, command, error_lines, free_port, launch, ranks, refused
+from tests.system.launcher import FAULTY, ROOT, TRAIN, error_lines, free_port, launch, ranks, refused
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+
+
+def two_ranks() -> list[str]:
+    return [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", str(free_port())]
 
 
 def run(command: list[str], **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -190,7 +194,7 @@ def test_data_may_take_longer_than_the_timeout(small: Small, tmp_path: Path) -> 
 @pytest.mark.parametrize("kind", ["kill_end", pytest.param("hang_end", marks=pytest.mark.slow)])
 def test_a_rank_lost_in_the_scoring_at_the_end_ends_the_others(kind: str, small: Small, tmp_path: Path) -> None:
     arguments = small("--train.max_steps=3", "--train.timeout_minutes=0.25")
-    result = run(command(2, arguments, FAULTY), FAULT=kind, FAULT_RANK="1", FAULT_STEP="-1", CUDA_VISIBLE_DEVICES="")
+    result = run([*two_ranks(), FAULTY, *arguments], FAULT=kind, FAULT_RANK="1", FAULT_STEP="-1", CUDA_VISIBLE_DEVICES="")
     assert result.returncode != 0
     told = [line for line in error_lines(result.stderr) if "rank 0 lost the others" in line]
     assert told or kind == "kill_end", "the launcher may end rank 0 before it has found out"
@@ -200,8 +204,7 @@ def test_a_rank_lost_in_the_scoring_at_the_end_ends_the_others(kind: str, small:
 def test_after_a_restart_by_the_launcher_the_run_is_the_same(small: Small, tmp_path: Path) -> None:
     """--max_restarts: the group starts again after the fault (which hits the first start only) and resumes."""
     launch(2, small(run="whole"))
-    flags = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", str(free_port())]
-    restarting = [*LAUNCH, *flags, "--max_restarts", "1", FAULTY, *small("--train.resume=true")]
+    restarting = [*two_ranks(), "--max_restarts", "1", FAULTY, *small("--train.resume=true")]
     result = run(restarting, FAULT="kill", FAULT_RANK="1", FAULT_STEP="9", FAULT_ONCE="1", CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 0, result.stderr
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")

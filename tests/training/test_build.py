@@ -17,8 +17,6 @@ from lstmlm.runtime import launch
 from lstmlm.training.build import _check_memory, build
 from tests.helpers import WORDS, Small, SmallConfig, assert_same_run, fresh_train, lose_power, metrics
 
-pytestmark = pytest.mark.system  # whole runs
-
 
 @pytest.fixture
 def other_text(tmp_path: Path) -> Path:

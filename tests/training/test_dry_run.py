@@ -13,8 +13,6 @@ from lstmlm import UserError, load_config, train
 from lstmlm.training import dry_run
 from tests.helpers import Small, fresh_train, metrics
 
-pytestmark = pytest.mark.system  # whole runs
-
 
 def snapshot(folder: Path) -> dict[Path, tuple[int, int]]:
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in [folder, *folder.rglob("*")]}

@@ -8,8 +8,6 @@ import pytest
 from lstmlm import load_config
 from tests.helpers import Small, assert_same_run, fresh_train
 
-pytestmark = pytest.mark.system  # whole runs
-
 
 def names_in_trace(run: Path) -> list[str]:
     """Of what took time."""

@@ -32,8 +32,6 @@ from tests.helpers import (
     small_arguments,
 )
 
-pytestmark = pytest.mark.system  # whole runs or processes
-
 Whole = Callable[..., Path]  # the fixture `whole`
 
 # The small run has 30 windows, 15 an epoch; a checkpoint every 7. With 3 segments a window, 10 and 5.

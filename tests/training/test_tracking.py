@@ -22,8 +22,6 @@ from lstmlm.training import tracking
 from tests.helpers import ROOT, Small, at_step, forget_accelerate, fresh_train, lose_power, poison
 from tests.training.wandb_file import offline_runs
 
-pytestmark = pytest.mark.system  # whole runs or processes
-
 TRACKED = ("--tracking.trackers=[wandb]", "--tracking.mode=offline")
 
 

@@ -167,8 +167,9 @@ def _csv(path: Path, column: str, whole: bool, dialect: str = "excel") -> Iterat
 def _json(path: Path, column: str, whole: bool) -> Iterator[dict[str, Any]]:
     """Objects: one array of them, or one a line."""
     with _open(path) as file:
-        first = next((line for line in file if line.strip()), b"[]")
-        rows = (json.loads(line) for line in chain([first], file) if line.strip())
+        lines = (line for line in file if line.removeprefix(codecs.BOM_UTF8).strip())
+        first = next(lines, b"[]")
+        rows = map(json.loads, chain([first], lines))
         if first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
             rows = iter(json.loads(first + file.read()))
         for row in rows:

@@ -208,6 +208,12 @@ def open_source(data: DataConfig) -> Source:
     if data.dataset == toy.NAME:
         return ToySource()
     path = user_path(data.dataset)
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):  # it may be on the Hub
+        pass
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
     if path.is_dir():
         return _open_folder(path, data)
     if path.is_file():
@@ -284,8 +290,8 @@ def _found_by_library(folder: Path, subset: str | None) -> dict[str, list[Path]]
         with tempfile.TemporaryDirectory() as empty:
             # Absolute: a folder named `csv` or `parquet` is not one of the library's own builders.
             found = datasets.load_dataset_builder(str(folder.absolute()), subset, cache_dir=empty).config.data_files
-    except (*FAULTS, datasets.exceptions.DatasetsError) as error:
-        raise UsageError(f"{folder}: {one_line(error, 100)}: {remedy}") from None
+    except Exception as error:  # of the library, and of what reads a card or an archive for it
+        raise UsageError(f"{folder}: {one_line(error)}: {remedy}, or name a subset of its card (data.subset)") from None
     files = {str(name): [Path(path) for path in paths] for name, paths in found.items()}
     card = folder / "README.md"
     if len(files) == 1 and not (card.is_file() and b"configs:" in card.read_bytes()):  # then its guess is that all are train

@@ -187,7 +187,9 @@ class Vocabulary:
         fingerprint = values.pop("fingerprint", None)
         try:
             vocabulary = cls(**values)
-        except (ValueError, KeyError, TypeError) as error:
+        except UserError:  # a library is not installed
+            raise
+        except Exception as error:  # the library of subwords has no kinds of its own
             raise UserError(f"{path} is damaged or not of this project: {error}") from None
         if vocabulary.fingerprint != fingerprint:
             raise UserError(f"{path} is damaged: its tokens are not those of its fingerprint")

@@ -108,6 +108,7 @@ def test_one_file_is_cut_at_line_ends(tmp_path: Path, n: int, ending: str) -> No
         ("~nobody-of-this-name/x", "no home folder"),
         ("book.doc", "must end with one of"),
         ("pipe", "neither a file nor a folder"),
+        ("x" * 300, "cannot read x+: File name too long"),
     ],
 )
 def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str, message: str) -> None:
@@ -138,6 +139,24 @@ def test_a_folder_that_says_of_no_file_which_split_it_is(tmp_path: Path, names: 
     with pytest.raises(UsageError, match=r"call its files train\.txt, .*\.tsv, ") as caught:
         text_of(touch(tmp_path, *names), "validation")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("card", "told"),
+    [
+        ("configs: [", "while parsing a flow node"),
+        (
+            "configs:\n- {config_name: one, data_files: a.txt}\n- {config_name: two, data_files: a.txt}",
+            r"\['one', 'two'\].*, or name a subset",
+        ),
+        ("", "File is not a zip file"),
+    ],
+)
+def test_a_card_or_an_archive_that_the_library_cannot_read(tmp_path: Path, card: str, told: str) -> None:
+    touch(tmp_path, "a.txt" if card else "train.zip")
+    (tmp_path / "README.md").write_text(f"---\n{card}\n---\n")
+    with pytest.raises(UsageError, match=f"^[^\n]*{told}[^\n]*$"):
+        text_of(tmp_path, "validation")
 
 
 def test_names_that_only_the_library_knows(tmp_path: Path) -> None:

@@ -80,6 +80,8 @@ def test_arrow_and_python_agree_on_white_space() -> None:
         {"level": []},
         {"tokenizer": "x"},
         {"merges": "ab"},
+        {"merges": [3], "level": "bpe"},
+        {"merges": ["a b"], "level": "bpe"},
     ],
 )
 def test_a_forged_vocabulary_is_refused(tmp_path: Path, change: dict[str, object]) -> None:

@@ -116,7 +116,7 @@ def stream_texts(
 
 
 def stream_text(prompt: str, model: str | Path | SavedModel | None = None, seed: int | None = None, **options: Any) -> Iterator[str]:
-    """The text of `generate_text` in pieces, as its tokens come; where Moses cut the words, in one piece.
+    """The text of `generate_text` in pieces, as its tokens come; where Moses cut the words, a line at a time.
 
     Args:
         prompt, model, seed: As for `generate_text`.
@@ -126,14 +126,16 @@ def stream_text(prompt: str, model: str | Path | SavedModel | None = None, seed:
     saved = load(model)
     vocabulary = saved.text_vocabulary
     (ids,) = _encode([prompt], vocabulary)
-    shown = ""
+    begin, shown, first = prompt, "", 0  # of the line that goes on: its text before, what is shown of it, its first new token
     for (new,), complete in _grow(saved.model, vocabulary, [(ids, 0)], sampling, seed):
-        text = vocabulary.go_on(prompt, new)
+        text, ended = vocabulary.go_on(begin, new[first:]), new[-1:] == [vocabulary.eos]
         # With Moses a word that follows may move the marks before it; U+FFFD is a character whose other bytes may come.
         open_end = vocabulary.tokenizer == "moses" or text.endswith("\ufffd")
-        if text != shown and (complete or not open_end):
+        if text != shown and (complete or ended or not open_end):
             yield text[len(shown) :]
             shown = text
+        if ended:
+            begin, shown, first = "", "", len(new)
 
 
 def sample(

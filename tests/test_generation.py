@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -204,11 +205,14 @@ def test_lines_stop_and_ban(folder: Path) -> None:
 
 @pytest.mark.parametrize("prompt", ["", "w1 w2", "w1\n", "w1 "])
 def test_a_stream_is_the_text_in_pieces(folder: Path, prompt: str) -> None:
+    """A piece takes as much work as its line is long, not as the text is."""
     options = {"max_len": 25, "temperature": 1.5, "lines": 4}
-    pieces = list(stream_text(prompt, folder, 7, **options))
+    with patch.object(Vocabulary, "go_on", autospec=True, side_effect=Vocabulary.go_on) as joined:
+        pieces = list(stream_text(prompt, folder, 7, **options))
     text = generate_text(prompt, model=folder, seed=7, **options)  # type: ignore[arg-type]
     assert "".join(pieces) == text
     assert len(pieces) > 5
+    assert max(len(call.args[2]) for call in joined.call_args_list) <= max(len(line.split()) for line in text.split("\n")) + 1
     assert list(stream_text("w1", folder, max_len=0)) == ["w1"]
 
 

@@ -92,6 +92,8 @@ def _load(path: Path) -> tuple[Any, dict[str, bytes]]:
     with open_file(path) as file:
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):  # a small file could fill the memory
+                    raise ValueError("it is compressed, which torch.save does not do")
                 entries = {name.partition("/")[2]: name for name in archive.namelist()}
                 loaded = _Unpickler(archive.open(entries["data.pkl"])).load()
                 return loaded, {name[5:]: archive.read(entries[name]) for name in entries if name.startswith("data/")}

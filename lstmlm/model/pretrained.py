@@ -210,7 +210,9 @@ class SavedModel:
             # A model has the name alone, and only what is on the Hub is found by it.
             on_hub = dataset == data.dataset and "/" in dataset and not is_local(dataset)
             if not (on_hub or dataset == "toy" or user_path(dataset).exists()):
-                raise UserError(f"the model was trained on {dataset}, which is no file or folder here: name its text with --dataset")
+                where = f"was trained on {dataset}, which is no file or folder here"
+                told = "does not say what it was trained on" if dataset == UNKNOWN else where
+                raise UserError(f"the model {told}: name its text with --dataset")
         return replace(data, dataset=dataset, subset=subset, cache_dir=self.cache_dir or data.cache_dir)
 
 

@@ -136,6 +136,8 @@ def test_scores_are_those_of_the_models_own_code(
     torch.testing.assert_close(surprisal * math.log(2), expected, rtol=1e-5, atol=1e-6)
     (tmp_path / "text.txt").write_text(f"\n{TEST}")  # the first token of a text is no target
     assert evaluate(saved, text=tmp_path / "text.txt").ppl == pytest.approx(expected.mean().exp().item(), rel=1e-5)
+    with pytest.raises(UserError, match="the model does not say what it was trained on: name its text with --dataset"):
+        evaluate(saved)
 
 
 def test_files_of_old_versions_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,12 +286,12 @@ def test_what_is_no_such_model_is_refused_and_nothing_of_it_is_run(
 BUILT_ON_A_CLASS = b"\x80\x02cmodel\nRNNModel\n}X\x01\x00\x00\x00aK\x01sb."
 
 
-@pytest.mark.parametrize("kind", ["empty", "text", "cut legacy", "cut zip", "class", "forged size"])
+@pytest.mark.parametrize("kind", ["empty", "text", "cut legacy", "cut zip", "deflated", "class", "forged size"])
 def test_what_torch_did_not_write_is_told_in_a_line(tmp_path: Path, kind: str) -> None:
     path, model = tmp_path / "model.pt", RNNModel(8, 5, 7, 2)
     torch.save(model, path, _use_new_zipfile_serialization=kind != "cut legacy")
     content = path.read_bytes()
-    if kind in ("class", "forged size"):
+    if kind in ("deflated", "class", "forged size"):
         with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(path, "w") as new:
             for name in old.namelist():
                 entry = old.read(name)
@@ -297,7 +299,7 @@ def test_what_torch_did_not_write_is_told_in_a_line(tmp_path: Path, kind: str) -
                     entry = BUILT_ON_A_CLASS if kind == "class" else entry
                     # the size (8, 5) of the embedding, K 8 and K 5, made (200, 5)
                     entry = entry.replace(b"K\x08K\x05\x86", b"K\xc8K\x05\x86") if kind == "forged size" else entry
-                new.writestr(name, entry)
+                new.writestr(name, entry, zipfile.ZIP_DEFLATED if kind == "deflated" else zipfile.ZIP_STORED)
     else:
         path.write_bytes({"empty": b"", "text": b"the cat sat"}.get(kind, content[: -len(content) // 3]))
     with pytest.raises(UserError, match=rf"^cannot (read|import) {re.escape(str(path))}(: | .docs/import.md.: (it is|its))") as caught:

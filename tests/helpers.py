@@ -1,5 +1,6 @@
 """What many test files do: train a whole run, interrupt it, and compare two of them."""
 
+import gzip
 import itertools
 import json
 import math
@@ -187,6 +188,13 @@ def read_terminal(terminal: int) -> bytes:
             shown += part
     os.close(terminal)
     return shown
+
+
+def make_file(path: Path, content: bytes) -> Path:
+    """Into a folder that is made where it is missing, compressed where the name says so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(content) if path.suffix.lower() == ".gz" else content)
+    return path
 
 
 def data_card(subset: str, paths: dict[str, str]) -> str:

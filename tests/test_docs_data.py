@@ -1,6 +1,5 @@
 """Every training command of docs/data.md reads the text that it says it reads."""
 
-import gzip
 import json
 import re
 import shlex
@@ -10,6 +9,7 @@ import pytest
 
 from lstmlm import load_config
 from lstmlm.data.corpus import load_corpus
+from tests.helpers import make_file
 
 DOCS = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
 COMMANDS = [line.split("#")[0].strip() for line in re.findall(r"^ {4}(lstmlm train .*)$", DOCS, re.MULTILINE)]
@@ -21,26 +21,21 @@ SPLITS = {"train": LINES[:36], "valid": LINES[36:38], "test": LINES[38:]}
 def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files that the commands name."""
 
-    def write(name: str, content: str) -> None:
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True, parents=True)
-        path.write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
-
-    def text(lines: list[str]) -> str:
-        return "".join(f"{line}\n" for line in lines)
+    def write(name: str, lines: list[str]) -> None:
+        make_file(tmp_path / name, "".join(f"{line}\n" for line in lines).encode())
 
     monkeypatch.chdir(tmp_path)
-    write("book.txt", text(LINES))
+    write("book.txt", LINES)
     for split, lines in SPLITS.items():
-        write(f"folder/{split}.txt", text(lines))
-        write(f"wiki/wiki.{split}.tokens", text(lines))
+        write(f"folder/{split}.txt", lines)
+        write(f"wiki/wiki.{split}.tokens", lines)
         if split != "train":
-            write(f"several/{split}.txt", text(lines))
-            write(f"rows/{split}.jsonl", "".join(json.dumps({"story": line}) + "\n" for line in lines))
+            write(f"several/{split}.txt", lines)
+            write(f"rows/{split}.jsonl", [json.dumps({"story": line}) for line in lines])
     for number, first in enumerate(range(0, 36, 6), 1):
         lines = LINES[first : first + 6]
-        write(f"several/train/{number}.txt.gz", text(lines))
-        write(f"rows/train-{number:05}.jsonl", json.dumps({"story": "\n".join(lines)}) + "\n")
+        write(f"several/train/{number}.txt.gz", lines)
+        write(f"rows/train-{number:05}.jsonl", [json.dumps({"story": "\n".join(lines)})])
 
 
 @pytest.mark.usefixtures("texts")

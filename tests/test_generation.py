@@ -16,10 +16,7 @@ from lstmlm.generation import Sampling, choose, sample
 from lstmlm.model.pretrained import load, save_pretrained
 from tests.helpers import ROOT, WORDS, read_terminal, sharp_model
 
-
-@pytest.fixture
-def vocabulary() -> Vocabulary:
-    return Vocabulary(WORDS)
+VOCABULARY = Vocabulary(WORDS)
 
 
 @pytest.fixture
@@ -31,33 +28,33 @@ def model() -> LSTMLanguageModel:
 
 
 @pytest.fixture
-def folder(model: LSTMLanguageModel, vocabulary: Vocabulary, tmp_path: Path) -> Path:
-    save_pretrained(tmp_path / "runs/a/model", model, vocabulary, {"dataset": "toy"})
+def folder(model: LSTMLanguageModel, tmp_path: Path) -> Path:
+    save_pretrained(tmp_path / "runs/a/model", model, VOCABULARY, {"dataset": "toy"})
     return tmp_path / "runs/a/model"
 
 
-def test_greedy_is_the_argmax_of_the_whole_text_each_time(model: LSTMLanguageModel, vocabulary: Vocabulary) -> None:
+def test_greedy_is_the_argmax_of_the_whole_text_each_time(model: LSTMLanguageModel) -> None:
     ids = [1, 5, 6]
-    (new,) = sample(model, vocabulary, [ids], 1, Sampling(12, temperature=0))
+    (new,) = sample(model, VOCABULARY, [ids], 1, Sampling(12, temperature=0))
     for i in range(12):
         logits, _ = model.logits(torch.tensor(ids)[:, None], model.initial_state(1))
         logits = logits[-1, 0].detach()
-        logits[vocabulary.unk] = -torch.inf
+        logits[VOCABULARY.unk] = -torch.inf
         if i == 0:
-            logits[vocabulary.eos] = -torch.inf
+            logits[VOCABULARY.eos] = -torch.inf
         ids.append(int(logits.argmax()))
-        if ids[-1] == vocabulary.eos:
+        if ids[-1] == VOCABULARY.eos:
             ids.pop()
             break
     assert new == ids[3:]
 
 
-def test_sampled_frequencies_are_the_models(model: LSTMLanguageModel, vocabulary: Vocabulary) -> None:
+def test_sampled_frequencies_are_the_models(model: LSTMLanguageModel) -> None:
     count = 20_000
-    new = list(sample(model, vocabulary, [[1, 5]], count, Sampling(1, 0.7, allow_unk=True), seed=1))
+    new = list(sample(model, VOCABULARY, [[1, 5]], count, Sampling(1, 0.7, allow_unk=True), seed=1))
     logits, _ = model.logits(torch.tensor([[1], [5]]), model.initial_state(1))
     logits = logits[-1, 0].detach() / 0.7
-    logits[vocabulary.eos] = -torch.inf
+    logits[VOCABULARY.eos] = -torch.inf
     p = logits.softmax(-1)
     frequencies = torch.bincount(torch.tensor(new).flatten(), minlength=len(WORDS)) / count
     assert ((frequencies - p).abs() <= 5 * (p * (1 - p) / count).sqrt() + 1e-9).all()
@@ -81,12 +78,12 @@ def test_unknown_words_are_named(folder: Path, caplog: pytest.LogCaptureFixture)
     assert caplog.messages == ["not in the vocabulary, read as <unk>: quagga zebra"]
 
 
-def test_the_state_is_all_that_is_carried(model: LSTMLanguageModel, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_state_is_all_that_is_carried(model: LSTMLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every new token costs one row, however long the text is."""
     rows = []
     original = LSTMLanguageModel.hidden
     monkeypatch.setattr(LSTMLanguageModel, "hidden", lambda self, tokens, *rest: rows.append(len(tokens)) or original(self, tokens, *rest))
-    list(sample(model, vocabulary, [[1, 4, 5, 6]], 3, Sampling(9), seed=2))
+    list(sample(model, VOCABULARY, [[1, 4, 5, 6]], 3, Sampling(9), seed=2))
     assert rows[0] == 4
     assert set(rows[1:]) == {1}
 
@@ -184,10 +181,10 @@ def test_any_seed(folder: Path, seed: int) -> None:
     assert first == again != generate_text("w1", 20, model=folder, seed=seed + 1)
 
 
-def test_a_line_end_in_a_prompt_is_eos(folder: Path, vocabulary: Vocabulary, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_line_end_in_a_prompt_is_eos(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     text = generate_text("w1 w2\n", 1, 0, folder)
     assert text.startswith("w1 w2\n")
-    (new,) = sample(load(folder).model, vocabulary, [[1, 3, 4, 1]], 1, Sampling(1, temperature=0))
+    (new,) = sample(load(folder).model, VOCABULARY, [[1, 3, 4, 1]], 1, Sampling(1, temperature=0))
     assert text == f"w1 w2\n{WORDS[new[0]]}"
     assert caplog.messages == []
 

@@ -1,7 +1,6 @@
 """Files of every form against the text that went into them."""
 
 import csv
-import gzip
 import io
 import json
 import re
@@ -15,13 +14,9 @@ from lstmlm import UserError
 from lstmlm.data import reading
 from lstmlm.data.reading import blocks_of, form_of, read_blocks, read_pieces
 from lstmlm.data.tokenize import Characters, Words
+from tests.helpers import make_file
 
 ODD = "a\tb\x00c d\x0ce\x85f\u2028g\xa0h\u3000i \ufeff j<unk>"  # nothing in it ends a line
-
-
-def write_text(path: Path, content: bytes) -> Path:
-    path.write_bytes(gzip.compress(content) if path.suffix.lower() == ".gz" else content)
-    return path
 
 
 def write_rows(path: Path, rows: list[str | None], column: str = "text") -> Path:
@@ -37,7 +32,7 @@ def write_rows(path: Path, rows: list[str | None], column: str = "text") -> Path
         writer = csv.writer(table, "excel-tab" if form == "tsv" else "excel")
         writer.writerow(["x", column])
         writer.writerows([1, row] for row in rows)
-    return write_text(path, table.getvalue().encode())
+    return make_file(path, table.getvalue().encode())
 
 
 def read(path: Path, column: str = "text") -> str:
@@ -55,10 +50,10 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_line_ends_of_a_text(tmp_path: Path, name: str, mark: str, block: int) -> None:
     text = f"{ODD}\r\n\r\r\nhälf\rone\n\n日本 \n last"
-    path = write_text(tmp_path / name, f"{mark}{text}".encode())
+    path = make_file(tmp_path / name, f"{mark}{text}".encode())
     assert read(path) == f"{ODD}\n\n\nhälf\none\n\n日本 \n last\n"
     assert list(read_pieces(path, "text")) == [ODD, "", "", "hälf", "one", "", "日本 ", " last"]
-    assert read(write_text(tmp_path / "m.txt", "a\n\ufeffb\n".encode())) == "a\n\ufeffb\n", "a mark begins a file alone"
+    assert read(make_file(tmp_path / "m.txt", "a\n\ufeffb\n".encode())) == "a\n\ufeffb\n", "a mark begins a file alone"
 
 
 @pytest.mark.parametrize("name", ["t.csv", "T.CSV.gz", "t.tsv", "t.jsonl", "t.jsonl.GZ", "t.json", "T.Json.gz", "t.PARQUET"])
@@ -74,7 +69,7 @@ def test_rows(tmp_path: Path, name: str, block: int) -> None:
 
 @pytest.mark.parametrize("name", ["e.txt", "e.txt.gz", "e.csv", "e.jsonl"])
 def test_nothing_in_a_file_is_no_line(tmp_path: Path, name: str) -> None:
-    assert read(write_text(tmp_path / name, b"text\n" if name == "e.csv" else b"")) == ""
+    assert read(make_file(tmp_path / name, b"text\n" if name == "e.csv" else b"")) == ""
 
 
 def test_every_tokenizer_reads_the_odd_characters_as_documented() -> None:
@@ -104,7 +99,7 @@ MANY: list[str | None] = [f"{i} {i * i} {i**5}" for i in range(20_000)]
 )
 def test_a_damaged_file_is_told_with_the_place(tmp_path: Path, name: str, damage: str, place: str) -> None:
     path = tmp_path / name
-    write_text(path, "\n".join(map(str, MANY)).encode()) if ".txt" in name else write_rows(path, MANY)
+    make_file(path, "\n".join(map(str, MANY)).encode()) if ".txt" in name else write_rows(path, MANY)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 255 if damage == "flip" else 0
     path.write_bytes({"flip": content, "cut": content[: -len(content) // 3], "empty": b""}[damage])
@@ -134,7 +129,7 @@ def test_a_damaged_file_is_told_with_the_place(tmp_path: Path, name: str, damage
     ],
 )
 def test_a_bad_row_is_told_with_its_number(tmp_path: Path, name: str, content: bytes, message: str, block: int) -> None:
-    path = write_text(tmp_path / name, content)
+    path = make_file(tmp_path / name, content)
     with pytest.raises(UserError, match=message) as caught:
         read(path)
     assert "\n" not in str(caught.value)

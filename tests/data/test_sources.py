@@ -1,7 +1,6 @@
 """Which file makes which split, and what is said where that is not clear."""
 
 import errno
-import gzip
 import os
 from pathlib import Path
 from unittest.mock import Mock
@@ -13,14 +12,12 @@ from lstmlm.config import DataConfig
 from lstmlm.console import UsageError
 from lstmlm.data import sources
 from lstmlm.data.sources import SPLITS, find_splits, open_source
-from tests.helpers import data_card
+from tests.helpers import data_card, make_file
 
 
 def touch(folder: Path, *names: str) -> Path:
     for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        text = f"{name}\n".encode()
-        (folder / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+        make_file(folder / name, f"{name}\n".encode())
     return folder
 
 
@@ -91,8 +88,7 @@ def test_null_means_wikitext_2_for_the_default_data_set(subset: str | None, tmp_
 def test_one_file_is_cut_at_line_ends(tmp_path: Path, n: int, ending: str) -> None:
     lines = [f"line {i}" if i % 3 else "" for i in range(n)]
     text = "".join(f'{{"text": "{line}"}}\n' if ending == ".jsonl" else f"{line}\n" for line in lines).encode()
-    path = tmp_path / f"book{ending}"
-    path.write_bytes(gzip.compress(text) if ending.endswith(".gz") else text)
+    path = make_file(tmp_path / f"book{ending}", text)
     pieces = [text_of(path, split).splitlines() for split in SPLITS]
     assert [len(piece) for piece in pieces] == [9 * n // 10, 19 * n // 20 - 9 * n // 10, n - 19 * n // 20]
     assert [line for piece in pieces for line in piece] == lines

@@ -10,13 +10,12 @@ from torch.utils._pytree import tree_leaves
 
 from lstmlm import LSTMLanguageModel, Vocabulary, load_config
 from lstmlm.config import ModelConfig
-from lstmlm.data.vocabulary import EOS, UNK
 from lstmlm.evaluation.adaptation import Cache, CacheScorer, Dynamic, DynamicScorer, gradient_rms
 from lstmlm.evaluation.perplexity import score_stream
 from lstmlm.model.dropout import make_masks
 from lstmlm.model.loss import linear_cross_entropy
 from lstmlm.model.pretrained import load, save_pretrained
-from tests.helpers import Small, SmallConfig, assert_same_run, build_step, forget_accelerate, fresh_train, interrupted, run_steps
+from tests.helpers import WORDS, Small, SmallConfig, assert_same_run, build_step, forget_accelerate, fresh_train, interrupted, run_steps
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
@@ -32,7 +31,7 @@ def test_flat_cudnn_weights_are_exported_whole(tmp_path: Path) -> None:
     expected, _ = model.logits(tokens, model.initial_state(3))
     storages = {p.untyped_storage().data_ptr() for p in model.layers[0].parameters()}
     assert len(storages) == 1, "cuDNN keeps a layer's weights in one buffer"
-    save_pretrained(tmp_path, model, Vocabulary([UNK, EOS, *map(str, range(29))]), {"dataset": "toy"})
+    save_pretrained(tmp_path, model, Vocabulary(WORDS), {"dataset": "toy"})
     for device in ("cuda", "cpu"):
         loaded = load(tmp_path, device=device).model
         logits, _ = loaded.logits(tokens.to(device), loaded.initial_state(3))

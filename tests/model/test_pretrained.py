@@ -19,13 +19,11 @@ from lstmlm.data.sources import open_source
 from lstmlm.evaluation.pairs import score_pairs
 from lstmlm.model import pretrained
 from lstmlm.model.pretrained import SavedModel, find_model, load, model_card, save_pretrained
+from tests.helpers import WORDS
 
 SMALL = ModelConfig(embedding_size=12, hidden_size=12)
 DATA: dict[str, Any] = {"dataset": "toy", "subset": None, "level": "word"}
-
-
-def words(size: int) -> Vocabulary:
-    return Vocabulary(["<unk>", "<eos>", *(f"w{i}" for i in range(size - 2))])
+VOCABULARY = Vocabulary(WORDS)
 
 
 @pytest.fixture
@@ -44,7 +42,7 @@ def test_save_and_load(tied: bool, dtype: torch.dtype, tmp_path: Path) -> None:
         flat = torch.cat([p.detach().flatten() for p in parameters])
         for p, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             p.data = piece.view_as(p)
-    save_pretrained(tmp_path, model, words(17), DATA, {"step": "3"}, dtype)
+    save_pretrained(tmp_path, model, Vocabulary(WORDS[:17]), DATA, {"step": "3"}, dtype)
     with safetensors.safe_open(tmp_path / "model.safetensors", "pt") as file:
         written = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118
         assert {weight.dtype for weight in written} == {dtype}
@@ -52,7 +50,7 @@ def test_save_and_load(tied: bool, dtype: torch.dtype, tmp_path: Path) -> None:
         assert file.metadata() == {"step": "3"}
     saved = load(tmp_path)
     assert saved.model.config == model.config
-    assert saved.vocabulary.tokens == words(17).tokens
+    assert saved.vocabulary.tokens == Vocabulary(WORDS[:17]).tokens
     assert (saved.model.decoder.weight is saved.model.embedding.weight) == tied
     torch.testing.assert_close(saved.model.weights(), expected, rtol=0, atol=0)
 
@@ -61,13 +59,13 @@ def test_a_run_directory_stands_for_its_model(model: LSTMLanguageModel, tmp_path
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match=r"cannot read .*run/config\.json"):
         load(tmp_path / "run")
-    save_pretrained(tmp_path / "run" / "model", model, words(31), DATA)
+    save_pretrained(tmp_path / "run" / "model", model, VOCABULARY, DATA)
     (tmp_path / "run" / "config.yaml").write_text("")
     assert load(tmp_path / "run").folder == tmp_path / "run" / "model"
 
 
 def test_a_name_in_the_card_is_text(model: LSTMLanguageModel) -> None:
-    text = model_card(model, words(31), DATA | {"dataset": "<b>\n# a\x1b[x](y) wiki_text"}, name="<img>\n# b")
+    text = model_card(model, VOCABULARY, DATA | {"dataset": "<b>\n# a\x1b[x](y) wiki_text"}, name="<img>\n# b")
     card = ModelCard(text)
     assert r"trained on \<b\>\\n\# a\\x1b\[x\](y) wiki_text:" in text
     assert r"# \<img\>\\n\# b" in text
@@ -77,7 +75,7 @@ def test_a_name_in_the_card_is_text(model: LSTMLanguageModel) -> None:
 
 def test_the_card_tells_the_figures(model: LSTMLanguageModel) -> None:
     figures = {"test": {"ppl": 123.456, "targets": 1000, "columns": 1, "loss": 4.8}}
-    card = ModelCard(model_card(model, words(31), DATA, figures, "Small", "cc-by-sa-3.0", "## Limits\n\nMany."))
+    card = ModelCard(model_card(model, VOCABULARY, DATA, figures, "Small", "cc-by-sa-3.0", "## Limits\n\nMany."))
     (result,) = card.data.eval_results
     assert (result.dataset_split, result.metric_type, result.metric_value) == ("test", "perplexity", 123.456)
     assert card.data.license == "cc-by-sa-3.0"
@@ -90,7 +88,7 @@ def test_the_card_tells_the_figures(model: LSTMLanguageModel) -> None:
 def test_what_is_not_the_file_it_should_be_is_told_in_a_line_that_names_it(
     model: LSTMLanguageModel, tmp_path: Path, name: str, content: str | None
 ) -> None:
-    save_pretrained(tmp_path, model, words(31), DATA)
+    save_pretrained(tmp_path, model, VOCABULARY, DATA)
     path = tmp_path / name
     if content is None:
         path.unlink()
@@ -119,7 +117,7 @@ def test_what_is_not_the_file_it_should_be_is_told_in_a_line_that_names_it(
     ],
 )
 def test_a_forged_config_is_refused(model: LSTMLanguageModel, tmp_path: Path, change: dict[str, Any], told: str) -> None:
-    save_pretrained(tmp_path, model, words(31), DATA)
+    save_pretrained(tmp_path, model, VOCABULARY, DATA)
     content = json.loads((tmp_path / "config.json").read_text())
     for key, value in change.items():
         content[key] = content[key] | value if isinstance(value, dict) else value
@@ -129,7 +127,7 @@ def test_a_forged_config_is_refused(model: LSTMLanguageModel, tmp_path: Path, ch
 
 
 def test_of_a_strangers_config_only_what_is_needed_is_read(model: LSTMLanguageModel, tmp_path: Path) -> None:
-    save_pretrained(tmp_path, model, words(31), DATA)
+    save_pretrained(tmp_path, model, VOCABULARY, DATA)
     content = json.loads((tmp_path / "config.json").read_text())
     content["data"] |= {"cache_dir": "/etc", "batch_size": -1, "min_count": "x"}
     (tmp_path / "config.json").write_text(json.dumps(content | {"model_type": "lstmlm", "train": {"run_dir": "/etc"}}))
@@ -138,7 +136,7 @@ def test_of_a_strangers_config_only_what_is_needed_is_read(model: LSTMLanguageMo
 
 @pytest.mark.parametrize("fault", ["int8", "bool", "nan", "inf", "float64", "missing", "more", "larger", "damaged"])
 def test_weights_that_are_none_are_refused(model: LSTMLanguageModel, tmp_path: Path, fault: str) -> None:
-    save_pretrained(tmp_path, model, words(31), DATA)
+    save_pretrained(tmp_path, model, VOCABULARY, DATA)
     path, weights, name = tmp_path / "model.safetensors", model.weights(), "layers.1.weight_hh_l0"
     assert name in weights
     if fault in ("int8", "bool"):
@@ -164,7 +162,7 @@ def test_weights_that_are_none_are_refused(model: LSTMLanguageModel, tmp_path: P
 
 
 def test_a_model_that_was_read_stands_for_its_folder(model: LSTMLanguageModel, tmp_path: Path) -> None:
-    save_pretrained(tmp_path / "model", model, words(31), DATA)
+    save_pretrained(tmp_path / "model", model, VOCABULARY, DATA)
     (tmp_path / "a.txt").write_text("w1 w2 w3\n")
     pair = {"UID": "a", "sentence_good": "w1 w2", "sentence_bad": "w2 w1"}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(pair))
@@ -182,7 +180,7 @@ def test_a_model_that_was_read_stands_for_its_folder(model: LSTMLanguageModel, t
 
 
 def test_scoring_and_generation_start_without_what_they_do_not_need(model: LSTMLanguageModel, tmp_path: Path) -> None:
-    save_pretrained(tmp_path / "model", model, words(31), DATA)
+    save_pretrained(tmp_path / "model", model, VOCABULARY, DATA)
     (tmp_path / "a.txt").write_text("w1 w2\n")
     code = f"""
 import sys
@@ -200,8 +198,8 @@ def test_the_newest_run_is_taken_where_none_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b", "a"):
-        save_pretrained(f"runs/{name}/model", model, words(31), DATA | {"dataset": "other"})
-    save_pretrained("runs/smoke/model", model, words(31), DATA | {"dataset": "toy"})  # the newest
+        save_pretrained(f"runs/{name}/model", model, VOCABULARY, DATA | {"dataset": "other"})
+    save_pretrained("runs/smoke/model", model, VOCABULARY, DATA | {"dataset": "toy"})  # the newest
     assert find_model() == Path("runs/a/model")
     assert capsys.readouterr().err == "using the newest model here, runs/a/model\n"
     monkeypatch.setattr(pretrained, "BUNDLED", tmp_path / "runs/b/model")
@@ -215,7 +213,7 @@ def test_the_newest_run_is_taken_where_none_is_named(
 
 
 def test_a_named_folder_of_split_files_has_no_subset_unless_it_holds_it(model: LSTMLanguageModel, tmp_path: Path) -> None:
-    save_pretrained(tmp_path / "model", model, words(31), DATA | {"dataset": "owner/name", "subset": "one"})
+    save_pretrained(tmp_path / "model", model, VOCABULARY, DATA | {"dataset": "owner/name", "subset": "one"})
     texts = tmp_path / "texts"
     texts.mkdir()
     (texts / "test.txt").write_text("a b\n")

@@ -64,7 +64,7 @@ def test_rows(tmp_path: Path, name: str, block: int) -> None:
     assert read(path) == "".join(f"{line}\n" for line in lines)
     assert list(read_pieces(path, "text")) == rows
     for content in ('\n[{"text": "b"}]', '[\n {"text":\n "b"}]', '\n\n{"text": "b"}\n\n'):
-        assert read(write_text(tmp_path / "m.json", f"\ufeff{content}".encode())) == "b\n"
+        assert read(make_file(tmp_path / "m.json", f"\ufeff{content}".encode())) == "b\n"
 
 
 @pytest.mark.parametrize("name", ["e.txt", "e.txt.gz", "e.csv", "e.jsonl"])

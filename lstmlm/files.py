@@ -192,7 +192,8 @@ class Output:
 
     def keep(self, kept: Iterable[str | Path]) -> None:
         """Refuse to be one of these files, or a file of one of these models and runs, by whatever name."""
-        for file in (file for place in map(Path, kept) for file in (place, *place.glob("*"), *place.glob("model/*"))):
+        names = ("", *MODEL_FILES, *RUN_FILES, *(f"model/{name}" for name in MODEL_FILES))
+        for file in (Path(place, name) for place in kept for name in names):
             same = self.path.exists() and file.exists() and self.path.samefile(file)
             if self.plain and (same or self.path == file.absolute()):
                 raise UsageError(f"{self._told} is {file}, which this command reads or writes already: name another file")

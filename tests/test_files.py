@@ -128,7 +128,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             (tmp_path / folder).mkdir(parents=True, exist_ok=True)
             (tmp_path / folder / name).write_text(name)
     Path("begun/model").mkdir(parents=True)  # a run without metrics yet, whose model is elsewhere
-    Path("begun/model/weights").symlink_to(tmp_path / "weights")
+    Path("begun/model/vocab.json").symlink_to(tmp_path / "weights")
     for name in ("run/config.yaml", "run/metrics.jsonl", "run/notes", "begun/config.yaml", "input", "other", "weights"):
         (tmp_path / name).write_text(name)
     Path("hard").hardlink_to("input")
@@ -154,7 +154,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("run/checkpoints/step_00000001/state.json", "is a file of the model or run in .*run"),
         ("run/model/anything", "is a file of the model or run in .*run"),
         ("begun/config.yaml", "is begun/config.yaml, which this command reads"),
-        ("weights", "is begun/model/weights, which this command reads"),
+        ("weights", "is begun/model/vocab.json, which this command reads"),
         ("socket", "is a folder or a device"),
         ("/dev/full", "is a folder or a device"),
         ("run", "is a folder"),
@@ -190,7 +190,7 @@ def test_an_output_may_be_a_file_a_link_a_null_device_or_standard_output(place: 
     Path("dangling").symlink_to("new")
     Path("own").hardlink_to("model/vocab.json")
     for name in ("other", "link", "dangling", "plain", "run/notes", "own"):
-        Output(name, ["input"]).write(name.encode())
+        Output(name, ["input", "run"]).write(name.encode())
     assert Path("model/vocab.json").read_text() == "vocab.json"
     assert [Path(name).read_text() for name in ("other", "new", "plain", "run/notes")] == ["link", "dangling", "plain", "run/notes"]
     assert Path("link").is_symlink()

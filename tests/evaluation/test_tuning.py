@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -97,16 +95,3 @@ def test_wrong_use(folder: Path, arguments: list[str], named: str) -> None:
     with pytest.raises(UserError, match=named) as error:
         commands.evaluate(["--model", str(folder), *arguments])
     assert error.value.status == 2
-
-
-@pytest.mark.slow
-def test_every_protocol_at_once(folder: Path, tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    common = ["--model", str(folder), "--cache_dir", str(tmp_path / "cache"), "--evaluations", "2"]
-    result = cli("measure_protocols", *common, "--output", str(tmp_path / "out"))
-    assert result.returncode == 0, result.stderr
-    contents = [(path.name, json.loads(path.read_text())) for path in (tmp_path / "out").iterdir()]
-    assert len(contents) == 10
-    assert all(name.startswith(content["protocol"]) and name.endswith(f"-{content['split']}.json") for name, content in contents)
-    failed = cli("measure_protocols", "--model", "absent", "--output", str(tmp_path / "none"))
-    assert failed.returncode == 1
-    assert "failed: its own line says why" in failed.stderr

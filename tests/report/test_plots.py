@@ -37,17 +37,6 @@ def test_a_metric_that_no_run_has_gives_no_plot(write_run: WriteRun) -> None:
     assert drawn == ["loss-over-tokens", "perplexity-over-tokens"]
 
 
-@pytest.mark.filterwarnings("error::UserWarning")
-def test_runs_of_very_different_perplexities_share_a_plot(write_run: WriteRun) -> None:
-    rows = read_rows([write_run("toy", metric_lines(10, 6)), write_run("words", metric_lines(300, 200), "--optim.lr=0.5")])
-    for plot in PLOTS:
-        figure = draw(plot, rows)
-        assert figure is not None
-        if plot.key == "valid/ppl":
-            low, high = figure.axes[0].get_ylim()
-            assert 0 < low < 6 < 200 < high
-
-
 def test_nothing_is_drawn_but_curves_and_the_band_over_seeds(write_run: WriteRun) -> None:
     runs = [write_run(f"s{seed}", metric_lines(30, 90 + seed), f"--train.seed={seed}") for seed in (1, 2)]
     stopped = write_run("stopped", metric_lines(20, 70), "--optim.lr=0.5")

@@ -176,16 +176,13 @@ def train_job() -> dict[str, Any]:
 def test_train_job_has_room_and_time_to_save(train_job: dict[str, Any]) -> None:
     trainer, (patch,) = train_job["spec"]["trainer"], train_job["spec"]["runtimePatches"]
     (replicated,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
-    assert replicated["name"] == "node", "the name of the trainer's job and container in torch-distributed"
     spec = replicated["template"]["spec"]["template"]["spec"]
     (container,) = spec["containers"]
-    assert container["name"] == "node"
-    volumes = {volume["name"]: volume for volume in spec["volumes"]}
-    mounted = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
-    assert "persistentVolumeClaim" in mounted["/data"]
-    kept = [argument for argument in trainer["args"] if argument.startswith(("--train.run_dir=", "--data.cache_dir="))]
-    assert len(kept) == 2
-    assert all("=/data/" in argument for argument in kept)
+    assert replicated["name"] == container["name"] == "node", "the name of the trainer's job and container in torch-distributed"
+    (claim,) = (volume["name"] for volume in spec["volumes"] if "persistentVolumeClaim" in volume)
+    assert {"name": claim, "mountPath": "/data"} in container["volumeMounts"]
+    kept = [argument.split("=")[0] for argument in trainer["args"] if "=/data/" in argument]
+    assert {"--train.run_dir", "--data.cache_dir"} <= {*kept}
     timeout = next(int(entry["value"]) for entry in trainer["env"] if entry["name"] == "TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
     assert timeout < spec["terminationGracePeriodSeconds"]
     resources = trainer["resourcesPerNode"]["limits"]

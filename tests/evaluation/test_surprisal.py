@@ -78,7 +78,7 @@ def test_every_score_is_what_the_model_says_of_the_token_alone(saved: SavedModel
     lines[7] = lines[8] = lines[17] = ""
     rows = score_text("\n".join(lines), saved, reset, eos=True)
     assert_same(rows, alone(saved.model, lines, resets))
-    assert score_text("\n".join(lines), saved, reset) == [row for row in rows if row.token != "<eos>"]
+    assert score_text("\n".join([*lines, ""]), saved, reset) == [row for row in rows if row.token != "<eos>"]
 
 
 @pytest.mark.usefixtures("sizes")

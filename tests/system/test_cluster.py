@@ -18,7 +18,7 @@ import yaml
 
 from tests.helpers import Small
 from tests.processes import SECONDS
-from tests.system.launcher import ROOT, environment, free_port, wait_for_step
+from tests.system.launcher import ROOT, environment, error_lines, free_port, wait_for_step
 
 CLUSTER = ROOT / "scripts" / "cluster"
 # Long enough that the signal finds it running on a slow machine too
@@ -167,10 +167,40 @@ def test_the_signal_saves_and_requeues_and_the_next_start_finishes(slurm: Slurm,
     assert slurm.requeued == [slurm.job], "once, not again"
 
 
+def test_wrong_use_ends_the_job(slurm: Slurm, small: Small) -> None:
+    status, stderr = slurm.run(*small("--train.epoch=3"))
+    assert status == 2
+    (line,) = set(error_lines(stderr))  # once on each node
+    assert "--train.epoch" in line
+    assert not slurm.run_dir.exists()
+    assert slurm.requeued == []
+
+
+# Fields of Kubeflow Trainer's published TrainJob (v1alpha1, Trainer 2.3) and of the Kubernetes types in it, as far as a job needs them
+PUBLISHED = set(
+    """apiVersion kind metadata name namespace labels annotations spec runtimeRef trainer image command args env value numNodes
+    numProcPerNode resourcesPerNode requests limits runtimePatches manager trainingRuntimeSpec template replicatedJobs containers
+    volumeMounts mountPath subPath readOnly volumes persistentVolumeClaim claimName emptyDir medium sizeLimit securityContext fsGroup
+    nodeSelector tolerations terminationGracePeriodSeconds cpu memory nvidia.com/gpu""".split()
+)
+
+
+def fields(value: Any) -> set[str]:
+    """Names of all fields, at any depth."""
+    if isinstance(value, list):
+        return set().union(*map(fields, value))
+    return set(value).union(*map(fields, value.values())) if isinstance(value, dict) else set()
+
+
 @pytest.fixture
 def train_job() -> dict[str, Any]:
     job: dict[str, Any] = yaml.safe_load((CLUSTER / "trainjob.yaml").read_text())
     return job
+
+
+def test_train_job_has_published_fields_only(train_job: dict[str, Any]) -> None:
+    assert (train_job["apiVersion"], train_job["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
+    assert fields(train_job) - PUBLISHED == set()
 
 
 def test_train_job_has_room_and_time_to_save(train_job: dict[str, Any]) -> None:

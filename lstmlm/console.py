@@ -79,7 +79,8 @@ def on_terminal() -> bool:
 def standard_output() -> Iterator[BinaryIO]:
     """Standard output for results, in bytes, so that UTF-8 comes out whatever the locale. A terminal gets them `printable`.
 
-    A reader that has enough (`| head -1`) ends the process without a word, with the status of any filter, 141.
+    A reader that has enough (`| head -1`) ends the process without a word, with the status of any filter, 141. Standard output that is
+    closed, or whose disk is full, is a UserError.
     """
     if sys.stdout is None:
         raise UserError("standard output is closed, and the result would be lost")

@@ -125,7 +125,7 @@ def sync_folder(path: Path) -> None:
 
 
 def user_path(path: str | Path) -> Path:
-    """A path as the user wrote it, with `~` replaced by the home folder."""
+    """A path as the user wrote it, with `~` replaced by the home folder; a UserError where there is none."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -133,7 +133,7 @@ def user_path(path: str | Path) -> Path:
 
 
 def open_file(path: Path) -> io.BufferedReader:
-    """A file to be read; a folder is refused, and so is a device or a FIFO, which might never end."""
+    """A file to be read; what cannot be read is a UserError, and so is a folder, a device or a FIFO, which might never end."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except (OSError, ValueError) as error:  # the latter of a name with a NUL
@@ -145,7 +145,7 @@ def open_file(path: Path) -> io.BufferedReader:
 
 
 def read_file(path: Path, most: int | None = None) -> bytes:
-    """The content of a file that has `most` bytes at most."""
+    """The content of a file that has `most` bytes at most; a UserError where it has more or cannot be read."""
     try:
         with open_file(path) as file:
             if most is not None and (size := os.fstat(file.fileno()).st_size) > most:
@@ -191,7 +191,7 @@ class Output:
         _check_writable(self.path.parent, told)
 
     def keep(self, kept: Iterable[str | Path]) -> None:
-        """Refuse to be one of these files, or a file of one of these models and runs, by whatever name."""
+        """Refuse (UsageError) to be one of these files, or a file of one of these models and runs, by whatever name."""
         names = ("", *MODEL_FILES, *RUN_FILES, *(f"model/{name}" for name in MODEL_FILES))
         for file in (Path(place, name) for place in kept for name in names):
             same = self.path.exists() and file.exists() and self.path.samefile(file)
@@ -200,7 +200,7 @@ class Output:
 
     @contextmanager
     def opened(self) -> Iterator[BinaryIO]:
-        """The file, which has its new content, all of it, when the block has ended well."""
+        """The file, which has its new content, all of it, when the block has ended well; a UserError where it cannot be written."""
         try:
             with standard_output() if self.standard else replacing(self.path) if self.plain else self.path.open("wb") as file:
                 yield file
@@ -248,7 +248,7 @@ class OutputFolder:
         check(not lost, f"{told} holds {', '.join(lost)}, which would be lost: name another folder")
 
     def write(self, contents: dict[str, bytes]) -> None:
-        """Write a file of each name, each in one step, `again` first."""
+        """Write a file of each name, each in one step, `again` first; a UserError where one cannot be written."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for name in sorted(contents, key=lambda name: name != self._again):

@@ -241,7 +241,8 @@ def _ids(tokens: Sequence[str], option: str, vocabulary: Vocabulary) -> list[int
 def choose(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
     """A token id for each row of logits (B, V), int64 (B,): the most likely at temperature 0, else sampled.
 
-    The token is the one within whose share of the unit interval the row's draw lies: uniform, float64 (B,) in [0, 1).
+    The token is the one within whose share of the unit interval the row's draw lies: uniform, float64 (B,) in [0, 1). Logits that are not
+    finite are a UserError.
     """
     if not logits.amax(-1).isfinite().all():
         raise UserError("the model's scores are not finite, so there is nothing to sample from: its weights are far too large")

@@ -49,7 +49,7 @@ def read_yaml(path: Path, kind: type[T]) -> T:
 
 
 def load_yaml(path: Path) -> Any:
-    """What a YAML file says, whatever it is. A key that stands twice is refused, and so is a file made to be endless."""
+    """What a YAML file says, whatever it is. A key that stands twice is refused, and so is a file made to be endless (UserError)."""
     try:
         loader = _Loader(read_file(path, MOST_YAML))
         node = loader.get_single_node()
@@ -64,7 +64,7 @@ def load_yaml(path: Path) -> Any:
 
 
 def as_kind(path: Path, values: Any, kind: type[T], others: Literal["forbid", "allow"] = "forbid") -> T:
-    """What was read from a file, as `read_json` gives it."""
+    """What was read from a file, as `read_json` gives it; a UserError where it is not a `kind`."""
     try:
         # Through JSON: pydantic takes its list for a tuple, but no other type for another.
         content = json.dumps(values, allow_nan=False).encode()
@@ -123,7 +123,7 @@ def cut_lines(path: Path, length: int) -> bool:
     """Cut a file of JSON lines back to what it was at a length in bytes; a line of that which is damaged goes too.
 
     Returns:
-        Whether it still held all of that length.
+        Whether it still held all of that length; a UserError where it cannot be read.
     """
     content = read_file(path)[:length] if os.path.lexists(path) else b""
     intact = b"".join(line for line in content.splitlines(keepends=True) if _values(line) is not None)

@@ -87,8 +87,8 @@ def row_text(value: object, row: int, place: str, column: str) -> str:
 def check_column(column: str, columns: Collection[str], place: str) -> None:
     """Refuse a column that is not there (UsageError)."""
     if column not in columns:
-        there = ", ".join(columns) or "nothing"
-        raise UsageError(f"{place} has no column {column!r}, only {there}: name one with the option text_column")
+        there = f"only {', '.join(columns)}" if columns else "nor any other"
+        raise UsageError(f"{place} has no column {column!r}, {there}: name one with the option text_column")
 
 
 def blocks_of(pieces: Iterable[str]) -> Iterator[str]:
@@ -220,8 +220,8 @@ def _reading(path: Path, place: Callable[[], str]) -> Iterator[None]:
     """Turn errors of reading into one line that names file and place."""
     try:
         yield
-    except UnicodeDecodeError as error:
-        near = bytes(error.object[max(0, error.start - 20) : error.start + 20])
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:  # the latter of half a character
+        near = error.object[max(0, error.start - 20) : error.start + 20]
         raise UserError(f"{path} is not UTF-8 near {near!r}: convert it first") from None
     except FAULTS as error:
         if isinstance(error, OSError) and error.strerror:

@@ -116,7 +116,7 @@ class LSTMLanguageModel(nn.Module):
         return self.decoder(outputs), state
 
     def hidden(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Outputs of the last layer without dropout, (T, B, H), and the new state."""
+        """Outputs of the last layer for tokens, int64 (T, B), without dropout, (T, B, H), and the new state."""
         _, outputs, state = self._run_layers(self.embedding(tokens), state, None)
         return outputs, state
 

@@ -28,7 +28,10 @@ from lstmlm.model.language_model import LSTMLanguageModel
 from lstmlm.model.pretrained import UNKNOWN, as_weight, save_pretrained
 
 THEIRS = {"RNNModel", "WeightDrop", "LockedDropout", "SplitCrossEntropyLoss", "Corpus", "Dictionary"}  # in any module
-KNOWN = re.compile(r"(torch|collections)\..+|builtins\.(getattr|dict|list|set)")  # getattr: a method that WeightDrop swaps
+KNOWN = re.compile(
+    r"torch\.(?!nn\.modules\.).+|torch\.nn\.modules\.(loss\.CrossEntropyLoss|sparse\.Embedding|rnn\.LSTM|linear\.Linear|dropout\.Dropout"
+    r"|container\.ModuleList)|collections\..+|builtins\.(getattr|dict|list|set)"  # getattr: a method that WeightDrop swaps
+)
 LAYER = re.compile(r"rnns?\.(?:(\d+)\.(?:module\.)?)?((?:weight|bias)_(?:ih|hh)_l)(\d+)(?:_raw)?")
 
 
@@ -150,6 +153,8 @@ def _tensor(name: str, value: Any, numbers: dict[str, bytes]) -> Tensor:
     while _name(value) in ("Parameter", "Variable", "_rebuild_parameter"):
         value = value.arguments[0]
     (key, dtype), offset, size, stride = (value.arguments or value.state)[:4]
+    if not dtype.is_floating_point:  # a quantized view of such bytes would end the process
+        raise ValueError(f"its {name} is in {str(dtype).removeprefix('torch.')}, which is no type of weights")
     flat = torch.frombuffer(bytearray(numbers[key]), dtype=dtype)
     if torch.Size(size).numel() > len(flat):  # with strides of 0, few numbers would make any size
         raise ValueError(f"its {name} is larger than its numbers")

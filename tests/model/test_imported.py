@@ -245,12 +245,15 @@ def spoiled(kind: str, model: Any) -> Any:
         "code in a state dict": state | {"encoder.weight": Evil()},
         "split softmax": [model, SplitCrossEntropyLoss([2800, 20000, 76000]), None],
         "integers": state | {"decoder.bias": torch.ones(8, dtype=torch.int64)},
+        "quantized": state | {"decoder.bias": torch.quantize_per_tensor(torch.ones(8), 0.1, 0, torch.qint8)},
+        "gru's state": state,
         "more": state | {"rnn.weight_hr_l0": torch.ones(3, 3)},
         "no decoder": {name: weight for name, weight in state.items() if "decoder" not in name},
         "a tensor": torch.ones(3),
     }.get(kind, model)
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize(
     ("kind", "told"),
@@ -258,7 +261,12 @@ def spoiled(kind: str, model: Any) -> Any:
         ("code", r"it holds 'posix\.system', which no model of these kinds has; nothing of it was run"),
         ("code in a state dict", r"it holds 'posix\.system'"),
         ("QRNN", r"it holds 'tests\.model\.test_imported\.QRNNLayer'"),
-        ("gru", r"the weights are not those of a model of these sizes: layers\.0\.weight_ih_l0 is \[21, 5\] and should be \[28, 5\]"),
+        ("gru", r"it holds 'torch\.nn\.modules\.rnn\.GRU', which no model of these kinds has"),
+        (
+            "gru's state",
+            r"the weights are not those of a model of these sizes: layers\.0\.weight_ih_l0 is \[21, 5\] and should be \[28, 5\]",
+        ),
+        ("quantized", "its decoder.bias is in qint8"),
         ("split softmax", "its softmax is split"),
         ("max_norm", "its embeddings are scaled"),
         ("cycle", "it is damaged.*RecursionError"),
@@ -273,7 +281,7 @@ def test_what_is_no_such_model_is_refused_and_nothing_of_it_is_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, told: str, legacy: bool
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    model = RNNModel(8, 5, 7, 2, rnn=nn.GRU if kind == "gru" else nn.LSTM)
+    model = RNNModel(8, 5, 7, 2, rnn=nn.GRU if "gru" in kind else nn.LSTM)
     torch.save(spoiled(kind, model), tmp_path / "model.pt", _use_new_zipfile_serialization=not legacy)
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
     with pytest.raises(UserError, match=rf"^cannot import {re.escape(str(tmp_path / 'model.pt'))} .*: {told}") as caught:

@@ -73,13 +73,23 @@ def export_transformers(model: str | Path | None, folder: str | Path) -> None:
         CODE.name: CODE.read_bytes(),
         VOCABULARY: vocabulary.to_bytes(),
         CARD: (card + USAGE).encode(),
-        WEIGHTS: read_file(source / WEIGHTS),
+        WEIGHTS: _told_to_be_of_torch(read_file(source / WEIGHTS)),
         GENERATION: json.dumps(ends | {"pad_token_id": tokenizer.pad_token_id}, indent=2).encode(),
         CONFIG: json.dumps(config, indent=2).encode(),
     }
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save_pretrained(scratch)
         output.write({path.name: path.read_bytes() for path in Path(scratch).iterdir()} | contents)
+
+
+def _told_to_be_of_torch(content: bytes) -> bytes:
+    """A safetensors file whose header says `format: pt`, as Accelerate and the Hub's client want, in order: the writer's is random."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted({**header.get("__metadata__", {}), "format": "pt"}.items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format's alignment
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def build_tokenizer(vocabulary: Vocabulary) -> "PreTrainedTokenizerFast":

@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate.utils.modeling import load_state_dict
 
-from lstmlm import LSTMLanguageModel, Vocabulary, generate_text
+from lstmlm import LSTMLanguageModel, UserError, Vocabulary, generate_text
 from lstmlm.export.onnx import export_onnx
 from lstmlm.export.transformers import export_transformers
 from lstmlm.model.pretrained import load, save_pretrained
@@ -212,7 +212,7 @@ export_onnx(sys.argv[1], sys.argv[2] + "/onnx")
     torch.testing.assert_close(weights, load(tmp_path / "own").model.weights(), rtol=0, atol=0)
 
 
-def test_a_link_within_the_cache_of_the_hub_is_followed(tmp_path: Path) -> None:
+def test_only_a_link_within_the_cache_of_the_hub_is_followed(tmp_path: Path) -> None:
     own, blobs = tmp_path / "models--a--b/snapshots/own", tmp_path / "models--a--b/blobs"
     make_model(own)
     blobs.mkdir()
@@ -220,6 +220,11 @@ def test_a_link_within_the_cache_of_the_hub_is_followed(tmp_path: Path) -> None:
     (own / "README.md").symlink_to(blobs / "card")
     export_transformers(own, tmp_path / "exported")
     assert "pipeline_tag: text-generation" in (tmp_path / "exported/README.md").read_text()
+    make_model(tmp_path / "strange")
+    (tmp_path / "strange/README.md").unlink()
+    (tmp_path / "strange/README.md").symlink_to(blobs / "card")
+    with pytest.raises(UserError, match="is a link that leaves the model's folder"):
+        export_transformers(tmp_path / "strange", tmp_path / "none")
 
 
 def test_weights_in_16_bits_compute_in_float32(tmp_path: Path) -> None:

@@ -102,11 +102,11 @@ def test_a_full_disk_is_told_with_the_files_name(tmp_path: Path, monkeypatch: py
     def full(*args: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", full)
-        with pytest.raises(UserError, match=rf"^cannot write {path}: No space left on device$"):
+    for operation in ("write", "fsync"):  # at the latter some file systems tell it
+        with monkeypatch.context() as patch, pytest.raises(UserError, match=rf"^cannot write {path}: No space left on device$"):
+            patch.setattr(os, operation, full)
             Output(path).write(b"new")
-    assert (path.read_text(), hidden(tmp_path)) == ("old", [])
+        assert (path.read_text(), hidden(tmp_path)) == ("old", [])
     Output(path).write(b"new")
     assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("new", 0o640)
 

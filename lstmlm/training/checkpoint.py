@@ -72,7 +72,7 @@ def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[st
         UserError: The disk is full or refuses, or something that is no checkpoint is in the way; what was published is untouched.
     """
     target = folder / f"step_{step:08d}"
-    temporary = folder / f".{target.name}.tmp"
+    temporary, aside = folder / f".{target.name}.tmp", None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
@@ -85,14 +85,19 @@ def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[st
         manifest = {name: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for name, c in contents.items()}
         write_file(temporary / MANIFEST, to_json(manifest, indent=2))
         sync_folder(temporary)
-        for path in checkpoints(folder):
-            if _step(path) >= step and _is_ours(path):  # it is damaged: the run has resumed from an earlier one
-                _delete(path)
+        if target.exists():  # it is damaged; or whole, of a run that has now made up for the validation which it owed there
+            aside = target.rename(_hidden(target))
         temporary.rename(target)
         sync_folder(folder)
+        sweep(folder)
+        for path in checkpoints(folder):
+            if _step(path) > step and _is_ours(path):  # it is damaged: the run has resumed from an earlier one
+                _delete(path)
         prune(target, keep)
     except OSError as error:
         with suppress(OSError):  # else the next save does it
+            if aside and not target.exists():
+                aside.rename(target)
             sweep(folder)
         raise UserError(
             f"{cannot_write(error)}; what was published before is intact: make room and go on with --train.resume true"
@@ -164,9 +169,11 @@ def sweep(folder: Path) -> None:
 
 def _delete(path: Path) -> None:
     """Take a checkpoint out of sight in one rename, then delete it: no half-deleted one can be found."""
-    hidden = path.with_name(f".{path.name}.old")
-    path.rename(hidden)
-    _remove(hidden)
+    _remove(path.rename(_hidden(path)))
+
+
+def _hidden(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
 
 
 def _remove(path: Path) -> None:

@@ -81,15 +81,16 @@ def published(tmp_path: Path) -> Path:
 NO_FAULT = 8  # exit status of a save that has no operation of such a number
 
 
-def save_with_a_fault(folder: Path, victim: int, fault: Callable[[str, tuple[Any, ...]], None]) -> int:
-    """Exit status of a save of step 3, which also prunes, after one of step 2; its operation number `victim` goes through `fault`."""
+def save_with_a_fault(folder: Path, victim: int, fault: Callable[[str, tuple[Any, ...]], None], step: int = 3) -> int:
+    """Exit status of a save of step 3, which also prunes, after one of step 2; its operation number `victim` goes through `fault`.
+    Or of step 2 again, as of a run that owed its last validation."""
     shutil.rmtree(folder)
     publish(folder, 2)
     numbers = itertools.count()
 
     def work() -> None:
         inject(lambda name, args: fault(name, args) if next(numbers) == victim else None)
-        publish(folder, 3)
+        publish(folder, step)
         if next(numbers) <= victim:
             os._exit(NO_FAULT)
 
@@ -115,15 +116,15 @@ def test_killed_at_every_operation(published: Path, half: bool) -> None:
     assert victim > 20, "three files, two folders, a rename and a deletion take as many"
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
-def test_refused_at_every_operation(published: Path, code: int) -> None:
+@pytest.mark.parametrize(("code", "step"), [(errno.ENOSPC, 3), (errno.EACCES, 3), (errno.ENOSPC, 2)])
+def test_refused_at_every_operation(published: Path, code: int, step: int) -> None:
     def refused(name: str, args: tuple[Any, ...]) -> None:
         if name != "close":
             raise OSError(code, os.strerror(code))
 
     statuses = []
     while NO_FAULT not in statuses:
-        statuses.append(save_with_a_fault(published, len(statuses), refused))
+        statuses.append(save_with_a_fault(published, len(statuses), refused, step))
         assert statuses[-1] in (0, 7, NO_FAULT), f"operation {len(statuses)}"
         assert newest_step(published) in (2, 3)
         assert not any(path.name.endswith(".tmp") for path in published.iterdir()), "the temporary folder is gone"

@@ -113,7 +113,7 @@ def evaluate(argv: Arguments = None) -> int:
         check(parquet, f"--output {args.output}: the name of a Parquet file must end with .parquet")
     use_machine(args.threads)
     saved = load(args.model, args.raw, args.normalize, args.dataset, args.cache_dir)
-    if output and not args.text:
+    if output:
         output.keep(local_files(saved.data.dataset))
     text = file_text(saved, args.text, args.text_column) if args.text else split_text(saved, split)
 

@@ -18,8 +18,9 @@ from tests.helpers import fresh_train, small_arguments
 LONG = "a" * 300
 OUTPUTS = {
     "score": ["score", "a.txt", "--model=run", "--output"],
+    "score --add": ["score", "a.txt", "--model=run", "--add=frequency", "--dataset=a.parquet", "--output"],
     "score --html": ["score", "a.txt", "--model=run", "--output=ok", "--html"],
-    "evaluate": ["evaluate", "--text=a.parquet", "--model=run", "--output"],
+    "evaluate": ["evaluate", "--text=a.txt", "--model=run", "--dataset=a.parquet", "--output"],
     "pairs": ["pairs", "a.jsonl", "--model=run", "--output"],
     "report": ["report", "run", "--output"],
     "report --png": ["report", "run", "--output=ok", "--png"],
@@ -88,7 +89,7 @@ def test_an_output_destroys_nothing(command: list[str], place: Path, capsys: pyt
     pytest.importorskip("onnx" if "--to=onnx" in command else "pytest")
     before, zero = state(place), Path("/dev/zero").stat()
     of_folders = command[0] in ("export", "import") or command[-1] == "--png"
-    read = [word.removeprefix("--text=") for word in command if word.startswith(("a.", "--text="))]
+    read = [word.rpartition("=")[2] for word in command if word.startswith(("a.", "--text=", "--dataset="))]
     for name in [LONG, *(FOLDERS if of_folders else [*FILES, *read])]:
         line = refusal([*command[:-1], f"{command[-1]}={name}"], capsys)
         assert line.startswith(f"error: {command[-1]}{f' {name}' * (name != '')}"), line

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Literal, get_args
 from lstmlm.config import check_bounds
 from lstmlm.console import UserError, bar, check
 from lstmlm.data.reading import read_rows
+from lstmlm.data.sources import local_files
 from lstmlm.data.tokenize import EOS, plain, prepared
 from lstmlm.evaluation.perplexity import exponential
 from lstmlm.evaluation.surprisal import MEASURES, By, Pieces, Reader, Sentence, Space, Window, read_windows
@@ -246,6 +247,8 @@ def score_files(
     for name in files:
         check(name == "-" or Path(name).exists(), f"cannot read {name}: there is no such file")
     saved = [load(model, scoring.raw, scoring.normalize, dataset) for model in models]
+    for place in filter(None, (out, shaded) if "frequency" in scoring.add else ()):
+        place.keep(file for own in saved for file in local_files(own.data.dataset))
     names = _names(saved, models)
     if plain_words:
         scoring = replace(scoring, by="word")

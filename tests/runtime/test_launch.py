@@ -37,6 +37,8 @@ def test_settings_of_other_launchers(name: str, monkeypatch: pytest.MonkeyPatch)
         ("SLURM_STEP_NUM_TASKS=2", "SLURM_STEP_NUM_TASKS is 2: srun or mpirun started several processes"),
         ("OMPI_COMM_WORLD_SIZE=two", "OMPI_COMM_WORLD_SIZE is 'two' in the environment, no number: unset it"),
         ("SLURM_STEP_NUM_TASKS=1 PMI_SIZE=1", None),
+        ("WORLD_SIZE=1 RANK=0 MASTER_ADDR=a MASTER_PORT=1", None),  # of a Kubeflow PyTorchJob of one replica
+        ("PMI_SIZE=2 WORLD_SIZE=1", "PMI_SIZE is 2"),
         ("SLURM_STEP_NUM_TASKS=2 WORLD_SIZE=2 RANK=0 MASTER_ADDR=a MASTER_PORT=1 LOCAL_RANK=0", None),
     ],
 )

@@ -129,7 +129,7 @@ class Unknown:
         if self._odd:
             told = "; ".join(f"{word!r} is not {known!r} ({_codes(word, known)})" for word, known in [*self._odd.items()][:5])
             count = f"{len(self._odd):,}"
-            logger.warning("%s: %s words look known but are not: %s; --normalize and straight quotes help", name, count, told)
+            logger.warning("%s: words look known but are not (%s): %s; --normalize and straight quotes help", name, count, told)
         if unknown > MANY_UNKNOWN * tokens:
             helps = ["a model of --data.level bpe knows every word"]
             if self._vocabulary.level == "word" and not self._vocabulary.lowercase:

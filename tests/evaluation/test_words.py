@@ -221,7 +221,7 @@ def test_nothing_is_unknown_in_silence(saved: dict[str, SavedModel], tmp_path: P
     cli.score([str(tmp_path / "a.txt"), "--model", str(saved["word"].folder), "--output", str(tmp_path / "out")])
     assert len(caplog.messages) == 4, "each once"
     for odd, many in (caplog.messages[:2], caplog.messages[2:]):
-        assert "'c\\u200bat' is not 'cat' (U+200B ZERO WIDTH SPACE)" in odd
+        assert "words look known but are not (4): 'c\\u200bat' is not 'cat' (U+200B ZERO WIDTH SPACE); " in odd
         assert "% of the tokens are <unk>" in many
     caplog.clear()
     rows = score_text("the c\u200bat cat\u00ad", saved["word"], normalize=True)

@@ -292,4 +292,4 @@ def test_a_model_finds_its_text(
     assert evaluate(run, dataset="book", **place).tokens == 36
     assert caplog.messages == ["split test of book is not the text that the model was trained with"]
     (run / "model/config.json").write_text((run / "model/config.json").read_text().replace('"book"', '"unknown"'))
-    refused(run, "was trained on unknown, which is no file or folder here")
+    refused(run, "the model does not say what it was trained on: name its text with --dataset")

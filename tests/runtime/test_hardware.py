@@ -1,17 +1,19 @@
 """What a container's limits leave, and that the process is after a run as it was before."""
 
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from lstmlm import train
-from lstmlm.runtime.hardware import cpu_quota, ieee_products, memory_left, set_float32_products, settings_kept
+from lstmlm.runtime.hardware import cores, cpu_quota, ieee_products, memory_left, set_float32_products, settings_kept
 from tests.helpers import SmallConfig, metrics
 
 V2, V1 = "0::/a/b\n", "4:memory:/x\n3:cpu,cpuacct:/a\n"
@@ -100,6 +102,11 @@ def restored() -> Iterator[None]:
     yield
     torch.backends.fp32_precision = "none"
     torch.set_float32_matmul_precision("highest")
+
+
+def test_cores_are_those_that_psutil_counts() -> None:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else math.inf
+    assert cores() == max(1, int(min(psutil.cpu_count(logical=False) or usable, usable, cpu_quota())))
 
 
 @pytest.mark.parametrize("chosen", ["nothing", "all", "conv", "older"])

@@ -305,12 +305,12 @@ class Run:
 
     def _resume(self) -> None:
         """Take over the checkpoint; every rank gets its values and its tensors from the main rank."""
-        expected, _ = self.train_step.state_dict()
         saved = tensors = None
         with fail_together(self.accelerator):
             if self._is_main:
-                keep, table = self.config.train.keep_checkpoints, self.train_step.table
-                saved, tensors = resume.load_newest_that_fits(self._past.found, self.corpus.fingerprint, expected, table, keep)
+                layout, table = self.train_step.layout(), self.train_step.table
+                keep = self.config.train.keep_checkpoints
+                saved, tensors = resume.load_newest_that_fits(self._past.found, self.corpus.fingerprint, layout, table, keep)
         saved = main_value(self.accelerator, saved)
         self.train_step.load_state_dict(main_tensors(self.accelerator, tensors), asdict(saved))
         self.cursor, self.interval, self.seconds = saved.cursor, saved.interval, saved.seconds

@@ -178,6 +178,13 @@ class TrainStep:
         scaler = self.accelerator.scaler
         return tensors, {"scaler": scaler.state_dict() if scaler is not None else None}
 
+    def layout(self) -> dict[str, Tensor]:
+        """The tensors of `state_dict` by name, with their shapes and types, but on the device `meta`: they hold nothing."""
+        tensors = {name: torch.empty_like(tensor, device="meta") for name, tensor in self._trained()}
+        for name, local in self.state.named():
+            tensors[name] = local.new_empty(self.table.columns, *local.shape[1:], device="meta")
+        return tensors
+
     def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Take over what `state_dict` gave on any number of ranks."""
         for name, tensor in self._trained():

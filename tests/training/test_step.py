@@ -53,6 +53,13 @@ def test_equals_an_independent_loop(small_config: SmallConfig) -> None:
     assert losses[-1] < 0.99 * losses[0], "the updates matter"
 
 
+def test_the_layout_is_that_of_the_state_dict(small_config: SmallConfig) -> None:
+    train_step = build_step(small_config("--model.tie_weights=false", "--model.embedding_size=8"))
+    tensors, layout = train_step.state_dict()[0], train_step.layout()
+    assert {name: (t.shape, t.dtype) for name, t in layout.items()} == {name: (t.shape, t.dtype) for name, t in tensors.items()}
+    assert all(tensor.is_meta for tensor in layout.values())
+
+
 def test_accumulated_gradient_is_that_of_the_whole_window(small_config: SmallConfig) -> None:
     """A window of 3 segments: the gradient of the mean nll over all its targets, cut at the segments' borders."""
     config = small_config("--model.dropout=0", "--train.accumulate=3", "--optim.grad_clip=1e9", "--train.log_every=100")

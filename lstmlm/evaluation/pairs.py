@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from lstmlm.console import UserError
+from lstmlm.console import UserError, check
 from lstmlm.data.reading import check_form, read_rows
 from lstmlm.evaluation.perplexity import StaticScorer, Stretches
 from lstmlm.evaluation.words import Unknown, cut
@@ -50,6 +50,7 @@ def score_pairs(
     Raises:
         UserError: The file or the model cannot be read, or a row is not a pair.
     """
+    check(by in METHODS, f"by must be one of {', '.join(METHODS)}, not {by!r}")
     rows = _read(Path(file), by)
     saved = load(model, raw, normalize)
     vocabulary, unknown = saved.text_vocabulary, Unknown(saved)

@@ -235,6 +235,7 @@ def score_files(
     Raises:
         UsageError: A text cannot be read or has no token, or the arguments do not go together. What was there before stays.
     """
+    check(form in FORMS, f"form must be one of {', '.join(FORMS)}, not {form!r}")
     plain_words = form == "neural-complexity"
     others = scoring.eos or scoring.by or scoring.regions or scoring.add or len(models) > 1
     check(not (plain_words and others), "neural-complexity's table is of words and one model, without <eos>: leave out other options")

@@ -105,6 +105,7 @@ def file_text(saved: SavedModel, path: str | Path, column: str = "text") -> Text
         UserError: It cannot be read, or has nothing to score.
     """
     path = Path(path)
+    check(not path.is_dir(), f"{path} is a folder: name one file, or the folder with --dataset to score one of its splits")
     check(path.is_file(), f"there is no file {path}")
     check_form(path)
     blocks = partial(read_blocks, path, column)

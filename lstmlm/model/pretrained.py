@@ -335,6 +335,8 @@ def _named(folder: Path) -> Path:
     within = folder / "model"
     if (within / CONFIG).exists() and not (folder / CONFIG).exists():
         return within
+    if len(folder.parts) == 1 and not folder.exists():
+        raise UserError(f"there is no model in {folder}: it is no folder here, and the Hub's names are user/model")
     if len(folder.parts) != 2 or folder.parent.exists():  # where the first part is a folder, it is a path
         return folder
     from huggingface_hub import snapshot_download

@@ -89,6 +89,8 @@ def test_bad_files(tmp_path: Path, content: bytes, named: str, status: int) -> N
     with pytest.raises(UserError, match=named) as error:
         commands.pairs([str(tmp_path / "a.jsonl"), "--model", "absent"])
     assert error.value.status == status
+    with pytest.raises(UserError, match="by must be one of sentence, one_prefix, two_prefix, not 'word'"):
+        score_pairs(tmp_path / "a.jsonl", "absent", by="word")  # type: ignore[arg-type]
 
 
 def test_a_zipped_array_and_a_uid_called_all(folder: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

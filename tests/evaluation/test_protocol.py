@@ -105,6 +105,7 @@ def test_each_protocol_with_its_settings(run: Run, folder: Path, tmp_path: Path)
         (["--reset", "line", "--columns", "2"], "--reset line scores stretches in parallel already: leave out --columns"),
         (["--reset", "line", "--protocol", "dynamic"], "carries what it learned across a reset: leave out --reset line"),
         (["--text", "a.txt", "--split", "test"], "--text and --split: the text is in place of the split"),
+        (["--text", "."], ". is a folder: name one file, or the folder with --dataset"),
         (["--columns", "0"], "columns must be at least 1 "),
         (["--split", "dev"], "there is no split 'dev'"),
         (["--output", "a.csv"], "must end with .parquet"),

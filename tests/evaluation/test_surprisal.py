@@ -14,7 +14,7 @@ from lstmlm import LSTMLanguageModel, UserError, Vocabulary, score_text
 from lstmlm.evaluation import perplexity, surprisal
 from lstmlm.evaluation.evaluate import evaluate
 from lstmlm.evaluation.surprisal import Reader, read_windows
-from lstmlm.evaluation.surprisal_tables import ScoreTable, Scoring, sentences_of
+from lstmlm.evaluation.surprisal_tables import ScoreTable, Scoring, score_files, sentences_of
 from lstmlm.evaluation.text import Reset
 from lstmlm.model.pretrained import SavedModel, load, save_pretrained
 from tests.helpers import sharp_model, token_by_token
@@ -135,3 +135,5 @@ def test_what_is_refused(folder: Path) -> None:
         score_text("w1", folder, add="length")
     with pytest.raises(UserError, match="reset must be one of line, document, never, not 'sentence'"):
         score_text("w1", folder, "sentence")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="form must be one of tsv, jsonl, parquet, neural-complexity, not 'csv'"):
+        score_files(["absent.txt"], [folder], form="csv")  # type: ignore[arg-type]

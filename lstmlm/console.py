@@ -160,6 +160,9 @@ def run_script(main: Callable[[], int]) -> int:
         if several and any(sign in reason for sign in ("closed by peer", "reset by peer", "Broken pipe", "Timed out")):
             print_line(f"error: rank {rank} lost the others: one of them ended or hangs; look for its own error line ({reason})")
             return 1
+        if type(error).__name__ == "OutOfMemoryError":  # torch's
+            print_line(f"error: rank {rank} has no memory left ({one_line(error, 200)}): use fewer columns, fewer rows or a smaller model")
+            return 1
         print_line(f"error: rank {rank} failed: {reason}")
         raise
 

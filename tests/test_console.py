@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from lstmlm import console
 from lstmlm.console import Progress, UserError, print_line, print_result, printable, run_script, standard_output
@@ -75,6 +76,7 @@ def test_a_result_in_a_pipe_is_exact(capfdbinary: pytest.CaptureFixture[bytes]) 
         (UserError("no\nuse \x1b"), r"error: no\nuse \x1b", 1),
         (FileNotFoundError(2, "No such file or directory", " a\n\n b\t"), "error: a b: No such file or directory", 1),
         (OSError(36, "File name too long", "a" * 999), f"error: {'a' * 300}: File name too long", 1),
+        (torch.OutOfMemoryError("CUDA"), "error: rank 0 has no memory left (CUDA): use fewer columns, fewer rows or a smaller model", 1),
         (KeyboardInterrupt(), "error: interrupted; what was saved before is intact", 130),
         (KeyboardInterrupt(signal.SIGTERM), "error: interrupted; what was saved before is intact", 143),
     ],

@@ -57,16 +57,19 @@ def resolve_precision(config: Config) -> Config:
 def started(config: Config) -> Iterator[Accelerator]:
     """`start` for the length of a block. After it, however it ends, the ranks have parted and this process is as it was."""
     callers = is_initialized() or dist.is_initialized()  # what the caller has set up stays
-    accelerator = None
+    accelerator, stay = None, callers
     with hardware.settings_kept():
         try:
             accelerator = start(config)
             yield accelerator
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)  # they may hold the DDP wrapper
+            # NCCL's groups end together: a rank that fails alone would wait here, before it tells why, for those that wait for it
+            # (pytorch#141510, torchtitan#1342). The process ends instead, and its launcher ends the others.
+            stay = callers or (dist.is_initialized() and dist.get_backend() == "nccl")
             raise
         finally:
-            if not callers:
+            if not stay:
                 # The process groups go last. A DDP wrapper that outlived them would end them from C++, holding Python's lock, and wait
                 # for gloo's thread, which may wait for that lock (pytorch#56297). The run has let go of its own; here Accelerate does.
                 if accelerator is not None:
@@ -184,7 +187,7 @@ def _check_cuda_graph(config: Config, accelerator: Accelerator) -> None:
     obstacles = {
         f"this is a {accelerator.device.type}": accelerator.device.type != "cuda",
         f"there is a group of {accelerator.num_processes} rank(s)": several,
-        "fp16 waits for the device at every step": config.train.precision == "fp16",
+        "fp16 changes its scale from step to step": config.train.precision == "fp16",
         "train.accumulate is not 1": config.train.accumulate > 1,
         "data.bptt_jitter gives every segment another length": config.data.bptt_jitter > 0,
         "optim.cycle_beta changes a number that the graph holds": config.optim.cycle_beta is not None,

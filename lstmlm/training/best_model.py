@@ -1,9 +1,11 @@
-"""The best model of a run so far, in `model/`: its files, its card, and where it waits when a run's last validation may replace it."""
+"""The best model of a run so far, in `model/`: its files, its card, and what becomes of the one before when it is replaced."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import safetensors
 from accelerate import Accelerator
 
 from lstmlm import generation
@@ -36,25 +38,26 @@ class BestModel:
         return trained_on(self.config.data) | {"dataset": dataset_name(self.config.data.dataset)}
 
     def write(self, cursor: Cursor) -> None:
-        """Make the model, as it is trained now, the best one: all that evaluation and generation need. Every rank calls it."""
+        """Make the model, as it is trained now, the best one: all that evaluation and generation need. Every rank calls it.
+
+        The weights of the one before are kept aside until the next checkpoint: a run that goes on from the last one needs them.
+        """
         # One entry: the order of several in the file's header is not fixed.
         metadata = {"exported": json.dumps({"step": cursor.step, "valid_ppl": cursor.best})}
         vocabulary, fingerprints = self.corpus.vocabulary, self.corpus.fingerprints
         with fail_together(self.accelerator):
             if self.accelerator.is_main_process:
-                place, card = self.directory.model, self._card()
+                place, card, before = self.directory.model, self._card(), self.directory.earlier_best
+                if (place / WEIGHTS).exists() and not before.exists():
+                    replace_file(before, read_file(place / WEIGHTS))
                 save_pretrained(place, self.model, vocabulary, self.trained_on, metadata, card=card, fingerprints=fingerprints)
 
-    def keep_for_growth(self) -> None:
-        """Keep its weights aside before a last validation that only a run of this length has: a run that grows goes on with them."""
-        with fail_together(self.accelerator):
-            if self.accelerator.is_main_process:
-                replace_file(self.directory.due_model, read_file(self.directory.model / WEIGHTS))
-
-    def bring_back(self) -> None:
-        """Put the weights that were kept aside, where there are any, in their place again. The main rank calls it."""
-        if self.directory.due_model.exists():
-            self.directory.due_model.replace(self.directory.model / WEIGHTS)
+    def bring_back(self, best: float | None) -> None:
+        """Put the weights that were kept aside in their place again, if they are those of this perplexity. The main rank calls it."""
+        if self.directory.earlier_best.exists():
+            with suppress(safetensors.SafetensorError), safetensors.safe_open(self.directory.earlier_best, "pt") as file:
+                if json.loads(file.metadata()["exported"])["valid_ppl"] == best:
+                    self.directory.earlier_best.replace(self.directory.model / WEIGHTS)
 
     def load(self) -> None:
         """Give its weights to the model, in place of those that were trained last. Every rank calls it."""

@@ -160,6 +160,15 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{TENSORS} is damaged: {error}") from None
 
 
+def restore(folder: Path) -> None:
+    """Bring back a checkpoint that a save of the same step had taken out of sight when it was killed. The run's lock is held."""
+    for path in folder.glob(".step_*.old"):
+        target = path.with_name(path.name[1:-4])
+        # Its tensors are what a deletion takes first.
+        if _NAME.fullmatch(target.name) and not os.path.lexists(target) and not _foreign_content(path) and (path / TENSORS).exists():
+            path.rename(target)
+
+
 def sweep(folder: Path) -> None:
     """Delete what a killed save or delete has left behind."""
     for path in folder.iterdir() if folder.is_dir() else ():

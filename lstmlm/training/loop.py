@@ -43,9 +43,11 @@ def train(config: Config) -> Outcome:
                     run.read_losses()  # raises where one is not finite, before anything is saved
                     if due.log:
                         run.log()
-                    if due.evaluate:
+                    if due.evaluate and stop_signal:
+                        cursor.owes_validation = True  # there may be little time to save
+                    elif due.evaluate:
                         run.validate(stop.alone)
-                        stop_signal = stop_signal or stop.agreed(cursor.step, at_event=True)
+                        stop_signal = stop.agreed(cursor.step, at_event=True)
                     if due.epoch:
                         cursor.next_epoch()
                         train_step.reset_state()

@@ -223,6 +223,7 @@ class Run:
                 }
                 keep = self.config.train.keep_checkpoints
                 checkpoint.publish(self.directory.checkpoints, self.cursor.step, tensors, values, keep)
+                self.directory.earlier_best.unlink(missing_ok=True)
 
     def stopped(self, signal: int) -> Outcome:
         """Leave after a signal; the checkpoint is written."""
@@ -243,8 +244,6 @@ class Run:
         if self.interval.targets:
             self.log()
         if self.cursor.validated < self.cursor.step:
-            if self.cursor.best is not None:
-                self.best_model.keep_for_growth()
             self.validate()
         if self.cursor.best is None:
             self._write_model()
@@ -319,7 +318,7 @@ class Run:
         self._opened -= self.seconds.total
         with fail_together(self.accelerator):
             if self._is_main:
-                self.best_model.bring_back()
+                self.best_model.bring_back(self.cursor.best)
             self.tracking.load_state_dict(saved.tracking)
 
     def _write_model(self) -> None:

@@ -33,7 +33,7 @@ class RunDirectory:
         self.config, self.metrics, self.samples = path / RUN_CONFIG, path / "metrics.jsonl", path / "samples.jsonl"
         self.checkpoints, self.model, self.summary = path / "checkpoints", path / "model", path / "summary.json"
         self.evaluations, self.profile, self.tensorboard = path / "evaluations", path / "profile", path / "tensorboard"
-        self.due_model = self.checkpoints / "best.safetensors"
+        self.earlier_best = self.checkpoints / "best.safetensors"
         self._made: list[Path] = []  # made here; removed again where the start fails
 
     @classmethod

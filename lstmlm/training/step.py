@@ -12,7 +12,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from lstmlm.config import Config
-from lstmlm.console import UserError
+from lstmlm.console import UserError, check
 from lstmlm.data.table import Table, Window
 from lstmlm.model.dropout import make_masks
 from lstmlm.model.language_model import LSTMLanguageModel, State
@@ -48,7 +48,7 @@ class _Recording(NamedTuple):
 class TrainStep:
     """The update of the parameters by one window of the table, and the state that is carried from window to window.
 
-    Nothing in a call waits for the device (fp16 excepted): losses gather in a buffer that `read` empties. Parameters,
+    Nothing in a call waits for the device (an average under fp16 excepted): losses gather in a buffer that `read` empties. Parameters,
     optimizer and hidden state keep their places in memory, which a recorded CUDA graph relies on.
 
     Args:
@@ -79,7 +79,8 @@ class TrainStep:
         self._order_ddp_buckets()
         self._full_targets = config.data.bptt * table.columns  # of a window whose update is recorded
         full = table.targets_in(0, config.data.bptt) == self._full_targets
-        self._recording = self._record() if graph and full else None
+        check(full or not graph, f"train.cuda_graph records segments of {config.data.bptt} rows, and a column has fewer: leave it false")
+        self._recording = self._record() if graph else None
 
     def __call__(self, window: Window, step: int, segment: int) -> None:
         """Do one update.
@@ -111,7 +112,8 @@ class TrainStep:
                     segment_nll = self._backward(*self.table.segment(first, end), window.num_targets, window.num_differences)
                     row[0] += segment_nll
             row[1] = self._apply_gradient()
-        if self._average is not None and not self._optimizer.step_was_skipped:  # by fp16
+        # Accelerate's `step_was_skipped` does not see what a fused optimizer leaves out where fp16 has overflowed.
+        if self._average is not None and (self.accelerator.scaler is None or math.isfinite(row[1].item())):
             self._average.update()
         self._pending.append((step, window.num_targets))
 

@@ -211,12 +211,13 @@ class Tracking:
         names = self._config.trackers
         if not names:
             return
-        missing = [name for name in names if find_spec(name) is None]
-        if missing:
-            raise UserError(
-                f"not installed: {', '.join(missing)}; pip install 'lstmlm[{','.join(missing)}]', or leave out of tracking.trackers "
-                "what you do not need"
-            )
+        with fail_together(self._accelerator):  # one host may lack what the others have
+            missing = [name for name in names if find_spec(name) is None]
+            if missing:
+                raise UserError(
+                    f"not installed: {', '.join(missing)}; pip install 'lstmlm[{','.join(missing)}]', or leave out of tracking.trackers "
+                    "what you do not need"
+                )
         self._accelerator.log_with = filter_trackers(list(names), self._directory.path)
         # TensorBoard writes to <logging_dir>/<project>
         self._accelerator.project_configuration.logging_dir = str(self._directory.tensorboard)

@@ -1,11 +1,16 @@
-"""Launches that are refused before anything starts."""
+"""Launches that are refused before anything starts, and how a process leaves its group."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
+from torch import distributed as dist
 
+from lstmlm import Config
 from lstmlm.console import UsageError
+from lstmlm.runtime import launch
 from lstmlm.runtime.launch import FOREIGN, OF_A_LAUNCH, OF_OTHERS, check_launch
+from tests.helpers import forget_accelerate
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +52,21 @@ def test_what_the_environment_says_of_other_processes(environment: str, told: st
         monkeypatch.setenv(*setting.split("="))
     with pytest.raises(UsageError, match=told) if told else nullcontext():
         check_launch()
+
+
+@pytest.mark.parametrize("backend", ["nccl", "gloo"])
+def test_a_rank_that_fails_alone_does_not_wait_for_the_others(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it would in NCCL's `destroy_process_group`; NCCL itself needs GPUs."""
+
+    def start(config: Config) -> SimpleNamespace:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        return SimpleNamespace(free_memory=lambda: None)
+
+    forget_accelerate()
+    monkeypatch.setattr(launch, "start", start)
+    monkeypatch.setattr(dist, "get_backend", lambda: backend)
+    with pytest.raises(ValueError, match="alone"), launch.started(Config()):
+        raise ValueError("alone")
+    assert dist.is_initialized() == (backend == "nccl")
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -7,13 +7,14 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import lstmlm
 from lstmlm.config import argument_parser, load_config, parse
-from lstmlm.console import UsageError, bar, check, print_line, print_result, printable, run_script, standard_output
+from lstmlm.console import UsageError, UserError, bar, check, print_line, print_result, printable, run_script, standard_output
 from lstmlm.files import Output, user_path
 
 Arguments = Sequence[str] | None  # without the program's name; None takes the process's own
@@ -69,6 +70,7 @@ def evaluate(argv: Arguments = None) -> int:
     from lstmlm.evaluation.text import Text, check_split, file_text, split_text
     from lstmlm.evaluation.tuning import EVALUATIONS, TOKENS, tune
     from lstmlm.model.pretrained import load
+    from lstmlm.records import to_json
     from lstmlm.runtime.hardware import use_machine
 
     parser = argument_parser("Exact perplexity of a saved model, static or adapting to the text (docs/evaluation.md).")
@@ -97,11 +99,13 @@ def evaluate(argv: Arguments = None) -> int:
     kind = PROTOCOLS[args.protocol]
     settings = {setting.name: args[setting.name.removesuffix("_")] for setting in dataclasses.fields(kind)}
     named = vars(parser.parse_args(argv, defaults=False)).keys()  # what the command line itself gives a value
-    misplaced = named & {name.removesuffix("_") for name in taken - settings.keys()}
-    check(not misplaced, f"protocol {kind.name} has no setting {', '.join(f'--{name}' for name in sorted(misplaced))}")
     protocol = kind(**settings)
+    misplaced = named & {name.removesuffix("_") for name in taken} - {"columns", "reset", *protocol.settings}
+    rule = f" with rule {protocol.settings['rule']}" if "epsilon" in misplaced & settings.keys() else ""
+    check(not misplaced, f"protocol {kind.name}{rule} has no setting {', '.join(f'--{name}' for name in sorted(misplaced))}")
     check(not (args.text and args.split), "--text and --split: the text is in place of the split, so name one of them")
     check(bool(args.text) or not (args.raw or args.normalize), "--raw and --normalize are for --text: a split is read as training read it")
+    check(bool(args.text) or "text_column" not in named, "--text_column is for --text: a split is read as training read it")
     check_split(args.split or "test")
     others = args.text or args.split not in (None, "validation")
     check(not (args.tune and others), "--tune searches on validation and then scores test once: leave out --text and --split")
@@ -114,8 +118,12 @@ def evaluate(argv: Arguments = None) -> int:
     use_machine(args.threads)
     saved = load(args.model, args.raw, args.normalize, args.dataset, args.cache_dir)
     if output:
-        output.keep(local_files(saved.data.dataset))
+        trained_on: list[Path] = []
+        with suppress(UserError):  # a model need not say where its text is
+            trained_on = local_files(saved.data)
+        output.keep(trained_on)
     text = file_text(saved, args.text, args.text_column) if args.text else split_text(saved, split)
+    train = split_text(saved, "train").stream if args.breakdown else None
 
     def score(text: Text, protocol: Static) -> Measurement:
         with bar(text.name, "token", len(text.stream)) as scored:
@@ -127,7 +135,7 @@ def evaluate(argv: Arguments = None) -> int:
         validation = score(split_text(saved, "validation"), protocol)
         tuned = {"tuning": search, "validation": {"split": "validation", **validation.figures()}}
     result = score(text, protocol)
-    groups = breakdown(result, saved.vocabulary, split_text(saved, "train").stream) if args.breakdown else []
+    groups = [] if train is None else breakdown(result, saved.vocabulary, train)
     if output:
         write_tokens(output, result, saved.vocabulary)
     if args.json:
@@ -135,7 +143,7 @@ def evaluate(argv: Arguments = None) -> int:
         figures |= tuned
         if args.breakdown:
             figures["breakdown"] = groups
-        print_result(json.dumps(figures))
+        print_result(to_json(figures).decode())
     else:
         lines = [f"validation: {validation.line()}"] if args.tune else []
         lines.append(f"{args.text or split}: {result.line()}")
@@ -260,9 +268,11 @@ def report(argv: Arguments = None) -> int:
     args = parse(parser, argv)
     check(bool(args.runs) != bool(args.wandb), "name run directories, such as runs/*, or --wandb ENTITY/PROJECT")
     check(bool(args.wandb) or not (args.group or args.dry_run), "--group and --dry_run belong to --wandb ENTITY/PROJECT")
-    check(bool(args.runs) or not args.png, "--png belongs to a page about run directories")
+    page_named = args.png or "output" in vars(parser.parse_args(argv, defaults=False))
+    check(bool(args.runs) or not page_named, "--output and --png belong to a page about run directories")
     if args.runs:
-        output = Output(args.output, args.runs)
+        read = (file for run in args.runs for file in user_path(run).glob("evaluations/*.json"))
+        output = Output(args.output, [*args.runs, *read])
         page.write_report(args.runs, output, args.png)
         if not output.standard:
             print_result(args.output)

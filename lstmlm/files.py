@@ -241,8 +241,8 @@ class OutputFolder:
             raise UsageError(f"{told}: {error.strerror}") from None
         check(nearest.is_dir(), f"{told}: {nearest} is not a folder")
         _check_writable(nearest, told)
-        run = _run(Path(os.path.realpath(self.path)))
-        check(run is None, f"{told} is a folder of the run in {run}: name another folder")
+        run = _run(Path(os.path.realpath(self.path), RUN_FILES[0]))  # the run's own folder too
+        check(run is None, f"{told} belongs to the run in {run}: name another folder")
         earlier = again in there and not (source and source.exists() and self.path.samefile(source))
         lost = [file for file in there if not (earlier and _replaceable(self.path / file))]
         check(not lost, f"{told} holds {', '.join(lost)}, which would be lost: name another folder")

@@ -215,7 +215,8 @@ def test_a_folder_of_outputs(place: Path) -> None:
         "input": "input is not a folder",
         "input/a": "input is not a folder",
         "model": "holds README.md, which would be lost",
-        "run/model": "is a folder of the run",
+        "run": "belongs to the run",
+        "run/model": "belongs to the run",
         "a" * 256: "File name too long",
     }.items():
         with pytest.raises(UsageError, match=rf"^--output {name}:? .*{told}"):

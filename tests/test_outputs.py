@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from lstmlm import load_config
 from lstmlm.cli import COMMANDS
 from lstmlm.console import run_script
-from tests.helpers import fresh_train, small_arguments
+from tests.helpers import fresh_train, make_file, small_arguments
 
 LONG = "a" * 300
 OUTPUTS = {
@@ -95,6 +96,18 @@ def test_an_output_destroys_nothing(command: list[str], place: Path, capsys: pyt
         assert line.startswith(f"error: {command[-1]}{f' {name}' * (name != '')}"), line
     assert state(place) == before
     assert Path("/dev/zero").stat().st_rdev == zero.st_rdev
+
+
+def test_what_a_split_is_read_from_stays(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file in capitals, and one in a folder that is a link; a model that says nothing of its text keeps nobody from a result."""
+    for name in ("caps/Train.parquet", "caps/Valid.parquet", "caps/Test.parquet", "real/1.parquet", "linked/train.parquet"):
+        make_file(Path(name), Path("a.parquet").read_bytes())
+    Path("linked/test").symlink_to("../real")
+    for name in ("caps/Test.parquet", "linked/test/1.parquet"):
+        line = refusal(["evaluate", "--model=run", f"--dataset={name.partition('/')[0]}", f"--output={name}"], capsys)
+        assert "reads or writes already" in line
+    shutil.copytree("run/model", "alone")
+    assert COMMANDS["evaluate"](["--text=a.txt", "--model=alone", "--output=ok.parquet"]) == 0
 
 
 @pytest.mark.parametrize("command", INPUTS, ids=" ".join)

@@ -22,6 +22,7 @@ from lstmlm.console import UsageError, UserError, one_line
 from lstmlm.data.tokenize import CUT, plain
 from lstmlm.files import open_file
 
+STANDARD_INPUT = ("-", "/dev/stdin")
 BLOCK = 1 << 20  # characters of a block, about
 FORMS = dict.fromkeys((".txt", ".tokens", ".raw"), "text")
 FORMS |= {f".{form}": form for form in ("csv", "tsv", "json", "jsonl", "parquet")}
@@ -202,7 +203,7 @@ FAULTS = (OSError, EOFError, zlib.error, csv.Error, ValueError, RuntimeError)  #
 
 @contextmanager
 def _open(path: Path) -> Iterator[IO[bytes]]:
-    if str(path) in ("-", "/dev/stdin"):
+    if str(path) in STANDARD_INPUT:
         if sys.stdin is None:
             raise UserError("standard input is closed")
         yield sys.stdin.buffer

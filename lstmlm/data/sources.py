@@ -159,9 +159,9 @@ class HubSource(CutSource):
         return f"{split} {self.subset} {self.column} {digest.hexdigest()}"
 
     def rows(self, name: str) -> Iterator[str]:
-        numbers, place = count(1), f"split {name!r} of {self.name}"
-        for batch in self._splits[name].iter(batch_size=1000):
-            check_column(self.column, batch, place)
+        split, numbers, place = self._splits[name], count(1), f"split {name!r} of {self.name}"
+        check_column(self.column, split.column_names, place)
+        for batch in split.select_columns([self.column]).iter(batch_size=1000):  # no other one is decoded
             for value in batch[self.column]:
                 yield row_text(value, next(numbers), place, self.column)
 
@@ -240,11 +240,10 @@ def dataset_name(dataset: str) -> str:
     return Path(os.path.normpath(user_path(dataset).absolute())).name or "data"
 
 
-def local_files(dataset: str) -> list[Path]:
-    """The files that make up a `data.dataset` which lies here, by their names; none where it is on the Hub."""
-    place = user_path(dataset)
-    below = (file for file in place.rglob("*") if file.parent.name in NAMES or _SPLIT_NAME.match(file.name))
-    return [place, *below] if place.exists() else []
+def local_files(data: DataConfig) -> list[Path]:
+    """The files that make up a data set which lies here; none where it is on the Hub."""
+    source = open_source(data)
+    return [*chain(*source.files.values())] if isinstance(source, FileSource | PieceSource) else []
 
 
 def has_own_splits(dataset: str, subset: str | None) -> bool:

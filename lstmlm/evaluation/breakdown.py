@@ -1,6 +1,5 @@
 """What the single tokens of a measurement tell: a breakdown by kinds of tokens, and a file with every token's nll."""
 
-import json
 import math
 import re
 from typing import Any
@@ -12,6 +11,7 @@ from lstmlm.data.vocabulary import EOS, UNK, Vocabulary
 from lstmlm.evaluation.perplexity import exponential
 from lstmlm.evaluation.protocol import Measurement
 from lstmlm.files import Output
+from lstmlm.records import to_json
 
 BANDS = (0, 10, 100, 1_000, 10_000)  # each begins at so many occurrences in the training split
 NUMBER = re.compile(r"[\d.,:]*\d[\d.,:]*")  # 7, 1,024, 3.5
@@ -67,6 +67,6 @@ def write_tokens(output: Output, result: Measurement, vocabulary: Vocabulary) ->
         "nll": pyarrow.array(result.token_nll.numpy()),
         "fresh": pyarrow.array(result.fresh.numpy()),
     }
-    table = pyarrow.table(columns).replace_schema_metadata({"lstmlm": json.dumps(result.figures())})
+    table = pyarrow.table(columns).replace_schema_metadata({"lstmlm": to_json(result.figures())})
     with output.opened() as file:
         pyarrow.parquet.write_table(table, file)

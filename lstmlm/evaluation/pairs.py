@@ -13,6 +13,7 @@ import torch
 
 from lstmlm.console import UserError, check
 from lstmlm.data.reading import check_form, read_rows
+from lstmlm.data.tokenize import plain
 from lstmlm.evaluation.perplexity import StaticScorer, Stretches
 from lstmlm.evaluation.words import Unknown, cut
 from lstmlm.files import Output
@@ -120,13 +121,16 @@ def _read(path: Path, by: By) -> list[dict[str, Any]]:
     try:
         for number, (good, row) in enumerate(read_rows(path, "sentence_good"), 1):
             row = {"sentence_good": good.removesuffix("\n"), **row}
-            if by != "sentence" and not row.get(f"{by}_method", by in "".join(row)):
+            made = str(row.get(f"{by}_method", by in "".join(row)))  # in CSV it is a text
+            if by != "sentence" and made.strip().lower() not in ("true", "1"):
                 others += 1
                 continue
             for name in needed:
                 value = row.get(name)
-                if not isinstance(value, str) or "\n" in value:
+                line = plain(value).removesuffix("\n") if isinstance(value, str) else "\n"
+                if "\n" in line or not (line.strip() or "_prefix_prefix" in name):
                     raise UserError(f"{path}, row {number} has no {name!r} that is a line of text")
+                row[name] = line
             pairs.append(row)
     except UserError as error:
         raise type(error)(str(error).partition(": name one with")[0]) from None

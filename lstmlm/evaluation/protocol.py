@@ -153,5 +153,7 @@ def measure(saved: SavedModel, text: Text, protocol: Static, scored: Callable[[i
         fresh=fresh,
     )
     if not math.isfinite(result.ppl):  # NaN too
-        raise UserError(f"the perplexity of {text.name} is not finite: {protocol.advice}")
+        of_known = token_nll[ids != saved.vocabulary.unk].double().sum().item() / result.targets
+        advice = f"the model gives no probability to <unk>, which stands for {result.unknown:,} tokens"
+        raise UserError(f"the perplexity of {text.name} is not finite: {advice if of_known < 700 else protocol.advice}")
     return result

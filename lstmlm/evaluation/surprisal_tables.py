@@ -1,7 +1,6 @@
 """Scored texts as tables: the files that are read, the columns of the rows, the forms that they are written in, and a page."""
 
 import csv
-import io
 import json
 import math
 import re
@@ -12,11 +11,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO, Literal, get_args
 
 from lstmlm.config import check_bounds
 from lstmlm.console import UserError, bar, check
-from lstmlm.data.reading import read_rows
+from lstmlm.data.reading import STANDARD_INPUT, read_rows
 from lstmlm.data.sources import local_files
 from lstmlm.data.tokenize import EOS, plain, prepared
 from lstmlm.evaluation.perplexity import exponential
@@ -198,6 +198,7 @@ def _regions(place: str, text: str, row: dict[str, Any], regions: str) -> tuple[
     """A sentence without marks, its regions, and their labels."""
     check(len(_lines(text)) == 1, f"{place} has a line break: regions are parts of one line")
     if regions not in row:
+        check(not any(map(str.isalnum, regions)), f"--regions {regions}: there is no such column; a mark has no letters")
         parts = [part.strip() for part in text.split(regions) if part.strip()]
         return " ".join(parts), [(part, len(part.split())) for part in parts], []
     words, labels = text.split(), str(row[regions]).split()
@@ -235,6 +236,7 @@ def score_files(
     Raises:
         UsageError: A text cannot be read or has no token, or the arguments do not go together. What was there before stays.
     """
+    files = ["-" if name in STANDARD_INPUT else name for name in files]
     check(form in FORMS, f"form must be one of {', '.join(FORMS)}, not {form!r}")
     plain_words = form == "neural-complexity"
     others = scoring.eos or scoring.by or scoring.regions or scoring.add or len(models) > 1
@@ -245,11 +247,12 @@ def score_files(
     check(form != "parquet" or not out.standard, "parquet is not for standard output: name a file with --output")
     check(not (shaded and shaded.standard and out.standard), "--html: standard output has the table: name a file")
     check(files.count("-") <= 1, "standard input can be read once only: name - once")
+    check(dataset is None or "frequency" in scoring.add, "--dataset says where the training text is, for --add frequency alone")
     for name in files:
         check(name == "-" or Path(name).exists(), f"cannot read {name}: there is no such file")
     saved = [load(model, scoring.raw, scoring.normalize, dataset) for model in models]
     for place in filter(None, (out, shaded) if "frequency" in scoring.add else ()):
-        place.keep(file for own in saved for file in local_files(own.data.dataset))
+        place.keep(file for own in saved for file in local_files(own.data))
     names = _names(saved, models)
     if plain_words:
         scoring = replace(scoring, by="word")
@@ -257,8 +260,6 @@ def score_files(
     first = next(chain.from_iterable(read() for name, read in texts if name != "-"), ("", {}))[1]
     values = list(first)
     labelled = scoring.regions in values
-    if scoring.regions is not None and not labelled:
-        check(not any(map(str.isalnum, scoring.regions)), f"--regions {scoring.regions}: there is no such column; a mark has no letters")
     table = ScoreTable(saved, names, scoring, values, labelled)
     with ExitStack() as stack:
         file = stack.enter_context(out.opened())
@@ -273,6 +274,7 @@ def score_files(
         first_rows = next(rows, [])
         check(bool(first_rows), f"there is no text to score in {', '.join(files)}")
         FORMS[form](file, table.columns, chain([first_rows], rows))
+        check(all(reader.tokens for reader in readers), f"there is no text to score in {', '.join(files)}")
     for name, reader in zip(names, readers, strict=True):
         told = ", ".join(files) + f", model {name}" * (len(names) > 1)
         reader.unfamiliar.warn(told, reader.unknown, reader.tokens)
@@ -316,7 +318,7 @@ def frequencies(saved: SavedModel) -> Callable[[str], float]:
     per_million = 1e6 / (counts.total() + len(counts))
 
     def frequency(word: str) -> float:
-        count = counts[_bare(prepared(word, vocabulary.lowercase, vocabulary.normalize))]
+        count = counts[_bare(prepared(word, vocabulary.lowercase, saved.text_vocabulary.normalize))]
         return round(math.log10((count + 1) * per_million), 6)
 
     return frequency
@@ -329,9 +331,9 @@ def _bare(word: str) -> str:
 def tsv(file: BinaryIO, columns: Sequence[str], windows: Iterable[Sequence[Row]]) -> None:
     """Tab-separated columns with their names above, quoted where a token needs it, as pandas and R read them."""
     for rows in chain([[columns]], windows):
-        text = io.StringIO()
-        csv.writer(text, "excel-tab", lineterminator="\n").writerows(rows)
-        file.write(text.getvalue().encode())
+        lines: list[str] = []
+        csv.writer(SimpleNamespace(write=lines.append), "excel-tab").writerows(rows)  # that lines end with \r\n makes it quote \r too
+        file.write("".join(f"{line[:-2]}\n" for line in lines).encode())
 
 
 def jsonl(file: BinaryIO, columns: Sequence[str], windows: Iterable[Sequence[Row]]) -> None:
@@ -368,6 +370,7 @@ def neural_complexity(file: BinaryIO, columns: Sequence[str], windows: Iterable[
     file.write(b"word sentid sentpos wlen surp entropy entred\n")
     before = 0.0
     for sentence, place, word, surprisal, _, entropy, *_ in chain.from_iterable(windows):
+        entropy = before if entropy is None else entropy  # of a word that the model does not see
         fall = max(0.0, before - entropy) if place > 1 else 0.0
         before = entropy
         values = (word, sentence - 1, place - 1, len(word), surprisal, entropy, f"{fall:.7g}")

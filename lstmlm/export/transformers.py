@@ -72,7 +72,7 @@ def export_transformers(model: str | Path | None, folder: str | Path) -> None:
     contents = {
         CODE.name: CODE.read_bytes(),
         VOCABULARY: vocabulary.to_bytes(),
-        CARD: (card + USAGE).encode(),
+        CARD: (card.removesuffix(USAGE) + USAGE).encode(),
         WEIGHTS: _told_to_be_of_torch(read_file(source / WEIGHTS)),
         GENERATION: json.dumps(ends | {"pad_token_id": tokenizer.pad_token_id}, indent=2).encode(),
         CONFIG: json.dumps(config, indent=2).encode(),

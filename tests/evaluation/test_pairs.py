@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas
 import pytest
 
 from lstmlm import UserError, Vocabulary
@@ -104,21 +105,28 @@ def test_a_zipped_array_and_a_uid_called_all(folder: Path, file: Path, tmp_path:
 
 def test_critical_regions(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As BLiMP's one- and two-prefix methods: p(word | prefix), without an end of the line."""
-    whole = {"UID": "a", "sentence_good": "w1 w2 w3", "sentence_bad": "w1 w2 w4"}
+    whole = {"UID": "a", "sentence_good": "w1 w2 w3", "sentence_bad": "w1 w2 w4\r\n"}
     one = {"one_prefix_method": True, "one_prefix_prefix": "w1 w2", "one_prefix_word_good": "w3", "one_prefix_word_bad": "w4 w5"}
     prefixes = {"two_prefix_prefix_good": "w1", "two_prefix_prefix_bad": "w2 w6"}
     two = {"two_prefix_method": True, "two_prefix_word": "w3", **prefixes}
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [whole, whole | one, whole | two | {"one_prefix_method": False}])))
+    rows = [whole, whole | one, whole | two | {"one_prefix_method": False}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pandas.DataFrame(rows).to_csv(tmp_path / "a.csv", index=False)  # where a flag is a text
 
     def words(prefix: str, text: str) -> object:
         return pytest.approx(sum(bits(folder, f"{prefix} {text}")[len(prefix.split()) : -1]), rel=1e-5)
 
+    (from_csv,) = score_pairs(tmp_path / "a.csv", folder, by="one_prefix")
     (pair,) = score_pairs(tmp_path / "a.jsonl", folder, by="one_prefix")
+    assert (from_csv["surprisal_good"], from_csv["surprisal_bad"]) == (pair["surprisal_good"], pair["surprisal_bad"])
     assert (pair["surprisal_good"], pair["surprisal_bad"]) == (words("w1 w2", "w3"), words("w1 w2", "w4 w5"))
     assert (pair["words"], pair["outcome"]) == (3, "right" if pair["surprisal_good"] < pair["surprisal_bad"] else "wrong")
     (pair,) = score_pairs(tmp_path / "a.jsonl", folder, by="two_prefix")
     assert (pair["surprisal_good"], pair["surprisal_bad"]) == (words("w1", "w3"), words("w2 w6", "w3"))
     assert "2 pairs are not made for --by one_prefix, and are left out" in caplog.text
+    (tmp_path / "a.jsonl").write_text(json.dumps(whole | one | {"one_prefix_word_bad": " "}))
+    with pytest.raises(UserError, match="row 1 has no 'one_prefix_word_bad' that is a line of text"):
+        score_pairs(tmp_path / "a.jsonl", folder, by="one_prefix")
 
 
 def test_an_option_that_is_given_twice_is_refused(folder: Path, file: Path) -> None:

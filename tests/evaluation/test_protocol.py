@@ -69,6 +69,8 @@ def test_perplexity_per_word(
             assert summary["test"]["word_ppl"] == pytest.approx(split["word_ppl"], rel=1e-6)
             assert summary["test"]["bpc"] == pytest.approx(split["bpc"], rel=1e-6)
             assert f"test ppl per word {split['word_ppl']:.2f}, {split['bpc']:.4f} bits" in compared
+    (tmp_path / "one.txt").write_text(2000 * "w")
+    assert run("--model", str(tmp_path / "char"), "--text", str(tmp_path / "one.txt"))["word_ppl"] is None, "JSON knows no infinity"
     words_model = run("--split", "test")
     assert words_model["word_ppl"] == words_model["ppl"], "the tokens are the words"
 
@@ -105,6 +107,8 @@ def test_each_protocol_with_its_settings(run: Run, folder: Path, tmp_path: Path)
         (["--reset", "line", "--columns", "2"], "--reset line scores stretches in parallel already: leave out --columns"),
         (["--reset", "line", "--protocol", "dynamic"], "carries what it learned across a reset: leave out --reset line"),
         (["--text", "a.txt", "--split", "test"], "--text and --split: the text is in place of the split"),
+        (["--text_column", "a"], "--text_column is for --text"),
+        (["--protocol", "dynamic", "--rule", "sgd", "--epsilon", "1"], "protocol dynamic with rule sgd has no setting --epsilon"),
         (["--text", "."], ". is a folder: name one file, or the folder with --dataset"),
         (["--columns", "0"], "columns must be at least 1 "),
         (["--split", "dev"], "there is no split 'dev'"),

@@ -135,5 +135,7 @@ def test_what_is_refused(folder: Path) -> None:
         score_text("w1", folder, add="length")
     with pytest.raises(UserError, match="reset must be one of line, document, never, not 'sentence'"):
         score_text("w1", folder, "sentence")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="--regions w: there is no such column"):
+        score_text("w1", folder, regions="w")
     with pytest.raises(UserError, match="form must be one of tsv, jsonl, parquet, neural-complexity, not 'csv'"):
         score_files(["absent.txt"], [folder], form="csv")  # type: ignore[arg-type]

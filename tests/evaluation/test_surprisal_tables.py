@@ -118,6 +118,17 @@ def test_files_as_training_reads_them(folder: Path, rows: list[Any], tmp_path: P
     assert [*table.itertuples(index=False, name=None)] == rows
 
 
+def test_what_the_model_does_not_see(folder: Path, tmp_path: Path) -> None:
+    """A word of zero-width spaces alone, which `normalize` drops; and a note whose line ends are not the table's."""
+    (tmp_path / "a.csv").write_bytes('text,note\nthe \u200b NA,"x\ry"\n'.encode())
+    score_files([str(tmp_path / "a.csv")], [folder], Scoring("word", normalize=True), output=tmp_path / "table")
+    table = pandas.read_csv(tmp_path / "table", sep="\t", keep_default_na=False)
+    assert (table["pieces"].tolist(), set(table["note"])) == ([1, 0, 1], {"x\ry"})
+    score_files([str(tmp_path / "a.csv")], [folder], Scoring(normalize=True), form="neural-complexity", output=tmp_path / "table")
+    entropies = [line.split(" ")[5] for line in (tmp_path / "table").read_text("utf-8").splitlines()]
+    assert entropies[1:3] == [f"{table['entropy'][0]}"] * 2
+
+
 def test_characters(tmp_path: Path) -> None:
     """What a reader takes for one is one on the page (UAX 29): letters with their marks, a family, flags."""
     vocabulary = Vocabulary.build(["ab e\u0301"], level="char")
@@ -136,12 +147,15 @@ def test_characters(tmp_path: Path) -> None:
     [
         (["a.txt", "latin.txt"], "latin.txt is not UTF-8 near b'"),
         (["empty.txt"], "no text to score in empty.txt"),
+        (["empty.txt", "--html", "page.html"], "no text to score in empty.txt"),
+        (["zero.txt", "--normalize", "--by", "word"], "no text to score in zero.txt"),
+        (["a.txt", "--dataset", "a.txt"], "--dataset says where the training text is, for --add frequency alone"),
         (["a.txt", "--format", "csv"], "format"),
         (["a.txt", "--threads", "0"], "threads must be from 1 to 1024, not 0"),
         (["a.txt", "--eos", "true", "--format", "neural-complexity"], "neural-complexity's table is of words and one model, without <eos>"),
         (["a.txt", "--format", "parquet", "--output", "-"], "parquet is not for standard output: name a file with --output"),
         (["a.txt", "--html", "table"], "table, which this command reads"),
-        (["-", "-"], "once only"),
+        (["-", "/dev/stdin"], "once only"),
         (["a.txt", "--by", "region"], "--by region needs --regions"),
         (["a.txt", "--regions", "|", "--by", "word"], "--regions has a row for each region: leave out --by word"),
         (["a.txt", "--regions", "parts"], "--regions parts: there is no such column; a mark has no letters"),
@@ -160,6 +174,7 @@ def test_bad_input_is_wrong_use_and_what_was_there_stays(
     monkeypatch.chdir(tmp_path)
     Path("latin.txt").write_bytes("the na\nnaïve".encode("latin-1"))
     Path("empty.txt").touch()
+    Path("zero.txt").write_text("\u200b\n")
     Path("b.csv").write_text("text,labels\nthe NA,a b c\n")
     Path("note.csv").write_text("text,note\nthe,x\nNA,naïve\n", "latin-1")
     Path("half.jsonl").write_text('{"text": "the", "note": ["\\ud800"]}\n')

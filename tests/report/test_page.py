@@ -118,7 +118,11 @@ def test_a_real_run(small: Callable[..., list[str]], tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [([], "name run directories"), (["a", "--group=g"], "belong to --wandb"), (["--wandb=a/b", "--png=folder"], "--png belongs to a page")],
+    [
+        ([], "name run"),
+        (["a", "--group=g"], "belong to --wandb"),
+        *((["--wandb=a/b", f"--{n}=a"], "--output and") for n in ("png", "output")),
+    ],
 )
 def test_wrong_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], named: str) -> None:
     monkeypatch.chdir(tmp_path)

@@ -119,7 +119,7 @@ def evaluate(argv: Arguments = None) -> int:
     saved = load(args.model, args.raw, args.normalize, args.dataset, args.cache_dir)
     if output:
         trained_on: list[Path] = []
-        with suppress(UserError):  # a model need not say where its text is
+        with suppress(UserError, OSError):  # a model need not say where its text is, nor need it be here
             trained_on = local_files(saved.data)
         output.keep(trained_on)
     text = file_text(saved, args.text, args.text_column) if args.text else split_text(saved, split)

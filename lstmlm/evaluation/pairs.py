@@ -117,18 +117,19 @@ def _read(path: Path, by: By) -> list[dict[str, Any]]:
     """The rows that are made for a method."""
     check_form(path)
     needed = ["UID", "sentence_bad", *(name for side in METHODS[by] for name in side if name)]
+    scored = [name for _, name in METHODS[by]]
     pairs, others = [], 0
     try:
         for number, (good, row) in enumerate(read_rows(path, "sentence_good"), 1):
             row = {"sentence_good": good.removesuffix("\n"), **row}
             made = str(row.get(f"{by}_method", by in "".join(row)))  # in CSV it is a text
-            if by != "sentence" and made.strip().lower() not in ("true", "1"):
+            if by != "sentence" and made.strip().lower() not in ("true", "1", "1.0"):
                 others += 1
                 continue
             for name in needed:
                 value = row.get(name)
                 line = plain(value).removesuffix("\n") if isinstance(value, str) else "\n"
-                if "\n" in line or not (line.strip() or "_prefix_prefix" in name):
+                if "\n" in line or (name in scored and not line.strip()):
                     raise UserError(f"{path}, row {number} has no {name!r} that is a line of text")
                 row[name] = line
             pairs.append(row)

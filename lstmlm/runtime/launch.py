@@ -55,7 +55,8 @@ def resolve_precision(config: Config) -> Config:
 
 @contextmanager
 def started(config: Config) -> Iterator[Accelerator]:
-    """`start` for the length of a block. After it, however it ends, the ranks have parted and this process is as it was."""
+    """`start` for the length of a block. After it the ranks have parted and this process is as it was, unless it
+    fails under NCCL."""
     callers = is_initialized() or dist.is_initialized()  # what the caller has set up stays
     accelerator, stay = None, callers
     with hardware.settings_kept():
@@ -65,8 +66,9 @@ def started(config: Config) -> Iterator[Accelerator]:
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)  # they may hold the DDP wrapper
             # NCCL's groups end together: a rank that fails alone would wait here, before it tells why, for those that wait for it
-            # (pytorch#141510, torchtitan#1342). The process ends instead, and its launcher ends the others.
-            stay = callers or (dist.is_initialized() and dist.get_backend() == "nccl")
+            # (pytorch#141510, torchtitan#1342). Its process should end instead. A UserError is all ranks' (`fail_together`).
+            alone = not isinstance(error, UserError) and dist.is_initialized() and dist.get_backend() == "nccl"
+            stay = callers or alone
             raise
         finally:
             if not stay:

@@ -49,15 +49,19 @@ class BestModel:
             if self.accelerator.is_main_process:
                 place, card, before = self.directory.model, self._card(), self.directory.earlier_best
                 if (place / WEIGHTS).exists() and not before.exists():
+                    before.parent.mkdir(exist_ok=True)
                     replace_file(before, read_file(place / WEIGHTS))
                 save_pretrained(place, self.model, vocabulary, self.trained_on, metadata, card=card, fingerprints=fingerprints)
 
     def bring_back(self, best: float | None) -> None:
         """Put the weights that were kept aside in their place again, if they are those of this perplexity. The main rank calls it."""
-        if self.directory.earlier_best.exists():
-            with suppress(safetensors.SafetensorError), safetensors.safe_open(self.directory.earlier_best, "pt") as file:
+        kept, place = self.directory.earlier_best, self.directory.model
+        if kept.exists():
+            with suppress(safetensors.SafetensorError, ValueError, TypeError, KeyError), safetensors.safe_open(kept, "pt") as file:
                 if json.loads(file.metadata()["exported"])["valid_ppl"] == best:
-                    self.directory.earlier_best.replace(self.directory.model / WEIGHTS)
+                    place.mkdir(exist_ok=True)
+                    kept.replace(place / WEIGHTS)
+            kept.unlink(missing_ok=True)  # of an earlier moment: a save was killed before it deleted them
 
     def load(self) -> None:
         """Give its weights to the model, in place of those that were trained last. Every rank calls it."""

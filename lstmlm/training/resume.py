@@ -40,12 +40,11 @@ class Past(NamedTuple):
 
 
 def find_past(config: Config, directory: RunDirectory) -> Past:
-    """Find what a run goes on from, and refuse a directory in which it must not begin."""
+    """Find what a run goes on from, and refuse a directory in which it must not begin. Nothing in it is changed."""
     if not config.train.resume:
         if directory.earlier_run() is not None:
             raise UserError(f"{directory.path} holds a run already: go on with it with --train.resume true, or name another train.run_dir")
         return Past()
-    checkpoint.restore(directory.checkpoints)
     found = candidates(config, directory)
     first = next(found, None)
     if first is None:

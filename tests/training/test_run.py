@@ -323,10 +323,21 @@ def test_the_best_model_is_one_of_the_runs_own_past(small: Small, tmp_path: Path
     fresh_train(load_config(small(*settings, "--train.max_steps=12", run="grown")))
     assert_same_run(tmp_path / "grown", tmp_path / "long")
     assert figures(tmp_path / "grown")["best_step"] == 6
-    factor = [1.0, 0.5, 3.0, 3.0]  # at steps 5 and 10, after the checkpoint; at 10 again, which a GPU may round differently; at 12
-    interrupted(small, "cut", ["--train.eval_every=5", "--train.max_steps=12"], [(11, None)])
+    arguments = small("--train.eval_every=5", "--train.max_steps=12", "--train.resume=true", run="cut")
+    best, kept = tmp_path / "cut/model/model.safetensors", tmp_path / "cut/checkpoints/best.safetensors"
+    factor = [1.0, 0.5]  # at steps 5 and 10, of which the checkpoint of step 7 knows one
+    lose_power(arguments, 11)
+    swapped = best.read_bytes(), kept.read_bytes()  # as if the save had been killed before it deleted what it did not need any more
+    kept.write_bytes(swapped[0])
+    best.write_bytes(swapped[1])
+    (tmp_path / "cut/checkpoints/step_00000007").rename(tmp_path / "cut/checkpoints/.step_00000007.old")  # by a save that was killed
+    factor = [0.5]  # at step 10
+    lose_power(arguments, 11)
+    factor = [3.0, 3.0]  # at step 10, which a GPU may round differently, and 12
+    fresh_train(load_config(arguments))
+    assert not kept.exists()
     assert figures(tmp_path / "cut")["best_step"] == 5
-    with safetensors.safe_open(tmp_path / "cut/model/model.safetensors", "pt") as file:
+    with safetensors.safe_open(best, "pt") as file:
         assert json.loads(file.metadata()["exported"])["step"] == 5
 
 

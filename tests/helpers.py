@@ -3,7 +3,6 @@
 import gzip
 import itertools
 import json
-import math
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -143,12 +142,6 @@ def at_step(monkeypatch: pytest.MonkeyPatch, number: int, event: Callable[[Train
         call(self, window, step, segment)
 
     monkeypatch.setattr(TrainStep, "__call__", eventful)
-
-
-def poison(step: TrainStep) -> None:
-    """Make every later loss infinite."""
-    with torch.no_grad():
-        step.model.decoder.bias.fill_(math.inf)
 
 
 def lose_power(arguments: list[str], step: int, segment: int | None = None) -> list[str]:

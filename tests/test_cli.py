@@ -12,7 +12,6 @@ import pytest
 
 import lstmlm as package
 from lstmlm import cli
-from lstmlm.console import UsageError
 from tests.helpers import ROOT
 
 pytestmark = pytest.mark.system  # whole runs or processes
@@ -90,16 +89,3 @@ def test_no_torch_is_loaded_where_none_is_needed(tmp_path: Path) -> None:
     told = [line for line in result.stderr.splitlines() if not line.startswith(("error: ", "starting"))]
     assert told == [f"{2 * (line not in good)} set() {line}" for line in commands] + ["0 set() --version"]
     assert result.stdout.endswith(f"lstmlm {package.__version__}\n")
-
-
-@pytest.mark.parametrize("command", ["evaluate --text text --model run", "pairs text --model run", "score text --model run", "report run"])
-def test_no_output_replaces_what_the_command_reads(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor what is a link to elsewhere in a model's or a run's folder, as some stores of large files have it."""
-    monkeypatch.chdir(tmp_path)
-    Path("text").write_text("a")
-    Path("stored.parquet").write_text("weights")
-    Path("run/model").mkdir(parents=True)
-    Path("run/model/model.safetensors").symlink_to(tmp_path / "stored.parquet")
-    name, *arguments = command.split()
-    with pytest.raises(UsageError, match=r"--output stored\.parquet is run/model/model\.safetensors, which this command reads"):
-        cli.COMMANDS[name]([*arguments, "--output", "stored.parquet"])

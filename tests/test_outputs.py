@@ -29,7 +29,7 @@ OUTPUTS = {
     "export transformers": ["export", "run", "--to=transformers", "--output"],
     "import": ["import", "a.pt", "--vocab=a.txt", "--output"],
 }
-FILES = ["run/metrics.jsonl", "run/model/model.safetensors", "soft", "fifo", "/dev/zero", "run", "absent/a", ""]
+FILES = ["run/metrics.jsonl", "run/model/model.safetensors", "stored.parquet", "soft", "fifo", "/dev/zero", "run", "absent/a", ""]
 FOLDERS = ["run/model", "a.txt", "fifo", "/dev/zero", "a.txt/b", "-", ""]
 INPUTS = [
     ["score", "--model=run"],
@@ -57,6 +57,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> Iterat
         patch.chdir(folder)
         patch.setenv("HF_HUB_OFFLINE", "1")
         fresh_train(load_config(small_arguments(text_folder, folder, "--train.max_steps=1")))
+        Path("run/model/model.safetensors").rename("stored.parquet")  # as some stores of large files have it
+        Path("run/model/model.safetensors").symlink_to("../../stored.parquet")
         Path("a.txt").write_text("w1 w2\n")
         Path("a.jsonl").write_text(json.dumps({"UID": "a", "sentence_good": "w1 w2", "sentence_bad": "w2 w1"}) + "\n")
         pyarrow.parquet.write_table(pyarrow.table({"text": ["w1 w2"]}), "a.parquet")

@@ -79,19 +79,3 @@ def test_the_command_scores_test_once_with_what_it_found(folder: Path, tmp_path:
         assert commands.evaluate([*common, *options, "--split", split]) == 0
         assert json.loads(capsys.readouterr().out)["nll"] == expected["nll"]
     assert result["settings"]["window"] == 60
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--tune", "--split", "test"], "searches on validation and then scores test once"),
-        (["--tune"], "--tune: protocol static has no settings to search"),
-        (["--tune", "--protocol", "cache", "--reset", "line"], "--tune needs --reset never, not line"),
-        (["--evaluations", "3"], "--evaluations and --tune_tokens need --tune"),
-        (["--tune", "--protocol", "cache", "--tune_tokens", "0"], "at least 2 tokens, not 0"),
-    ],
-)
-def test_wrong_use(folder: Path, arguments: list[str], named: str) -> None:
-    with pytest.raises(UserError, match=named) as error:
-        commands.evaluate(["--model", str(folder), *arguments])
-    assert error.value.status == 2

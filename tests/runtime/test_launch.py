@@ -10,7 +10,6 @@ from lstmlm import Config
 from lstmlm.console import UsageError
 from lstmlm.runtime import launch
 from lstmlm.runtime.launch import FOREIGN, OF_A_LAUNCH, OF_OTHERS, check_launch
-from tests.helpers import forget_accelerate
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +61,6 @@ def test_a_rank_that_fails_alone_does_not_wait_for_the_others(backend: str, monk
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         return SimpleNamespace(free_memory=lambda: None)
 
-    forget_accelerate()
     monkeypatch.setattr(launch, "start", start)
     monkeypatch.setattr(dist, "get_backend", lambda: backend)
     with pytest.raises(ValueError, match="alone"), launch.started(Config()):

@@ -20,18 +20,7 @@ import yaml
 from lstmlm import UserError, evaluate, files, load_config, train
 from lstmlm.evaluation.perplexity import evaluate_stream
 from lstmlm.training import checkpoint
-from tests.helpers import (
-    Small,
-    assert_same_run,
-    figures,
-    forget_accelerate,
-    fresh_train,
-    interrupted,
-    lose_power,
-    metrics,
-    skip_without_bf16,
-    small_arguments,
-)
+from tests.helpers import Small, assert_same_run, figures, fresh_train, interrupted, lose_power, metrics, skip_without_bf16, small_arguments
 
 Whole = Callable[..., Path]  # the fixture `whole`
 
@@ -147,7 +136,6 @@ def test_a_stop_within_an_owed_validation_leaves_it_owed(small: Small, whole: Wh
         return evaluate_stream(*args, interrupted=interrupted, **kwargs)
 
     for _ in range(2):
-        forget_accelerate()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("lstmlm.training.run.evaluate_stream", told_in_evaluation)
             assert train(load_config(arguments)).signal == signal.SIGTERM

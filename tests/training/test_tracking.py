@@ -19,7 +19,7 @@ import wandb
 
 from lstmlm import UserError, load_config, train
 from lstmlm.training import tracking
-from tests.helpers import ROOT, Small, at_step, forget_accelerate, fresh_train, lose_power, poison
+from tests.helpers import ROOT, Small, at_step, fresh_train, lose_power
 from tests.training.wandb_file import offline_runs
 
 TRACKED = ("--tracking.trackers=[wandb]", "--tracking.mode=offline")
@@ -103,7 +103,7 @@ def test_a_stopped_run_has_its_exit_code(number: int, preempted: bool, small: Sm
 
 def test_a_failed_run_is_told_and_never_saved_and_the_next_one_is_another(small: Small, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        at_step(monkeypatch, 11, poison)
+        at_step(monkeypatch, 11, lambda step: step.model.decoder.bias.data.fill_(float("inf")))
         with pytest.raises(UserError, match="not finite at step 12"):
             train(load_config(small(*TRACKED, "--train.log_every=100", run="a")))
     assert [path.name for path in (tmp_path / "a/checkpoints").iterdir()] == ["step_00000007"]
@@ -202,7 +202,6 @@ def test_trackers_that_cannot_start_are_named_and_leave_none_running(small: Smal
     with pytest.raises(UserError, match=r"cannot start the trackers .*no room"):
         fresh_train(config)
     assert wandb.run is None
-    forget_accelerate()
 
 
 def test_several_trackers_at_once(small: Small, cli: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:

@@ -19,7 +19,10 @@ from lstmlm.files import Output, user_path
 
 Arguments = Sequence[str] | None  # without the program's name; None takes the process's own
 
-MODEL_HELP = "A model's folder or a run's; null = the newest runs/*/model (not of the toy language), else the one that comes with lstmlm."
+MODEL_HELP = (
+    "A model's folder, a run's, or user/model on the Hub; null = the newest runs/*/model (not of the toy language), else the one that "
+    "comes with lstmlm."
+)
 RAW_HELP = "The text is English as people write it; Moses cuts it into words for a model of words between white space."
 NORMALIZE_HELP = "The text is brought to NFC and loses what nobody sees, such as zero-width spaces."
 COLUMN_HELP = "Column of the text in CSV, TSV, JSON or Parquet."
@@ -85,15 +88,15 @@ def evaluate(argv: Arguments = None) -> int:
     parser.add_argument("--cache_dir", type=str | None, default=None, help="Where token ids are kept.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     parser.add_argument("--tune", action="store_true", help="Search the protocol's settings on validation, then score test once.")
-    parser.add_argument("--evaluations", type=int, default=EVALUATIONS, help="With --tune: most texts scored.")
-    parser.add_argument("--tune_tokens", type=int, default=TOKENS, help="With --tune: tokens of each text.")
+    parser.add_argument("--evaluations", type=int, default=EVALUATIONS, help="With --tune: most evaluations of the search.")
+    parser.add_argument("--tune_tokens", type=int, default=TOKENS, help="With --tune: first tokens of validation that each scores.")
     parser.add_argument("--breakdown", action="store_true", help="Show how the nll is shared among kinds of tokens.")
     parser.add_argument("--output", type=str | None, default=None, help="Parquet file for every token's nll.")
     taken = {"lambda_"}  # which Python cannot call by its name
     for kind in PROTOCOLS.values():
         parser.add_class_arguments(kind, skip=taken, as_group=False)
         taken |= {setting.name for setting in dataclasses.fields(kind)}
-    parser.add_argument("--lambda", type=float, default=Cache.lambda_, help="Weight of the cache's distribution, in [0, 1).")
+    parser.add_argument("--lambda", type=float, default=Cache.lambda_, help="cache: weight of its distribution, in [0, 1).")
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
     args = parse(parser, argv)
     kind = PROTOCOLS[args.protocol]

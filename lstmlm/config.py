@@ -102,9 +102,10 @@ class DataConfig(_Section):
     normalize: bool = False
     """Whether letters with accents are composed (Unicode NFC), and invisible characters within words go, such as zero-width spaces."""
     min_count: int = bounded(1, COUNT)
-    """Tokens seen less often than this in the training split become `<unk>`."""
+    """Tokens seen less often than this in the training split become `<unk>`. At level bpe: pairs seen less often are not merged."""
     max_size: int | None = bounded(None, Bounds(3, MOST))
-    """Largest size of the vocabulary, `<unk>` and `<eos>` included. The most frequent tokens stay. null = no limit."""
+    """Largest size of the vocabulary, `<unk>` and `<eos>` included. The most frequent tokens stay. null = no
+    limit. bpe needs one, of at least 258."""
     batch_size: int = bounded(20, COUNT)
     """Number of columns of the table, over ALL ranks together."""
     bptt: int = bounded(30, COUNT)
@@ -123,12 +124,12 @@ class DataConfig(_Section):
         fits = self.tokenizer == "whitespace" or self.level == "word"
         check(fits, f"data.tokenizer {self.tokenizer} cuts words, but data.level is {self.level}: leave one of them out")
         fits = not self.bptt_jitter or self.bptt_jitter <= self.bptt / 4 >= 2.5
-        check(fits, f"data.bptt_jitter {self.bptt_jitter} is too much: data.bptt / 4 at most, with a data.bptt of at least 10")
+        check(fits, f"data.bptt_jitter {self.bptt_jitter} needs a data.bptt of at least 10 and 4 times as much, not {self.bptt}")
 
 
 @dataclass(frozen=True)
 class ModelConfig(_Section):
-    """The tied LSTM language model."""
+    """The LSTM language model."""
 
     embedding_size: int = bounded(100, Bounds(1, MOST_UNITS))
     """E, number of units of a token's embedding."""
@@ -195,13 +196,13 @@ class OptimConfig(_Section):
     grad_clip: float = bounded(0.25, POSITIVE)
     """Largest global gradient norm; larger gradients are scaled down to it."""
     schedule: Literal["constant", "cosine", "plateau", "one_cycle"] = "constant"
-    """Learning rate after the warm-up: constant; a half cosine down to 0 at the run's last step; plateau, constant until
+    """Learning rate after the warm-up: constant; a half cosine down to 0 after the run's last step; plateau, constant until
     validation gets no better and then multiplied by plateau_factor; or one_cycle, which has a warm-up of its own: half a cosine up to
     lr, and half a cosine down (Smith, 2018)."""
     plateau_factor: float = bounded(0.25, Bounds(0, 1, above=True, below=True))
     """plateau: what the learning rate is multiplied by."""
     plateau_patience: int = bounded(1, COUNT)
-    """plateau: validations in a row without a new best perplexity before that; those within the warm-up do not count."""
+    """plateau: validations in a row without a new best perplexity before that; those within optim.warmup_steps do not count."""
     warmup_steps: int = bounded(0, Bounds(0, MOST))
     """Steps over which the learning rate rises linearly from 0; not with one_cycle."""
     cycle_warmup: float = bounded(0.25, Bounds(0, 1, above=True, below=True))
@@ -240,19 +241,21 @@ class TrainConfig(_Section):
     """Saved model to begin with, its weights and its vocabulary (docs/checkpoints.md): a folder, a run, or `user/model` on the Hub. It is
     validated before the first step. null = random weights, and the vocabulary of the training split."""
     patience: int | None = bounded(None, COUNT)
-    """Stop after this many validations in a row without a new best perplexity; those within the warm-up do not count. null = never."""
+    """Stop after this many validations in a row without a new best perplexity; those within optim.warmup_steps do not count.
+    null = never."""
     accumulate: int = bounded(1, COUNT)
     """Number of neighbouring segments that one optimizer step trains on."""
     seed: int = bounded(1, Bounds(0, 2**32, below=True))
-    """Seed of the initial weights and of every dropout mask."""
+    """Seed of the initial weights, of every dropout mask, and of the segment lengths of data.bptt_jitter."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     """Precision of the matrix products; weights stay float32. auto = what the launcher says, else fp32. fp32 is IEEE float32. tf32
-    needs an NVIDIA GPU. On a GPU, bf16 computes the LSTM in tf32, because autocast would run it in float16."""
+    needs an NVIDIA GPU of the Ampere generation or later, fp16 a GPU. On a GPU, bf16 computes the LSTM in tf32, because autocast would
+    run it in float16."""
     deterministic: bool = False
     """Use deterministic GPU kernels only, somewhat slower: resume is then exact to the bit on a GPU, as it always is on a CPU."""
     cuda_graph: bool = False
-    """Record the update of a full segment as one CUDA graph, and replay it. Needs one GPU without torchrun, train.accumulate 1, and a
-    precision other than fp16."""
+    """Record the update of a full segment as one CUDA graph, and replay it. Needs one GPU without torchrun, train.accumulate 1, a
+    precision other than fp16, columns of at least data.bptt rows, and neither data.bptt_jitter nor optim.cycle_beta."""
     compress_gradients: bool = False
     """Send gradients between GPUs in bf16: half the bytes, but rounded sums. Needs several GPUs (NCCL)."""
     threads: int | None = bounded(None, Bounds(1, MOST_THREADS))
@@ -307,7 +310,7 @@ class TrackingConfig(_Section):
     log_model: bool = False
     """Whether each best model is logged as a W&B artifact, with the aliases `best` and `step-N`."""
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """W&B mode. auto = online where W&B answers and takes the key, else offline; never asks."""
+    """W&B mode. auto = WANDB_MODE; without it, online where W&B answers and takes the key, else offline; never asks."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -373,7 +376,7 @@ def parse(parser: "ArgumentParser", argv: Sequence[str] | None = None, repeated:
 
     Raises:
         UsageError: With jsonargparse's reason in one line; or an argument is empty where its default is not; or an option is given
-            twice, which it must not be `repeated`.
+            twice although `repeated` is false.
     """
     from jsonargparse import ArgumentError
 
@@ -396,7 +399,7 @@ def parse(parser: "ArgumentParser", argv: Sequence[str] | None = None, repeated:
 def _check_file(argv: list[str]) -> None:
     """Refuse a YAML file that would overwrite silently what stands before it, or that says something twice or nothing."""
     places = [place for place, argument in enumerate(argv) if argument.partition("=")[0] == "--config"]
-    check(places in ([], [0]), "--config must come first: what stands before it would be overwritten silently")
+    check(places in ([], [0]), "--config must come first, and once: what stands before it would be overwritten silently")
     if not places:
         return
     _, given, path = argv[0].partition("=")

@@ -1,4 +1,4 @@
-"""What a person sees of a command: errors of one line, an exit status, and the progress bar. All of it on standard error."""
+"""What a person sees of a command: results on standard output, errors of one line and the bar on standard error, and an exit status."""
 
 import io
 import logging
@@ -188,7 +188,7 @@ def duration(seconds: float) -> str:
 
 
 def perplexity(ppl: float | None) -> str:
-    """A perplexity in few characters, however large; None is one that no file can hold, an infinite one."""
+    """A perplexity in few characters, however large; None stands for an infinite one, which JSON cannot hold."""
     if ppl is None or math.isinf(ppl):
         return "infinite"
     return f"{ppl:.2f}" if ppl < 1e6 else f"{ppl:.1e}"
@@ -213,7 +213,7 @@ LINE_SECONDS = 30  # between two lines about a long scoring in a log
 
 
 class Progress:
-    """Where the run stands: a bar on a terminal, else a line with the time per log interval.
+    """Where the run stands: a bar on a terminal, else a line with the time of day for each log interval.
 
     Args:
         shown: Whether this process shows anything; one process of a run does.

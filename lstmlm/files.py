@@ -221,7 +221,7 @@ class OutputFolder:
     Args:
         name, option: As for `Output`.
         files: Names of those that must not be lost.
-        again: The one of them that tells an earlier output, whose files are replaced.
+        again: The one of them that marks an earlier output of ours, whose files may be replaced.
         source: Folder that the work reads: none of its files is replaced.
 
     Raises:

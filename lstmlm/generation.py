@@ -24,7 +24,7 @@ from lstmlm.model.pretrained import SavedModel, load
 
 logger = logging.getLogger(__name__)
 MOST_ASKED = 1_000_000  # tokens, continuations or lines that may be asked for
-BATCH_LOGITS = 1 << 22  # computed at a time; so many continuations run side by side
+BATCH_LOGITS = 1 << 22  # computed at a time: BATCH_LOGITS / V continuations run side by side
 
 
 @dataclass(frozen=True)

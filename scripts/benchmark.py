@@ -1,6 +1,7 @@
 """How fast is a training step? The plain loop, ours, and the hardware's floor, interleaved in one run.
 
-    python scripts/benchmark.py --data.dataset FOLDER --precision bf16 [--threads 2] [--steps 20] [--full | --heads] [--json]
+    python scripts/benchmark.py --data.dataset FOLDER --precision bf16 [--threads 2] [--steps 20] [--full | --heads | --ranks N ...]
+        [--device cpu|cuda] [--json]
 
 Takes the training configuration's arguments too (`--config FILE` first, `--data.*`, `--model.*`). Three processes take turns, repeat by
 repeat, so that each keeps its own memory and a change in the machine's speed meets all of them:
@@ -15,6 +16,7 @@ repeat, so that each keeps its own memory and a change in the machine's speed me
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -195,7 +197,7 @@ def _start_to_first_step(config: Config, folder: str) -> float:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if line.startswith("epoch 1, step 1/"):
+            if re.search(r"\bepoch 1/[\d,]+, step 1/", line):
                 break
         else:
             raise UsageError("scripts/train.py did not reach its first step")
@@ -249,7 +251,8 @@ def main() -> int:
     corpus = load_corpus(config.data)
     table = Table(corpus.splits["train"], config.data.batch_size)
     if 2 * REPEATS * options.steps > table.num_windows(config.data.bptt):
-        raise UsageError(f"--steps {options.steps}: the training split has only {table.num_windows(config.data.bptt)} segments")
+        needed, there = 2 * REPEATS * options.steps, table.num_windows(config.data.bptt)
+        raise UsageError(f"--steps {options.steps} needs {needed} segments, and the training split has {there}: lower it")
     threads = config.train.threads or hardware.default_threads()
     torch.set_num_threads(threads)
     if device.type == "cpu":

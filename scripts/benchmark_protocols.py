@@ -103,7 +103,7 @@ def main() -> int:
     saved = load(args.model, dataset=args.dataset, cache_dir=args.cache_dir)
     text = beginning(split_text(saved, "test"), args.tokens, saved.vocabulary.eos)
     least = TRAIN_COLUMNS * TRAIN_ROWS
-    check(len(text.stream) > least, f"a step of training takes {least} tokens, and there are {len(text.stream)} to measure")
+    check(len(text.stream) > least, f"a step of training takes {least} tokens, and there are {len(text.stream)} to measure: raise --tokens")
     training_rms(saved)  # in no time below
     works: dict[str, Callable[[], int]] = {
         "plain loop": lambda: plain_loop(saved, text),

@@ -1,12 +1,14 @@
-"""Every command of the README and of docs/running.md loads, and the Python in the README runs."""
+"""Every command of the README and of docs/running.md loads, options of the other pages exist, and the Python in the README runs."""
 
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from jsonargparse import ArgumentParser
 
-from lstmlm import load_config
+from lstmlm import cli, load_config
+from lstmlm.cli import COMMANDS as COMMANDS_OF
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -32,6 +34,26 @@ def test_command(command: str) -> None:
         assert (ROOT / flags[flags.index("--config_file") + 1]).exists()
     if words[script] == "scripts/train.py" and "--help" not in arguments:
         load_config([str(ROOT / word) if word.startswith("configs/") else word for word in arguments])
+
+
+# Of every page, the commands that only parse their options: those that train are above and in test_docs_data.py.
+CALLS = sorted(
+    (name, re.split(r" #| > | \\|2>", rest)[0].strip())
+    for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+    for name, rest in re.findall(r"^ {4}(?:\.venv/bin/)?(?:lstmlm |python scripts/)(\w+)(?:\.py)? (.*)$", page.read_text(), re.MULTILINE)
+    if name in {*COMMANDS_OF} - {"train", "prepare"}
+)
+
+
+@pytest.mark.parametrize(("name", "arguments"), CALLS, ids=" ".join)
+def test_options_of_the_docs(name: str, arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def parsed(parser: ArgumentParser, argv: list[str], **_: bool) -> None:
+        parser.parse_args(argv)
+        raise InterruptedError
+
+    monkeypatch.setattr(cli, "parse", parsed)
+    with pytest.raises(InterruptedError):
+        COMMANDS_OF[name](shlex.split(arguments))
 
 
 def test_every_file_it_names_is_there() -> None:

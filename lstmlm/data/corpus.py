@@ -141,7 +141,7 @@ def _warn(facts: dict[str, SplitFacts], data: DataConfig) -> None:
         shares = " and ".join(f"{each.unknown / each.tokens:.2%} of split {split}" for split, each in facts.items() if each.unknown)
         logger.warning(
             f"{UNK} never occurs in the training split, so the model cannot learn when to expect it, but is {shares}; "
-            f"data.min_count 2 turns what training has only once into {UNK}"
+            f"in a run that makes its own vocabulary, data.min_count 2 turns what training has only once into {UNK}"
         )
     for split, each in facts.items():
         if each.written_eos:
@@ -171,7 +171,7 @@ def _cached(data: DataConfig, ending: str, parts: Sequence[object], load: Callab
                 write(file)
             return load(path)
     except OSError as error:
-        raise UserError(f"{cannot_write(error)}; name another folder with the option cache_dir") from None
+        raise UserError(f"{cannot_write(error)}; make room, or name another folder with the option cache_dir where there is one") from None
 
 
 def _write_tokens(file: BinaryIO, vocabulary: Vocabulary, blocks: Iterable[tuple[str, NDArray[np.int32]]], part: str) -> None:

@@ -89,7 +89,7 @@ def check_column(column: str, columns: Collection[str], place: str) -> None:
     """Refuse a column that is not there (UsageError)."""
     if column not in columns:
         there = f"only {', '.join(columns)}" if columns else "nor any other"
-        raise UsageError(f"{place} has no column {column!r}, {there}: name one with the option text_column")
+        raise UsageError(f"{place} has no column {column!r}, {there}: rename one, or name it with text_column where that is an option")
 
 
 def blocks_of(pieces: Iterable[str]) -> Iterator[str]:

@@ -46,7 +46,7 @@ class Table:
         stream: Token ids of a whole split, int32 (n,) with n >= 2; only this rank's piece is moved to `device`.
         columns: B, columns over all ranks.
         rank: This rank, in [0, world_size).
-        world_size: W, number of ranks. Rank r owns columns floor(rB/W) ... floor((r+1)B/W) - 1, none if W > B.
+        world_size: W, number of ranks. Rank r owns columns floor(rB/W) ... floor((r+1)B/W) - 1; some own none if W > B.
         device: Where the shard goes, once.
     """
 
@@ -61,7 +61,7 @@ class Table:
         self._shard = stream[bounds[0] : bounds[-1] + 1].to(device)
         starts = torch.tensor(bounds, device=device)
         self._starts = starts[:-1] - bounds[0]  # (B_r,), first pair of each column, within the shard
-        self._lengths = starts[1:] - starts[:-1]  # (B_r,), R or R - 1
+        self._lengths = starts[1:] - starts[:-1]  # (B_r,), rows or rows - 1
         self._row_numbers = torch.arange(self.rows, device=device)
 
     @property

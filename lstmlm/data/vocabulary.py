@@ -52,6 +52,8 @@ class Vocabulary:
             raise ValueError("the tokens of a vocabulary are distinct strings")
         if not {UNK, EOS} <= self._ids.keys():
             raise ValueError(f"a vocabulary has {UNK} and {EOS}")
+        if level != "bpe" and (level, tokenizer) not in _CUTTERS:
+            raise ValueError(f"there is no tokenizer {tokenizer!r} at level {level!r}")
         self.unk = self._ids[UNK]
         self.eos = self._ids[EOS]
         self._cut: Tokenizer = Subwords(self.tokens, self.merges) if level == "bpe" else _CUTTERS[level, tokenizer]()
@@ -71,11 +73,14 @@ class Vocabulary:
         """Count the tokens of the training split: `<unk>`, `<eos>`, then by falling count, ties by first appearance.
 
         Args:
-            texts: The training split in pieces, of one line or of many; no word is in two of them.
+            texts: The training split in pieces, of one line or of many; no word is cut in two where a piece ends.
             level, tokenizer, lowercase, normalize: As in `DataConfig`: what a token is.
             min_count: Tokens (at level `bpe`, pairs) seen less often are left out.
             max_size: Largest size, `<unk>` and `<eos>` included; `bpe` needs one.
             processes: That share a slow tokenizer's work.
+
+        Raises:
+            ValueError: Level bpe has no max_size.
         """
         if level == "bpe":
             if max_size is None:

@@ -50,9 +50,9 @@ class Cache(Static):
     searched: ClassVar[dict[str, Callable[[Any, float], Any]]] = {"theta": _times, "lambda_": _odds_times}
 
     window: int = bounded(2000, COUNT)
-    """Positions before a target, in its column, that the cache remembers."""
+    """cache: positions before a target, in its column, that it remembers."""
     theta: float = bounded(0.662, NOT_NEGATIVE)
-    """Sharpness: how much more a similar state counts. 0 = all of the window counts alike."""
+    """cache: sharpness, how much more a similar state counts. 0 = all of the window counts alike."""
     lambda_: float = bounded(0.1279, FRACTION)
     """Weight of the cache's distribution, in [0, 1); the model's has the rest."""
 
@@ -74,15 +74,16 @@ class Dynamic(Static):
     advice: ClassVar[str] = "dynamic evaluation diverged, choose a smaller --lr"
 
     rule: Literal["sgd", "rms"] = "rms"
-    """The update: plain gradient, or each weight's gradient divided by its root mean square over the training split."""
+    """dynamic: the update, by the plain gradient, or by each weight's gradient divided by its root mean square over the training split."""
     lr: float = bounded(0.0005, NOT_NEGATIVE)
-    """eta, the step along the gradient of a segment's mean nll."""
+    """dynamic: eta, the step along the gradient of a segment's mean nll."""
     decay: float = bounded(0.01, Bounds(0, 1))
-    """lambda in the paper: how far each update draws the weights back to the trained ones; `rms` draws those of large gradients further."""
+    """dynamic: lambda of Krause et al., how far each update draws the weights back to the trained ones; `rms` draws those of large
+    gradients further."""
     epsilon: float = bounded(0.0001, POSITIVE)
-    """Added to the root mean square (`rms` only)."""
+    """dynamic, rule rms: added to the root mean square."""
     bptt: int = bounded(20, COUNT)
-    """Rows of a segment: scored first, then learned from by one update."""
+    """dynamic: rows of a segment, which is scored first, then learned from by one update."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

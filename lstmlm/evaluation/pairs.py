@@ -134,7 +134,7 @@ def _read(path: Path, by: By) -> list[dict[str, Any]]:
                 row[name] = line
             pairs.append(row)
     except UserError as error:
-        raise type(error)(str(error).partition(": name one with")[0]) from None
+        raise type(error)(str(error).partition(": rename one")[0]) from None
     if not pairs:
         raise UserError(f"{path} has no pairs" + f" for --by {by}" * (by != "sentence"))
     if others:

@@ -17,7 +17,7 @@ from lstmlm.runtime.hardware import ieee_products
 if TYPE_CHECKING:  # scoring by one process does without, and starts sooner
     from accelerate import Accelerator
 
-SEGMENT_TOKENS = 1 << 12  # targets that a rank scores at a time; no result depends on it, nor on the next
+SEGMENT_TOKENS = 1 << 12  # targets that a rank scores at a time; no result depends on this number or on PIECE_TOKENS
 PIECE_TOKENS = 1 << 16  # tokens of a piece of a text, whose stretches run side by side
 
 

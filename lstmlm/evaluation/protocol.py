@@ -60,6 +60,7 @@ class Measurement(Evaluation):
     """The score of a text, and how it was obtained.
 
     Attributes:
+        targets: N = n - 1; with resets N = n.
         protocol: Its name.
         settings: Of the protocol.
         characters: Of the original text, spaces and line ends counted.

@@ -99,6 +99,7 @@ class Reader:
     Args:
         saved: The model.
         space: Whether the white space before a word counts with it, as the tokens have it, or the one after it.
+        eos: Whether the ends of lines count in `tokens` and `bits`.
         scored: Called with the number of tokens of each segment when it is done.
 
     Attributes:

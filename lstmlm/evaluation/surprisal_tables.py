@@ -37,7 +37,8 @@ class Scoring:
     """How texts become rows."""
 
     by: By | None = None
-    """What has a row: a token; a word between white space; a region. null = a word, unless the tokens are such words."""
+    """What has a row: a token; a word between white space; a region. null = a region with --regions; else a token where
+    the tokens are words between white space; else a word."""
     reset: Reset = "line"
     """Where the state starts afresh: at each line; at each document (at a `= Title =`, or after an empty line where there are no
     titles); or never."""
@@ -235,6 +236,7 @@ def score_files(
 
     Raises:
         UsageError: A text cannot be read or has no token, or the arguments do not go together. What was there before stays.
+        UserError: A model cannot be read, its scores are not finite, or an output cannot be written.
     """
     files = ["-" if name in STANDARD_INPUT else name for name in files]
     check(form in FORMS, f"form must be one of {', '.join(FORMS)}, not {form!r}")

@@ -70,6 +70,6 @@ def tune(
         if best == before:
             factor = math.sqrt(factor)
     if seen[best] == math.inf:
-        raise UserError("every setting that the search tried diverged: begin with a smaller lr")
+        raise UserError(f"no setting that the search tried gave a finite perplexity: {protocol.advice}")
     figures = {"split": "validation", "tokens": len(text.stream), "evaluations": len(seen), "ppl": seen[best]}
     return best, {**figures, "seconds": round(time.perf_counter() - begun, 2)}

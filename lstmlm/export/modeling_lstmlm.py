@@ -51,7 +51,7 @@ class LstmLmOutput(ModelOutput):
 
 
 class LstmLmForCausalLM(PreTrainedModel, GenerationMixin):
-    """The model; its weights have the names that lstmlm gives them."""
+    """The model; its weights have the names that lstmlm gives them. In training only `dropout` is applied, none of lstmlm's other kinds."""
 
     config_class = LstmLmConfig
     base_model_prefix = "model"

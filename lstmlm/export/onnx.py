@@ -35,7 +35,7 @@ def export_onnx(model: str | Path | None, folder: str | Path) -> None:
         UserError: The model cannot be read, or onnx is not installed.
     """
     if find_spec("onnx") is None:
-        raise UserError("onnx is not installed: pip install onnx")
+        raise UserError("onnx is not installed: pip install 'lstmlm[export]'")
     source = find_model(model)
     output = OutputFolder(folder, (GRAPH, VOCABULARY), again=GRAPH, source=source)
     saved = load(source, device="cpu")

@@ -50,7 +50,7 @@ def export_transformers(model: str | Path | None, folder: str | Path) -> None:
         UserError: The model cannot be read, or transformers is not installed.
     """
     if find_spec("transformers") is None:
-        raise UserError("transformers is not installed: pip install transformers")
+        raise UserError("transformers is not installed: pip install 'lstmlm[export]'")
     source = find_model(model)
     output = OutputFolder(folder, (*MODEL_FILES, CODE.name, *TOKENIZER, GENERATION), again=CODE.name, source=source)
     card, saved = read_card(source), load(source, device="cpu")

@@ -15,7 +15,7 @@ from torch import Tensor
 from lstmlm.config import ModelConfig
 
 MASKS = "hash 1"  # this function by name; a checkpoint says with which one its run was made
-PLACE_BITS = 24  # a place of the model has fewer than 2^24 units, and there are fewer than 2^7 places
+PLACE_BITS = 24  # a place of the model has fewer than 2^24 units, and there are at most 2^7 places
 # Places of what all columns share: lengths of segments, masks of recurrent weights and of types. Embedding and layers have 0 ... L.
 SEGMENTS, WEIGHTS, TYPES = 125, 126, 127
 
@@ -24,7 +24,7 @@ class Masks(NamedTuple):
     """The dropout masks of a segment, float32: 0 where something is dropped, else 1 / (1 - p). None = nothing is dropped.
 
     Attributes:
-        embedding: Of the embeddings, (T, B, E). T is 1 where all rows have the same mask.
+        embedding: Of the embeddings, (T, B, E). T is 1 where all rows have the same mask, E is 1 where only types are dropped.
         layers: Of each layer's output, (T, B, H) each; the last one masks the decoder's input. T is 1 as above.
         weights: Of each layer's recurrent weight, (4 H, H) each (DropConnect: Merity et al., 2017, section 2).
     """
@@ -92,7 +92,7 @@ def random_words(seed: int, segment: Tensor, rows: Tensor, columns: Tensor, unit
         segment: int32 scalar.
         rows: int32 (T,).
         columns: int32 (B,).
-        units: int32 (U,), distinct numbers.
+        units: int32 (U,); equal numbers get equal words.
     """
     # Each (seed, segment, row, column) has two words, so that two of them hardly ever have the same stream of units.
     keys = torch.arange(2, dtype=torch.int32, device=segment.device) * _signed(0x9E3779B9) + _signed(seed)

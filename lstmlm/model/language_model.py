@@ -1,4 +1,4 @@
-"""The model: embedding, dropout, one-layer LSTMs with dropout between them, dropout, tied decoder with bias.
+"""The model: embedding, dropout, one-layer LSTMs with dropout between them, dropout, decoder with bias, which may be tied to the embedding.
 
 Shapes: T time, B columns, E embedding, H hidden, V vocabulary, L layers.
 """

@@ -1,4 +1,4 @@
-"""The layers: a tied embedding, and an LSTM layer with dropout on its output.
+"""The layers: the embedding of a tied model, and an LSTM layer with dropout on its output.
 
 Shapes: T time, B columns, E embedding, H hidden, V vocabulary.
 """
@@ -32,7 +32,7 @@ class LSTMLayer(nn.LSTM):
         Args:
             inputs: (T, B, input_size).
             state: (h, c), each (B, H).
-            mask: (T, B, H); None = no dropout.
+            mask: (T, B, H), or (1, B, H) where all rows share it; None = no dropout.
             weight_hh: The recurrent weight (4 H, H) in place of the module's own, such as its product with a mask; None = its own.
         """
         h, c = state

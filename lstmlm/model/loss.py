@@ -200,7 +200,7 @@ def refuse_second_derivatives() -> None:
     """Called by a backward that forms its gradients without a graph of their own; a RuntimeError where one is asked for."""
     # `once_differentiable` would say nothing where the incoming gradient is a constant, as that of a loss is.
     if torch.is_grad_enabled():
-        raise RuntimeError("the loss is once differentiable: a second derivative (create_graph=True) needs torch's own cross_entropy")
+        raise RuntimeError("first derivatives only: for create_graph=True use torch's own cross_entropy, and no bf16 on a CPU")
 
 
 def _check_targets(targets: Tensor, vocab_size: int) -> None:

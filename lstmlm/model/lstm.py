@@ -15,7 +15,8 @@ from lstmlm.model.loss import refuse_second_derivatives
 
 
 class LSTMFunction(torch.autograd.Function):
-    """What `torch.lstm` computes for one layer, with the state, the cell and all sums in the precision of `h`.
+    """What `torch.lstm` computes for one layer, with state, cell and element-wise work in the precision of `h`, products and outputs
+    in `dtype`.
 
     Args:
         inputs: (T, B, I).
@@ -24,7 +25,7 @@ class LSTMFunction(torch.autograd.Function):
         weight_ih: (4 H, I).
         weight_hh: (4 H, H).
         bias: (4 H,), the sum of PyTorch's two.
-        dtype: Of the products' operands, of the gates kept for backward and of the outputs.
+        dtype: Of the products, of the gates kept for backward and of the outputs.
 
     Returns:
         The outputs (T, B, H), and h and c after the last row.

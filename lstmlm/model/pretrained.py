@@ -27,7 +27,7 @@ CONFIG, VOCABULARY, WEIGHTS, CARD = MODEL_FILES
 
 BUNDLED = Path(__file__).parents[1] / "models" / "wikitext2-reference"  # in a checkout `models` is a link
 
-# Of `DataConfig`: what reading the same text in the same way needs. A stranger's model says no more, so not where this machine writes.
+# The keys of `DataConfig` that a model's config.json holds. So a stranger's model cannot choose data.cache_dir, where this machine writes.
 TRAINED_ON = ("dataset", "subset", "text_column", "level", "tokenizer", "lowercase", "normalize", "max_size")
 UNKNOWN = "unknown"  # the dataset of a model whose text nobody told
 
@@ -199,7 +199,7 @@ class SavedModel:
 
     @functools.cached_property
     def data(self) -> DataConfig:
-        """The data, where it is: a model has its name, and a run the place; a UserError where neither is here."""
+        """The data and their place: a model has the name, the config.yaml of its run the place; a UserError where neither leads to them."""
         data, dataset, run = self.description.data, self.dataset, self.folder.parent / RUN_CONFIG
         subset = None if dataset and has_own_splits(dataset, data.subset) else data.subset
         if dataset is None:
@@ -233,7 +233,7 @@ def load(
         normalize: Whether texts are changed first as `data.normalize` does.
         dataset: Where its data is (as `data.dataset`); None = where training found it, as far as the model or its run says.
         cache_dir: As `data.cache_dir`; None = its default.
-        device: Where the model goes; None = the accelerator where there is one, else the CPU.
+        device: Where the model goes; None = the accelerator where there is one, else the CPU. One that was read already stays where it is.
 
     Raises:
         UserError: A file is missing or damaged, or two of them do not belong together.

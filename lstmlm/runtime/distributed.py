@@ -173,7 +173,10 @@ class StopRequest:
         return bool(self._signal) and not self._several
 
     def agreed(self, step: int, at_event: bool) -> int:
-        """The signal that some rank got, or 0; every rank calls this with the same arguments and gets the same answer."""
+        """The signal that some rank got, or 0; every rank calls this with the same arguments and gets the same answer.
+
+        Several ranks ask each other at events and every STOP_CHECK_STEPS steps only; in between the answer is 0.
+        """
         if not self._several:
             return self._signal
         if not at_event and step % STOP_CHECK_STEPS:

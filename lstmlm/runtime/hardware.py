@@ -31,7 +31,7 @@ def cores() -> int:
 
 
 def default_threads() -> int:
-    """Those cores, divided among the ranks on this host."""
+    """The physical cores of this process, divided among the ranks on this host; at least 1."""
     return max(1, cores() // local_ranks())
 
 

@@ -126,7 +126,7 @@ def typed(name: str, module: str = "") -> str:
 
 
 def resume_command(run_dir: str | Path | None) -> str:
-    """How to resume a run: the command, where this process shows what was started."""
+    """How to resume a run: the command; or what to add to it, where this process cannot tell the whole command."""
     script, options = Path(sys.argv[0]), f"--train.run_dir {shlex.quote(str(run_dir))} --train.resume true"
     ours = script.name == "lstmlm" or (script.name, script.parent.name) == ("__main__.py", "lstmlm")
     if "WORLD_SIZE" in os.environ:

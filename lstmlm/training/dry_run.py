@@ -1,4 +1,4 @@
-"""A dry run: all that a run is made of, one step, one segment of validation; what it needs is told, and nothing stays."""
+"""A dry run: all that a run is made of, a few steps and the beginning of a validation; it tells what the run needs, and nothing stays."""
 
 import shutil
 import signal
@@ -91,7 +91,7 @@ def dry_run(config: Config) -> Outcome:
             "train/loss": results[0].nll / results[0].num_targets,
             "valid/loss": valid.loss,
             **{f"memory/{name}": used for name, used in memory.items()},
-            # The weights three times: the best, those that are to be the best again, and either while it is replaced.
+            # The weights three times: the best model, the earlier best in best.safetensors, and either while it is replaced.
             "disk/needed": (train.keep_checkpoints + 1) * size + model + 2 * weights,
             "disk/checkpoint": size,
             "disk/model": model,
@@ -118,7 +118,7 @@ def _check_disk(figures: dict[str, float], directory: RunDirectory) -> None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """A signal ends a block as an exception does, so that its files go. Only the main thread may say so."""
+    """A signal ends a block as an exception does, so that its files go. Python sets signal handlers in the main thread only."""
     with ExitStack() as before:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1) if threading.current_thread() is threading.main_thread() else ():
             before.callback(signal.signal, number, signal.signal(number, lambda number, _: sys.exit(128 + number)))

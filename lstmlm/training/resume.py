@@ -18,8 +18,8 @@ from lstmlm.training.checkpoint import TENSORS, Saved, checkpoints, load_tensors
 from lstmlm.training.run_directory import RunDirectory
 from lstmlm.training.segments import segment_ends
 
-# Configuration keys that a resumed run may change: they do not touch what is computed, other than its rounding. Of the data they say
-# where they are; what they are, the fingerprint of the tokens decides.
+# Configuration keys that a resumed run may change: they do not touch what is computed, other than its rounding. Those of the
+# data only say where they are; the fingerprint of the tokens decides whether they are the same.
 FREE_KEYS = set(
     """
     train.log_every train.eval_every train.patience train.save_every train.keep_checkpoints train.threads train.cuda_graph
@@ -97,8 +97,8 @@ def _refuse_lost_checkpoints(earlier: Config, directory: RunDirectory) -> None:
 def load_newest_that_fits(
     found: Iterator[tuple[Path, Saved]], fingerprint: str, expected: dict[str, Tensor], table: Table, keep: int
 ) -> tuple[Saved, dict[str, Tensor]]:
-    """Values and tensors of the first checkpoint that is one of this run, whose data have this fingerprint and whose tensors now are
-    `expected`. Older ones that a killed save has left, beyond `keep`, go."""
+    """Values and tensors of the first checkpoint that is one of this run, whose data have this fingerprint and whose tensors have
+    the names, shapes and types of `expected`. Older ones that a killed save has left, beyond `keep`, go."""
     for path, saved in found:
         check_data(saved.data_fingerprint, fingerprint)
         try:

@@ -1,6 +1,7 @@
 """A run: its directory, its cursor, and what happens at its events."""
 
 import math
+import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -75,7 +76,8 @@ class Run:
             with fail_together(self.accelerator):
                 if self._is_main:
                     opening.enter_context(self.directory.held())
-                    checkpoint.restore(self.directory.checkpoints)
+                    if self.config.train.resume:
+                        checkpoint.restore(self.directory.checkpoints)
                     self._past = resume.find_past(self.config, self.directory)
             saved, summary = main_value(self.accelerator, (self._past.saved, self._past.summary))
             self._past = self._past._replace(saved=saved, summary=summary)
@@ -86,7 +88,9 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *traceback: object) -> None:
         if isinstance(error, NotFiniteError):
-            self.tracking.tell(lambda tracker: tracker.alert("the loss is not finite", str(error)))
+            self.tracking.tell(lambda tracker: tracker.alert("the loss or its gradient is not finite", str(error)))
+        if isinstance(error, KeyboardInterrupt):  # a signal during the final scoring
+            self.tracking.finish(128 + next(iter(error.args), signal.SIGINT))
         self._open.close()
 
     @property
@@ -102,8 +106,8 @@ class Run:
         if self._past.saved is not None:
             self._resume()
         elif self.origin is not None:
-            self.cursor.owes_validation = True  # what it is worth as it comes; it is the best model until a better one
-        self._open.callback(self.tracking.finish, 1)  # where neither the run's end nor a stop has: it failed
+            self.cursor.owes_validation = True  # the saved model is validated first, and is the best until a better one comes
+        self._open.callback(self.tracking.finish, 1)  # where neither `finish` nor `stopped` has: the run failed
         if self._is_main:
             for line in banner.opening(self.config, corpus, train_step, self.accelerator):
                 print_line(line)
@@ -174,7 +178,8 @@ class Run:
         self.progress.show(self.cursor.step, *figures)
 
     def validate(self, interrupted: Callable[[], bool] = lambda: False) -> None:
-        """Measure validation perplexity, and export the model where it is the best so far; with an average of the weights, of that.
+        """Measure validation perplexity, and export the model where it is the best so far. Both use the average of the weights,
+        where there is one.
 
         A validation that a stop cuts short is repeated first when the run is resumed; `interrupted` is asked between segments.
         """
@@ -241,7 +246,7 @@ class Run:
     def finish(self) -> Outcome:
         """Score the best model at one column and mark the run as finished."""
         self._profiling.close()  # of a run that ended before its last step
-        # After the last checkpoint, so that a run that grows from it does not see them.
+        # Its lines come after the last checkpoint, so a run that grows from that does not keep them.
         if self.interval.targets:
             self.log()
         if self.cursor.validated < self.cursor.step:

@@ -26,7 +26,7 @@ class Summary(TypedDict):
 
 
 class RunDirectory:
-    """The places of a run's files below `train.run_dir`, where nothing needs to be."""
+    """The paths of a run's files below `train.run_dir`; none of them needs to exist."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = path = user_path(path)
@@ -53,10 +53,11 @@ class RunDirectory:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Make the directory and hold its lock within a block. Folders made here are removed again if the block leaves them empty."""
+        """Make the directory and hold its lock within a block. What was made here is removed again if the block leaves no run there."""
         made = self._made or [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         lock = self.path / ".lock"
+        new, others = not os.path.lexists(lock), os.path.lexists(self.config)
         with ExitStack() as stack:
             try:
                 stack.enter_context(locked(lock, wait=False))
@@ -69,9 +70,9 @@ class RunDirectory:
             try:
                 yield
             finally:
-                if made and list(self.path.iterdir()) == [lock]:
+                if new and (others or not os.path.lexists(self.config)):
                     lock.unlink()
-                    with suppress(OSError):  # another run may have begun in one of them
+                    with suppress(OSError):  # something else may be in one of them
                         for folder in made:
                             folder.rmdir()
 

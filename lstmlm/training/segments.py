@@ -6,7 +6,7 @@ from lstmlm.config import Config, DataConfig
 from lstmlm.model.dropout import SEGMENTS, random_words
 
 HALF = 0.05  # share of the segments that are half as long (Merity et al., 2017, section 5)
-LEAST = 5  # rows that are drawn for a segment
+LEAST = 5  # rows of a segment as it is drawn
 
 
 def segment_ends(data: DataConfig, seed: int, rows: int, epoch: int) -> list[int]:

@@ -130,7 +130,8 @@ class TrainStep:
         """The steps since the last read, summed over ranks; every rank calls it and gets the same.
 
         Raises:
-            NotFiniteError: On every rank, naming the first step whose loss or gradient was not finite.
+            NotFiniteError: On every rank, naming the step whose loss or gradient is not finite; where gradients overflow in fp16, only
+                after MAX_SKIPPED steps in a row.
         """
         local = self._losses[: len(self._pending)].cpu()
         # float64 sums of float32 values are exact, so the figures do not depend on how often they are read.
@@ -141,8 +142,8 @@ class TrainStep:
             may_skip = MAX_SKIPPED if self.accelerator.scaler is not None else 0
             if not math.isfinite(total) or self._skipped > may_skip:
                 raise NotFiniteError(
-                    f"the loss is not finite at step {step + 1} (nll {total}, gradient norm {norm}): no checkpoint was written after it; "
-                    "start again in a new train.run_dir with a lower optim.lr"
+                    f"the loss or its gradient is not finite at step {step + 1} (nll {total}, gradient norm {norm}): no checkpoint was "
+                    "written after it; start again in a new train.run_dir with a lower optim.lr"
                 )
             results.append(StepResult(step, total, num_targets, norm if math.isfinite(norm) else None))
         self._pending.clear()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lstmlm import LSTMLanguageModel, UserError
+from lstmlm.evaluation import adaptation
 from lstmlm.evaluation.adaptation import Cache, CacheDynamic, CacheScorer, Dynamic, DynamicScorer, gradient_rms
 from lstmlm.evaluation.perplexity import Scorer, StaticScorer, score_stream
 from lstmlm.evaluation.protocol import Static
@@ -120,20 +121,23 @@ def table_of(stream: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     return inputs, nn.utils.rnn.pad_sequence([part[1:] for part in parts], padding_value=-100)
 
 
-def rms_by_hand(model: LSTMLanguageModel, stream: Tensor, columns: int, rows: int) -> dict[str, Tensor]:
+def rms_by_hand(model: LSTMLanguageModel, stream: Tensor, columns: int, rows: int, segments: int | None = None) -> dict[str, Tensor]:
     plain, state, history = Plain(model), zero_state(columns), []
     for inputs, targets in zip(*(part.split(rows) for part in table_of(stream, columns)), strict=True):
         nll, state = plain.nll(inputs, state, targets)
         history.append(plain.gradients(nll, int((targets >= 0).sum())))
-    return {name: torch.stack([g[name] for g in history]).square().mean(0).sqrt() for name in history[0]}
+    return {name: torch.stack([g[name] for g in history[:segments]]).square().mean(0).sqrt() for name in history[0]}
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_statistics_by_their_definition(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lstmlm.evaluation.adaptation.STATISTICS_COLUMNS", 4)
+    assert (adaptation.STATISTICS_COLUMNS, adaptation.STATISTICS_ROWS, adaptation.STATISTICS_SEGMENTS) == (100, 5, 200), "as the docs say"
+    monkeypatch.setattr(adaptation, "STATISTICS_COLUMNS", 4)
     model = sharp_model(V, 6, tie_weights=tied)
-    for name, value in gradient_rms(model, text(103)).items():
-        torch.testing.assert_close(value, rms_by_hand(model, text(103), 4, 5)[name], rtol=1e-4, atol=1e-7)
+    for segments in (200, 3):
+        monkeypatch.setattr(adaptation, "STATISTICS_SEGMENTS", segments)
+        for name, value in gradient_rms(model, text(103)).items():
+            torch.testing.assert_close(value, rms_by_hand(model, text(103), 4, 5, segments)[name], rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -210,6 +210,9 @@ def test_frequency_is_of_the_training_text(tmp_path: Path, text_folder: Path) ->
     (row, *_) = score_text("w1, w2", tmp_path, by="word", add=["frequency"])
     per_million = 1e6 / (len(counts) + len({*counts}))
     assert row.frequency == pytest.approx(math.log10((counts.count("w1") + 1) * per_million), abs=1e-6)
+    (_, upper) = score_text("w2 W1", tmp_path, by="word", add=["frequency", "previous"])
+    assert upper.frequency == pytest.approx(math.log10(per_million), abs=1e-6), "upper case is another word"
+    assert upper.previous_frequency == pytest.approx(math.log10((counts.count("w2") + 1) * per_million), abs=1e-6)
     assert score_text("w\u200b1", tmp_path, by="word", add=["frequency"], normalize=True)[0].frequency == row.frequency
 
 

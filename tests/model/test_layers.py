@@ -33,7 +33,7 @@ def with_torch(x: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, w_hh: Tensor, bias
 def test_gradcheck_of_the_own_kernel() -> None:
     arguments = example(4, 3, 5, 6)
     assert torch.autograd.gradcheck(with_own_kernel, arguments)
-    with pytest.raises(RuntimeError, match="once differentiable"):
+    with pytest.raises(RuntimeError, match="first derivatives only"):
         torch.autograd.grad(with_own_kernel(*arguments)[0].sum(), arguments, create_graph=True)
 
 

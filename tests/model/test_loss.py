@@ -168,7 +168,7 @@ def test_only_gradients_that_are_asked_for_are_formed() -> None:
         with torch.set_grad_enabled(grad), Watch(lambda func, args, made: functions.append(func.overloadpacket)):
             linear_cross_entropy(hidden, weight, bias, targets)
         assert functions.count(torch.ops.aten.mm) == products
-    with pytest.raises(RuntimeError, match="once differentiable"):
+    with pytest.raises(RuntimeError, match="first derivatives only"):
         torch.autograd.grad(linear_cross_entropy(hidden, weight, bias, targets), [hidden], create_graph=True)
     frozen = linear_cross_entropy(hidden, weight.detach(), None, targets)
     (grad,) = torch.autograd.grad(frozen, [hidden])

@@ -158,7 +158,7 @@ def test_a_second_host_that_never_comes(small: Small, tmp_path: Path) -> None:
     [
         ("exception", "1", "rank 1 failed: ValueError: a fault of this rank alone"),
         ("kill", "1", "rank 0 lost the others"),
-        ("nan", "1", "the loss is not finite at step 8"),
+        ("nan", "1", "the loss or its gradient is not finite at step 8"),
         ("disk", "0", "No space left on device"),
     ],
 )

@@ -115,6 +115,24 @@ def test_refused_at_every_operation(tmp_path: Path, code: int, step: int) -> Non
     assert statuses.count(7) >= 8
 
 
+def test_what_a_power_cut_needs_is_on_the_disk_in_this_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(tmp_path, 1)
+    done = []
+    for name in ("fsync", "rename"):
+        original = getattr(os, name)
+
+        def seen(place: Any, *args: Any, _name: str = name, _original: Any = original) -> Any:
+            path = Path(f"/proc/self/fd/{place}").readlink() if _name == "fsync" else Path(place)
+            done.append(f"{_name} {path.name}")
+            return _original(place, *args)
+
+        monkeypatch.setattr(os, name, seen)
+    publish(tmp_path, 2)
+    new = ".step_00000002.tmp"
+    files = [f"fsync {name}" for name in ("state.safetensors", "state.json", "manifest.json")]
+    assert done == [*files, f"fsync {new}", f"rename {new}", f"fsync {tmp_path.name}", "rename step_00000001"]
+
+
 def test_prunes_to_the_newest(tmp_path: Path) -> None:
     """In a save; and, where a killed one has left one too many, when the run goes on."""
     for step in range(1, 6):

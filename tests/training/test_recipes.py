@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 
-from lstmlm import load_config
+from lstmlm import evaluate, load_config
 from lstmlm.config import DataConfig
 from lstmlm.model.pretrained import load
 from lstmlm.training.segments import segment_ends
@@ -35,6 +35,8 @@ def test_resume_in_the_middle_is_exact(optim: list[str], small: Small, tmp_path:
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
     tensors = final_state(tmp_path / "whole")
     assert 1 < tensors["average.updates"].item() <= summary["step"], "the trigger came within the run"
+    validation = evaluate(tmp_path / "whole", "validation", columns=10, cache_dir=str(tmp_path / "cache"))
+    assert validation.ppl == pytest.approx(summary["best"], rel=1e-6), "the average is what was validated"
     exported = load(tmp_path / "whole/model").model.weights()
     if summary["best_step"] == summary["step"]:
         for name, weight in exported.items():

@@ -41,7 +41,15 @@ def test_the_docs_list_the_free_keys() -> None:
         ({}, {"optim__lr": 0.2}, "optim.lr was 0.001 and is 0.2"),
         ({}, {"train__epochs": 1}, "train.epochs was 40 and is 1 now; it may only grow"),
         ({}, {"train__max_steps": 5}, "train.max_steps was null and is 5"),
-        ({"optim__schedule": "cosine"}, {"optim__schedule": "cosine", "train__epochs": 50}, "train.epochs was 40 and is 50"),
+        *(
+            ({key: value}, {key: value, name: 50}, f"{name.replace('__', '.')} was {before} and is 50")
+            for key, value, name, before in (
+                ("optim__schedule", "cosine", "train__epochs", 40),
+                ("optim__schedule", "one_cycle", "train__epochs", 40),
+                ("optim__schedule", "plateau", "train__eval_every", "null"),
+                ("optim__average", "asgd", "train__eval_every", "null"),
+            )
+        ),
     ],
 )
 def test_another_configuration_is_refused(before: dict[str, Any], now: dict[str, Any], message: str) -> None:

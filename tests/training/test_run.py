@@ -105,9 +105,23 @@ def test_patience_ends_a_run_that_gets_no_better(small: Small, tmp_path: Path) -
     assert summary["stale"] == 3
     lines = metrics(tmp_path / "run")
     assert [line["step"] for line in lines if "train/loss" in line][-1] == summary["step"]
+    best = evaluate(tmp_path / "run", "test", cache_dir=str(tmp_path / "cache"))
+    assert best.ppl == pytest.approx(summary["test"]["ppl"], rel=1e-6), "of the best model, not of the last"
     assert fresh_train(load_config(arguments)) == summary, "finished: left alone"
     longer = fresh_train(load_config([*arguments, "--train.patience=30"]))
     assert longer["step"] == 30, "more patience goes on"
+
+
+def test_a_line_is_the_mean_over_its_steps(whole: Whole) -> None:
+    """Weighted by their targets, which are fewer at the end of an epoch."""
+    steps, lines = ([line for line in metrics(run) if "train/loss" in line] for run in (whole(), whole("--train.log_every=4")))
+    targets = {line["step"]: line["tokens"] - before for line, before in zip(steps, [0, *(line["tokens"] for line in steps)], strict=False)}
+    assert len({*targets.values()}) > 1
+    for line, before in zip(lines, [0, *(line["step"] for line in lines)], strict=False):
+        own = [each for each in steps if before < each["step"] <= line["step"]]
+        sums = sum(each["train/loss"] * targets[each["step"]] for each in own), sum(targets[each["step"]] for each in own)
+        assert line["train/loss"] == pytest.approx(sums[0] / sums[1], rel=1e-9)
+        assert line["train/grad_norm"] == pytest.approx(sum(each["train/grad_norm"] for each in own) / len(own), rel=1e-9)
 
 
 @pytest.mark.parametrize("dropout", [0.5, 0.0])

@@ -83,6 +83,7 @@ def test_a_folder_that_is_no_run_is_refused_and_left_as_it_is(name: str, resume:
     with pytest.raises(UserError) as caught:
         fresh_train(load_config(small(f"--train.resume={resume}")))
     assert path.read_text() == CONTENT[name]
+    assert [each for each in (tmp_path / "run").rglob("*") if each.is_file()] == [path]
     assert "--train.resume true" not in str(caught.value), "which would be the wrong advice"
     assert "\n" not in str(caught.value)
 

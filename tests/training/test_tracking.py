@@ -19,6 +19,7 @@ import wandb
 
 from lstmlm import UserError, load_config, train
 from lstmlm.training import tracking
+from lstmlm.training.run import Run
 from tests.helpers import ROOT, Small, at_step, fresh_train, lose_power
 from tests.training.wandb_file import offline_runs
 
@@ -91,11 +92,20 @@ def test_every_key_is_documented(small: Small, tmp_path: Path) -> None:
     assert {key for line in lines for key in json.loads(line)} == documented - {"memory/gpu"}
 
 
-@pytest.mark.parametrize(("number", "preempted"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
-def test_a_stopped_run_has_its_exit_code(number: int, preempted: bool, small: Small, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "preempted", "scoring"),
+    [(signal.SIGTERM, True, False), (signal.SIGUSR1, True, False), (signal.SIGINT, False, False), (signal.SIGTERM, True, True)],
+)
+def test_a_stopped_run_has_its_exit_code(number: int, preempted: bool, scoring: bool, small: Small, tmp_path: Path) -> None:
+    """Stopped at a step, or in the final scoring, where a signal ends the process as Ctrl-C does."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        at_step(monkeypatch, 5, lambda step: signal.raise_signal(number))
-        assert train(load_config(small(*TRACKED))).signal == number
+        if scoring:
+            monkeypatch.setattr(Run, "_final_figures", Mock(side_effect=KeyboardInterrupt(number)))
+            with pytest.raises(KeyboardInterrupt):
+                train(load_config(small(*TRACKED, "--train.max_steps=2")))
+        else:
+            at_step(monkeypatch, 5, lambda step: signal.raise_signal(number))
+            assert train(load_config(small(*TRACKED))).signal == number
     (run,) = offline_runs(tmp_path / "run")
     assert run.exit_code == 128 + number
     assert bool(run.all("preempting")) == preempted, "a sweep would start it again"

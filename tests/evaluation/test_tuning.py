@@ -40,7 +40,7 @@ def test_it_looks_at_validation_only_and_keeps_its_budget(saved: SavedModel, mon
     monkeypatch.setattr(tuning, "measure", lambda *arguments: scored.append(arguments[1]) or measure(*arguments))
     monkeypatch.setattr(tuning, "split_text", lambda *arguments: splits.append(arguments[1]) or split_text(*arguments))
     told: list[str] = []
-    with pytest.raises(UserError, match="no setting that the search tried gave a finite perplexity: .*smaller --lr"):
+    with pytest.raises(UserError, match=r"no setting that the search tried gave a finite perplexity: .*smaller --lr"):
         tune(saved, CacheDynamic(window=50, rule="sgd", lr=1e30, bptt=5, columns=2), 4, 200, told.append)
     assert len(scored) == len(told) == 4
     start = CacheDynamic(window=50, rule="sgd", lr=0.5, bptt=5, columns=2)

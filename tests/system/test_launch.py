@@ -103,7 +103,7 @@ def test_refused_at_the_start(
         ("cuda", DistributedType.NO, [], None),
         ("cpu", DistributedType.NO, [], "this is a cpu"),
         ("cuda", DistributedType.MULTI_GPU, [], "a group of 1 rank"),  # torchrun of one: DDP, which can't be recorded
-        ("cuda", DistributedType.NO, ["--train.precision=fp16"], "fp16 waits"),
+        ("cuda", DistributedType.NO, ["--train.precision=fp16"], "fp16 changes its scale"),
         ("cuda", DistributedType.NO, ["--train.accumulate=2"], "train.accumulate is not 1"),
     ],
 )

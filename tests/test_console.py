@@ -49,18 +49,10 @@ def test_what_a_terminal_would_obey_is_shown_escaped() -> None:
 
 
 def test_a_terminal_shows_at_once_that_a_command_starts() -> None:
-    def main() -> int:
-        print_line("a line")
-        print_result("a result")
-        return 0
-
-    def main_with_a_result() -> int:
-        print_result("a result")
-        return 0
-
     start = b"starting ...\r\r\x1b[K"
-    assert on_a_terminal(lambda: run_script(main)) == start + b"a line\r\na result\r\n"
-    assert on_a_terminal(lambda: run_script(main_with_a_result)) == start + b"a result\r\n"
+    shown = on_a_terminal(lambda: run_script(lambda: print_line("a line") or print_result("a result") or 0))
+    assert shown == start + b"a line\r\na result\r\n"
+    assert on_a_terminal(lambda: run_script(lambda: print_result("a result") or 0)) == start + b"a result\r\n"
 
 
 def test_a_result_in_a_pipe_is_exact(capfdbinary: pytest.CaptureFixture[bytes]) -> None:

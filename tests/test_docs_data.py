@@ -17,10 +17,8 @@ LINES = [f"It is line {i}, of a well-known book." for i in range(40)]
 SPLITS = {"train": LINES[:36], "valid": LINES[36:38], "test": LINES[38:]}
 
 
-@pytest.fixture
-def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files that the commands name."""
-
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(name: str, lines: list[str]) -> None:
         make_file(tmp_path / name, "".join(f"{line}\n" for line in lines).encode())
 
@@ -36,11 +34,6 @@ def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         lines = LINES[first : first + 6]
         write(f"several/train/{number}.txt.gz", lines)
         write(f"rows/train-{number:05}.jsonl", [json.dumps({"story": "\n".join(lines)})])
-
-
-@pytest.mark.usefixtures("texts")
-@pytest.mark.parametrize("command", COMMANDS)
-def test_command(command: str, tmp_path: Path) -> None:
     assert len(COMMANDS) == 7
     config = load_config([*shlex.split(command)[2:], f"--data.cache_dir={tmp_path / 'cache'}"])
     corpus = load_corpus(config.data)

@@ -6,7 +6,6 @@ import signal
 import socket
 import stat
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,29 +16,6 @@ from lstmlm.files import Output, OutputFolder, open_file, read_file, replace_fil
 
 def hidden(folder: Path) -> list[Path]:
     return list(folder.glob(".*"))
-
-
-def in_child(work: Callable[[], object], *signals: int) -> int:
-    """Fork a process that does `work` and then says so; send it signals; its status as `os.waitpid` gives it."""
-    ready, say = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(ready)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-
-        def main() -> int:
-            with work():  # type: ignore[attr-defined]
-                os.write(say, b"x")
-                time.sleep(30)
-            return 0
-
-        os._exit(run_script(main))
-    os.close(say)
-    os.read(ready, 1)
-    os.close(ready)
-    for number in signals:
-        os.kill(pid, number)
-    return os.waitpid(pid, 0)[1]
 
 
 def test_two_writers_leave_the_whole_of_one(tmp_path: Path) -> None:
@@ -75,7 +51,24 @@ def test_what_others_have_stays(tmp_path: Path) -> None:
 def test_a_writer_that_is_stopped_leaves_what_was_there(number: int, status: int, tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_text("old")
-    assert in_child(lambda: replacing(path), number) == status
+    ready, say = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(ready)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+        def main() -> int:
+            with replacing(path):
+                os.write(say, b"x")
+                time.sleep(30)
+            return 0
+
+        os._exit(run_script(main))
+    os.close(say)
+    os.read(ready, 1)
+    os.close(ready)
+    os.kill(pid, number)
+    assert os.waitpid(pid, 0)[1] == status
     assert path.read_text() == "old"
     if number == signal.SIGKILL:
         (left,) = hidden(tmp_path)

@@ -57,9 +57,7 @@ def test_options_of_the_docs(name: str, arguments: str, monkeypatch: pytest.Monk
 
 
 def test_every_file_it_names_is_there() -> None:
-    named = set(re.findall(r"\(((?:docs|configs)/[\w./-]+)\)", README)) | set(
-        re.findall(r"`((?:configs|scripts|tests|lstmlm)/[\w./-]+)`", README)
-    )
+    named = {*re.findall(r"\(((?:docs|configs)/[\w./-]+)\)", README), *re.findall(r"`((?:configs|scripts|tests|lstmlm)/[\w./-]+)`", README)}
     assert named
     assert [name for name in named if not (ROOT / name).exists()] == []
 

@@ -141,10 +141,7 @@ def test_a_folder_that_says_of_no_file_which_split_it_is(tmp_path: Path, names: 
     ("card", "told"),
     [
         ("configs: [", "while parsing a flow node"),
-        (
-            "configs:\n- {config_name: one, data_files: a.txt}\n- {config_name: two, data_files: a.txt}",
-            r"\['one', 'two'\].*, or name a subset",
-        ),
+        ("configs:\n- {config_name: x, data_files: a.txt}\n- {config_name: y, data_files: a.txt}", r"\['x', 'y'\].*, or name a subset"),
         ("", "File is not a zip file"),
     ],
 )

@@ -131,13 +131,6 @@ def test_a_step_that_is_too_large_is_told(run: Run) -> None:
         run("--protocol", "dynamic", "--rule", "sgd", "--lr", "1e30")
 
 
-def by_hand(folder: Path, stretches: list[list[str]]) -> list[float]:
-    """Nll of every token: each stretch of lines alone, token by token, from the zero state and after `<eos>`."""
-    saved = load(folder)
-    ids = [[i for line in lines for i in saved.vocabulary.encode(line)] for lines in stretches]
-    return [nll for own in ids for nll in token_by_token(saved.model, saved.vocabulary.eos, own)[1]]
-
-
 DOCUMENTS = ["w0 w1 w2", "w3", " = w5 w6 = ", "w1 w2", "", " = = w1 = = ", "w3 w4", " = w7 = ", "w2 w2 w2 w2"]
 
 
@@ -160,7 +153,10 @@ def test_stretches_are_scored_as_if_alone(
     ends = list(accumulate(sizes))
     assert ends[-1] == len(lines)
     stretches = [lines[end - size : end] for size, end in zip(sizes, ends, strict=True)]
-    assert result.token_nll.tolist() == pytest.approx(by_hand(folder, stretches), rel=1e-5)
+    saved = load(folder)  # each stretch alone, token by token, from the zero state and after `<eos>`
+    ids = [[i for line in lines for i in saved.vocabulary.encode(line)] for lines in stretches]
+    expected = [nll for own in ids for nll in token_by_token(saved.model, saved.vocabulary.eos, own)[1]]
+    assert result.token_nll.tolist() == pytest.approx(expected, rel=1e-5)
     assert (result.targets, result.reset) == (len(result.token_nll), reset)
     lengths = [sum(len(line.split()) + 1 for line in stretch) for stretch in stretches]
     assert result.fresh.nonzero()[:, 0].tolist() == [0, *accumulate(lengths[:-1])]

@@ -23,14 +23,9 @@ VOCABULARY = Vocabulary(["<unk>", "<eos>", "=", *(f"w{i}" for i in range(28))])
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def saved(tmp_path: Path) -> SavedModel:
     save_pretrained(tmp_path / "model", sharp_model(len(VOCABULARY)), VOCABULARY, {"dataset": "toy"})
-    return tmp_path / "model"
-
-
-@pytest.fixture
-def saved(folder: Path) -> SavedModel:
-    return load(folder)
+    return load(tmp_path / "model")
 
 
 Row = namedtuple("Row", "sentence_id token_id token surprisal unk entropy rank word_id")
@@ -127,15 +122,15 @@ def test_a_window_is_all_that_is_held(saved: SavedModel, monkeypatch: pytest.Mon
     assert taken <= 76
 
 
-def test_what_is_refused(folder: Path) -> None:
+def test_what_is_refused(saved: SavedModel) -> None:
     for refused in ("", "\n", " \n \n"):
         with pytest.raises(UserError, match="no text"):
-            score_text(refused, folder)
+            score_text(refused, saved)
     with pytest.raises(UserError, match=r"add must be a list of names, such as \['length'\]"):
-        score_text("w1", folder, add="length")
+        score_text("w1", saved, add="length")
     with pytest.raises(UserError, match="reset must be one of line, document, never, not 'sentence'"):
-        score_text("w1", folder, "sentence")  # type: ignore[arg-type]
+        score_text("w1", saved, "sentence")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="--regions w: there is no such column"):
-        score_text("w1", folder, regions="w")
+        score_text("w1", saved, regions="w")
     with pytest.raises(UserError, match="form must be one of tsv, jsonl, parquet, neural-complexity, not 'csv'"):
-        score_files(["absent.txt"], [folder], form="csv")  # type: ignore[arg-type]
+        score_files(["absent.txt"], form="csv")  # type: ignore[arg-type]

@@ -262,10 +262,7 @@ def spoiled(kind: str, model: Any) -> Any:
         ("code in a state dict", r"it holds 'posix\.system'"),
         ("QRNN", r"it holds 'tests\.model\.test_imported\.QRNNLayer'"),
         ("gru", r"it holds 'torch\.nn\.modules\.rnn\.GRU', which no model of these kinds has"),
-        (
-            "gru's state",
-            r"the weights are not those of a model of these sizes: layers\.0\.weight_ih_l0 is \[21, 5\] and should be \[28, 5\]",
-        ),
+        ("gru's state", r"the weights are not those of .*: layers\.0\.weight_ih_l0 is \[21, 5\] and should be \[28, 5\]"),
         ("quantized", "its decoder.bias is in qint8"),
         ("split softmax", "its softmax is split"),
         ("max_norm", "its embeddings are scaled"),
@@ -291,9 +288,6 @@ def test_what_is_no_such_model_is_refused_and_nothing_of_it_is_run(
     assert not (tmp_path / "out").exists()
 
 
-BUILT_ON_A_CLASS = b"\x80\x02cmodel\nRNNModel\n}X\x01\x00\x00\x00aK\x01sb."
-
-
 @pytest.mark.parametrize("kind", ["empty", "text", "cut legacy", "cut zip", "deflated", "class", "forged size"])
 def test_what_torch_did_not_write_is_told_in_a_line(tmp_path: Path, kind: str) -> None:
     path, model = tmp_path / "model.pt", RNNModel(8, 5, 7, 2)
@@ -304,7 +298,7 @@ def test_what_torch_did_not_write_is_told_in_a_line(tmp_path: Path, kind: str) -
             for name in old.namelist():
                 entry = old.read(name)
                 if name.endswith("data.pkl"):
-                    entry = BUILT_ON_A_CLASS if kind == "class" else entry
+                    entry = b"\x80\x02cmodel\nRNNModel\n}X\x01\x00\x00\x00aK\x01sb." if kind == "class" else entry
                     # the size (8, 5) of the embedding, K 8 and K 5, made (200, 5)
                     entry = entry.replace(b"K\x08K\x05\x86", b"K\xc8K\x05\x86") if kind == "forged size" else entry
                 new.writestr(name, entry, zipfile.ZIP_DEFLATED if kind == "deflated" else zipfile.ZIP_STORED)

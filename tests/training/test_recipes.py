@@ -101,9 +101,6 @@ def test_the_rate_goes_with_the_rows(small_config: SmallConfig) -> None:
         assert group["lr"] == pytest.approx(0.005 * rows / 10)
 
 
-RECORD = Path(__file__).with_name("losses.json")
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("recipe", ["seed", "everything"])
 def test_the_losses_are_those_of_the_record(recipe: str, precision: str, tmp_path: Path) -> None:
@@ -113,6 +110,6 @@ def test_the_losses_are_those_of_the_record(recipe: str, precision: str, tmp_pat
     overrides = [] if recipe == "seed" else [*EVERYTHING[:10], *ADAMW, "--optim.lr=5e-3", "--data.bptt_jitter=5"]
     arguments = ["--data.dataset=toy", f"--data.cache_dir={tmp_path}", "--train.threads=1", f"--train.precision={precision}"]
     losses = run_steps(build_step(load_config([*arguments, "--train.log_every=100", *overrides])), 20)
-    recorded = json.loads(RECORD.read_text())[f"{recipe} {precision}"]
+    recorded = json.loads(Path(__file__).with_name("losses.json").read_text())[f"{recipe} {precision}"]
     # Another processor sums in another order, and bf16 rounds to 8 bits. (Here they are the record's to the last digit.)
     assert losses == pytest.approx(recorded, rel=1e-5 if precision == "fp32" else 2e-3)

@@ -25,7 +25,7 @@ from lstmlm.records import as_kind, read_json, read_yaml
 
 CONFIG, VOCABULARY, WEIGHTS, CARD = MODEL_FILES
 
-BUNDLED = Path(__file__).parents[1] / "models" / "wikitext2-reference"  # in a checkout `models` is a link
+BUNDLED = Path(__file__).parents[1] / "models" / "wikitext2-compact"  # in a checkout `models` is a link
 
 # The keys of `DataConfig` that a model's config.json holds. So a stranger's model cannot choose data.cache_dir, where this machine writes.
 TRAINED_ON = ("dataset", "subset", "text_column", "level", "tokenizer", "lowercase", "normalize", "max_size")

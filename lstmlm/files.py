@@ -294,7 +294,11 @@ def locked(path: Path, wait: bool) -> Iterator[None]:
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                if os.path.lexists(path) and os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+                    break
+                os.close(descriptor)  # its holder has deleted it
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+                continue
             except OSError as error:
                 if not wait or not isinstance(error, BlockingIOError):
                     error.filename = str(path)  # which a failing lock does not tell by itself

@@ -45,7 +45,7 @@ CALLS = sorted(
 )
 
 
-@pytest.mark.parametrize(("name", "arguments"), CALLS, ids=" ".join)
+@pytest.mark.parametrize(("name", "arguments"), CALLS, ids=[" ".join(call) for call in CALLS])
 def test_options_of_the_docs(name: str, arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def parsed(parser: ArgumentParser, argv: list[str], **_: bool) -> None:
         parser.parse_args(argv)

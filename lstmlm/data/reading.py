@@ -82,7 +82,7 @@ def row_text(value: object, row: int, place: str, column: str) -> str:
     if isinstance(value, str):
         return value
     problem = "is null" if value is None else f"holds {type(value).__name__}, not text"
-    raise UserError(f"{place}, row {row}: column {column!r} {problem}: mend the row, or name another with the option text_column")
+    raise UserError(f"{place}, row {row}: column {column!r} {problem}: mend it, or name another with text_column where that is an option")
 
 
 def check_column(column: str, columns: Collection[str], place: str) -> None:

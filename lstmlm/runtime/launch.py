@@ -56,7 +56,7 @@ def resolve_precision(config: Config) -> Config:
 @contextmanager
 def started(config: Config) -> Iterator[Accelerator]:
     """`start` for the length of a block. After it the ranks have parted and this process is as it was, unless it
-    fails under NCCL."""
+    fails alone under NCCL."""
     callers = is_initialized() or dist.is_initialized()  # what the caller has set up stays
     accelerator, stay = None, callers
     with hardware.settings_kept():

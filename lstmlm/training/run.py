@@ -90,7 +90,7 @@ class Run:
         if isinstance(error, NotFiniteError):
             self.tracking.tell(lambda tracker: tracker.alert("the loss or its gradient is not finite", str(error)))
         if isinstance(error, KeyboardInterrupt):  # a signal during the final scoring
-            self.tracking.finish(128 + next(iter(error.args), signal.SIGINT))
+            self._open.callback(self.tracking.finish, 128 + next(iter(error.args), signal.SIGINT))
         self._open.close()
 
     @property

@@ -53,11 +53,11 @@ class RunDirectory:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Make the directory and hold its lock within a block. What was made here is removed again if the block leaves no run there."""
+        """Make the directory and hold its lock within a block. What was made here is removed again if the block fails or leaves no run."""
         made = self._made or [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         lock = self.path / ".lock"
-        new, others = not os.path.lexists(lock), os.path.lexists(self.config)
+        new, failed = not os.path.lexists(lock), True
         with ExitStack() as stack:
             try:
                 stack.enter_context(locked(lock, wait=False))
@@ -69,10 +69,11 @@ class RunDirectory:
                 ) from None
             try:
                 yield
+                failed = False
             finally:
-                if new and (others or not os.path.lexists(self.config)):
-                    lock.unlink()
+                if new and (failed or not os.path.lexists(self.config)):
                     with suppress(OSError):  # something else may be in one of them
+                        lock.unlink()
                         for folder in made:
                             folder.rmdir()
 

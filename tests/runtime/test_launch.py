@@ -7,7 +7,7 @@ import pytest
 from torch import distributed as dist
 
 from lstmlm import Config
-from lstmlm.console import UsageError
+from lstmlm.console import UsageError, UserError
 from lstmlm.runtime import launch
 from lstmlm.runtime.launch import FOREIGN, OF_A_LAUNCH, OF_OTHERS, check_launch
 
@@ -53,8 +53,12 @@ def test_what_the_environment_says_of_other_processes(environment: str, told: st
         check_launch()
 
 
-@pytest.mark.parametrize("backend", ["nccl", "gloo"])
-def test_a_rank_that_fails_alone_does_not_wait_for_the_others(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("backend", "error", "stays"), [("nccl", ValueError, True), ("nccl", UserError, False), ("gloo", ValueError, False)]
+)
+def test_a_rank_that_fails_alone_does_not_wait_for_the_others(
+    backend: str, error: type[Exception], stays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As it would in NCCL's `destroy_process_group`; NCCL itself needs GPUs."""
 
     def start(config: Config) -> SimpleNamespace:
@@ -63,8 +67,8 @@ def test_a_rank_that_fails_alone_does_not_wait_for_the_others(backend: str, monk
 
     monkeypatch.setattr(launch, "start", start)
     monkeypatch.setattr(dist, "get_backend", lambda: backend)
-    with pytest.raises(ValueError, match="alone"), launch.started(Config()):
-        raise ValueError("alone")
-    assert dist.is_initialized() == (backend == "nccl")
+    with pytest.raises(error, match="alone"), launch.started(Config()):
+        raise error("alone")
+    assert dist.is_initialized() == stays
     if dist.is_initialized():
         dist.destroy_process_group()

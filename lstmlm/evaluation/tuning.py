@@ -44,7 +44,7 @@ def tune(
     text = split_text(saved, "validation")
     text = replace(text, stream=text.stream[:tokens])
     seen: dict[Static, float] = {}
-    reasons: list[str] = []
+    failures: list[UserError] = []
     begun = time.perf_counter()
 
     def ppl(candidate: Static) -> float:
@@ -52,7 +52,8 @@ def tune(
             try:
                 seen[candidate] = measure(saved, text, candidate).ppl
             except UserError as error:  # it diverged
-                seen[candidate], reasons[:] = math.inf, [str(error)]
+                seen[candidate] = math.inf
+                failures.append(error)
             settings = ", ".join(f"{name} {value}" for name, value in candidate.settings.items())
             told(f"evaluation {len(seen)} of {evaluations}: ppl {seen[candidate]:.3f} with {settings}")
         return seen.get(candidate, math.inf)  # so nothing gains any more when the budget is spent
@@ -71,6 +72,6 @@ def tune(
         if best == before:
             factor = math.sqrt(factor)
     if seen[best] == math.inf:
-        raise UserError(f"no setting that the search tried gave a finite perplexity: {reasons[0]}")
+        raise UserError(f"no setting that the search tried gave a finite perplexity: {failures[-1]}")
     figures = {"split": "validation", "tokens": len(text.stream), "evaluations": len(seen), "ppl": seen[best]}
     return best, {**figures, "seconds": round(time.perf_counter() - begun, 2)}

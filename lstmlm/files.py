@@ -288,25 +288,23 @@ def locked(path: Path, wait: bool) -> Iterator[None]:
         BlockingIOError: Another process holds it, and `wait` is false. A wait is told after a second, and then every minute.
         OSError: The file cannot be made, or its file system has no locks.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     told_at = time.monotonic() + 1
-    try:
-        while True:
+    while True:
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)) as file:
+            held = False
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.lexists(path) and os.path.samestat(os.fstat(descriptor), os.lstat(path)):
-                    break
-                os.close(descriptor)  # its holder has deleted it
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-                continue
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
+            except FileNotFoundError:  # its last holder has deleted it
+                pass
             except OSError as error:
                 if not wait or not isinstance(error, BlockingIOError):
                     error.filename = str(path)  # which a failing lock does not tell by itself
                     raise
-            if time.monotonic() >= told_at:
-                logger.warning("waiting for another process, which holds %s", path)
-                told_at += 60
-            time.sleep(0.05)
-        yield
-    finally:
-        os.close(descriptor)
+            if held:
+                yield
+                return
+        if time.monotonic() >= told_at:
+            logger.warning("waiting for another process, which holds %s", path)
+            told_at += 60
+        time.sleep(0.05)

@@ -2,7 +2,7 @@
 
 import errno
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from unittest.mock import Mock
 
 import pytest
@@ -100,6 +100,26 @@ def test_runs_of_one_second_have_folders_of_their_own(small: Small, tmp_path: Pa
     for _ in range(2):
         fresh_train(load_config(small("--train.run_dir=null", "--tracking.run_name=a", "--train.max_steps=1")))
     assert [path.parent.name for path in sorted(Path("runs").glob("*/summary.json"))] == ["20260101-120000-a", "20260101-120000-a-2"]
+
+
+@pytest.mark.parametrize("folder_too", [False, True])
+def test_a_lock_that_its_last_holder_deleted_is_made_anew(folder_too: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, flock, calls = tmp_path / "run" / ".lock", files.fcntl.flock, []
+    path.parent.mkdir()
+
+    def deleted_before(file: IO[str], operation: int) -> None:
+        if not calls:
+            path.unlink()
+            if folder_too:
+                path.parent.rmdir()
+        calls.append(operation)
+        flock(file, operation)
+
+    monkeypatch.setattr(files.fcntl, "flock", deleted_before)
+    with pytest.raises(FileNotFoundError if folder_too else BlockingIOError), files.locked(path, wait=False):
+        assert path.exists()
+        with files.locked(path, wait=False):
+            pass
 
 
 def test_a_file_system_without_flock_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -31,10 +32,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def fresh_process() -> Iterator[None]:
-    """Each test begins without what Accelerate keeps in the process, and leaves threads, arithmetic and random numbers as they were."""
+    """Each test begins without what Accelerate keeps in the process, and leaves its settings and signal handlers as they were.
+
+    A forked worker that inherits `run_script`'s handler may outlive the SIGTERM of its pool, which then waits for ever.
+    """
     forget_accelerate()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     with settings_kept():
         yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

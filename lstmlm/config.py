@@ -207,6 +207,8 @@ class OptimConfig(_Section):
     """Steps over which the learning rate rises linearly from 0; not with one_cycle."""
     cycle_warmup: float = bounded(0.25, Bounds(0, 1, above=True, below=True))
     """one_cycle: share of the run's steps on the way up."""
+    cycle_annealing: float | None = bounded(None, Bounds(0, 1, above=True, below=True))
+    """one_cycle: share of the run's steps on the way down, the last ones; between the two the rate stays at lr. null = all the rest."""
     cycle_div: float = bounded(10.0, COUNT)
     """one_cycle: the first step's learning rate is lr / cycle_div."""
     cycle_final_div: float = bounded(1e5, COUNT)
@@ -225,6 +227,8 @@ class OptimConfig(_Section):
         super().__post_init__()
         cycle, warmup, has_betas = self.schedule == "one_cycle", self.warmup_steps, self.name != "sgd"
         check(not (cycle and warmup), f"optim.schedule one_cycle has a warm-up of its own, but optim.warmup_steps is {warmup}: leave it 0")
+        ways = self.cycle_warmup + (self.cycle_annealing or 0)
+        check(ways <= 1, f"optim.cycle_warmup and optim.cycle_annealing are {ways:g} of the run together: at most 1 there is")
         fits = self.cycle_beta is None or (cycle and has_betas)
         check(fits, "optim.cycle_beta needs optim.schedule one_cycle and optim.name adam or adamw: set it to null")
 

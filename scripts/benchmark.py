@@ -250,8 +250,8 @@ def main() -> int:
         raise UsageError("--device cuda: there is no GPU here")
     corpus = load_corpus(config.data)
     table = Table(corpus.splits["train"], config.data.batch_size)
-    if 2 * REPEATS * options.steps > table.num_windows(config.data.bptt):
-        needed, there = 2 * REPEATS * options.steps, table.num_windows(config.data.bptt)
+    needed, there = 2 * REPEATS * options.steps, len(list(table.windows(config.data.bptt)))
+    if needed > there:
         raise UsageError(f"--steps {options.steps} needs {needed} segments, and the training split has {there}: lower it")
     threads = config.train.threads or hardware.default_threads()
     torch.set_num_threads(threads)
@@ -267,7 +267,7 @@ def main() -> int:
         return 0
     result = measure(config, device, options.steps)
     result |= {
-        "epoch_s": result["ours_ms"] / 1e3 * table.num_windows(config.data.bptt),
+        "epoch_s": result["ours_ms"] / 1e3 * there,
         "device": device.type,
         "hardware": hardware.device_kind(device) if device.type == "cuda" else processor(),
         "precision": config.train.precision,

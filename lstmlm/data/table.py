@@ -83,16 +83,15 @@ class Table:
         """Targets in rows first ... end - 1 over ALL ranks, known without communication."""
         return min(end * self.columns, self.num_targets) - first * self.columns
 
-    def num_windows(self, bptt: int, accumulate: int = 1) -> int:
-        """Windows of one pass."""
-        return -(-self.rows // (bptt * accumulate))
-
-    def windows(self, bptt: int, accumulate: int = 1, start: int = 0) -> Iterator[Window]:
-        """Windows of `accumulate` segments of `bptt` rows, in one pass from row `start` on, where one begins; the last may be shorter."""
-        return self.cut([*range(bptt, self.rows, bptt), self.rows], accumulate, start)
+    def windows(self, bptt: int) -> Iterator[Window]:
+        """Windows of one segment of `bptt` rows each, in one pass; the last may be shorter."""
+        return self.cut([*range(bptt, self.rows, bptt), self.rows], accumulate=1)
 
     def cut(self, ends: list[int], accumulate: int, start: int = 0) -> Iterator[Window]:
-        """The same of segments that end before these rows, the last of which is the table's number of rows."""
+        """Windows of `accumulate` segments in one pass from row `start` on, where one begins; the last may have fewer.
+
+        The segments end before these rows, the last of which is the table's number of rows.
+        """
         segments = list(itertools.pairwise([0, *ends]))
         for i in range(0, len(segments), accumulate):
             own = segments[i : i + accumulate]

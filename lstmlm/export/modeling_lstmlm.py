@@ -22,7 +22,8 @@ class LstmLmConfig(PreTrainedConfig):
 
     Args:
         vocab_size: V.
-        model: `embedding_size`, `hidden_size`, `num_layers`, `dropout`, `tie_weights`, as lstmlm's `config.json` has them.
+        model: `embedding_size`, `hidden_size`, `num_layers`, `tie_weights`, `dropout`, and `dropout_input`, `dropout_hidden`,
+            `dropout_output` where they differ from it, as lstmlm's `config.json` has them.
         padding_id: The id of `<pad>`, which is padding whatever the attention mask says: the one after the last token. It is not
             called `pad_token_id`, as it has no row of the embedding.
         kwargs: As for every configuration of transformers.
@@ -51,7 +52,10 @@ class LstmLmOutput(ModelOutput):
 
 
 class LstmLmForCausalLM(PreTrainedModel, GenerationMixin):
-    """The model; its weights have the names that lstmlm gives them. In training only `dropout` is applied, none of lstmlm's other kinds."""
+    """The model; its weights have the names that lstmlm gives them.
+
+    In training it drops units, with lstmlm's probabilities, but anew for every token; of lstmlm's other regularisers it has none.
+    """
 
     config_class = LstmLmConfig
     base_model_prefix = "model"
@@ -65,7 +69,9 @@ class LstmLmForCausalLM(PreTrainedModel, GenerationMixin):
         self.embedding = nn.Embedding(config.vocab_size, sizes[0])
         self.layers = nn.ModuleList(nn.LSTM(*pair, batch_first=True) for pair in itertools.pairwise(sizes))
         self.decoder = nn.Linear(sizes[-1], config.vocab_size)
-        self.dropout = nn.Dropout(config.model["dropout"])
+        kinds = ["dropout_input", *["dropout_hidden"] * (len(sizes) - 2), "dropout_output"]
+        chances = [config.model["dropout"] if (chance := config.model.get(kind)) is None else chance for kind in kinds]
+        self.dropouts = nn.ModuleList(nn.Dropout(chance) for chance in chances)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -103,7 +109,7 @@ class LstmLmForCausalLM(PreTrainedModel, GenerationMixin):
         tokens = input_ids.masked_fill(~mask, 0).gather(1, order)
         outputs, state = self._run_layers(tokens, mask.sum(1), state)
         outputs = torch.zeros_like(outputs).scatter(1, order[..., None].expand_as(outputs), outputs)
-        logits = self.decoder(self.dropout(outputs))  # (B, T, V)
+        logits = self.decoder(self.dropouts[-1](outputs))  # (B, T, V)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -114,7 +120,7 @@ class LstmLmForCausalLM(PreTrainedModel, GenerationMixin):
         outputs, states = self.embedding(tokens), []
         packed_lengths = lengths.clamp(min=1).cpu()  # an empty row can't be packed: it computes one token in vain
         for i, layer in enumerate(self.layers):
-            packed = pack_padded_sequence(self.dropout(outputs), packed_lengths, batch_first=True, enforce_sorted=False)
+            packed = pack_padded_sequence(self.dropouts[i](outputs), packed_lengths, batch_first=True, enforce_sorted=False)
             h, c = state[:, :, i, : layer.hidden_size].transpose(0, 1).contiguous()  # (2, B, H_layer)
             packed, (h, c) = layer(packed, (h[None], c[None]))
             outputs, _ = pad_packed_sequence(packed, batch_first=True, total_length=tokens.shape[1])

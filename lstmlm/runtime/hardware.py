@@ -7,6 +7,7 @@ import platform
 import resource
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -113,7 +114,7 @@ def use_machine(threads: int | None = None) -> None:
 
 @contextmanager
 def settings_kept() -> Iterator[None]:
-    """Whatever a block sets of this process, for its threads, arithmetic and random numbers, is afterwards as it was."""
+    """Whatever a block sets of this process, for its threads, arithmetic, random numbers and warnings, is afterwards as it was."""
     threads, gpus = torch.get_num_threads(), range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
     flushes = bool(torch.tensor(1e-310, dtype=torch.float64) == 0)
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -125,7 +126,7 @@ def settings_kept() -> Iterator[None]:
             older.append((switch, switch.allow_tf32))
     newer = [(switch, switch.fp32_precision) for switch in (torch.backends.cuda.matmul, _CONV, _RNN)]
     try:
-        with torch.random.fork_rng(gpus):
+        with torch.random.fork_rng(gpus), warnings.catch_warnings():
             yield
     finally:
         for switch, allowed in older:

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import os
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -115,6 +116,8 @@ def start(config: Config) -> Accelerator:
     # After Accelerate, which sets both of these too.
     torch.set_num_threads(config.train.threads or hardware.default_threads())
     hardware.set_float32_products(precision)
+    # DropConnect has a new recurrent weight in each segment. cuDNN copies it into one buffer with the layer's others, and says so.
+    warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
     kind, world_size, asked_for = accelerator.distributed_type, accelerator.num_processes, int(os.environ.get("WORLD_SIZE", "1"))
     check(
         kind in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU) and asked_for == world_size,

@@ -61,16 +61,17 @@ def dry_run(config: Config) -> Outcome:
         corpus, train_step = build(scratch_config, accelerator, resume.origin(config, directory, saved))
         if saved is not None:
             resume.check_data(saved.data_fingerprint, corpus.fingerprint)
-        cursor, results, seconds = Cursor(), [], []
+        cursor, results, row_seconds = Cursor(), [], []
         for window in islice(train_step.windows(epoch=0), TIMED_STEPS):
             begin = time.perf_counter()
             train_step(window, cursor.step, cursor.segment)
             cursor.advance(window)
             results.extend(train_step.read())  # waits for the device
-            seconds.append(time.perf_counter() - begin)
+            row_seconds.append((time.perf_counter() - begin) / (window.end - window.segments[0][0]))
         segment = corpus.splits["validation"][: SEGMENT_TOKENS * accelerator.num_processes + 1]
         begin = time.perf_counter()
-        valid = evaluate_stream(train_step.model, segment, train.eval_columns, accelerator)
+        with train_step.averaged():
+            valid = evaluate_stream(train_step.model, segment, train.eval_columns, accelerator)
         each_target = (time.perf_counter() - begin) / valid.targets
         tensors, _ = train_step.state_dict()
         if accelerator.is_main_process:
@@ -80,14 +81,15 @@ def dry_run(config: Config) -> Outcome:
         model = weights + len(corpus.vocabulary.to_bytes())
         memory = peak_memory(accelerator.device)
         train_step.close()
+        step = min(row_seconds) * train_step.table.rows / train_step.steps_per_epoch  # segments may have been of any length
         steps = train_step.total_steps - (saved.cursor.step if saved is not None else 0)
         validations = steps / (train.eval_every or train_step.steps_per_epoch)
         targets = {split: len(corpus.splits[split]) for split in ("validation", "test")}
         validation = each_target * targets["validation"]
         figures = {
-            "time/step": min(seconds),
+            "time/step": step,
             "time/validation": validation,
-            "time/total": steps * min(seconds) + validations * validation + each_target * sum(targets.values()),
+            "time/total": steps * step + validations * validation + each_target * sum(targets.values()),
             "train/loss": results[0].nll / results[0].num_targets,
             "valid/loss": valid.loss,
             **{f"memory/{name}": used for name, used in memory.items()},

@@ -135,11 +135,12 @@ def first_beta(optim: OptimConfig, step: int, total_steps: int) -> float:
 
 def _one_cycle(optim: OptimConfig, step: int, total_steps: int, first: float, peak: float, last: float) -> float:
     """Half a cosine from `first` to `peak`, then one to `last` at the last step (Smith, 2018, "A disciplined approach to neural network
-    hyper-parameters: part 1"; steps as in PyTorch's OneCycleLR)."""
-    top = optim.cycle_warmup * total_steps - 1
+    hyper-parameters: part 1"; steps as in PyTorch's OneCycleLR). In between it may stay at `peak`."""
+    top, end = optim.cycle_warmup * total_steps - 1, total_steps - 1
     if step < top:
         return _cosine(first, peak, step / top)
-    return _cosine(peak, last, (step - top) / (total_steps - 1 - top))
+    down = top if optim.cycle_annealing is None else end - optim.cycle_annealing * total_steps
+    return _cosine(peak, last, max(0, step - down) / (end - down))
 
 
 def _cosine(first: float, last: float, progress: float) -> float:

@@ -110,9 +110,9 @@ def load_newest_that_fits(
         print_line(f"going on from {path}")
         checkpoint.prune(path, keep)
         model = saved.config.model
-        if saved.masks != MASKS and any([*model.unit_dropout, model.dropout_types, model.dropout_weights]):
+        if saved.masks != MASKS and any([*model.unit_dropout, model.dropout_types, model.dropout_weights, saved.config.data.bptt_jitter]):
             print_line(
-                f"{path} was written by a version with other dropout masks: the run goes on with today's, so it is not "
+                f"{path} was written by a version with other dropout masks and random segments: the run goes on with today's, so it is not "
                 "the run that either version would have made alone"
             )
         return saved, tensors

@@ -1,5 +1,7 @@
 """The table against the definition, worked out pair by pair."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,9 +25,10 @@ def brute_force(n: int, columns: int) -> list[list[int]]:
 sizes = st.integers(2, 300).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, min(n - 1, 40))))
 
 
-@given(sizes, st.integers(1, 8), st.integers(1, 12), st.integers(1, 4))
+@given(sizes, st.integers(1, 8), st.lists(st.integers(1, 12), min_size=1), st.integers(1, 4))
 @settings(max_examples=200, deadline=None)
-def test_every_pair_once_in_its_place(size: tuple[int, int], world_size: int, bptt: int, accumulate: int) -> None:
+def test_every_pair_once_in_its_place(size: tuple[int, int], world_size: int, lengths: list[int], accumulate: int) -> None:
+    """Segments of any lengths, which are repeated over the rows."""
     n, columns = size
     stream = torch.arange(n, dtype=torch.int32)
     owned = brute_force(n, columns)
@@ -34,18 +37,19 @@ def test_every_pair_once_in_its_place(size: tuple[int, int], world_size: int, bp
     rows = max(map(len, owned))
     assert all(table.rows == rows for table in tables)
     assert sum(table.local_columns for table in tables) == columns
-    windows = list(tables[0].windows(bptt, accumulate))
-    assert all(list(table.windows(bptt, accumulate)) == windows for table in tables)
-    assert len(windows) == tables[0].num_windows(bptt, accumulate)
+    ends = [end for end in itertools.accumulate(lengths * rows) if end < rows] + [rows]
+    windows = list(tables[0].cut(ends, accumulate))
+    assert all(list(table.cut(ends, accumulate)) == windows for table in tables)
+    assert all(list(table.windows(lengths[0])) == list(table.cut([*range(lengths[0], rows, lengths[0]), rows], 1)) for table in tables)
     for i, window in enumerate(windows):
-        assert list(tables[0].windows(bptt, accumulate, start=window.end)) == windows[i + 1 :]
+        assert list(tables[0].cut(ends, accumulate, start=window.end)) == windows[i + 1 :]
     row = 0
     seen: list[list[int]] = [[] for _ in range(columns)]
     for window in windows:
         counted = 0
         for first, end in window.segments:
             assert first == row
-            assert 0 < end - first <= bptt
+            assert end == ends.pop(0)
             row = end
             for table in tables:
                 inputs, targets = table.segment(first, end)
@@ -59,6 +63,7 @@ def test_every_pair_once_in_its_place(size: tuple[int, int], world_size: int, bp
                         counted += 1
         assert counted == window.num_targets
         assert window.end == row
+    assert not ends
     assert seen == owned
 
 

@@ -85,6 +85,18 @@ def test_logits_and_state_are_ours(tmp_path: Path, sizes: dict[str, Any]) -> Non
         torch.testing.assert_close(state[:, 1, i, : h.shape[1]], c)
 
 
+def test_each_place_drops_its_own_share(tmp_path: Path) -> None:
+    make_exported(tmp_path, hidden_size=20, dropout=0.5, dropout_input=0.25, dropout_output=0.75)
+    theirs, shares = read_model(tmp_path / "exported").train(), []
+    for dropout in theirs.dropouts:
+        dropout.register_forward_hook(
+            lambda module, inputs, output: shares.append((output.shape[-1], (output == 0).double().mean().item()))
+        )
+    theirs(tokens(50, 40))
+    assert [size for size, _ in shares] == [theirs.embedding.embedding_dim, 20, theirs.embedding.embedding_dim]
+    assert [share for _, share in shares] == pytest.approx([0.25, 0.5, 0.75], abs=0.02)
+
+
 @pytest.mark.parametrize("side", ["left", "right", "both"])
 @pytest.mark.parametrize("told", [True, False], ids=["mask", "id"])
 @torch.no_grad()

@@ -15,7 +15,20 @@ from lstmlm.evaluation.perplexity import score_stream
 from lstmlm.model.dropout import make_masks
 from lstmlm.model.loss import linear_cross_entropy
 from lstmlm.model.pretrained import load, save_pretrained
-from tests.helpers import WORDS, Small, SmallConfig, assert_same_run, build_step, forget_accelerate, fresh_train, interrupted, run_steps
+from tests.helpers import (
+    ADAMW,
+    ASGD,
+    EVERYTHING,
+    WORDS,
+    Small,
+    SmallConfig,
+    assert_same_run,
+    build_step,
+    forget_accelerate,
+    fresh_train,
+    interrupted,
+    run_steps,
+)
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
@@ -72,10 +85,16 @@ def test_fp16_skips_a_step_that_overflows(small_config: SmallConfig) -> None:
     torch.testing.assert_close(train_step.model.weights(), before, rtol=0, atol=0)
 
 
+GRAPH_RECIPE = (
+    "--optim.name=adamw --optim.schedule=one_cycle --model.dropout_types=0.1 --model.dropout_weights=0.3 --model.dropout_locked=true"
+)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_cuda_graph_is_the_eager_step(precision: str, small_config: SmallConfig) -> None:
+@pytest.mark.parametrize("recipe", ["--optim.schedule=cosine", GRAPH_RECIPE], ids=["cosine", "recipe"])
+def test_a_cuda_graph_is_the_eager_step(recipe: str, precision: str, small_config: SmallConfig) -> None:
     """Over the epoch's short last segment too; the rate changes with every step."""
-    overrides = ("--train.deterministic=true", "--train.log_every=100", "--optim.schedule=cosine")
+    overrides = ("--train.deterministic=true", "--train.log_every=100", *recipe.split())
     losses, ends = [], []
     for graph in ("true", "false"):
         train_step = build_step(small_config(*overrides, f"--train.precision={precision}", f"--train.cuda_graph={graph}"))
@@ -144,8 +163,10 @@ def test_masks_have_the_same_bits_as_on_a_cpu() -> None:
             assert ours is theirs is None or torch.equal(ours, theirs.cpu())
 
 
-def test_a_cpu_and_a_gpu_agree_with_dropout_on(small_config: SmallConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = small_config("--train.log_every=100", "--train.precision=fp32")
+@pytest.mark.filterwarnings("error:RNN module weights")  # of cuDNN, which compacts DropConnect's
+@pytest.mark.parametrize("recipe", [[], [*EVERYTHING, *ADAMW, "--optim.average=ema"], [*EVERYTHING, *ASGD]], ids=["seed", "adamw", "sgd"])
+def test_a_cpu_and_a_gpu_agree_with_dropout_on(recipe: list[str], small_config: SmallConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config(*recipe, "--train.log_every=100", "--train.precision=fp32")
     on_gpu = run_steps(build_step(config), 10)
     forget_accelerate()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")

@@ -40,6 +40,7 @@ def assert_same_up_to_rounding(actual: Path, expected: Path, tolerances: dict[st
         pytest.param(3, ["--train.accumulate=3"], id="3-accumulated"),
         pytest.param(2, [*EVERYTHING, *ADAMW, "--optim.average=ema"], id="2-adamw"),
         pytest.param(3, [*EVERYTHING, *ASGD], id="3-asgd"),
+        pytest.param(2, [*EVERYTHING, *ASGD], id="2-asgd", marks=pytest.mark.slow),
         pytest.param(4, ["--train.accumulate=3"], id="4-accumulated", marks=pytest.mark.slow),
     ],
 )

@@ -33,6 +33,9 @@ def test_learning_rate_is_a_function_of_the_step() -> None:
     expected = [2.0, 2 * (1 + math.cos(math.pi / 4)) / 2, 1.0, 0.0]
     assert [learning_rate(cosine, step, 110) for step in (10, 35, 60, 110)] == pytest.approx(expected)
     assert 0 < learning_rate(OptimConfig(lr=2.0, schedule="one_cycle"), 0, 1) <= 2.0, "a run of one step"
+    flat = OptimConfig(lr=2.0, schedule="one_cycle", cycle_warmup=0.2, cycle_annealing=0.3, cycle_div=2, cycle_final_div=4)
+    expected = [1.0, *[2.0] * 51, (2.0 + 0.5) / 2, 0.5]
+    assert [learning_rate(flat, step, 100) for step in (0, *range(19, 70), 84, 99)] == pytest.approx(expected)
 
 
 RECIPES: dict[str, list[str]] = {

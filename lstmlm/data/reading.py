@@ -126,7 +126,7 @@ def lines_of(blocks: Iterable[str]) -> Iterator[str]:
 
 def _text(path: Path) -> Iterator[str]:
     """A text file piece by piece."""
-    if path.suffix.lower() == ".conllu":
+    if path.name.lower().removesuffix(".gz").endswith(".conllu"):
         check_form(path)
     lines, last = 0, "\n"
     with _reading(path, lambda: f"line {lines + 1}"), _open(path) as content, io.TextIOWrapper(content, "utf-8-sig") as file:

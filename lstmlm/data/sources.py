@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, count, islice
+from itertools import chain, count, islice, pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +30,8 @@ NAMES = {  # of files, and the split that each means
     "dev": "validation",
     "test": "test",
 }
-_SPLIT_NAME = re.compile(rf"(?:wiki\.)?(?P<name>{'|'.join(NAMES)})(?P<number>[-_.]\d+(?:-of-(?P<of>\d+))?)?")
+_SPLIT_NAME = rf"(?P<name>{'|'.join(NAMES)})(?P<number>[-_.]\d+(?:-of-(?P<of>\d+))?)?"
+_PREFIX = r".+[-_. ]"  # as in wiki.train.tokens
 LEAST_ROWS = 20  # of what is cut into splits, some of which are a twentieth of it; the rows of a plain text are its lines
 
 
@@ -237,7 +238,8 @@ def dataset_name(dataset: str) -> str:
     """A `data.dataset` without the place that it has on this machine: a file's or folder's own name, else as it is."""
     if not is_local(dataset):
         return dataset
-    return Path(os.path.normpath(user_path(dataset).absolute())).name or "data"
+    name = Path(os.path.normpath(user_path(dataset).absolute())).name
+    return name if name not in ("", toy.NAME) else "data"
 
 
 def local_files(data: DataConfig) -> list[Path]:
@@ -246,10 +248,13 @@ def local_files(data: DataConfig) -> list[Path]:
     return [*chain(*source.files.values())] if isinstance(source, FileSource | PieceSource) else []
 
 
-def has_own_splits(dataset: str, subset: str | None) -> bool:
-    """Whether a `data.dataset` is a folder that has split files of its own, and none of a subset."""
+def subset_in(dataset: str, data: DataConfig) -> str | None:
+    """The subset that a `data.dataset` has in place of that of `data`: the same, where it holds a folder of that name or is a copy."""
     folder = user_path(dataset)
-    return folder.is_dir() and not (subset and (folder / subset).is_dir()) and bool(find_splits(folder))
+    if data.subset is None or (folder / data.subset).is_dir():
+        return data.subset
+    copy = folder.name == Path(data.dataset).name and not (folder.is_dir() and find_splits(folder))
+    return data.subset if copy else None
 
 
 def subset_of(data: DataConfig) -> str | None:
@@ -275,14 +280,17 @@ def _open_folder(folder: Path, data: DataConfig) -> Source:
             ((folder, files),) = below.items()
     if files:
         return FileSource(str(folder), data.text_column, files)
-    return PieceSource(str(whole), data.text_column, _found_by_library(whole, subset))
+    remedy = f"call its files train.txt, validation.txt and test.txt (endings that are read: {ENDINGS})"
+    card = whole / "README.md"
+    if not (card.is_file() and b"configs:" in card.read_bytes()):
+        raise UsageError(f"{whole}: no name says which file is which split: {remedy}")
+    return PieceSource(str(whole), data.text_column, _found_by_card(whole, subset, remedy))
 
 
-def _found_by_library(folder: Path, subset: str | None) -> dict[str, list[Path]]:
-    """Files of each split of a folder, as its card (README.md) has them, or other names than those of `find_splits`."""
+def _found_by_card(folder: Path, subset: str | None, remedy: str) -> dict[str, list[Path]]:
+    """Files of each split of a folder, as its card (README.md) has them."""
     import datasets
 
-    remedy = f"call its files train.txt, validation.txt and test.txt (endings that are read: {ENDINGS})"
     datasets.disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of a README.md that is no card
     try:
@@ -292,9 +300,6 @@ def _found_by_library(folder: Path, subset: str | None) -> dict[str, list[Path]]
     except Exception as error:  # of the library, and of what reads a card or an archive for it
         raise UsageError(f"{folder}: {one_line(error)}: {remedy}, or name a subset of its card (data.subset)") from None
     files = {str(name): [Path(path) for path in paths] for name, paths in found.items()}
-    card = folder / "README.md"
-    if len(files) == 1 and not (card.is_file() and b"configs:" in card.read_bytes()):  # then its guess is that all are train
-        raise UsageError(f"{folder}: no name says which file is which split: {remedy}")
     for path in chain(*files.values()):
         check_form(path)
     return files
@@ -303,17 +308,22 @@ def _found_by_library(folder: Path, subset: str | None) -> dict[str, list[Path]]
 def find_splits(folder: Path) -> dict[str, list[Path]]:
     """Files of each split that a folder has, by their names; numbers in names count by value.
 
-    `train.txt`; `train-00000-of-00002.parquet` and others with numbers; every file in a folder `train`; `wiki.train.tokens`. The other
-    splits and forms are named likewise. Two things that claim to be one split, mixed forms, or a numbered file that is missing are a
-    UsageError.
+    `train.txt`; `train-00000-of-00002.parquet` and others with numbers; every file in a folder `train`; where there is nothing of these,
+    `wiki.train.tokens` and others with something before it. The other splits and forms are named likewise. Two things that claim to be
+    one split, mixed forms, a file beside its packed one, or a numbered file that is missing are a UsageError.
     """
+    return _find_splits(folder, _SPLIT_NAME) or _find_splits(folder, _PREFIX + _SPLIT_NAME)
+
+
+def _find_splits(folder: Path, pattern: str) -> dict[str, list[Path]]:
     found: dict[str, dict[str, list[Path]]] = {}  # split -> what claims to be it -> files
     for path in _visible(folder):
         if path.is_dir() and path.name.lower() in NAMES:
             name, claim = path.name.lower(), f"{path.name}/"
             files = [file for file in _visible(path) if file.is_file() and form_of(file)]
-        elif path.is_file() and form_of(path) and (match := _match(path)):
-            name, claim, files = match["name"], f"{match['name']}-*" if match["number"] else path.name, [path]
+        elif path.is_file() and form_of(path) and (match := _match(path, pattern)):
+            claim = f"{path.name[: match.start('number')]}-*" if match["number"] else path.name
+            name, files = match["name"], [path]
         else:
             continue
         if files:
@@ -327,14 +337,17 @@ def find_splits(folder: Path) -> dict[str, list[Path]]:
         names = " and ".join(str(path.relative_to(folder)) for path in forms.values())
         raise UsageError(f"{folder} mixes forms, {names}: keep the files of one form")
     for first, *others in splits.values():
-        if (match := _match(first)) and match["of"] and int(match["of"]) != 1 + len(others):
+        for before, after in pairwise([first, *others]):
+            if after.name.lower() == f"{before.name.lower()}.gz":
+                raise UsageError(f"{folder}: {after.name} may be {before.name} once more: keep one of them")
+        if (match := _match(first, pattern)) and match["of"] and int(match["of"]) != 1 + len(others):
             raise UsageError(f"{folder}: {first.name} is one of {int(match['of'])} files, but {1 + len(others)} are there")
     return splits
 
 
-def _match(path: Path) -> re.Match[str] | None:
+def _match(path: Path, pattern: str) -> re.Match[str] | None:
     """What a file's name says of its split."""
-    return _SPLIT_NAME.fullmatch(path.name.lower().removesuffix(".gz").rpartition(".")[0])
+    return re.fullmatch(pattern, path.name.lower().removesuffix(".gz").rpartition(".")[0])
 
 
 def _visible(folder: Path) -> list[Path]:

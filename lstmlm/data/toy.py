@@ -73,23 +73,21 @@ class ToyText:
         """Perplexity of the language itself over every token but the first: no model does better on average."""
         return math.exp(-sum(self.log_probs[1:]) / (len(self.tokens) - 1))
 
-    def reset_ppl(self, bptt: int, columns: int = 1) -> float:
-        """Lower bound, on average, for the perplexity of any model whose state is reset at every segment of `bptt` rows of the table.
+    def reset_ppl(self, bptt: int) -> float:
+        """Lower bound, on average, for the perplexity of any model whose state is reset at every segment of `bptt` tokens.
 
         Such a model is given all but the attributes: where in which frame it stands, and that the document goes on. It still has to guess
         an attribute's first use in a segment among K values, unless the segment's own input tokens show it.
         """
         pairs = len(self.tokens) - 1
         nll = 0.0
-        for column in range(columns):
-            first, end = column * pairs // columns, (column + 1) * pairs // columns
-            for start in range(first, end, bptt):
-                seen = {(self.documents[start], self.attributes[start])}
-                for target in range(start + 1, min(start + bptt, end) + 1):
-                    name = self.attributes[target]
-                    use = (self.documents[target], name)
-                    nll += math.log(len(ATTRIBUTES[name])) if name and use not in seen else -self.log_probs[target]
-                    seen.add(use)
+        for start in range(0, pairs, bptt):
+            seen = {(self.documents[start], self.attributes[start])}
+            for target in range(start + 1, min(start + bptt, pairs) + 1):
+                name = self.attributes[target]
+                use = (self.documents[target], name)
+                nll += math.log(len(ATTRIBUTES[name])) if name and use not in seen else -self.log_probs[target]
+                seen.add(use)
         return math.exp(nll / pairs)
 
 

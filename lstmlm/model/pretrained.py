@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from lstmlm.config import RUN_CONFIG, Config, DataConfig, ModelConfig
 from lstmlm.console import UserError, one_line, print_line, printable
-from lstmlm.data.sources import has_own_splits, is_local, subset_of
+from lstmlm.data.sources import is_local, subset_in, subset_of
 from lstmlm.data.vocabulary import Vocabulary
 from lstmlm.files import MODEL_FILES, read_file, replace_file, user_path
 from lstmlm.model.language_model import LSTMLanguageModel
@@ -201,19 +201,21 @@ class SavedModel:
     def data(self) -> DataConfig:
         """The data and their place: a model has the name, the config.yaml of its run the place; a UserError where neither leads to them."""
         data, dataset, run = self.description.data, self.dataset, self.folder.parent / RUN_CONFIG
-        subset = None if dataset and has_own_splits(dataset, data.subset) else data.subset
-        if dataset is None:
+        if dataset is not None:
+            data = replace(data, subset=subset_in(dataset, data))
+        else:
             dataset = data.dataset
             if self.folder.name == "model" and run.exists():
                 with suppress(UserError):  # it is not a run's, or of a version that had other keys
-                    dataset = read_yaml(run, Config).data.dataset
+                    place = read_yaml(run, Config).data  # a resumed run may have found its text elsewhere
+                    dataset, data = place.dataset, replace(data, subset=subset_of(place), text_column=place.text_column)
             # A model has the name alone, and only what is on the Hub is found by it.
             on_hub = dataset == data.dataset and "/" in dataset and not is_local(dataset)
             if not (on_hub or dataset == "toy" or user_path(dataset).exists()):
                 where = f"was trained on {dataset}, which is no file or folder here"
                 told = "does not say what it was trained on" if dataset == UNKNOWN else where
                 raise UserError(f"the model {told}: name its text with --dataset")
-        return replace(data, dataset=dataset, subset=subset, cache_dir=self.cache_dir or data.cache_dir)
+        return replace(data, dataset=dataset, cache_dir=self.cache_dir or data.cache_dir)
 
 
 def load(

@@ -15,10 +15,12 @@ from lstmlm.report import plots
 from lstmlm.report.runs import ELSEWHERE, Figures, Row, Summary, differences, read_rows
 
 TEMPLATE = Path(__file__).parent / "page.html.jinja"
-# Keys that say which text is cut into which tokens. Only perplexities over the same tokens compare.
-TOKENS = [
-    f"data.{name}" for name in ("dataset", "subset", "text_column", "level", "tokenizer", "lowercase", "normalize", "min_count", "max_size")
-]
+# Keys that say which text is cut into which tokens; a run has the vocabulary of the model that it begins with. Only perplexities over
+# the same tokens compare.
+TOKENS = """
+    data.dataset data.subset data.text_column data.level data.tokenizer data.lowercase data.normalize data.min_count data.max_size
+    train.init_from
+""".split()
 
 
 def write_report(run_dirs: Sequence[str | Path], output: Output, png: str | Path | None = None) -> None:
@@ -39,6 +41,10 @@ def write_report(run_dirs: Sequence[str | Path], output: Output, png: str | Path
 
     folder = None if png is None else OutputFolder(png, option="--png")
     rows = read_rows(run_dirs)
+    images: dict[str, Output] = {}
+    if folder is not None:
+        folder.write({})
+        images = {plot.name: Output(folder.path / f"{plot.name}.png", option="--png") for plot in plots.PLOTS}
     drawn = [(plot, figure) for plot in plots.PLOTS if (figure := plots.draw(plot, rows)) is not None]
     differing = differences(rows)
     results = [_result(row) for row in rows]
@@ -59,8 +65,8 @@ def write_report(run_dirs: Sequence[str | Path], output: Output, png: str | Path
         style=plots,
     )
     output.write(page.encode())
-    if folder is not None:
-        folder.write({f"{plot.name}.png": plots.png(figure) for plot, figure in drawn})
+    for plot, figure in drawn if images else ():
+        images[plot.name].write(plots.png(figure))
 
 
 def _result(row: Row) -> dict[str, Any]:

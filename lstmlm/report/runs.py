@@ -95,10 +95,10 @@ class RunRecord:
             over: Key of the axis: `tokens`, `seconds` or `epoch`.
 
         Returns:
-            (axis, metric) at each number of training tokens.
+            (axis, metric) at each step: runs that differ in their seed may have other tokens there (`data.bptt_jitter`).
         """
         lines = [line for line in self.lines if over in line and line.get(key) is not None]
-        return {line["tokens"]: (line[over], line[key]) for line in lines if abs(line[key]) < MOST}
+        return {line["step"]: (line[over], line[key]) for line in lines if abs(line[key]) < MOST}
 
     @property
     def best(self) -> tuple[float, float] | None:

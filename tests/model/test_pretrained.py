@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from huggingface_hub import ModelCard
 
-from lstmlm import LSTMLanguageModel, UserError, Vocabulary, evaluate, generate_text, score_text
+from lstmlm import LSTMLanguageModel, UserError, Vocabulary, evaluate, generate_text, load_config, score_text
 from lstmlm.config import DataConfig, ModelConfig
 from lstmlm.data.sources import open_source
 from lstmlm.evaluation.pairs import score_pairs
@@ -226,3 +227,14 @@ def test_a_named_folder_of_split_files_has_no_subset_unless_it_holds_it(model: L
     saved = load(tmp_path / "model", dataset=str(texts))
     assert "".join(open_source(saved.data).blocks("test")) == "c\n"
     assert load(tmp_path / "model").data.subset == "one"
+    assert load(tmp_path / "model", dataset="owner/other").data.subset is None
+    assert load(tmp_path / "model", dataset="copies/name").data.subset == "one"
+
+
+def test_the_text_of_a_run_is_where_its_last_start_found_it(model: LSTMLanguageModel, tmp_path: Path) -> None:
+    save_pretrained(tmp_path / "model", model, VOCABULARY, DATA | {"dataset": "old.jsonl", "text_column": "story"})
+    (tmp_path / "new.jsonl").touch()
+    moved = load_config([f"--data.dataset={tmp_path}/new.jsonl", "--data.text_column=body"])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(moved.to_dict()))
+    data = load(tmp_path / "model").data
+    assert (data.dataset, data.text_column) == (f"{tmp_path}/new.jsonl", "body")

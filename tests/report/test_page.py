@@ -90,14 +90,14 @@ def test_seeds_are_one_row_and_the_lowest_is_among_the_same_tokens(write_run: Wr
     runs = [run(f"seed-{seed}", 80.0 + seed, f"--train.seed={seed}") for seed in (1, 2, 3)]
     better, worse = run("better", 79.5, "--model.dropout=0.25"), run("worse", 85.0, "--model.dropout=0.75")
     characters = run("characters", 3.0, "--data.level=char")
-    diverged = run("diverged", math.inf, "--optim.lr=9")
-    write_report([*runs, worse, better, characters, diverged], Output(tmp_path / "page.html"))
+    diverged, begun = run("diverged", math.inf, "--optim.lr=9"), run("begun", 4.0, "--train.init_from=elsewhere")
+    write_report([*runs, worse, better, characters, diverged, begun], Output(tmp_path / "page.html"))
     page = Page(tmp_path / "page.html")
-    rows = page.rows[1:6]
-    assert [row[3].split(" static")[0] for row in rows] == ["82.00 ± 1.00", "85.00", "79.50", "3.00", "inf"]
+    rows = page.rows[1:7]
+    assert [row[3].split(" static")[0] for row in rows] == ["82.00 ± 1.00", "85.00", "79.50", "3.00", "inf", "4.00"]
     assert rows[0][0].startswith("seed-1 (3 seeds) 3 finished of seed-1, seed-2, seed-3, ")
     bold = re.findall(r'class="best">\s*([\d.]+)', page.source)
-    assert sorted(set(bold)) == ["79.50", "90.02"], "not of the characters, whose tokens are others"
+    assert sorted(set(bold)) == ["79.50", "90.02"], "not of the characters and of another vocabulary, whose tokens are others"
 
 
 def test_a_real_run(small: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, caplog: Any) -> None:
@@ -114,6 +114,18 @@ def test_a_real_run(small: Callable[..., list[str]], tmp_path: Path, monkeypatch
     test = summary["test"]
     assert row[3] == f"{test['ppl']:.2f} {test['bpc']:.3f} bits per character static, 1 column"
     assert row[4] == f"{summary['tokens']:,}"
+
+
+def test_a_plot_in_a_files_place_is_refused_and_a_link_written_through(write_run: WriteRun, tmp_path: Path) -> None:
+    run, plot = write_run("a", metric_lines(3)), tmp_path / "png/loss-over-tokens.png"
+    plot.mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"--png .*loss-over-tokens\.png is a folder"):
+        write_report([run], Output(tmp_path / "page.html"), tmp_path / "png")
+    plot.rmdir()
+    plot.symlink_to(tmp_path / "elsewhere.png")
+    write_report([run], Output(tmp_path / "page.html"), tmp_path / "png")
+    assert plot.is_symlink()
+    assert (tmp_path / "elsewhere.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tests.report.conftest import WriteRun, metric_lines
 
 
 def test_every_plot_names_every_run(write_run: WriteRun) -> None:
-    names = ["first", "dollar $x$ & <b>", "a-long-name-of-a-run-of-last-november"]
+    names = ["_first", "dollar $x$ & <b>", "a-long-name-of-a-run-of-last-november"]
     rows = read_rows([write_run(name, metric_lines(30, 90 + i), f"--optim.lr=0.{i + 1}") for i, name in enumerate(names)])
     for plot in PLOTS:
         figure = draw(plot, rows)
@@ -22,7 +22,7 @@ def test_every_plot_names_every_run(write_run: WriteRun) -> None:
         assert png(figure).startswith(b"\x89PNG")
         text = svg(figure, plot.name)
         texts = [element.text for element in ElementTree.fromstring(text).iter("{http://www.w3.org/2000/svg}text")]
-        assert {"first", "dollar $x$ & <b>", "a-long-name-o…ast-november"} <= set(texts), plot.name
+        assert {" _first", "dollar $x$ & <b>", "a-long-name-o…ast-november"} <= set(texts), plot.name
         assert any(word.startswith(plot.title) for word in texts if word)
         assert set(re.findall(r"url\(#(\w+)\)", text)) <= set(re.findall(r' id="([^"]+)"', text))
         colours = set(re.findall(r"var\(--c(\w{6})", text))

@@ -96,7 +96,7 @@ class LstmLmForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids: (B, T).
             attention_mask: (B, T or more), 0 at padding, on either side; padding, also by its id, leaves the state alone.
             state: (B, 2, L, H), to go on from; None = zeros, before the first token of a text.
-            labels: (B, T), the input ids; they are shifted here. -100 = not scored.
+            labels: (B, T), the input ids; they are shifted here. Padding is not scored, nor what is -100.
             use_cache: Whether the new state is returned; None = it is.
             kwargs: To transformers' loss.
         """
@@ -112,7 +112,9 @@ class LstmLmForCausalLM(PreTrainedModel, GenerationMixin):
         logits = self.decoder(self.dropouts[-1](outputs))  # (B, T, V)
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            before = nn.functional.pad(mask[:, :-1], (1, 0), value=True)  # else padding would predict a text's first token
+            scored = labels.masked_fill(~(mask & before), -100)
+            loss = self.loss_function(logits=logits, labels=scored, vocab_size=self.config.vocab_size, **kwargs)
         return LstmLmOutput(loss, logits, state if use_cache is not False else None)
 
     def _run_layers(self, tokens: Tensor, lengths: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

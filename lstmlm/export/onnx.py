@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lstmlm.console import UserError
+from lstmlm.console import UserError, check
 from lstmlm.files import OutputFolder
 from lstmlm.model.language_model import LSTMLanguageModel
 from lstmlm.model.pretrained import VOCABULARY, find_model, load
 
 GRAPH = "model.onnx"
+LARGEST = 2**31 - 2**20  # bytes of a model's weights: protobuf holds 2 GiB
 OPSET, IR_VERSION = 17, 8  # of 2022, so that older runtimes read it
 
 
@@ -32,13 +33,15 @@ def export_onnx(model: str | Path | None, folder: str | Path) -> None:
         folder: Made where it does not exist.
 
     Raises:
-        UserError: The model cannot be read, or onnx is not installed.
+        UserError: The model cannot be read or is too large for ONNX, or onnx is not installed.
     """
     if find_spec("onnx") is None:
         raise UserError("onnx is not installed: pip install 'lstmlm[export]'")
     source = find_model(model)
     output = OutputFolder(folder, (GRAPH, VOCABULARY), again=GRAPH, source=source)
     saved = load(source, device="cpu")
+    size = sum(parameter.nbytes for parameter in saved.model.parameters())
+    check(size <= LARGEST, f"the weights have {size:,} bytes, and one ONNX file holds {LARGEST:,}: export with --to transformers")
     output.write({GRAPH: build_graph(saved.model).SerializeToString(), VOCABULARY: saved.vocabulary.to_bytes()})
 
 

@@ -74,7 +74,7 @@ def export_transformers(model: str | Path | None, folder: str | Path) -> None:
         VOCABULARY: vocabulary.to_bytes(),
         CARD: (card.removesuffix(USAGE) + USAGE).encode(),
         WEIGHTS: _told_to_be_of_torch(read_file(source / WEIGHTS)),
-        GENERATION: json.dumps(ends | {"pad_token_id": tokenizer.pad_token_id}, indent=2).encode(),
+        GENERATION: json.dumps(ends | {"pad_token_id": tokenizer.pad_token_id, "suppress_tokens": [vocabulary.unk]}, indent=2).encode(),
         CONFIG: json.dumps(config, indent=2).encode(),
     }
     with tempfile.TemporaryDirectory() as scratch:
@@ -124,6 +124,9 @@ def build_tokenizer(vocabulary: Vocabulary) -> "PreTrainedTokenizerFast":
         steps += [normalizers.Replace(Regex(FINAL_SIGMA), "ς"), normalizers.Lowercase()]
     tokenizer.normalizer = normalizers.Sequence(steps)
     tokenizer.post_processor = processors.TemplateProcessing(f"{eos} $A", f"{eos} $A {eos} $B", [(eos, ids[eos])])
+    pad = PAD
+    while pad in ids:
+        pad = f"<{pad}>"
     eos_token = AddedToken(eos, normalized=True, special=True)
     rules = {"moses": moses, "lowercase": vocabulary.lowercase, "normalize": vocabulary.normalize}
     words = rules if vocabulary.level == "word" else {}
@@ -132,7 +135,8 @@ def build_tokenizer(vocabulary: Vocabulary) -> "PreTrainedTokenizerFast":
         bos_token=eos_token,
         eos_token=eos_token,
         unk_token=AddedToken(UNK, normalized=True, special=True),
-        pad_token=AddedToken(PAD, special=True),
+        pad_token=AddedToken(pad, special=True),
+        padding_side="left",  # so that what `generate` goes on from is a text's last token
         clean_up_tokenization_spaces=False,
         # A special token's name in a text is one to byte-pair encoding only. Elsewhere it is cut like any other text.
         split_special_tokens=not bpe,

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lstmlm import LSTMLanguageModel
+from lstmlm import LSTMLanguageModel, UserError
+from lstmlm.export import onnx
 from lstmlm.export.onnx import export_onnx
 from lstmlm.model.language_model import State
 from tests.export.test_transformers import make_model
@@ -52,3 +53,11 @@ def test_the_state_is_carried_over_100_steps(tmp_path: Path, sizes: dict[str, An
     assert_carried(theirs, model, [1] * 100, columns=1)
     assert_carried(theirs, model, [7, 1, 30], columns=3)
     assert (tmp_path / "exported/vocab.json").read_bytes() == (tmp_path / "own/vocab.json").read_bytes()
+
+
+def test_a_model_that_one_file_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_model(tmp_path / "own")
+    monkeypatch.setattr(onnx, "LARGEST", 1000)
+    with pytest.raises(UserError, match=r"one ONNX file holds 1,000: export with --to transformers"):
+        export_onnx(tmp_path / "own", tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()

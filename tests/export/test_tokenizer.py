@@ -55,6 +55,12 @@ def test_odd_texts(level: str, lowercase: bool, tmp_path: Path) -> None:
     assert (tokenizer.unk_token_id, tokenizer.pad_token_id) == (vocabulary.unk, len(vocabulary))
 
 
+def test_padding_is_never_a_word(tmp_path: Path) -> None:
+    vocabulary, tokenizer = build("a <pad> b", "word", False, tmp_path)
+    assert tokenizer("a <pad> b").input_ids == [vocabulary.eos, *vocabulary.encode("a <pad> b", eos=False)]
+    assert tokenizer.pad_token_id == len(vocabulary)
+
+
 @LEVELS
 def test_the_final_sigma(level: str, tmp_path: Path) -> None:
     """str.lower() looks at the letters around it."""
@@ -79,7 +85,7 @@ def test_moses(lowercase: bool, normalize: bool, tmp_path: Path, monkeypatch: py
         assert tokenizer(text).input_ids == [vocabulary.eos, *vocabulary.encode(text, eos=False)], repr(text)
     batch = tokenizer(texts, padding=True)
     for text, ids, mask in zip(texts, batch.input_ids, batch.attention_mask, strict=True):
-        assert ids[: sum(mask)] == tokenizer(text).input_ids
+        assert ids[len(ids) - sum(mask) :] == tokenizer(text).input_ids
     for line in raw.split("\n"):
         ids = vocabulary.encode(line, eos=False)
         assert tokenizer.decode([vocabulary.eos, *ids], skip_special_tokens=True) == vocabulary.decode(ids)

@@ -116,6 +116,9 @@ def test_padding_changes_nothing(theirs: Any, side: str, told: bool) -> None:
         torch.testing.assert_close(output.logits[row, place], alone.logits[0], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(output.state[row], alone.state[0])
     assert not output.state[3].any()
+    alone = [theirs(ids[row : row + 1, places[row]], labels=ids[row : row + 1, places[row]]).loss.item() for row in (1, 2)]
+    loss = theirs(ids, attention_mask=mask if told else None, labels=ids).loss.item()
+    assert loss == pytest.approx((3 * alone[0] + 5 * alone[1]) / 8), "each text's first token has nothing before it"
 
 
 def test_the_loss_of_labels(model: LSTMLanguageModel, theirs: Any) -> None:
@@ -133,8 +136,8 @@ def test_the_loss_of_labels(model: LSTMLanguageModel, theirs: Any) -> None:
 
 @torch.no_grad()
 def test_greedy_generation_is_ours(model: LSTMLanguageModel, theirs: Any, tokenizer: Any, folder: Path) -> None:
-    inputs = tokenizer(["w3 w4", "w5"], return_tensors="pt", padding=True, padding_side="left")
-    new = theirs.generate(**inputs, max_new_tokens=9, do_sample=False, suppress_tokens=[0])
+    inputs = tokenizer(["w3 w4", "w5"], return_tensors="pt", padding=True)
+    new = theirs.generate(**inputs, max_new_tokens=9, do_sample=False)
     for prompt, row in zip(["w3 w4", "w5"], new, strict=True):
         text = generate_text(prompt, 9, 0, folder)
         assert tokenizer.decode(row, skip_special_tokens=True) == text
@@ -147,7 +150,7 @@ def test_generation_goes_on_from_a_state(theirs: Any) -> None:
     expected = ids
     for _ in range(6):
         logits = theirs(expected, state=state).logits[:, -1]
-        logits[:, 1] = -torch.inf
+        logits[:, :2] = -torch.inf  # <unk>, and <eos> as min_new_tokens asks for
         expected = torch.cat([expected, logits.argmax(-1, keepdim=True)], 1)
     for use_cache in (True, False):
         assert theirs.generate(ids, state=state, use_cache=use_cache, **settings).tolist() == expected.tolist()
@@ -160,7 +163,7 @@ def test_generation_goes_on_from_a_state(theirs: Any) -> None:
 @torch.no_grad()
 def test_the_pipeline_writes_words_with_spaces(folder: Path) -> None:
     write = transformers.pipeline("text-generation", str(folder), trust_remote_code=True)
-    (written,) = write("w3 w4", max_new_tokens=9, do_sample=False, suppress_tokens=[0])
+    (written,) = write("w3 w4", max_new_tokens=9, do_sample=False)
     assert written["generated_text"] == generate_text("w3 w4", 9, 0, folder)
 
 
@@ -170,7 +173,7 @@ import sys
 sys.modules["lstmlm"] = None  # importing it fails
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True, padding_side="left")
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
 ids = tokenizer(["w1", "w1 w2"], padding=True, return_tensors="pt")
 print(model.generate(**ids, min_new_tokens=3, max_new_tokens=3).shape)
 """

@@ -175,7 +175,7 @@ def score(argv: Arguments = None) -> int:
     parser.add_argument("--text_column", type=str, default="text", help=COLUMN_HELP)
     parser.add_argument("--dataset", type=str | None, default=None, help="Where the training text is, for frequency.")
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
-    args = parse(parser, argv, repeated=True)
+    args = parse(parser, argv, repeated=["--model"])
     scoring = Scoring(**{field.name: args[field.name] for field in dataclasses.fields(Scoring)})
     use_machine(args.threads)
     models = [None if model == "null" else model for model in args.model or ["null"]]

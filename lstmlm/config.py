@@ -8,7 +8,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -353,12 +353,19 @@ def flatten(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def argument_parser(description: str) -> "ArgumentParser":
     """A parser that raises instead of printing usage; give it to `parse`."""
-    from jsonargparse import ArgumentParser, set_parsing_settings
+    import yaml
+    from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
 
+    def value(text: str) -> Any:
+        """As YAML has it. But `null` alone is null: `#` and `~` may be names, or marks of regions."""
+        loaded = get_loader("yaml")(text)
+        return text if loaded is None else loaded
+
+    set_loader("word", value, (yaml.YAMLError,))
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     # `lstmlm COMMAND`, where argparse would say `lstmlm`.
     prog = " ".join(["lstmlm", *sys.argv[1:2]]) if Path(sys.argv[0]).name == "lstmlm" else None
-    return ArgumentParser(prog=prog, exit_on_error=False, description=description, allow_abbrev=False)
+    return ArgumentParser(prog=prog, exit_on_error=False, description=description, allow_abbrev=False, parser_mode="word")
 
 
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
@@ -375,12 +382,12 @@ def _shortened(reason: str) -> str:
     return f"{key[1]} must be {' or '.join(kinds)}, not {reason.rpartition('value: ')[2]}"
 
 
-def parse(parser: "ArgumentParser", argv: Sequence[str] | None = None, repeated: bool = False) -> "Namespace":
-    """Parse `argv` (the process's own arguments when None) into dataclasses.
+def parse(parser: "ArgumentParser", argv: Sequence[str] | None = None, repeated: Container[str] | None = ()) -> "Namespace":
+    """Parse `argv` (the process's own arguments when None) into dataclasses. The options `repeated` may be given again; None = all.
 
     Raises:
         UsageError: With jsonargparse's reason in one line; or an argument is empty where its default is not; or an option is given
-            twice although `repeated` is false.
+            twice.
     """
     from jsonargparse import ArgumentError
 
@@ -390,7 +397,7 @@ def parse(parser: "ArgumentParser", argv: Sequence[str] | None = None, repeated:
     for word in words:
         if word.startswith("--"):
             option = word.partition("=")[0]
-            check(repeated or option not in given, f"{option} is given twice")
+            check(repeated is None or option in repeated or option not in given, f"{option} is given twice")
             given.add(option)
         check(word not in ("", f"{option}=") or option in may_be_empty, f"{option} is empty: give it a value, or leave it out")
     try:
@@ -446,7 +453,7 @@ def load_config(
     for name, section in SECTIONS.items():
         group = parser.add_argument_group(section.__doc__.rstrip("."))
         group.add_class_arguments(section, name, as_group=False)
-    values = parse(parser, argv, repeated=True)
+    values = parse(parser, argv, repeated=None)
     written = user_path(values.train.run_dir or "") / RUN_CONFIG
     if values.train.resume and argv[0].partition("=")[0] != "--config" and written.exists():
         try:

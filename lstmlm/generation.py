@@ -19,6 +19,7 @@ from lstmlm.config import COUNT, NOT_NEGATIVE, Bounds, bounded, check_bounds
 from lstmlm.console import UsageError, UserError, check
 from lstmlm.data.tokenize import UNK
 from lstmlm.data.vocabulary import Vocabulary
+from lstmlm.evaluation.perplexity import SEGMENT_TOKENS
 from lstmlm.model.language_model import LSTMLanguageModel, State
 from lstmlm.model.pretrained import SavedModel, load
 
@@ -52,6 +53,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        for name in ("ban", "stop"):
+            value = getattr(self, name)
+            check(not isinstance(value, str), f"{name} must be a list of tokens, such as [{value!r}]")
 
 
 def generate_text(
@@ -219,7 +223,9 @@ def _read(model: LSTMLanguageModel, prompts: list[list[int]]) -> tuple[Tensor, S
     state = model.initial_state(len(distinct))
     last = model.decoder.weight.new_empty(len(distinct), model.decoder.in_features)
     begin = 0
-    for end in sorted({len(prompt) for prompt in distinct}):
+    ends = {len(prompt) for prompt in distinct}
+    rows = max(1, SEGMENT_TOKENS // len(distinct))
+    for end in sorted(ends.union(range(rows, max(ends), rows))):
         running = [prompt for prompt in distinct if len(prompt) >= end]  # the first columns
         tokens = torch.tensor([prompt[begin:end] for prompt in running], device=device).T  # (T, B)
         columns = slice(len(running))
@@ -228,8 +234,8 @@ def _read(model: LSTMLanguageModel, prompts: list[list[int]]) -> tuple[Tensor, S
         state.copy_(new, columns)
         begin = end
     places = {prompt: column for column, prompt in enumerate(distinct)}
-    rows = torch.tensor([places[tuple(prompt)] for prompt in prompts], device=device)
-    return last[rows], state.select(rows)
+    columns_of = torch.tensor([places[tuple(prompt)] for prompt in prompts], device=device)
+    return last[columns_of], state.select(columns_of)
 
 
 def _ids(tokens: Sequence[str], option: str, vocabulary: Vocabulary) -> list[int]:

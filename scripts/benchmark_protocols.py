@@ -65,10 +65,11 @@ def score_table(saved: SavedModel, text: Text, reset: Reset, by: By) -> int:
 
 def training(saved: SavedModel, text: Text, precision: str, threads: int | None) -> Callable[[], int]:
     """An epoch over the same tokens, in the step of scripts/train.py."""
-    config = Config(model=saved.model.config, train=TrainConfig(precision=precision, threads=threads))  # type: ignore[arg-type]
+    windows = list(Table(text.stream, TRAIN_COLUMNS).windows(TRAIN_ROWS))
+    train = TrainConfig(precision=precision, threads=threads, log_every=len(windows))  # type: ignore[arg-type]
+    config = launch.resolve_precision(Config(model=saved.model.config, train=train))
     accelerator = launch.start(config)
     table = Table(text.stream, TRAIN_COLUMNS, device=accelerator.device)
-    windows = list(table.windows(TRAIN_ROWS))
     train_step = TrainStep(config, accelerator, saved.model, table, total_steps=len(windows))
 
     def epoch() -> int:
@@ -95,7 +96,7 @@ def main() -> int:
     parser.add_argument("--cache_dir", type=str | None, default=None, help="Where token ids are kept.")
     parser.add_argument("--tokens", type=int, default=20_000, help="Of the test split.")
     parser.add_argument("--turns", type=int, default=3, help="Of each; the least time and the median are told.")
-    parser.add_argument("--precision", type=str, default="bf16", help="Of training; evaluation is float32.")
+    parser.add_argument("--precision", type=str, default="auto", help="Of training; evaluation is float32.")
     parser.add_argument("--threads", type=int | None, default=None, help="CPU threads; null = the physical cores.")
     args = parse(parser)
     check(args.turns >= 1, f"--turns must be at least 1, not {args.turns}")

@@ -27,6 +27,12 @@ def test_the_sweep_searches_over_keys_of_the_configuration() -> None:
     assert yaml.safe_load((CONFIGS / "sweep.yaml").read_text())["parameters"].keys() <= keys.keys()
 
 
+def test_only_null_is_null() -> None:
+    for name in ("#3", "~", "a: b", "[x", "1e3", "true"):
+        assert load_config(["--tracking.run_name", name]).tracking.run_name == name
+    assert load_config(["--tracking.run_name", "null"]).tracking.run_name is None
+
+
 def test_overrides_come_after_the_file_and_numbers_may_be_scientific(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("optim: {lr: 1e-2, betas: [0.8, 0.9]}\ntrain: {max_steps: 5}\ndata.bptt: 7\n")

@@ -146,6 +146,7 @@ def test_among_equal_logits_top_k_leaves_k_and_no_draw_takes_what_is_banned() ->
         {"lines": 0},
         {"ban": ["w1", "zebra"]},
         {"stop": ["zebra"]},
+        {"stop": "w1"},
     ],
 )
 def test_arguments_out_of_range(folder: Path, bad: dict[str, Any]) -> None:

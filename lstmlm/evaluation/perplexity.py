@@ -109,7 +109,6 @@ def evaluate_stream(
     stream: Tensor,
     columns: int = 1,
     accelerator: "Accelerator | None" = None,
-    bptt: int | None = None,
     scored: Callable[[int], object] = lambda targets: None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
@@ -120,7 +119,6 @@ def evaluate_stream(
         stream: int32 (n,).
         columns: Columns of all ranks together; a rank that has none adds zero.
         accelerator: Where several ranks share the work; every rank calls this then.
-        bptt: Rows scored at a time; None = about SEGMENT_TOKENS targets. The result does not depend on it.
         scored: Called with about the number of targets that all ranks scored since the last call.
         interrupted: Asked before each segment.
 
@@ -131,7 +129,7 @@ def evaluate_stream(
     rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     table = Table(stream, columns, rank, world_size, model.embedding.weight.device)
     local = table.local_columns
-    segments = ((0, nll) for nll in _score_table(table, StaticScorer(model, local), bptt, interrupted)) if local else iter(())
+    segments = ((0, nll) for nll in _score_table(table, StaticScorer(model, local), interrupted)) if local else iter(())
     (nll,) = _sums(segments, 1, accelerator, scored)
     return Evaluation(len(stream), table.num_targets, nll, columns)
 
@@ -151,14 +149,14 @@ def evaluate_whole(
     """
     own = range(accelerator.process_index, len(streams), accelerator.num_processes)
     tables = ((i, Table(streams[i], 1, device=model.embedding.weight.device)) for i in own)
-    segments = ((i, nll) for i, table in tables for nll in _score_table(table, StaticScorer(model, 1), None))
+    segments = ((i, nll) for i, table in tables for nll in _score_table(table, StaticScorer(model, 1)))
     sums = _sums(segments, len(streams), accelerator, scored)
     return [Evaluation(len(stream), len(stream) - 1, nll, 1) for stream, nll in zip(streams, sums, strict=True)]
 
 
-def _score_table(table: Table, scorer: Scorer, bptt: int | None, interrupted: Callable[[], bool] = lambda: False) -> Iterator[Tensor]:
+def _score_table(table: Table, scorer: Scorer, interrupted: Callable[[], bool] = lambda: False) -> Iterator[Tensor]:
     """Nll of one segment after the other, each float32 (T, B_r) on the CPU."""
-    for window in table.windows(bptt or -(-SEGMENT_TOKENS // table.local_columns)):
+    for window in table.windows(-(-SEGMENT_TOKENS // table.local_columns)):
         if interrupted():
             raise InterruptedError
         yield scorer(*table.segment(*window.segments[0])).cpu()
@@ -213,8 +211,8 @@ class Stretches:
     """Scores of a text that is read in stretches, none of which knows of another.
 
     The text comes piece by piece. Its stretches run side by side, the longest first, and a segment takes as many rows of those that
-    still run as make SEGMENT_TOKENS: so short ones cost no more than long ones, and hardly any padding is computed. The last stretch
-    of a piece has a scorer of its own, with which it goes on in the next.
+    still run as make SEGMENT_TOKENS, of which no more run at once: so short ones cost no more than long ones, and hardly any padding is
+    computed. The last stretch of a piece has a scorer of its own, with which it goes on in the next.
 
     Args:
         make_scorer: Makes a fresh scorer of so many columns.
@@ -250,8 +248,9 @@ class Stretches:
         runs = []
         if whole and 0 not in starts:
             runs.append((self._open, [whole.pop(0)]))
-        if whole:
-            runs.append((self._make_scorer(len(whole)), whole))
+        whole.sort(key=lambda stretch: stretch[0] - stretch[1])
+        for group in (whole[i : i + SEGMENT_TOKENS] for i in range(0, len(whole), SEGMENT_TOKENS)):
+            runs.append((self._make_scorer(len(group)), group))
         if last[0] in starts:
             self._open = self._make_scorer(1)
         runs.append((self._open, [last]))
@@ -272,15 +271,14 @@ class Stretches:
         return torch.cat(parts, -1)
 
     def _run(self, scorer: Scorer, stretches: list[tuple[int, int]], inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Places (N,) and their scores (..., N) of one segment after the other."""
-        stretches = sorted(stretches, key=lambda stretch: stretch[0] - stretch[1])
+        """Places (N,) and their scores (..., N) of one segment after the other; the stretches come longest first."""
         begins, ends = torch.tensor(stretches).T  # (B,)
         running, row = len(stretches), 0
         lengths = [end - begin for begin, end in stretches]
         while row < lengths[0]:
             while lengths[running - 1] <= row:
                 running -= 1
-            end = min(row + max(1, SEGMENT_TOKENS // running), lengths[0])
+            end = min(row + SEGMENT_TOKENS // running, lengths[0])
             places = begins[:running] + torch.arange(row, end)[:, None]  # (T, B)
             present = places < ends[:running]
             places.clamp_(max=len(inputs) - 1)

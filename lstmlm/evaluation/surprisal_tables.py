@@ -95,6 +95,7 @@ class ScoreTable:
         self, saved: Sequence[SavedModel], names: Sequence[str], scoring: Scoring, values: Sequence[str] = (), labelled: bool = False
     ) -> None:
         self.by, self._eos, self._names, self._wide = scoring.unit(saved), scoring.eos, names, scoring.layout == "wide"
+        check(scoring.space == "before" or self.by != "token", "--space after needs --by word: a token has the white space that is in it")
         check(not self._wide or self.by != "token", "--layout wide needs --by word: models cut a text into different tokens")
         words = self.by == "word" or all(model.text_vocabulary.level == "word" for model in saved)
         check("frequency" not in scoring.add or (words and self.by != "region"), "--add frequency needs --by word")
@@ -361,7 +362,9 @@ def parquet(file: BinaryIO, columns: Sequence[str], windows: Iterable[Sequence[R
                         array = array.cast(pyarrow.int64() if name.endswith("length") else pyarrow.float64())
                     arrays[name] = array
                 except (pyarrow.ArrowException, OverflowError):
-                    raise UserError(f"parquet has one type for a column, and {name} has values of several: use --format jsonl") from None
+                    raise UserError(
+                        f"parquet takes the type of a column from its first rows, and {name} has others later: use --format jsonl"
+                    ) from None
             table = pyarrow.table(arrays)
             writer = writer or stack.enter_context(ParquetWriter(file, table.schema))
             writer.write_table(table)

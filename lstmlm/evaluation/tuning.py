@@ -43,6 +43,7 @@ def tune(
     check(tokens >= 2, f"a search needs a text of at least 2 tokens, not {tokens}")
     text = split_text(saved, "validation")
     text = replace(text, stream=text.stream[:tokens])
+    protocol.scorer(saved, 1)  # what is missing for it is told now: a failure below is a perplexity that is not finite
     seen: dict[Static, float] = {}
     failures: list[UserError] = []
     begun = time.perf_counter()

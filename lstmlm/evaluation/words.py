@@ -88,7 +88,7 @@ def _moses(line: str, words: list[str], read: list[str], tokens: Sequence[str]) 
 
 
 def _apart(line: str) -> UserError:
-    return UserError(f"the model's tokens of a line do not make up its words, so it has no words to score: {line[:60]!r}; try --by token")
+    return UserError(f"the model's tokens of a line do not make up its words, so it has no words to score; leave it out: {line[:60]!r}")
 
 
 def word_starts(vocabulary: Vocabulary) -> Tensor:

@@ -134,3 +134,5 @@ def test_an_option_that_is_given_twice_is_refused(folder: Path, file: Path) -> N
         named = [str(file)] if command is commands.pairs else []
         with pytest.raises(UserError, match="--model is given twice"):
             command([*named, "--model", str(folder), f"--model={folder}"])
+    with pytest.raises(UserError, match="--add is given twice"):  # though a table may be of several models
+        commands.score([str(file), "--model", str(folder), "--model", "null", "--add", "length", "--add", "previous"])

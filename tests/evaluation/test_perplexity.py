@@ -5,6 +5,7 @@ import torch
 from accelerate import Accelerator
 
 from lstmlm import LSTMLanguageModel
+from lstmlm.evaluation import perplexity
 from lstmlm.evaluation.perplexity import Stretches, evaluate_stream, evaluate_whole, score_stream
 from lstmlm.runtime.hardware import set_float32_products
 from tests.helpers import sharp_model, token_by_token
@@ -16,9 +17,13 @@ def model() -> LSTMLanguageModel:
 
 
 @pytest.mark.parametrize(("asked", "columns", "bptt"), [(1, 1, None), (1, 1, 1), (3, 3, 7), (10, 10, 1000), (1000, 172, None)])
-def test_nll_is_the_sum_over_every_target(model: LSTMLanguageModel, asked: int, columns: int, bptt: int | None) -> None:
+def test_nll_is_the_sum_over_every_target(
+    model: LSTMLanguageModel, asked: int, columns: int, bptt: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stream = torch.randint(31, (173,), dtype=torch.int32)
-    result = evaluate_stream(model, stream, asked, bptt=bptt)
+    if bptt:
+        monkeypatch.setattr(perplexity, "SEGMENT_TOKENS", bptt * columns)
+    result = evaluate_stream(model, stream, asked)
     assert (result.tokens, result.targets, result.columns) == (173, 172, columns)
     parts = [stream[b * 172 // columns : (b + 1) * 172 // columns + 1].tolist() for b in range(columns)]
     assert result.nll == pytest.approx(sum(sum(token_by_token(model, first, ids)[1]) for first, *ids in parts), rel=1e-6)
@@ -64,3 +69,6 @@ def test_what_a_scorer_returns_is_not_kept() -> None:
     many = torch.arange(20_000, dtype=torch.int32)
     assert Stretches(lambda columns: scorer, before=0).all(many, [0, 12_000]).tolist() == list(range(20_000))
     assert len(returned) > 3
+    columns_asked: list[int] = []
+    Stretches(lambda columns: columns_asked.append(columns) or scorer, before=0).all(many, list(range(20_000)))
+    assert max(columns_asked) == perplexity.SEGMENT_TOKENS, "a text of words, one a line, costs no more memory"

@@ -54,6 +54,15 @@ def test_it_looks_at_validation_only_and_keeps_its_budget(saved: SavedModel, mon
     assert (again, same["ppl"]) == (best, figures["ppl"])
 
 
+def test_a_text_that_is_missing_is_told_at_once(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/valid.txt").write_text("w1 w2\n")
+    saved, told = load(folder, dataset=str(tmp_path / "texts"), cache_dir=str(tmp_path / "cache")), list[str]()
+    with pytest.raises(UserError, match=r"^split 'train' is missing"):
+        tune(saved, Dynamic(), 4, 200, told.append)
+    assert not told
+
+
 def test_of_both_the_caches_settings_are_searched(saved: SavedModel) -> None:
     """Those of dynamic evaluation are searched by themselves."""
     start = CacheDynamic(window=50, theta=3, lambda_=0.5, rule="sgd", lr=0.5, bptt=5)

@@ -156,7 +156,7 @@ def test_columns_of_the_user_that_have_names_of_ours(saved: dict[str, SavedModel
 
 def test_a_column_of_several_types_is_none_of_parquet(saved: dict[str, SavedModel], tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "cat", "note": 1}\n{"text": "cat", "note": "x"}\n')
-    with pytest.raises(UserError, match="note has values of several: use --format jsonl"):
+    with pytest.raises(UserError, match="note has others later: use --format jsonl"):
         cli.score([str(tmp_path / "a.jsonl"), f"--model={saved['word'].folder}", "--format=parquet", f"--output={tmp_path / 'out'}"])
 
 

@@ -139,7 +139,7 @@ def run_script(main: Callable[[], int]) -> int:
     logger.handlers, logger.propagate = [_LineHandler()], False
     rank, several = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1") != "1"
     if not several:  # a rank must end at once, and may wait for others, where no handler is called
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
             if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP
                 signal.signal(number, _interrupt)
     try:

@@ -62,12 +62,13 @@ def publish_results(run: str | Path, folder: Path, dataset: str | None = None) -
         config["train"]["init_from"] = model_name(config["train"]["init_from"])
     config["data"]["dataset"] = dataset or dataset_name(config["data"]["dataset"])
     content = directory.metrics.read_bytes()
+    on_gpu = b'"memory/gpu"' in content
     record = {
         "command": command(config),
         "parameters": load(directory.model, device="cpu").model.num_parameters,
         "processor": processor(),
         "threads": config["train"]["threads"] or default_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if on_gpu and torch.cuda.is_available() else None,
         "versions": {"python": platform.python_version(), **saved.versions},
         "interruptions": saved.tracking.resume_count,
         "training_seconds": round(saved.seconds.training),
@@ -80,6 +81,7 @@ def publish_results(run: str | Path, folder: Path, dataset: str | None = None) -
     if directory.summary.exists():
         files["summary.json"] = directory.summary.read_bytes()
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").unlink(missing_ok=True)  # of a run that has grown since
     for name, text in files.items():
         replace_file(folder / name, text)
 

@@ -37,9 +37,10 @@ def row(folder: Path, record: dict[str, Any]) -> list[str]:
         for result in results
         if result["columns"] == 1 and result.get("reset", "never") == "never"  # what papers' figures compare with
     }
-    finished = (folder / "summary.json").exists()
+    finished, ranks = (folder / "summary.json").exists(), 1
     if finished:
         summary = json.loads((folder / "summary.json").read_bytes())
+        ranks = summary["ranks"]
         figures |= {("static", "validation"): summary["valid"]["ppl"], ("static", "test"): summary["test"]["ppl"]}
     cells = {protocol: cell(figures.get((protocol, "validation")), figures.get((protocol, "test"))) for protocol in PROTOCOLS}
     if not finished:
@@ -49,7 +50,8 @@ def row(folder: Path, record: dict[str, Any]) -> list[str]:
         if measured and not cells["static"]:
             cells["static"] = f"{min(measured):.2f} / - ({train['eval_columns']} columns)"
     threads = f"{record['threads']} CPU thread{'s' * (record['threads'] > 1)}"
-    minutes = f"{record['training_seconds'] / 60:,.0f} ({record['gpu'] or threads}, {train['precision']})"
+    machine = f"{ranks} x " * (ranks > 1) + (record["gpu"] or threads)
+    minutes = f"{record['training_seconds'] / 60:,.0f} ({machine}, {train['precision']})"
     return [name, f"{record['parameters']:,}", *cells.values(), minutes]
 
 

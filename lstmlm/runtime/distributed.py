@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import FrameType
 from typing import Any, TypeVar
@@ -30,7 +30,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 STOP_CHECK_STEPS = 10  # steps between two agreements of several ranks on whether to stop
 
 
-def check_alike(accelerator: Accelerator, what: str, values: dict[str, Any]) -> None:
+def check_alike(what: str, values: dict[str, Any]) -> None:
     """Refuse to go on, on every rank, where `values`, which the message calls `what`, are not the same on all of them."""
     first, *others = gather_object([values])
     for rank, other in enumerate(others, start=1):
@@ -43,29 +43,50 @@ def check_alike(accelerator: Accelerator, what: str, values: dict[str, Any]) -> 
 
 
 @contextmanager
-def together_however_long(accelerator: Accelerator, doing: str) -> Iterator[None]:
+def together_however_long(accelerator: Accelerator, doing: str, timeout_minutes: float) -> Iterator[None]:
     """Run a block that may take one rank hours longer than another, and wait at its end for all; a line each minute says what they do.
 
-    The wait is no collective: the ranks count in the group's store, so none is taken for lost after `train.timeout_minutes`.
+    The wait is no collective: the ranks count in the group's store, and those within the block give signs of life there. So none is
+    taken for lost after `timeout_minutes`, unless there were no signs for so long.
     """
+    if accelerator.num_processes == 1:
+        yield
+        return
+    store, key, ended, comes = dist.distributed_c10d._get_default_store(), f"lstmlm/waits/{next(_waits)}", threading.Event(), False
+
+    def give_signs() -> None:
+        with suppress(RuntimeError):  # the store's host is gone, which the wait tells
+            while not ended.wait(min(10, 15 * timeout_minutes)):
+                store.add(f"{key}/signs", 1)
+
+    signs = threading.Thread(target=give_signs, daemon=True)
+    signs.start()
     try:
         yield
+        comes = True
     except (UserError, OSError):
-        _wait_for_all(accelerator, doing)  # who tells them of it
+        comes = True  # who tells the others of it
         raise
-    _wait_for_all(accelerator, doing)
+    finally:
+        ended.set()
+        signs.join()
+        if comes:
+            _wait_for_all(store, key, accelerator.num_processes, doing, timeout_minutes)
 
 
-def _wait_for_all(accelerator: Accelerator, doing: str) -> None:
-    if accelerator.num_processes == 1:
-        return
-    store, key = dist.distributed_c10d._get_default_store(), f"lstmlm/waits/{next(_waits)}"
-    told_at = time.monotonic() + TELL_SECONDS
+def _wait_for_all(store: dist.Store, key: str, ranks: int, doing: str, timeout_minutes: float) -> None:
+    begun = heard_at = time.monotonic()
+    told, heard = 0, 0
     store.add(key, 1)
-    while (here := store.add(key, 0)) < accelerator.num_processes:
-        if time.monotonic() >= told_at:
-            logger.warning("waiting for %d of %d ranks: they %s", accelerator.num_processes - here, accelerator.num_processes, doing)
-            told_at += TELL_SECONDS
+    while (here := store.add(key, 0)) < ranks:
+        now, signs = time.monotonic(), store.add(f"{key}/signs", 0)
+        if signs > heard:
+            heard, heard_at = signs, now
+        if now > heard_at + 60 * timeout_minutes:
+            raise RuntimeError(f"Timed out: {ranks - here} of {ranks} ranks gave no sign of life for {timeout_minutes:g} minutes")
+        if now >= begun + TELL_SECONDS * (told + 1):
+            logger.warning("waiting for %d of %d ranks: they %s", ranks - here, ranks, doing)
+            told += 1
         time.sleep(0.1)
 
 

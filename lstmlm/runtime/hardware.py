@@ -23,12 +23,16 @@ _RNN: Any = torch.backends.cudnn.rnn  # its attribute is unknown to mypy
 _CONV: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
 
 
+CPUS = Path("/sys/devices/system/cpu")  # of Linux
+
+
 def cores() -> int:
     """Physical cores that this process may use, by affinity and by quota."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
-    # Each core once, as Linux lists the threads of each. psutil says the same, but loading it is a quarter of a command's start.
-    threads = {path.read_text() for path in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")}
-    return max(1, int(min(len(threads) or usable, usable, cpu_quota())))
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))  # macOS has none
+    # Each core once, as Linux lists the threads of each.
+    lists = [CPUS / f"cpu{number}/topology/thread_siblings_list" for number in usable]
+    threads = {path.read_text() for path in lists if path.exists()}
+    return max(1, int(min(len(threads) or len(usable), cpu_quota())))
 
 
 def default_threads() -> int:
@@ -188,9 +192,14 @@ def package_versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any]:
-    """Commit of the git checkout that this package is imported from, and whether files have changed since. None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """Commit of this package's git checkout, and whether files have changed since. None where it is installed, even within another's."""
+    root = Path(__file__).parents[2]
+    git = ["git", "-C", str(root)]
     try:
+        place = subprocess.run([*git, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True).stdout.rstrip("\n")
+        if not Path(place).samefile(root):
+            return {"git_commit": None, "git_dirty": None}
+        command = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return {"git_commit": None, "git_dirty": None}

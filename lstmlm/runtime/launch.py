@@ -107,12 +107,19 @@ def start(config: Config) -> Accelerator:
                 ),
             ],
         )
-    except (ValueError, AssertionError, ImportError) as error:  # the environment asks for what this machine or PyTorch has not
+    except (
+        ValueError,
+        AssertionError,
+        ImportError,
+        NotImplementedError,
+    ) as error:  # the environment asks for what this machine or PyTorch has not
         raise UsageError(f"Accelerate cannot start: {one_line(error)}") from None
     except (dist.DistError, RuntimeError) as error:
         if "WORLD_SIZE" not in os.environ:
             raise
         raise UserError(f"the ranks did not find each other within {config.train.timeout_minutes:g} minutes: {one_line(error)}") from None
+    if accelerator.device.type == "cuda" and accelerator.device.index is not None:
+        torch.cuda.set_device(accelerator.device)  # which Accelerate leaves out under ACCELERATE_TORCH_DEVICE
     # After Accelerate, which sets both of these too.
     torch.set_num_threads(config.train.threads or hardware.default_threads())
     hardware.set_float32_products(precision)
@@ -130,8 +137,8 @@ def start(config: Config) -> Accelerator:
         if config.train.compress_gradients:
             nccl = world_size > 1 and dist.get_backend() == "nccl"
             check(nccl, "train.compress_gradients needs several ranks on GPUs (NCCL): leave it false here")
-    check_alike(accelerator, "configuration", config.to_flat_dict())
-    check_alike(accelerator, "package versions", hardware.package_versions())
+    check_alike("configuration", config.to_flat_dict())
+    check_alike("package versions", hardware.package_versions())
     columns = config.data.batch_size
     check(
         world_size <= columns,

@@ -13,7 +13,7 @@ from lstmlm.data.table import Table
 from lstmlm.data.vocabulary import Vocabulary
 from lstmlm.files import user_path
 from lstmlm.model.language_model import LSTMLanguageModel
-from lstmlm.model.pretrained import VOCABULARY, load
+from lstmlm.model.pretrained import load
 from lstmlm.runtime.distributed import check_alike, fail_together, main_tensors, main_value, together_however_long
 from lstmlm.runtime.hardware import cores, free_memory, local_ranks
 from lstmlm.training.optimizer import kept_tensors
@@ -27,14 +27,12 @@ def build(config: Config, accelerator: Accelerator, origin: str | Path | None = 
     Args:
         config: With the precision resolved.
         accelerator: Of this process.
-        origin: As for `load`: a model whose vocabulary and weights the run begins with; or the file of a vocabulary, of a run
-            that goes on, whose weights are in its checkpoint. Only the main rank reads it. None = the vocabulary of the training split,
-            and random weights.
+        origin: As `resume.origin` gives it. Only the main rank reads it. None = the vocabulary of the training split, and random weights.
     """
     vocabulary, weights = _load_origin(config, accelerator, origin) if origin is not None else (None, None)
-    with fail_together(accelerator), together_however_long(accelerator, "still prepare the data"):
+    with fail_together(accelerator), together_however_long(accelerator, "still prepare the data", config.train.timeout_minutes):
         corpus = load_corpus(config.data, vocabulary, cores())
-    check_alike(accelerator, "data", {"fingerprint of the tokens": corpus.fingerprint[:12]})
+    check_alike("data", {"fingerprint of the tokens": corpus.fingerprint[:12]})
     stream = corpus.splits["train"]
     check(
         config.data.batch_size < len(stream),
@@ -57,12 +55,11 @@ def build(config: Config, accelerator: Accelerator, origin: str | Path | None = 
 def _load_origin(config: Config, accelerator: Accelerator, origin: str | Path) -> tuple[Vocabulary, dict[str, Tensor] | None]:
     """Vocabulary and weights of a saved model, on every rank; no weights where `origin` is a vocabulary."""
     vocabulary = weights = None
-    path = user_path(origin)
     with fail_together(accelerator):
-        if accelerator.is_main_process and path.name == VOCABULARY:
-            vocabulary, weights = Vocabulary.load(path), {}
+        if accelerator.is_main_process and isinstance(origin, Path):
+            vocabulary, weights = Vocabulary.load(origin), {}
         elif accelerator.is_main_process:
-            saved = load(path, device="cpu")
+            saved = load(user_path(origin), device="cpu")
             _check_settings(config, saved.model, saved.vocabulary)
             vocabulary, weights = saved.vocabulary, saved.model.weights()
     return main_value(accelerator, vocabulary), main_tensors(accelerator, weights)

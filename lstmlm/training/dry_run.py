@@ -23,7 +23,7 @@ from lstmlm.files import user_path
 from lstmlm.runtime import launch
 from lstmlm.runtime.distributed import fail_together, main_value
 from lstmlm.runtime.hardware import peak_memory
-from lstmlm.training import banner, resume
+from lstmlm.training import banner, resume, tracking
 from lstmlm.training.build import build
 from lstmlm.training.cursor import Cursor
 from lstmlm.training.run import Outcome
@@ -50,8 +50,10 @@ def dry_run(config: Config) -> Outcome:
     with _terminable(), launch.started(config) as accelerator, _scratch_cache(config, accelerator) as cache:
         past = resume.Past()
         with fail_together(accelerator):
+            tracking.check_installed(config.tracking.trackers)
             if accelerator.is_main_process:
                 directory.refuse_unwritable()
+                directory.refuse_taken()
                 if train.run_dir is not None:
                     past = resume.find_past(config, directory)
         saved, summary = main_value(accelerator, (past.saved, past.summary))

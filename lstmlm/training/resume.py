@@ -62,7 +62,8 @@ def find_past(config: Config, directory: RunDirectory) -> Past:
 
 
 def origin(config: Config, directory: RunDirectory, saved: Saved | None) -> str | Path | None:
-    """The saved model that a run begins with; of a run that goes on, the vocabulary in its own model."""
+    """The saved model whose vocabulary and weights a run begins with, as the user named it. Of a run that goes on, whose weights are in
+    its checkpoint, the Path of the vocabulary in its own model."""
     init_from, own = config.train.init_from, directory.model / VOCABULARY
     return own if init_from and saved is not None and own.exists() else init_from
 

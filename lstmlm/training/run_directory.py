@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -62,7 +62,7 @@ class RunDirectory:
             try:
                 stack.enter_context(locked(lock, wait=False))
             except BlockingIOError:
-                raise UserError(f"another process is training in {self.path}: wait for it or name another train.run_dir") from None
+                raise self._taken from None
             except OSError as error:
                 raise UserError(
                     f"cannot lock {lock}: {error.strerror}; train.run_dir must be on a file system with flock, and .lock must not be a link"
@@ -76,6 +76,19 @@ class RunDirectory:
                         lock.unlink()
                         for folder in made:
                             folder.rmdir()
+
+    @property
+    def _taken(self) -> UserError:
+        return UserError(f"another process is training in {self.path}: wait for it or name another train.run_dir")
+
+    def refuse_taken(self) -> None:
+        """Refuse a directory in which another process is training; nothing is made or kept."""
+        lock = self.path / ".lock"
+        try:
+            with locked(lock, wait=False) if lock.exists() else nullcontext():
+                pass
+        except BlockingIOError:
+            raise self._taken from None
 
     def refuse_unwritable(self) -> None:
         """Refuse a path where no directory can be made, or one that cannot be written to. Makes nothing."""

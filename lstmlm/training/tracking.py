@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -174,6 +174,15 @@ def _problem_online() -> str | None:
     return answers[0] if answers else f"W&B does not answer within {LOGIN_SECONDS} s"
 
 
+def check_installed(names: Sequence[str]) -> None:
+    """Refuse trackers that are not installed here."""
+    if missing := [name for name in names if find_spec(name) is None]:
+        raise UserError(
+            f"not installed: {', '.join(missing)}; pip install 'lstmlm[{','.join(missing)}]', or leave out of tracking.trackers "
+            "what you do not need"
+        )
+
+
 class Tracking:
     """Sends the events of a run to the files and the trackers. Every rank has one; only the main rank's writes."""
 
@@ -212,12 +221,7 @@ class Tracking:
         if not names:
             return
         with fail_together(self._accelerator):  # one host may lack what the others have
-            missing = [name for name in names if find_spec(name) is None]
-            if missing:
-                raise UserError(
-                    f"not installed: {', '.join(missing)}; pip install 'lstmlm[{','.join(missing)}]', or leave out of tracking.trackers "
-                    "what you do not need"
-                )
+            check_installed(names)
         self._accelerator.log_with = filter_trackers(list(names), self._directory.path)
         # TensorBoard writes to <logging_dir>/<project>
         self._accelerator.project_configuration.logging_dir = str(self._directory.tensorboard)
@@ -235,13 +239,13 @@ class Tracking:
                     arguments["trackio"] = {"name": run_name, "group": group, "config": facts, "resume": "allow"}
                 project = self._config.project or os.environ.get("WANDB_PROJECT") or PROJECT
                 self._accelerator.init_trackers(project, init_kwargs=arguments)
+                if is_main:  # other ranks hold blank trackers
+                    self._trackers = [KINDS[tracker.name](tracker, self._config, facts) for tracker in self._accelerator.trackers]
             except Exception as error:  # each tracker raises its own kinds
                 for started in self._accelerator.trackers:
                     with suppress(Exception):  # some have not started
                         started.finish()
                 raise UserError(f"cannot start the trackers {names}: {one_line(error)}") from None
-        if is_main:  # other ranks hold blank trackers
-            self._trackers = [KINDS[tracker.name](tracker, self._config, facts) for tracker in self._accelerator.trackers]
 
     def metrics(self, values: dict[str, Any]) -> None:
         """One line of `metrics.jsonl`, and the same to the trackers: `step`, `epoch`, `tokens`, and any of the metrics."""

@@ -2,6 +2,7 @@
 
 import math
 import os
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from lstmlm import train
+from lstmlm.runtime import hardware
 from lstmlm.runtime.hardware import cores, cpu_quota, ieee_products, memory_left, set_float32_products, settings_kept
 from tests.helpers import SmallConfig, metrics
 
@@ -107,6 +109,29 @@ def restored() -> Iterator[None]:
 def test_cores_are_those_that_psutil_counts() -> None:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else math.inf
     assert cores() == max(1, int(min(psutil.cpu_count(logical=False) or usable, usable, cpu_quota())))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="macOS has none")
+def test_a_core_whose_two_threads_are_this_process_s_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(8):
+        place = tmp_path / f"cpu{number}/topology/thread_siblings_list"
+        place.parent.mkdir(parents=True)
+        place.write_text(f"{number % 4},{number % 4 + 4}\n")
+    monkeypatch.setattr(hardware, "CPUS", tmp_path)
+    monkeypatch.setattr(hardware, "cpu_quota", lambda: math.inf)
+    for own, number in (({1, 5}, 1), ({0, 1, 4, 5}, 2), ({0, 1, 2}, 3), (set(range(8)), 4)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process, own=own: own)
+        assert cores() == number
+
+
+def test_the_commit_is_of_this_checkout_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "a project"]):
+        subprocess.run([*git, *command], check=True)
+    for place, found in (("lstmlm/runtime", True), (".venv/lib/site-packages/lstmlm/runtime", False)):
+        monkeypatch.setattr(hardware, "__file__", str(tmp_path / place / "hardware.py"))
+        (tmp_path / place).mkdir(parents=True)
+        assert (hardware.git_state()["git_commit"] is not None) == found
 
 
 @pytest.mark.parametrize("chosen", ["nothing", "all", "conv", "older"])

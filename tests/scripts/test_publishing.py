@@ -64,7 +64,8 @@ def write_evaluation(folder: Path, name: str, **changed: Any) -> None:
 
 def test_a_run_that_goes_on_has_a_record_too(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "results" / "small"
-    (run / "summary.json").unlink()
+    publish_results(run, folder)
+    (run / "summary.json").unlink()  # as a run does that goes on for more epochs
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 12, "ep')
     publish_results(run, folder)
@@ -91,6 +92,8 @@ def test_the_table_shows_final_figures_and_evaluations(run: Path, tmp_path: Path
     static = " / ".join(f"{summary[split]['ppl']:.2f}" for split in ("valid", "test"))
     expected = f"| [small](results/small) | {summary['parameters']:,} | {static} | 3.50 / 2.46 |  | - / 2.25 | 0 ("
     assert row.startswith(expected)
+    (folder / "summary.json").write_text(json.dumps(summary | {"ranks": 3}))
+    assert "| 0 (3 x " in results_table(tmp_path / "results")
     assert (name, command) == ("    # small", f"    {json.loads((folder / 'run.json').read_bytes())['command']}")
 
 

@@ -1,4 +1,5 @@
-"""scripts/train.py with a fault put into one rank; or slow_data, with data that take it FAULT_STEP seconds longer.
+"""scripts/train.py with a fault put into one rank; or slow_data, with data that take it FAULT_STEP seconds longer; or kill_data,
+which it does not outlive.
 
 FAULT=kind (exception, kill, pause, pause_validation, nan, disk; in the final scoring: slow_end, kill_end, hang_end),
 FAULT_RANK=r, FAULT_STEP=k; FAULT_ONCE spares restarts. With PARTING set, every rank tells at each end of a process group which one it is
@@ -95,6 +96,8 @@ def faulty_score(self: LSTMLanguageModel, *args: Any) -> Any:
 
 
 def slow_data(*args: Any) -> Any:
+    if KIND == "kill_data":
+        os.kill(os.getpid(), signal.SIGKILL)
     corpus = load(*args)
     time.sleep(STEP)
     return corpus
@@ -119,7 +122,7 @@ if __name__ == "__main__":
             perplexity.SEGMENT_TOKENS = 100  # several segments in the small text
         if KIND.endswith("_end"):
             Run._final_figures = at_the_end  # type: ignore[method-assign]
-        if KIND == "slow_data":
+        if KIND.endswith("_data"):
             build.load_corpus = slow_data  # type: ignore[assignment]
         if KIND == "disk":
             checkpoint.write_file = full_disk

@@ -53,13 +53,19 @@ def test_a_run_begins_as_good_as_its_source_is(warm: Small, other_text: Path, tm
     assert load_config(["--config", str(tmp_path / "run/config.yaml")]).train.init_from == str(tmp_path / "source")
 
 
+def test_a_file_of_a_model_is_no_model(warm: Small, tmp_path: Path) -> None:
+    """Not even that of its vocabulary, which a run that goes on reads alone."""
+    with pytest.raises(UserError, match=r"vocab\.json"):
+        fresh_train(load_config(warm(f"--train.init_from={tmp_path}/source/model/vocab.json")))
+
+
 def test_text_becomes_ids_under_the_vocabulary_of_the_source(warm: Small, other_text: Path, tmp_path: Path) -> None:
     saved = load(tmp_path / "source")
     model, vocabulary = saved.model, saved.vocabulary
     config = launch.resolve_precision(load_config(warm()))
     with launch.started(config) as accelerator:
         own, other = build(config, accelerator)
-        corpus, train_step = build(config, accelerator, tmp_path / "source")
+        corpus, train_step = build(config, accelerator, str(tmp_path / "source"))
         weights = train_step.model.weights()
         other.close()
         train_step.close()
@@ -117,7 +123,7 @@ def test_what_contradicts_the_model_is_refused_with_the_options_that_do_not(
     config: Config = load_config([*arguments, *options])
     config = launch.resolve_precision(config)
     with launch.started(config) as accelerator:
-        corpus, train_step = build(config, accelerator, tmp_path / "source")
+        corpus, train_step = build(config, accelerator, str(tmp_path / "source"))
         train_step.close()
     assert corpus.vocabulary.fingerprint == vocabulary.fingerprint
 

@@ -10,7 +10,8 @@ import pytest
 import safetensors.torch
 
 from lstmlm import UserError, load_config, train
-from lstmlm.training import dry_run
+from lstmlm.files import locked
+from lstmlm.training import dry_run, tracking
 from tests.helpers import Small, fresh_train, metrics
 
 
@@ -61,10 +62,18 @@ def test_it_does_the_first_step_and_tells_the_sizes_of_the_files(small: Small, t
     assert figures["time/total"] == pytest.approx(30 * figures["time/step"] + 2 * figures["time/validation"] + scored)
 
 
-def test_what_would_stop_a_run_is_told(small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_would_stop_a_run_is_told(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     fresh_train(load_config(small("--train.max_steps=1")))
     with pytest.raises(UserError, match="holds a run already"):
         fresh_train(load_config(small("--train.dry_run=true")))
+    with locked(tmp_path / "run/.lock", wait=False), pytest.raises(UserError, match="another process is training in"):
+        fresh_train(load_config(small("--train.dry_run=true", "--train.resume=true")))
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "find_spec", lambda name: None)
+        with pytest.raises(UserError, match="not installed: tensorboard"):
+            fresh_train(load_config(small("--train.dry_run=true", "--train.resume=true", "--tracking.trackers=[tensorboard]")))
     finished = fresh_train(load_config(small("--train.dry_run=true", "--train.resume=true")))
     assert finished == json.loads((tmp_path / "run/summary.json").read_bytes())
     assert "is finished already" in capsys.readouterr().err

@@ -227,8 +227,12 @@ class OptimConfig(_Section):
         super().__post_init__()
         cycle, warmup, has_betas = self.schedule == "one_cycle", self.warmup_steps, self.name != "sgd"
         check(not (cycle and warmup), f"optim.schedule one_cycle has a warm-up of its own, but optim.warmup_steps is {warmup}: leave it 0")
-        ways = self.cycle_warmup + (self.cycle_annealing or 0)
-        check(ways <= 1, f"optim.cycle_warmup and optim.cycle_annealing are {ways:g} of the run together: at most 1 there is")
+        annealing = self.cycle_annealing
+        check(annealing is None or cycle, "optim.cycle_annealing needs optim.schedule one_cycle: set it to null")
+        ways = self.cycle_warmup + (annealing or 0)
+        check(
+            ways <= 1, f"optim.cycle_warmup and optim.cycle_annealing together take {ways:g} of the run: lower one, to at most 1 together"
+        )
         fits = self.cycle_beta is None or (cycle and has_betas)
         check(fits, "optim.cycle_beta needs optim.schedule one_cycle and optim.name adam or adamw: set it to null")
 

@@ -74,7 +74,8 @@ def test_a_run_goes_on_with_its_own_configuration(tmp_path: Path) -> None:
     [
         (["--train.epoch", "3"], "--train.epoch"),
         (["--optim.schedule=one_cycle", "--optim.warmup_steps=3"], "leave it 0"),
-        (["--optim.cycle_annealing=0.8"], "optim.cycle_warmup and optim.cycle_annealing are 1.05 of the run together"),
+        (["--optim.schedule=one_cycle", "--optim.cycle_annealing=0.8"], "optim.cycle_annealing together take 1.05 of the run: lower one"),
+        (["--optim.schedule=cosine", "--optim.cycle_annealing=0.3"], "optim.cycle_annealing needs"),
         (["--optim.cycle_beta=0.7"], "optim.cycle_beta needs"),
         (["--data.bptt=30", "--data.bptt_jitter=8"], "data.bptt_jitter 8.0 needs a data.bptt of at least 10 and 4 times as much, not 30"),
         (["stray"], "stray"),

@@ -10,12 +10,12 @@ from abc import abstractmethod
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, count, islice, pairwise
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from lstmlm.config import DataConfig
-from lstmlm.console import UsageError, UserError, one_line
+from lstmlm.console import UsageError, UserError, check, one_line
 from lstmlm.data import toy
 from lstmlm.data.reading import ENDINGS, FAULTS, check_column, check_form, form_of, read_blocks, read_pieces, row_text, rows_to_blocks
 from lstmlm.files import open_file, user_path
@@ -30,8 +30,8 @@ NAMES = {  # of files, and the split that each means
     "dev": "validation",
     "test": "test",
 }
-_SPLIT_NAME = rf"(?P<name>{'|'.join(NAMES)})(?P<number>[-_.]\d+(?:-of-(?P<of>\d+))?)?"
-_PREFIX = r".+[-_. ]"  # as in wiki.train.tokens
+_SPLIT_NAME = rf"(?:wiki\.)?(?P<name>{'|'.join(NAMES)})(?P<number>[-_.]\d+(?:-of-(?P<of>\d+))?)?"
+_OTHERS_NAME = rf"(.+[-_. ])?{_SPLIT_NAME}"  # as of ptb.train.txt
 LEAST_ROWS = 20  # of what is cut into splits, some of which are a twentieth of it; the rows of a plain text are its lines
 
 
@@ -249,9 +249,9 @@ def local_files(data: DataConfig) -> list[Path]:
 
 
 def subset_in(dataset: str, data: DataConfig) -> str | None:
-    """The subset that a `data.dataset` has in place of that of `data`: the same, where it holds a folder of that name or is a copy."""
-    folder = user_path(dataset)
-    if data.subset is None or (folder / data.subset).is_dir():
+    """The subset that a `data.dataset` has in place of that of `data`: the same, where it has one of that name or is a copy; else none."""
+    folder, card = user_path(dataset), user_path(dataset) / "README.md"
+    if data.subset is None or (folder / data.subset).is_dir() or (card.is_file() and data.subset.encode() in card.read_bytes()):
         return data.subset
     copy = folder.name == Path(data.dataset).name and not (folder.is_dir() and find_splits(folder))
     return data.subset if copy else None
@@ -263,14 +263,11 @@ def subset_of(data: DataConfig) -> str | None:
 
 
 def _open_folder(folder: Path, data: DataConfig) -> Source:
-    """Split files in the folder, in its subset, or in the one folder below it that has them; else those that `datasets` finds."""
+    """Split files in the folder, in its subset, or in the one folder below it that has them; else what its card says, else other names."""
     subset, whole = subset_of(data), folder
     if subset and (folder / subset).is_dir():
         folder = folder / subset
     files = find_splits(folder)
-    # Earlier versions wrote the default's subset into the configuration of every data set.
-    if files and subset not in (None, DEFAULT_SUBSET, folder.name):
-        raise UsageError(f"{folder} has files of its own and no subset {subset!r}: name no subset")
     if not files and not subset:
         below = {path: found for path in _visible(folder) if path.is_dir() and (found := find_splits(path))}
         if len(below) > 1:
@@ -278,13 +275,16 @@ def _open_folder(folder: Path, data: DataConfig) -> Source:
             raise UsageError(f"{folder} holds several subsets, {names}: name the folder of one of them")
         if below:
             ((folder, files),) = below.items()
-    if files:
-        return FileSource(str(folder), data.text_column, files)
     remedy = f"call its files train.txt, validation.txt and test.txt (endings that are read: {ENDINGS})"
     card = whole / "README.md"
-    if not (card.is_file() and b"configs:" in card.read_bytes()):
-        raise UsageError(f"{whole}: no name says which file is which split: {remedy}")
-    return PieceSource(str(whole), data.text_column, _found_by_card(whole, subset, remedy))
+    if not files and card.is_file() and b"configs:" in card.read_bytes():
+        return PieceSource(str(whole), data.text_column, _found_by_card(whole, subset, remedy))
+    others = {} if files else find_splits(folder, _OTHERS_NAME)
+    check(bool(files or others), f"{folder}: no file's name and ending say which split it is: {remedy}")
+    # Earlier versions wrote the default's subset into the configuration of every data set.
+    if subset not in (None, DEFAULT_SUBSET, folder.name):
+        raise UsageError(f"{folder} has files of its own and no subset {subset!r}: name no subset")
+    return FileSource(str(folder), data.text_column, files) if files else PieceSource(str(folder), data.text_column, others)
 
 
 def _found_by_card(folder: Path, subset: str | None, remedy: str) -> dict[str, list[Path]]:
@@ -305,24 +305,24 @@ def _found_by_card(folder: Path, subset: str | None, remedy: str) -> dict[str, l
     return files
 
 
-def find_splits(folder: Path) -> dict[str, list[Path]]:
+def find_splits(folder: Path, pattern: str = _SPLIT_NAME) -> dict[str, list[Path]]:
     """Files of each split that a folder has, by their names; numbers in names count by value.
 
-    `train.txt`; `train-00000-of-00002.parquet` and others with numbers; every file in a folder `train`; where there is nothing of these,
-    `wiki.train.tokens` and others with something before it. The other splits and forms are named likewise. Two things that claim to be
-    one split, mixed forms, a file beside its packed one, or a numbered file that is missing are a UsageError.
+    `train.txt`; `train-00000-of-00002.parquet` and others with numbers; every file in a folder `train`; `wiki.train.tokens`. The other
+    splits and forms are named likewise. Two things that claim to be one split, mixed forms, a file beside its packed one, or a numbered
+    file that is missing are a UsageError.
+
+    Args:
+        folder: Of the files.
+        pattern: Of their names, without the ending.
     """
-    return _find_splits(folder, _SPLIT_NAME) or _find_splits(folder, _PREFIX + _SPLIT_NAME)
-
-
-def _find_splits(folder: Path, pattern: str) -> dict[str, list[Path]]:
     found: dict[str, dict[str, list[Path]]] = {}  # split -> what claims to be it -> files
     for path in _visible(folder):
         if path.is_dir() and path.name.lower() in NAMES:
             name, claim = path.name.lower(), f"{path.name}/"
             files = [file for file in _visible(path) if file.is_file() and form_of(file)]
         elif path.is_file() and form_of(path) and (match := _match(path, pattern)):
-            claim = f"{path.name[: match.start('number')]}-*" if match["number"] else path.name
+            claim = f"{match.string[: match.start('number')]}-*" if match["number"] else path.name
             name, files = match["name"], [path]
         else:
             continue
@@ -337,9 +337,9 @@ def _find_splits(folder: Path, pattern: str) -> dict[str, list[Path]]:
         names = " and ".join(str(path.relative_to(folder)) for path in forms.values())
         raise UsageError(f"{folder} mixes forms, {names}: keep the files of one form")
     for first, *others in splits.values():
-        for before, after in pairwise([first, *others]):
-            if after.name.lower() == f"{before.name.lower()}.gz":
-                raise UsageError(f"{folder}: {after.name} may be {before.name} once more: keep one of them")
+        by_name = {path.name.lower(): path.name for path in (first, *others)}
+        for packed in (name for name in by_name if name.endswith(".gz") and name.removesuffix(".gz") in by_name):
+            raise UsageError(f"{folder}: {by_name[packed]} may be {by_name[packed.removesuffix('.gz')]} once more: keep one of them")
         if (match := _match(first, pattern)) and match["of"] and int(match["of"]) != 1 + len(others):
             raise UsageError(f"{folder}: {first.name} is one of {int(match['of'])} files, but {1 + len(others)} are there")
     return splits

@@ -210,9 +210,9 @@ def score_stream(
 class Stretches:
     """Scores of a text that is read in stretches, none of which knows of another.
 
-    The text comes piece by piece. Its stretches run side by side, the longest first, and a segment takes as many rows of those that
-    still run as make SEGMENT_TOKENS, of which no more run at once: so short ones cost no more than long ones, and hardly any padding is
-    computed. The last stretch of a piece has a scorer of its own, with which it goes on in the next.
+    The text comes piece by piece. Its stretches run side by side, the longest first and at most SEGMENT_TOKENS at once, and a segment
+    takes as many rows of those that still run as make SEGMENT_TOKENS: so short ones cost no more than long ones, and hardly any padding
+    is computed. The last stretch of a piece has a scorer of its own, with which it goes on in the next.
 
     Args:
         make_scorer: Makes a fresh scorer of so many columns.

@@ -95,7 +95,11 @@ class ScoreTable:
         self, saved: Sequence[SavedModel], names: Sequence[str], scoring: Scoring, values: Sequence[str] = (), labelled: bool = False
     ) -> None:
         self.by, self._eos, self._names, self._wide = scoring.unit(saved), scoring.eos, names, scoring.layout == "wide"
-        check(scoring.space == "before" or self.by != "token", "--space after needs --by word: a token has the white space that is in it")
+        cut = any(model.text_vocabulary.level != "word" for model in saved)  # else `Reader` refuses it
+        check(
+            scoring.space == "before" or self.by != "token" or not cut,
+            "--space after needs --by word: a token has the white space that is in it",
+        )
         check(not self._wide or self.by != "token", "--layout wide needs --by word: models cut a text into different tokens")
         words = self.by == "word" or all(model.text_vocabulary.level == "word" for model in saved)
         check("frequency" not in scoring.add or (words and self.by != "region"), "--add frequency needs --by word")

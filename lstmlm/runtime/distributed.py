@@ -52,26 +52,24 @@ def together_however_long(accelerator: Accelerator, doing: str, timeout_minutes:
     if accelerator.num_processes == 1:
         yield
         return
-    store, key, ended, comes = dist.distributed_c10d._get_default_store(), f"lstmlm/waits/{next(_waits)}", threading.Event(), False
+    store, key, ended = dist.distributed_c10d._get_default_store(), f"lstmlm/waits/{next(_waits)}", threading.Event()
 
     def give_signs() -> None:
         with suppress(RuntimeError):  # the store's host is gone, which the wait tells
             while not ended.wait(min(10, 15 * timeout_minutes)):
                 store.add(f"{key}/signs", 1)
 
-    signs = threading.Thread(target=give_signs, daemon=True)
-    signs.start()
+    threading.Thread(target=give_signs, daemon=True).start()
     try:
         yield
-        comes = True
     except (UserError, OSError):
-        comes = True  # who tells the others of it
+        ended.set()
+        with suppress(RuntimeError):  # this error is the one to tell, also where another rank is lost
+            _wait_for_all(store, key, accelerator.num_processes, doing, timeout_minutes)
         raise
     finally:
         ended.set()
-        signs.join()
-        if comes:
-            _wait_for_all(store, key, accelerator.num_processes, doing, timeout_minutes)
+    _wait_for_all(store, key, accelerator.num_processes, doing, timeout_minutes)
 
 
 def _wait_for_all(store: dist.Store, key: str, ranks: int, doing: str, timeout_minutes: float) -> None:
@@ -101,7 +99,12 @@ def fail_together(accelerator: Accelerator) -> Iterator[None]:
     except OSError as caught:
         error = UserError(cannot_write(caught))
     if accelerator.num_processes > 1:
-        failed = [other for other in gather_object([error]) if other is not None]
+        try:
+            failed = [other for other in gather_object([error]) if other is not None]
+        except RuntimeError:  # another rank is lost
+            if error is None:
+                raise
+            failed = []
         error = error or next(iter(failed), None)
     if error is not None:
         raise error

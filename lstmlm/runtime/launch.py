@@ -107,12 +107,8 @@ def start(config: Config) -> Accelerator:
                 ),
             ],
         )
-    except (
-        ValueError,
-        AssertionError,
-        ImportError,
-        NotImplementedError,
-    ) as error:  # the environment asks for what this machine or PyTorch has not
+    except (ValueError, AssertionError, ImportError, NotImplementedError) as error:
+        # The environment asks for what this machine or PyTorch has not.
         raise UsageError(f"Accelerate cannot start: {one_line(error)}") from None
     except (dist.DistError, RuntimeError) as error:
         if "WORLD_SIZE" not in os.environ:

@@ -35,9 +35,7 @@ def text_of(dataset: Path | str, split: str, **keys: str) -> str:
         (["train/b10.txt.gz", "train/b9.txt.gz", "train/notes.md", "dev/a.txt"], ["train/b9.txt.gz", "train/b10.txt.gz", "dev/a.txt"]),
         (["train-0-of-2.txt", "train-1-of-2.txt"], ["train-0-of-2.txt", "train-1-of-2.txt"]),
         (["TRAIN.TXT", "._TRAIN.TXT", "Dev/10.Txt", "Dev/2.TXT", "Dev/._1.txt"], ["TRAIN.TXT", "Dev/2.TXT", "Dev/10.Txt"]),
-        (["ptb.train.txt", "ptb.valid.txt", "ptb.test.txt"], ["ptb.train.txt", "ptb.valid.txt", "ptb.test.txt"]),
-        (["a-train.2.txt", "a-train.10.txt", "a_dev.txt", "notes.txt"], ["a-train.2.txt", "a-train.10.txt", "a_dev.txt"]),
-        (["train.txt", "old.train.txt"], ["train.txt"]),
+        (["Train-1.txt", "train-2.txt", "old.train.txt"], ["Train-1.txt", "train-2.txt"]),
         (["book.txt", "trainer.txt", "train.md", "train_old.txt", ".train.txt"], []),
     ],
 )  # fmt: skip
@@ -53,10 +51,8 @@ def test_splits_are_found_by_names(tmp_path: Path, names: list[str], wanted: lis
         (["train.txt", "train.txt.gz"], r"train\.txt and train\.txt\.gz claim to be split 'train'"),
         (["train.txt", "train/a.txt"], r"train/ and train\.txt claim to be split 'train'"),
         (["train.csv", "train-1.csv"], r"train-\* and train\.csv claim to be split 'train'"),
-        (["ptb.train.txt", "ptb.char.train.txt"], r"ptb\.char\.train\.txt and ptb\.train\.txt claim to be split 'train'"),
-        (["a-train-1.txt", "b-train-1.txt"], r"a-train-\* and b-train-\* claim to be split 'train'"),
         (["train-1.txt", "train-1.txt.gz"], r"train-1\.txt\.gz may be train-1\.txt once more"),
-        (["train/a.txt", "train/a.txt.gz"], r"a\.txt\.gz may be a\.txt once more"),
+        (["train/a.txt", "train/a.txt-1.txt", "train/a.txt.gz"], r"a\.txt\.gz may be a\.txt once more"),
         (["train.parquet", "test.txt"], r"mixes forms, train\.parquet and test\.txt"),
         (["train-0-of-3.txt", "train-2-of-3.txt"], "is one of 3 files, but 2 are there"),
     ],
@@ -64,6 +60,45 @@ def test_splits_are_found_by_names(tmp_path: Path, names: list[str], wanted: lis
 def test_what_is_not_clear_is_not_chosen(tmp_path: Path, names: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         find_splits(touch(tmp_path, *names))
+
+
+PTB, WIKI = ["ptb.train.txt", "ptb.valid.txt", "ptb.test.txt"], ["wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens"]
+BELOW = ["data/train.txt", "data/dev.txt", "data/test.txt"]
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (PTB, PTB),
+        (
+            ["a-train.2.txt", "a-train.10.txt", "a_dev.txt", "a.test.txt", "b.txt"],
+            ["a-train.2.txt a-train.10.txt", "a_dev.txt", "a.test.txt"],
+        ),
+        (["ptb.train.txt", "ptb.char.train.txt"], r"ptb\.char\.train\.txt and ptb\.train\.txt claim to be split 'train'"),
+        (["a-train-1.txt", "b-train-1.txt"], r"a-train-\* and b-train-\* claim to be split 'train'"),
+        (["a-train.txt", "b-train.txt", *BELOW, "c/x-test.txt"], BELOW),
+        ([*WIKI, "my.train.txt"], WIKI),
+    ],
+)
+def test_other_names_count_where_there_are_none_of_ours(tmp_path: Path, names: list[str], wanted: list[str] | str) -> None:
+    touch(tmp_path, *names)
+    if isinstance(wanted, str):
+        with pytest.raises(UsageError, match=wanted):
+            text_of(tmp_path, "train")
+    else:
+        assert [" ".join(text_of(tmp_path, split).split()) for split in SPLITS] == wanted
+
+
+def test_a_card_comes_before_other_names(tmp_path: Path) -> None:
+    touch(tmp_path, "x-train.txt", "x-dev.txt", "x-test.txt", "y.txt")
+    (tmp_path / "README.md").write_text(data_card("small", {"train": "x-train.txt", "validation": "x-test.txt", "test": "y.txt"}))
+    assert [text_of(tmp_path, split, subset="small") for split in SPLITS] == ["x-train.txt\n", "x-test.txt\n", "y.txt\n"]
+
+
+def test_a_split_that_other_names_lack_is_cut(tmp_path: Path) -> None:
+    (tmp_path / "Stories-train.txt").write_text("".join(f"{i}\n" for i in range(40)))
+    touch(tmp_path, "Stories-valid.txt")
+    assert text_of(tmp_path, "test") == "38\n39\n"
 
 
 def test_subsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SavedModel]:
     return models
 
 
+def test_tokens_have_the_white_space_that_is_in_them(saved: dict[str, SavedModel]) -> None:
+    with pytest.raises(UserError, match="--space after needs --by word"):
+        score_text("a b", saved["char"], by="token", space="after")
+
+
 @pytest.mark.parametrize("kind", VOCABULARIES)
 def test_every_token_has_its_word(kind: str) -> None:
     """Of odd lines: no token is lost, words have theirs in order, and those of a word spell it."""

@@ -20,7 +20,7 @@ from lstmlm.data.sources import open_source
 from lstmlm.evaluation.pairs import score_pairs
 from lstmlm.model import pretrained
 from lstmlm.model.pretrained import SavedModel, find_model, load, model_card, save_pretrained
-from tests.helpers import WORDS
+from tests.helpers import WORDS, data_card
 
 SMALL = ModelConfig(embedding_size=12, hidden_size=12)
 DATA: dict[str, Any] = {"dataset": "toy", "subset": None, "level": "word"}
@@ -229,6 +229,9 @@ def test_a_named_folder_of_split_files_has_no_subset_unless_it_holds_it(model: L
     assert load(tmp_path / "model").data.subset == "one"
     assert load(tmp_path / "model", dataset="owner/other").data.subset is None
     assert load(tmp_path / "model", dataset="copies/name").data.subset == "one"
+    (tmp_path / "renamed").mkdir()
+    (tmp_path / "renamed/README.md").write_text(data_card("one", {"test": "y.txt"}))
+    assert load(tmp_path / "model", dataset=str(tmp_path / "renamed")).data.subset == "one"
 
 
 def test_the_text_of_a_run_is_where_its_last_start_found_it(model: LSTMLanguageModel, tmp_path: Path) -> None:

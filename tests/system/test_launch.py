@@ -193,11 +193,11 @@ def test_data_may_take_longer_than_the_timeout(small: Small, tmp_path: Path) -> 
 
 def test_a_rank_lost_while_it_prepares_data_ends_the_others(small: Small, tmp_path: Path) -> None:
     """Nobody but the others can find out: it was on a host of its own, whose launcher has ended with it."""
-    arguments = small("--train.timeout_minutes=0.05")
+    arguments = small("--train.timeout_minutes=0.15")
     stderr = launch(2, arguments, FAULTY, fails=True, FAULT="kill_data", FAULT_RANK="1", FAULT_STEP="0")
     (line,) = error_lines(stderr)
     assert "rank 0 lost the others" in line
-    assert "1 of 2 ranks gave no sign of life for 0.05 minutes" in line
+    assert "1 of 2 ranks gave no sign of life for 0.15 minutes" in line
 
 
 @pytest.mark.parametrize("kind", ["kill_end", pytest.param("hang_end", marks=pytest.mark.slow)])

@@ -84,6 +84,7 @@ def test_an_error_is_one_line_and_a_status(error: BaseException, line: str, stat
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_ends_a_script_as_ctrl_c_does(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+    signal.signal(number, signal.SIG_DFL)  # nohup may have had it ignored
     assert run_script(lambda: signal.raise_signal(number) or 0) == 128 + number
     assert capsys.readouterr().err == "error: interrupted; what was saved before is intact\n"
 

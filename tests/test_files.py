@@ -56,6 +56,8 @@ def test_a_writer_that_is_stopped_leaves_what_was_there(number: int, status: int
     if pid == 0:
         os.close(ready)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        if number != signal.SIGKILL:  # a background job of a shell may ignore it
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
         def main() -> int:
             with replacing(path):

@@ -194,12 +194,10 @@ def package_versions() -> dict[str, str]:
 def git_state() -> dict[str, Any]:
     """Commit of this package's git checkout, and whether files have changed since. None where it is installed, even within another's."""
     root = Path(__file__).parents[2]
-    git = ["git", "-C", str(root)]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    if not (root / ".git").exists():
+        return {"git_commit": None, "git_dirty": None}
     try:
-        place = subprocess.run([*git, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True).stdout.rstrip("\n")
-        if not Path(place).samefile(root):
-            return {"git_commit": None, "git_dirty": None}
-        command = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return {"git_commit": None, "git_dirty": None}

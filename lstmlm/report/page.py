@@ -43,7 +43,7 @@ def write_report(run_dirs: Sequence[str | Path], output: Output, png: str | Path
     rows = read_rows(run_dirs)
     images: dict[str, Output] = {}
     if folder is not None:
-        folder.write({})
+        folder.write({})  # makes it
         images = {plot.name: Output(folder.path / f"{plot.name}.png", option="--png") for plot in plots.PLOTS}
     drawn = [(plot, figure) for plot in plots.PLOTS if (figure := plots.draw(plot, rows)) is not None]
     differing = differences(rows)

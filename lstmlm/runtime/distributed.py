@@ -73,8 +73,8 @@ def together_however_long(accelerator: Accelerator, doing: str, timeout_minutes:
 
 
 def _wait_for_all(store: dist.Store, key: str, ranks: int, doing: str, timeout_minutes: float) -> None:
-    begun = heard_at = time.monotonic()
-    told, heard = 0, 0
+    heard_at, heard = time.monotonic(), 0
+    told_at = heard_at + TELL_SECONDS
     store.add(key, 1)
     while (here := store.add(key, 0)) < ranks:
         now, signs = time.monotonic(), store.add(f"{key}/signs", 0)
@@ -82,9 +82,9 @@ def _wait_for_all(store: dist.Store, key: str, ranks: int, doing: str, timeout_m
             heard, heard_at = signs, now
         if now > heard_at + 60 * timeout_minutes:
             raise RuntimeError(f"Timed out: {ranks - here} of {ranks} ranks gave no sign of life for {timeout_minutes:g} minutes")
-        if now >= begun + TELL_SECONDS * (told + 1):
+        if now >= told_at:
             logger.warning("waiting for %d of %d ranks: they %s", ranks - here, ranks, doing)
-            told += 1
+            told_at += TELL_SECONDS
         time.sleep(0.1)
 
 

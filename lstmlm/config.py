@@ -230,9 +230,7 @@ class OptimConfig(_Section):
         annealing = self.cycle_annealing
         check(annealing is None or cycle, "optim.cycle_annealing needs optim.schedule one_cycle: set it to null")
         ways = self.cycle_warmup + (annealing or 0)
-        check(
-            ways <= 1, f"optim.cycle_warmup and optim.cycle_annealing together take {ways:g} of the run: lower one, to at most 1 together"
-        )
+        check(ways <= 1, f"optim.cycle_warmup and optim.cycle_annealing together take {ways:g} of the run: lower one, to 1 in all")
         fits = self.cycle_beta is None or (cycle and has_betas)
         check(fits, "optim.cycle_beta needs optim.schedule one_cycle and optim.name adam or adamw: set it to null")
 

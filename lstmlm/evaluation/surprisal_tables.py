@@ -96,10 +96,8 @@ class ScoreTable:
     ) -> None:
         self.by, self._eos, self._names, self._wide = scoring.unit(saved), scoring.eos, names, scoring.layout == "wide"
         cut = any(model.text_vocabulary.level != "word" for model in saved)  # else `Reader` refuses it
-        check(
-            scoring.space == "before" or self.by != "token" or not cut,
-            "--space after needs --by word: a token has the white space that is in it",
-        )
+        wanted = scoring.space == "before" or self.by != "token" or not cut
+        check(wanted, "--space after needs --by word: a token has the white space that is in it")
         check(not self._wide or self.by != "token", "--layout wide needs --by word: models cut a text into different tokens")
         words = self.by == "word" or all(model.text_vocabulary.level == "word" for model in saved)
         check("frequency" not in scoring.add or (words and self.by != "region"), "--add frequency needs --by word")

@@ -58,8 +58,7 @@ def prepare(argv: Arguments = None) -> int:
     vocabulary = Vocabulary.load(find_model(user_path(origin)) / VOCABULARY) if origin else None
     corpus = load_corpus(config.data, vocabulary, cores())
     size = sum(4 * facts.tokens for facts in corpus.facts.values()) / 1e6
-    kept = f"cache: {size:,.1f} MB of token ids in {user_path(config.data.cache_dir)}"
-    print_result("\n".join([*corpus.lines(), kept]))
+    print_result("\n".join([*corpus.lines(), f"cache: {size:,.1f} MB of token ids in {user_path(config.data.cache_dir)}"]))
     return 0
 
 
@@ -115,9 +114,8 @@ def evaluate(argv: Arguments = None) -> int:
     check(args.tune or not named & {"evaluations", "tune_tokens"}, "--evaluations and --tune_tokens need --tune")
     split = "test" if args.tune else args.split or "test"
     output = Output(args.output, filter(None, [args.text, args.model])) if args.output else None
-    if output:
-        parquet = output.plain and output.path.suffix == ".parquet"
-        check(parquet, f"--output {args.output}: the name of a Parquet file must end with .parquet")
+    parquet = not output or (output.plain and output.path.suffix == ".parquet")
+    check(parquet, f"--output {args.output}: the name of a Parquet file must end with .parquet")
     use_machine(args.threads)
     saved = load(args.model, args.raw, args.normalize, args.dataset, args.cache_dir)
     if output:
@@ -142,8 +140,7 @@ def evaluate(argv: Arguments = None) -> int:
     if output:
         write_tokens(output, result, saved.vocabulary)
     if args.json:
-        figures = {"text": args.text, **result.figures()} if args.text else {"split": split, **result.figures()}
-        figures |= tuned
+        figures = {**({"text": args.text} if args.text else {"split": split}), **result.figures(), **tuned}
         if args.breakdown:
             figures["breakdown"] = groups
         print_result(to_json(figures).decode())
@@ -179,8 +176,7 @@ def score(argv: Arguments = None) -> int:
     scoring = Scoring(**{field.name: args[field.name] for field in dataclasses.fields(Scoring)})
     use_machine(args.threads)
     models = [None if model == "null" else model for model in args.model or ["null"]]
-    told = score_files(args.files, models, scoring, args.format, args.output, args.html, args.text_column, args.dataset)
-    for line in told:
+    for line in score_files(args.files, models, scoring, args.format, args.output, args.html, args.text_column, args.dataset):
         print_line(line)
     return 0
 
@@ -246,8 +242,7 @@ def generate(argv: Arguments = None) -> int:
                 out.write(piece.encode())
                 out.flush()
         else:
-            texts = stream_texts(prompts, args.count, args.model, args.seed, args.raw, **options)
-            for number, text in enumerate(texts):
+            for number, text in enumerate(stream_texts(prompts, args.count, args.model, args.seed, args.raw, **options)):
                 apart = "\n" * (number > 0 and args.lines > 1)  # an empty line between texts of several lines
                 out.write(f"{apart}{text}\n".encode())
                 out.flush()

@@ -57,11 +57,7 @@ def bounded(default: Any, bounds: Bounds) -> Any:
 
 
 def check_bounds(values: Any, prefix: str = "") -> None:
-    """Refuse a dataclass with an empty text or a number that is out of its field's bounds; `prefix` stands before the name that is told.
-
-    Raises:
-        UsageError: Naming the field.
-    """
+    """Refuse (UsageError) an empty text or a number out of its field's bounds; `prefix` stands before the name that is told."""
     for key in fields(values):
         name, value, bounds = prefix + key.name.removesuffix("_"), getattr(values, key.name), key.metadata.get("bounds")
         check(value != "", f"{name} is empty: give it a value, or leave it out")

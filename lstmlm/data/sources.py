@@ -306,15 +306,11 @@ def _found_by_card(folder: Path, subset: str | None, remedy: str) -> dict[str, l
 
 
 def find_splits(folder: Path, pattern: str = _SPLIT_NAME) -> dict[str, list[Path]]:
-    """Files of each split that a folder has, by their names; numbers in names count by value.
+    """Files of each split that a folder has, by their names, which `pattern` fits without the ending; numbers in names count by value.
 
     `train.txt`; `train-00000-of-00002.parquet` and others with numbers; every file in a folder `train`; `wiki.train.tokens`. The other
     splits and forms are named likewise. Two things that claim to be one split, mixed forms, a file beside its packed one, or a numbered
     file that is missing are a UsageError.
-
-    Args:
-        folder: Of the files.
-        pattern: Of their names, without the ending.
     """
     found: dict[str, dict[str, list[Path]]] = {}  # split -> what claims to be it -> files
     for path in _visible(folder):

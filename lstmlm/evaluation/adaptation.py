@@ -97,7 +97,7 @@ class Dynamic(Static):
 
     def scorer(self, saved: SavedModel, columns: int) -> Scorer:
         """As `Static`."""
-        return DynamicScorer(saved.model, columns, self, training_rms(saved) if self.rule == "rms" else None)
+        return DynamicScorer(saved.model, columns, self, training_rms(saved) if self.rule == "rms" else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,11 +111,7 @@ class CacheScorer(Scorer):
     """The neural cache over another scorer: each position's output is remembered with the token that followed it.
 
     The distribution for position t is softmax over the i in [t - window, t) of theta h_t . h_i, summed over the i that a token followed.
-    A column sees neither the state nor the cache of another.
-
-    Args:
-        scorer: Fresh.
-        settings: Of the cache.
+    A column sees neither the state nor the cache of another. The other scorer has to be fresh.
     """
 
     def __init__(self, scorer: Scorer, settings: Cache) -> None:
@@ -166,22 +162,19 @@ class DynamicScorer(StaticScorer):
         model: The bare model, not wrapped.
         columns: B.
         settings: Of the updates.
-        rms: Of each parameter's gradient, as `gradient_rms` gives them; rule `rms` needs them.
+        rms: Of each parameter's gradient, as `gradient_rms` gives them, for rule `rms`; of `sgd` there are none.
     """
 
-    def __init__(self, model: LSTMLanguageModel, columns: int, settings: Dynamic, rms: dict[str, Tensor] | None = None) -> None:
+    def __init__(self, model: LSTMLanguageModel, columns: int, settings: Dynamic, rms: dict[str, Tensor]) -> None:
         super().__init__(_learning_copy(model), columns)
         self._settings = settings
         self._weights = dict(self.model.named_parameters())
         self._trained = {name: weight.detach().clone() for name, weight in self._weights.items()}
-        self._steps: dict[str, Tensor] = {}  # of `rms`: lr / (rms + epsilon)
-        self._pulls: dict[str, Tensor] = {}  # of `rms`: decay in proportion to rms, at most 1: it must not overshoot
-        if settings.rule == "rms":
-            assert rms is not None, "rule rms needs the statistics of gradients"
-            # The paper's code takes the mean of each tensor, then the mean over tensors, so a small tensor counts like a large one.
-            mean = sum(value.mean() for value in rms.values()) / len(rms)
-            self._steps = {name: settings.lr / (value + settings.epsilon) for name, value in rms.items()}
-            self._pulls = {name: (settings.decay * value / mean).clamp_(max=1) for name, value in rms.items()}
+        self._steps = {name: settings.lr / (value + settings.epsilon) for name, value in rms.items()}
+        # The paper's code takes the mean of each tensor, then the mean over tensors, so a small tensor counts like a large one.
+        mean = sum(value.mean() for value in rms.values()) / max(1, len(rms))
+        # In proportion to rms, at most 1: it must not overshoot.
+        self._pulls = {name: (settings.decay * value / mean).clamp_(max=1) for name, value in rms.items()}
 
     def read(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """As `Scorer`, of the model before this update."""
@@ -208,12 +201,7 @@ def training_rms(saved: SavedModel) -> dict[str, Tensor]:
 
 @ieee_products()
 def gradient_rms(model: LSTMLanguageModel, stream: Tensor) -> dict[str, Tensor]:
-    """Root mean square of each weight's gradient of a segment's mean nll, by the parameter's name.
-
-    Args:
-        model: The bare model, not wrapped.
-        stream: Of the training split, int32 (n,).
-    """
+    """Root mean square of each weight's gradient of a segment's mean nll, by the parameter's name, over the training stream, int32 (n,)."""
     model = _learning_copy(model)
     table = Table(stream, min(STATISTICS_COLUMNS, len(stream) - 1), device=model.embedding.weight.device)
     weights = dict(model.named_parameters())

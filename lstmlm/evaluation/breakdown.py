@@ -21,12 +21,7 @@ def breakdown(result: Measurement, vocabulary: Vocabulary, train: Tensor) -> lis
     """Nll by kinds of targets: `name`, `targets`, `nll` (their sum in nats) and `ppl` of each; kinds without a target are left out.
 
     Each target is `<eos>`, `<unk>`, or in the band of types that occur as often in the training split. Numbers, and first tokens after a
-    reset or at the head of a column, are shown once more as kinds of their own.
-
-    Args:
-        result: Of a measurement.
-        vocabulary: Of its model.
-        train: Stream of the training split, int32 (n,).
+    reset or at the head of a column, are shown once more as kinds of their own. `train` is the training split's stream, int32 (n,).
     """
     counts = torch.bincount(train, minlength=len(vocabulary))
     counts[[vocabulary.eos, vocabulary.unk]] = -1  # in no band
@@ -51,11 +46,6 @@ def write_tokens(output: Output, result: Measurement, vocabulary: Vocabulary) ->
 
     Columns: `token`, `token_id`, `nll` (nats, float32) and `fresh` (scored without context). The schema's metadata has the figures of the
     whole and how they were obtained, as JSON under `lstmlm`.
-
-    Args:
-        output: Gets the file.
-        result: Of a measurement.
-        vocabulary: Of its model.
     """
     import pyarrow
     import pyarrow.parquet

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # scoring by one process does without, and starts sooner
 
 SEGMENT_TOKENS = 1 << 12  # targets that a rank scores at a time; no result depends on this number or on PIECE_TOKENS
 PIECE_TOKENS = 1 << 16  # tokens of a piece of a text, whose stretches run side by side
+Scored = Callable[[int], object]  # is told the targets of each segment when it is done
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,7 @@ class Scorer:
 
 
 class StaticScorer(Scorer):
-    """The model as it is; the hidden state is carried.
-
-    Args:
-        model: The bare model, not wrapped.
-        columns: B.
-    """
+    """The bare model, not wrapped, as it is; the hidden state, of B columns, is carried."""
 
     def __init__(self, model: LSTMLanguageModel, columns: int) -> None:
         self.model = model
@@ -109,7 +105,7 @@ def evaluate_stream(
     stream: Tensor,
     columns: int = 1,
     accelerator: "Accelerator | None" = None,
-    scored: Callable[[int], object] = lambda targets: None,
+    scored: Scored = lambda targets: None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Static perplexity of a model on a stream, in float32 whatever the training's precision.
@@ -137,7 +133,7 @@ def evaluate_stream(
 @torch.no_grad()
 @ieee_products()
 def evaluate_whole(
-    model: LSTMLanguageModel, streams: Sequence[Tensor], accelerator: "Accelerator", scored: Callable[[int], object] = lambda targets: None
+    model: LSTMLanguageModel, streams: Sequence[Tensor], accelerator: "Accelerator", scored: Scored = lambda targets: None
 ) -> list[Evaluation]:
     """Static perplexity of a model on several streams, each at one column by one rank, so each to the bit what a single rank gives.
 
@@ -162,9 +158,7 @@ def _score_table(table: Table, scorer: Scorer, interrupted: Callable[[], bool] =
         yield scorer(*table.segment(*window.segments[0])).cpu()
 
 
-def _sums(
-    segments: Iterator[tuple[int, Tensor]], streams: int, accelerator: "Accelerator | None", scored: Callable[[int], object]
-) -> list[float]:
+def _sums(segments: Iterator[tuple[int, Tensor]], streams: int, accelerator: "Accelerator | None", scored: Scored) -> list[float]:
     """Nll of each stream over all ranks, of this rank's segments: number of their stream, and nll."""
     from lstmlm.runtime.distributed import rounds, sum_over_ranks
 
@@ -180,12 +174,7 @@ def _sums(
 @torch.no_grad()
 @ieee_products()
 def score_stream(
-    scorer: Scorer,
-    stream: Tensor,
-    columns: int,
-    device: torch.device | str = "cpu",
-    bptt: int | None = None,
-    scored: Callable[[int], object] = lambda targets: None,
+    scorer: Scorer, stream: Tensor, columns: int, device: torch.device, bptt: int | None = None, scored: Scored = lambda targets: None
 ) -> Tensor:
     """Nll of every target of a stream by one process, float32 (N,), in the order of the stream.
 
@@ -222,11 +211,7 @@ class Stretches:
     """
 
     def __init__(
-        self,
-        make_scorer: Callable[[int], Scorer],
-        before: int,
-        device: torch.device | str = "cpu",
-        scored: Callable[[int], object] = lambda targets: None,
+        self, make_scorer: Callable[[int], Scorer], before: int, device: torch.device, scored: Scored = lambda targets: None
     ) -> None:
         self._make_scorer, self._before, self._device, self._scored = make_scorer, before, device, scored
         self._previous, self._open = before, make_scorer(1)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lstmlm.config import COUNT, bounded, check_bounds
 from lstmlm.console import UserError, check
-from lstmlm.evaluation.perplexity import Evaluation, Scorer, StaticScorer, Stretches, bits_per_character, score_stream, word_ppl
+from lstmlm.evaluation.perplexity import Evaluation, Scored, Scorer, StaticScorer, Stretches, bits_per_character, score_stream, word_ppl
 from lstmlm.evaluation.text import Reset, Text
 from lstmlm.model.pretrained import SavedModel
 
@@ -110,7 +110,7 @@ class Measurement(Evaluation):
         )
 
 
-def measure(saved: SavedModel, text: Text, protocol: Static, scored: Callable[[int], object] = lambda targets: None) -> Measurement:
+def measure(saved: SavedModel, text: Text, protocol: Static, scored: Scored = lambda targets: None) -> Measurement:
     """Score a text.
 
     Args:

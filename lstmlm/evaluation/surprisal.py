@@ -7,7 +7,7 @@ A window of the text is held at a time, however long the text is.
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from lstmlm.console import UserError, check
 from lstmlm.data.table import IGNORE
 from lstmlm.data.tokenize import EOS
-from lstmlm.evaluation.perplexity import StaticScorer, Stretches
+from lstmlm.evaluation.perplexity import Scored, StaticScorer, Stretches
 from lstmlm.evaluation.words import Unknown, cut, word_starts
 from lstmlm.model.language_model import LSTMLanguageModel
 from lstmlm.model.loss import token_scores
@@ -111,9 +111,7 @@ class Reader:
         UsageError: The model has no tokens that begin with white space.
     """
 
-    def __init__(
-        self, saved: SavedModel, space: Space = "before", eos: bool = False, scored: Callable[[int], object] = lambda tokens: None
-    ) -> None:
+    def __init__(self, saved: SavedModel, space: Space = "before", eos: bool = False, scored: Scored = lambda tokens: None) -> None:
         self._vocabulary, self._eos = saved.text_vocabulary, eos
         check(
             space == "before" or self._vocabulary.level != "word",

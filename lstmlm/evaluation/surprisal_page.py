@@ -42,15 +42,7 @@ def elements(sentence: Sentence, pieces: Pieces, by: By) -> list[dict[str, Any]]
 
 
 def shaded_page(file: BinaryIO, windows: Iterable[Window], title: str, models: Sequence[str], by: By) -> Iterator[Window]:
-    """The windows of a text as they come, each written into the page on its way.
-
-    Args:
-        file: Gets the page.
-        windows: Sentences and what each model says of them.
-        title: Its heading.
-        models: Their names.
-        by: What is an element: `token` means characters.
-    """
+    """The windows of a text as they come, each written into the page on its way. Elements are as in `elements`; `models` are names."""
     if not (find_spec("jinja2") and find_spec("regex")):
         raise UserError("--html needs jinja2 and regex: pip install 'lstmlm[report]'")
     import jinja2

@@ -262,10 +262,8 @@ def score_files(
     if plain_words:
         scoring = replace(scoring, by="word")
     texts = [(name, _source(name, column, scoring.reset)) for name in files]
-    first = next(chain.from_iterable(read() for name, read in texts if name != "-"), ("", {}))[1]
-    values = list(first)
-    labelled = scoring.regions in values
-    table = ScoreTable(saved, names, scoring, values, labelled)
+    values = list(next(chain.from_iterable(read() for name, read in texts if name != "-"), ("", {}))[1])
+    table = ScoreTable(saved, names, scoring, values, scoring.regions in values)
     with ExitStack() as stack:
         file = stack.enter_context(out.opened())
         bars = [stack.enter_context(bar(name, "token", shown=not out.standard)) for name in names]

@@ -15,9 +15,7 @@ EVALUATIONS, TOKENS = 30, 30_000  # the budget of a search, where the caller nam
 FIRST_FACTOR, LAST_FACTOR = 2.0, 1.15  # by which a setting is changed
 
 
-def tune(
-    saved: SavedModel, protocol: Static, evaluations: int, tokens: int, told: Callable[[str], None] = lambda line: None
-) -> tuple[Static, dict[str, Any]]:
+def tune(saved: SavedModel, protocol: Static, evaluations: int, tokens: int, told: Callable[[str], None]) -> tuple[Static, dict[str, Any]]:
     """Search the settings that a protocol names for the least perplexity on validation.
 
     One setting after the other is multiplied or divided by a factor for as long as the perplexity falls. When no setting gains by it

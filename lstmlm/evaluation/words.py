@@ -98,11 +98,7 @@ def word_starts(vocabulary: Vocabulary) -> Tensor:
 
 
 class Unknown:
-    """What of texts a model does not know.
-
-    Args:
-        saved: The model.
-    """
+    """What of texts a model does not know."""
 
     def __init__(self, saved: SavedModel) -> None:
         self._vocabulary = saved.text_vocabulary
@@ -112,20 +108,16 @@ class Unknown:
         """Remember the words that only look as if they were known."""
         if self._vocabulary.level == "word" and ODD.search(text):
             for word in filter(ODD.search, text.split()):
-                if word not in self._odd and not self._knows(word) and self._knows(ordinary := _ordinary(word)):
-                    self._odd[word] = ordinary
+                if word not in self._odd and not self._knows(word):
+                    ordinary = prepared(word, lowercase=False, normalize=True).translate(CURLY)
+                    if self._knows(ordinary):
+                        self._odd[word] = ordinary
 
     def _knows(self, word: str) -> bool:
         return all(token in self._vocabulary for token in self._vocabulary.tokenize(word))
 
     def warn(self, name: str, unknown: int, tokens: int) -> None:
-        """Say what is wrong, and what helps.
-
-        Args:
-            name: Of the texts.
-            unknown: Tokens that are `<unk>`.
-            tokens: All of them.
-        """
+        """Say what is wrong, and what helps: `unknown` of the `tokens` of the texts called `name` are `<unk>`."""
         if self._odd:
             told = "; ".join(f"{word!r} is not {known!r} ({_codes(word, known)})" for word, known in [*self._odd.items()][:5])
             count = f"{len(self._odd):,}"
@@ -138,10 +130,6 @@ class Unknown:
                 helps.insert(0, "--raw cuts English as people write it")
             share, advice = f"{unknown / tokens:.0%}", "; ".join(helps)
             logger.warning("%s: %s of the tokens are %s, whose scores say little: %s", name, share, UNK, advice)
-
-
-def _ordinary(token: str) -> str:
-    return prepared(token, lowercase=False, normalize=True).translate(CURLY)
 
 
 def _codes(token: str, known: str) -> str:

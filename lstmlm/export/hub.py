@@ -8,15 +8,12 @@ from lstmlm.export.transformers import export_transformers
 
 
 def push_to_hub(model: str | Path | None, name: str, private: bool = False) -> str:
-    """Make or update a model repository in one commit.
+    """Make or update a model repository in one commit, whose address this gives.
 
     Args:
         model: As for `find_model`.
         name: `user/model`.
         private: Whether a new repository is seen by its owner alone.
-
-    Returns:
-        The address of the commit.
 
     Raises:
         UserError: The model cannot be read, or the Hub refuses.

@@ -128,8 +128,7 @@ def build_tokenizer(vocabulary: Vocabulary) -> "PreTrainedTokenizerFast":
     while pad in ids:
         pad = f"<{pad}>"
     eos_token = AddedToken(eos, normalized=True, special=True)
-    rules = {"moses": moses, "lowercase": vocabulary.lowercase, "normalize": vocabulary.normalize}
-    words = rules if vocabulary.level == "word" else {}
+    words = {"moses": moses, "lowercase": vocabulary.lowercase, "normalize": vocabulary.normalize} if vocabulary.level == "word" else {}
     return (LstmLmTokenizer if words else PreTrainedTokenizerFast)(
         tokenizer_object=tokenizer,
         bos_token=eos_token,

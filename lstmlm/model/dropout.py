@@ -70,8 +70,7 @@ def make_masks(config: ModelConfig, seed: int, segment: Tensor, tokens: Tensor, 
         for i, size in enumerate(config.layer_sizes):
             drawn = random_words(seed, segment, numbers(4 * size), zero + i, numbers(size, WEIGHTS << PLACE_BITS))
             weights[i] = _mask(drawn[:, 0], config.dropout_weights)
-    made = Masks(embedding, tuple(layers), tuple(weights))
-    return None if all(mask is None for mask in (embedding, *layers, *weights)) else made
+    return None if all(mask is None for mask in (embedding, *layers, *weights)) else Masks(embedding, tuple(layers), tuple(weights))
 
 
 def _mask(words: Tensor, p: float) -> Tensor:

@@ -75,9 +75,7 @@ def _own_kernel(device: str, size: int) -> bool:
     Measured at 5 to 80 columns (docs/performance.md). A probe of the time would choose by chance, and a resume would round otherwise.
     """
     bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    if device != "cpu" or not bf16 or not torch.cpu._is_avx512_bf16_supported():
-        return False
-    return size >= (600 if has_matrix_units() else 1000)
+    return device == "cpu" and bf16 and torch.cpu._is_avx512_bf16_supported() and size >= (600 if has_matrix_units() else 1000)
 
 
 def _lstm_precision(device: str) -> AbstractContextManager[object]:

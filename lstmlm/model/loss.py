@@ -62,11 +62,7 @@ def _sum_and_tokens(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets
 
 @torch.no_grad()
 def token_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-    """Negative log likelihood of each target in nats, (N,), without gradients; 0 where the target is -100.
-
-    Args:
-        hidden, weight, bias, targets: As for `linear_cross_entropy`.
-    """
+    """Nll of each target in nats, (N,), without gradients; 0 where the target is -100. Arguments are those of `linear_cross_entropy`."""
     return _sum_and_tokens(hidden, weight, bias, targets)[1]
 
 
@@ -142,8 +138,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             else:
                 weight_grad = weight_grad.to(sums).add_(_mm(logits_grad.T, counting_rows, layout.gradient))
             del probabilities, logits_grad  # the next chunk's take their place
-        if with_grad:
-            assert weight_grad is not None
+        if weight_grad is not None:
             ctx.save_for_backward(torch.cat(hidden_grads), weight_grad)
             ctx.shape, ctx.has_bias, ctx.dtypes = weight.shape, bias is not None, (hidden.dtype, weight.dtype)
         of_tokens = torch.cat(token_nll)[:, 0]

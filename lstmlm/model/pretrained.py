@@ -45,12 +45,7 @@ class Description:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `config.json`."""
-        return {
-            "model": asdict(self.model),
-            "vocab_size": self.vocab_size,
-            "data": trained_on(self.data),
-            "fingerprints": self.fingerprints,
-        }
+        return asdict(self) | {"data": trained_on(self.data)}
 
 
 def trained_on(data: DataConfig) -> dict[str, Any]:
@@ -70,9 +65,7 @@ def model_card(
     """The card of a model, as the Hub reads it.
 
     Args:
-        model: Its sizes are told.
-        vocabulary: Of the model.
-        data: As for `save_pretrained`.
+        model, vocabulary, data: As for `save_pretrained`.
         figures: For each split that was scored: `ppl`, `targets`, `columns`.
         name: Heading.
         license: As the Hub abbreviates it, `cc-by-sa-3.0`; None = nothing is said.
@@ -139,8 +132,7 @@ def save_pretrained(
 
     Args:
         folder: Made where it does not exist.
-        model: On any device.
-        vocabulary: Of the model.
+        model: On any device; with its vocabulary.
         data: What the model was trained on: values of `DataConfig`.
         metadata: Strings for the header of `model.safetensors`.
         dtype: Of the weights on disk; in memory they are float32.

@@ -55,11 +55,8 @@ PLOTS = (
 
 
 def draw(plot: Plot, rows: Sequence[Row]) -> "Figure | None":
-    """Draw one plot: for each row its curve, and one standard deviation on both sides of it where the row is of several seeds.
-
-    Returns:
-        The figure; None where no row has the metric.
-    """
+    """One plot: for each row its curve, and one standard deviation on both sides of it where the row is of several seeds. None where no
+    row has the metric."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

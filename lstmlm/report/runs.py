@@ -124,14 +124,8 @@ class Row:
         return values if key == SEED and len(values) > 1 else values[0]
 
     def curve(self, key: str, over: str) -> NDArray[np.float64]:
-        """One metric over another, where all the runs have it.
-
-        Args:
-            key, over: As for `RunRecord.points`.
-
-        Returns:
-            (3, n): mean of the axis, mean of the metric, and the metric's standard deviation over the seeds, 0 for one run.
-        """
+        """As `RunRecord.points`, where all the runs have one: (3, n), mean of the axis, mean of the metric, and the metric's standard
+        deviation over the seeds, 0 for one run."""
         every = [record.points(key, over) for record in self.records]
         shared = [at for at in every[0] if all(at in points for points in every)]
         values = np.array([[points[at] for at in shared] for points in every]).reshape(len(every), -1, 2)
@@ -140,13 +134,8 @@ class Row:
 
 
 def read_rows(paths: Sequence[str | Path]) -> list[Row]:
-    """Read runs; a directory that holds none, or a broken one, is named in a warning and left out.
-
-    Args:
-        paths: Run directories; one that is named twice is read once.
-
-    Returns:
-        Rows, in the order of their first runs.
+    """Read runs, as rows in the order of their first runs. A directory that holds none, or a broken one, is named in a warning and left
+    out; one that is named twice is read once.
 
     Raises:
         UserError: None of them holds a run.

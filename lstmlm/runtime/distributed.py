@@ -100,12 +100,10 @@ def fail_together(accelerator: Accelerator) -> Iterator[None]:
         error = UserError(cannot_write(caught))
     if accelerator.num_processes > 1:
         try:
-            failed = [other for other in gather_object([error]) if other is not None]
+            error = next(filter(None, [error, *gather_object([error])]), None)
         except RuntimeError:  # another rank is lost
             if error is None:
                 raise
-            failed = []
-        error = error or next(iter(failed), None)
     if error is not None:
         raise error
 

@@ -21,9 +21,8 @@ from lstmlm.console import check
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS's, which determinism needs
 _RNN: Any = torch.backends.cudnn.rnn  # its attribute is unknown to mypy
 _CONV: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-
-
-CPUS = Path("/sys/devices/system/cpu")  # of Linux
+# Of Linux: its CPUs, where control groups are mounted, and this process's own.
+CPUS, GROUPS, OWN_GROUP = Path("/sys/devices/system/cpu"), Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def cores() -> int:
@@ -47,13 +46,10 @@ def local_ranks() -> int:
     return int(value)
 
 
-GROUPS, OWN_GROUP = (Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))  # of Linux: where they are mounted, and this process's
-
-
-def cpu_quota(groups: Path = GROUPS, own: Path = OWN_GROUP) -> float:
+def cpu_quota() -> float:
     """CPUs that Linux's control groups give this process (a container's `--cpus`); infinite where there is no quota."""
     quota = math.inf
-    for folder, is_first_version in _control_groups("cpu", groups, own):
+    for folder, is_first_version in _control_groups("cpu"):
         with suppress(OSError, ValueError):  # no such file, or the word `max`
             names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if is_first_version else ("cpu.max",)
             most, period = (int(word) for name in names for word in (folder / name).read_text().split())
@@ -62,10 +58,10 @@ def cpu_quota(groups: Path = GROUPS, own: Path = OWN_GROUP) -> float:
     return quota
 
 
-def memory_left(groups: Path = GROUPS, own: Path = OWN_GROUP) -> float:
+def memory_left() -> float:
     """Bytes that Linux's control groups leave to this process (a container's `--memory`); infinite where there is no limit."""
     left = math.inf
-    for folder, is_first_version in _control_groups("memory", groups, own):
+    for folder, is_first_version in _control_groups("memory"):
         names = ("limit_in_bytes", "usage_in_bytes") if is_first_version else ("max", "current")
         with suppress(OSError, ValueError):
             limit, used = (int((folder / f"memory.{name}").read_text()) for name in names)
@@ -76,14 +72,14 @@ def memory_left(groups: Path = GROUPS, own: Path = OWN_GROUP) -> float:
     return left
 
 
-def _control_groups(controller: str, groups: Path, own: Path) -> Iterator[tuple[Path, bool]]:
+def _control_groups(controller: str) -> Iterator[tuple[Path, bool]]:
     """Folders of this process's control group and of those above it, whose limits hold too; and whether they are of version 1."""
     with suppress(OSError):
-        for line in own.read_text().splitlines():
+        for line in OWN_GROUP.read_text().splitlines():
             _, controllers, name = line.split(":", 2)
             if controllers and controller not in controllers.split(","):
                 continue
-            root = groups / controller if controllers else groups
+            root = GROUPS / controller if controllers else GROUPS
             group = root / name.lstrip("/")
             yield from ((folder, bool(controllers)) for folder in (group, *group.parents) if folder.is_relative_to(root))
 
@@ -195,10 +191,8 @@ def git_state() -> dict[str, Any]:
     """Commit of this package's git checkout, and whether files have changed since. None where it is installed, even within another's."""
     root = Path(__file__).parents[2]
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    if not (root / ".git").exists():
-        return {"git_commit": None, "git_dirty": None}
-    try:
-        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return {"git_commit": None, "git_dirty": None}
-    return {"git_commit": commit.removesuffix("-dirty"), "git_dirty": commit.endswith("-dirty")}
+    with suppress(OSError, subprocess.CalledProcessError):
+        if (root / ".git").exists():
+            commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+            return {"git_commit": commit.removesuffix("-dirty"), "git_dirty": commit.endswith("-dirty")}
+    return {"git_commit": None, "git_dirty": None}

@@ -36,11 +36,7 @@ OF_OTHERS = ("SLURM_STEP_NUM_TASKS", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_CO
 
 
 def resolve_precision(config: Config) -> Config:
-    """The configuration with `train.precision` auto replaced by what the launcher says.
-
-    Raises:
-        UsageError: Launcher and configuration contradict each other, or the launcher's precision is not supported.
-    """
+    """The configuration with `train.precision` auto as the launcher says; a UsageError where the two contradict, or it is not supported."""
     launched: Any = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     check(launched in ("no", "bf16", "fp16"), f"precision {launched} is not supported: launch with --mixed_precision no, bf16 or fp16")
     # The launcher also says `no` where nobody asked for a precision, so only another answer contradicts the configuration.
@@ -58,8 +54,7 @@ def resolve_precision(config: Config) -> Config:
 def started(config: Config) -> Iterator[Accelerator]:
     """`start` for the length of a block. After it the ranks have parted and this process is as it was, unless it
     fails alone under NCCL."""
-    callers = is_initialized() or dist.is_initialized()  # what the caller has set up stays
-    accelerator, stay = None, callers
+    accelerator, stay = None, is_initialized() or dist.is_initialized()  # what the caller has set up stays
     with hardware.settings_kept():
         try:
             accelerator = start(config)
@@ -68,8 +63,7 @@ def started(config: Config) -> Iterator[Accelerator]:
             traceback.clear_frames(error.__traceback__)  # they may hold the DDP wrapper
             # NCCL's groups end together: a rank that fails alone would wait here, before it tells why, for those that wait for it
             # (pytorch#141510, torchtitan#1342). Its process should end instead. A UserError is all ranks' (`fail_together`).
-            alone = not isinstance(error, UserError) and dist.is_initialized() and dist.get_backend() == "nccl"
-            stay = callers or alone
+            stay |= not isinstance(error, UserError) and dist.is_initialized() and dist.get_backend() == "nccl"
             raise
         finally:
             if not stay:
@@ -130,9 +124,8 @@ def start(config: Config) -> Accelerator:
         _check_device(precision, accelerator.device)
         if config.train.cuda_graph:
             _check_cuda_graph(config, accelerator)
-        if config.train.compress_gradients:
-            nccl = world_size > 1 and dist.get_backend() == "nccl"
-            check(nccl, "train.compress_gradients needs several ranks on GPUs (NCCL): leave it false here")
+        able = not config.train.compress_gradients or (world_size > 1 and dist.get_backend() == "nccl")
+        check(able, "train.compress_gradients needs several ranks on GPUs (NCCL): leave it false here")
     check_alike("configuration", config.to_flat_dict())
     check_alike("package versions", hardware.package_versions())
     columns = config.data.batch_size
@@ -158,11 +151,7 @@ dist.register_rendezvous_handler("restartable", _restartable)
 
 
 def check_launch() -> None:
-    """Refuse a launch that would start fewer ranks than were asked for, or several runs that do not know of each other.
-
-    Raises:
-        UsageError: With the variable that says so, and what to do.
-    """
+    """Refuse (UsageError) a launch that would start fewer ranks than were asked for, or several runs that do not know of each other."""
     says = os.environ
     for name in FOREIGN:
         check(

@@ -66,8 +66,7 @@ class BestModel:
     def load(self) -> None:
         """Give its weights to the model, in place of those that were trained last. Every rank calls it."""
         with fail_together(self.accelerator):
-            main = self.accelerator.is_main_process
-            best = load(self.directory.model, device="cpu").model.weights() if main else None
+            best = load(self.directory.model, device="cpu").model.weights() if self.accelerator.is_main_process else None
         self.model.load_weights(main_tensors(self.accelerator, best))
 
     def write_figures(self, figures: dict[str, dict[str, Any]]) -> None:

@@ -41,8 +41,7 @@ def build(config: Config, accelerator: Accelerator, origin: str | Path | None = 
     )
     with fail_together(accelerator):
         _check_memory(config, len(corpus.vocabulary), len(stream), accelerator)
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    table = Table(stream, config.data.batch_size, rank, world_size, accelerator.device)
+    table = Table(stream, config.data.batch_size, accelerator.process_index, accelerator.num_processes, accelerator.device)
     torch.manual_seed(config.train.seed)
     model = LSTMLanguageModel(config.model, len(corpus.vocabulary))
     if weights:

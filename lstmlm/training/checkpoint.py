@@ -58,7 +58,7 @@ class _File:
     sha256: str
 
 
-def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[str, Any], keep: int) -> Path:
+def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[str, Any], keep: int) -> None:
     """Write a checkpoint, make it visible in one rename, and only then delete all but the newest `keep`.
 
     Args:
@@ -102,7 +102,6 @@ def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[st
         raise UserError(
             f"{cannot_write(error)}; what was published before is intact: make room and go on with --train.resume true"
         ) from None
-    return target
 
 
 def prune(newest: Path, keep: int) -> None:

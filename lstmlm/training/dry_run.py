@@ -52,8 +52,7 @@ def dry_run(config: Config) -> Outcome:
         with fail_together(accelerator):
             tracking.check_installed(config.tracking.trackers)
             if accelerator.is_main_process:
-                directory.refuse_unwritable()
-                directory.refuse_taken()
+                directory.refuse_unusable()
                 if train.run_dir is not None:
                     past = resume.find_past(config, directory)
         saved, summary = main_value(accelerator, (past.saved, past.summary))

@@ -26,12 +26,12 @@ def train(config: Config) -> Outcome:
             cursor = run.cursor
             if cursor.owes_validation:
                 run.validate(stop.alone)
-                if run.ended():
+                if cursor.ended(config.train):
                     run.save()  # as the validation was the last
                 if stop_signal := stop.agreed(cursor.step, at_event=True):
                     return run.stopped(stop_signal)  # nothing has changed since the checkpoint, which owes it too
                 run.restart_clock()
-            while not run.ended():
+            while not cursor.ended(config.train):
                 for window in train_step.windows(cursor.epoch, start=cursor.row):
                     train_step(window, cursor.step, cursor.segment)
                     cursor.advance(window)
@@ -51,11 +51,11 @@ def train(config: Config) -> Outcome:
                     if due.epoch:
                         cursor.next_epoch()
                         train_step.reset_state()
-                    if due.save or run.ended() or stop_signal:
+                    if due.save or cursor.ended(config.train) or stop_signal:
                         run.save()
                     if stop_signal:
                         return run.stopped(stop_signal)
-                    if run.ended():
+                    if cursor.ended(config.train):
                         break
                     run.restart_clock()
             if stop_signal := stop.agreed(cursor.step, at_event=True):  # during the last events

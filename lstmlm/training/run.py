@@ -55,9 +55,9 @@ class Run:
 
     def __init__(self, config: Config, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
+        self._is_main = accelerator.is_main_process
         with fail_together(accelerator):  # the main rank makes the directory of a run that names none
-            main = accelerator.is_main_process
-            new = RunDirectory.new(config) if config.train.run_dir is None and main else None
+            new = RunDirectory.new(config) if config.train.run_dir is None and self._is_main else None
         run_dir = main_value(accelerator, str(new.path) if new else config.train.run_dir)
         self.directory = new or RunDirectory(run_dir)
         self.config = replace(config, train=replace(config.train, run_dir=run_dir))
@@ -65,7 +65,6 @@ class Run:
         self._opened = time.perf_counter()
         self.tracking = Tracking(self.config, accelerator, self.directory)
         self.finished: Outcome | None = None  # where the run has nothing left to do
-        self._is_main = accelerator.is_main_process
         self._past = resume.Past()  # the checkpoints to go on from are the main rank's alone
         self._profile_step: Callable[[bool], None] = lambda last: None
         self._profiling = ExitStack()
@@ -146,10 +145,6 @@ class Run:
             save=step % train.save_every == 0 or end,
         )
 
-    def ended(self) -> bool:
-        """Whether every step is done, or `train.patience` is at its end."""
-        return self.cursor.ended(self.config.train)
-
     def restart_clock(self) -> None:
         """Training time counts from here; the time of events does not."""
         self._clock = time.perf_counter()
@@ -227,14 +222,12 @@ class Run:
                     "versions": package_versions(),
                     "masks": MASKS,
                 }
-                keep = self.config.train.keep_checkpoints
-                checkpoint.publish(self.directory.checkpoints, self.cursor.step, tensors, values, keep)
+                checkpoint.publish(self.directory.checkpoints, self.cursor.step, tensors, values, self.config.train.keep_checkpoints)
                 self.directory.earlier_best.unlink(missing_ok=True)
 
     def stopped(self, signal: int) -> Outcome:
         """Leave after a signal; the checkpoint is written."""
-        if self.cursor.best is None:
-            self._write_model()
+        self._ensure_model()
         self.progress.close()
         self.tracking.finish(128 + signal)
         self.progress.line(
@@ -251,8 +244,7 @@ class Run:
             self.log()
         if self.cursor.validated < self.cursor.step:
             self.validate()
-        if self.cursor.best is None:
-            self._write_model()
+        self._ensure_model()
         self.best_model.load()
         self.progress.line("scoring the validation and the test split at one column")
         figures = self._final_figures()
@@ -327,9 +319,10 @@ class Run:
                 self.best_model.bring_back(self.cursor.best)
             self.tracking.load_state_dict(saved.tracking)
 
-    def _write_model(self) -> None:
-        with self.train_step.averaged(), self.seconds.timed("saving"):
-            self.best_model.write(self.cursor)
+    def _ensure_model(self) -> None:
+        if self.cursor.best is None:
+            with self.train_step.averaged(), self.seconds.timed("saving"):
+                self.best_model.write(self.cursor)
 
     @property
     def _total_seconds(self) -> float:

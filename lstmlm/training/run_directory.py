@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -62,7 +62,7 @@ class RunDirectory:
             try:
                 stack.enter_context(locked(lock, wait=False))
             except BlockingIOError:
-                raise self._taken from None
+                raise UserError(f"another process is training in {self.path}: wait for it or name another train.run_dir") from None
             except OSError as error:
                 raise UserError(
                     f"cannot lock {lock}: {error.strerror}; train.run_dir must be on a file system with flock, and .lock must not be a link"
@@ -77,26 +77,16 @@ class RunDirectory:
                         for folder in made:
                             folder.rmdir()
 
-    @property
-    def _taken(self) -> UserError:
-        return UserError(f"another process is training in {self.path}: wait for it or name another train.run_dir")
-
-    def refuse_taken(self) -> None:
-        """Refuse a directory in which another process is training; nothing is made or kept."""
-        lock = self.path / ".lock"
-        try:
-            with locked(lock, wait=False) if lock.exists() else nullcontext():
-                pass
-        except BlockingIOError:
-            raise self._taken from None
-
-    def refuse_unwritable(self) -> None:
-        """Refuse a path where no directory can be made, or one that cannot be written to. Makes nothing."""
+    def refuse_unusable(self) -> None:
+        """Refuse a path where no directory can be made, that cannot be written to, or where another process is training. Makes nothing."""
         path = self.path.absolute()
         nearest = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
         if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
             reason = "writable" if nearest.is_dir() else "a folder"
             raise UserError(f"cannot write {self.path}: {nearest} is not {reason}; name another train.run_dir")
+        if (path / ".lock").exists():
+            with self.held():
+                pass
 
     def earlier_run(self) -> Config | None:
         """The configuration of the run that is here; None where there is nothing of a run.

@@ -31,7 +31,6 @@ class NotFiniteError(UserError):
 class StepResult(NamedTuple):
     """What one step measured, over all ranks."""
 
-    step: int
     nll: float
     num_targets: int
     grad_norm: float | None  # before clipping; None where fp16 overflowed and the update was skipped
@@ -65,6 +64,7 @@ class TrainStep:
         self.total_steps = total_steps
         self.rate_cuts = 0  # the cursor's, which the schedule `plateau` needs
         self.steps_per_epoch = steps_per_epoch(config, table.rows)
+        self._own_columns = slice(table.first_column, table.end_column)
         model.to(accelerator.device)
         graph = config.train.cuda_graph
         self.model: LSTMLanguageModel = model
@@ -145,7 +145,7 @@ class TrainStep:
                     f"the loss or its gradient is not finite at step {step + 1} (nll {total}, gradient norm {norm}): no checkpoint was "
                     "written after it; start again in a new train.run_dir with a lower optim.lr"
                 )
-            results.append(StepResult(step, total, num_targets, norm if math.isfinite(norm) else None))
+            results.append(StepResult(total, num_targets, norm if math.isfinite(norm) else None))
         self._pending.clear()
         return results
 
@@ -209,10 +209,6 @@ class TrainStep:
                 yield f"optimizer.{key}.{name}", value.detach()
         if self._average is not None:
             yield from self._average.named()
-
-    @property
-    def _own_columns(self) -> slice:
-        return slice(self.table.first_column, self.table.end_column)
 
     def _backward(self, inputs: Tensor, targets: Tensor, num_targets: int, num_differences: int) -> Tensor:
         """Add the gradient of a segment, (T, B_r), carry the state on, and return this rank's nll; N_step and D_step are of all ranks."""

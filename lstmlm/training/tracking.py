@@ -7,7 +7,6 @@ import threading
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -205,9 +204,8 @@ class Tracking:
         self.run_id = os.environ.get("WANDB_RUN_ID") or values.run_id
         self.resume_count = values.resume_count + 1
         if self._accelerator.is_main_process:
-            lengths = asdict(values)
             for key, path in self._files.items():
-                if not cut_lines(path, lengths[key]):
+                if not cut_lines(path, getattr(values, key)):
                     print_line(f"warning: {path} was damaged: lines from before the checkpoint are lost; the run goes on")
 
     @property
@@ -235,8 +233,7 @@ class Tracking:
                     arguments["wandb"] = wandb_arguments(self._config, run_dir, self.run_id, facts, is_main)
                 if "trackio" in names:  # which knows a run by its name
                     run_name = f"{self._config.run_name or run_dir.name}-{self.run_id}"
-                    group = self._config.group
-                    arguments["trackio"] = {"name": run_name, "group": group, "config": facts, "resume": "allow"}
+                    arguments["trackio"] = {"name": run_name, "group": self._config.group, "config": facts, "resume": "allow"}
                 project = self._config.project or os.environ.get("WANDB_PROJECT") or PROJECT
                 self._accelerator.init_trackers(project, init_kwargs=arguments)
                 if is_main:  # other ranks hold blank trackers
@@ -249,12 +246,13 @@ class Tracking:
 
     def metrics(self, values: dict[str, Any]) -> None:
         """One line of `metrics.jsonl`, and the same to the trackers: `step`, `epoch`, `tokens`, and any of the metrics."""
-        self._write_line(self._directory.metrics, values)
+        if self._accelerator.is_main_process:
+            append_line(self._directory.metrics, values)
         self.tell(lambda tracker: tracker.metrics(values))
 
     def samples(self, position: dict[str, int], texts: list[str]) -> None:
-        """One line of `samples.jsonl`, and the texts to the trackers; `position` is the `step`, `epoch` and `tokens` of the model."""
-        self._write_line(self._directory.samples, {**position, "texts": texts})
+        """On the main rank: a line of `samples.jsonl`, and the texts to the trackers; `position` is `step`, `epoch` and `tokens`."""
+        append_line(self._directory.samples, {**position, "texts": texts})
         self.tell(lambda tracker: tracker.samples(position["tokens"], texts))
 
     def finish(self, status: int) -> None:
@@ -263,10 +261,6 @@ class Tracking:
             self.tell(lambda tracker: tracker.finish(status))
         self._trackers = []
         self._accelerator.trackers.clear()
-
-    def _write_line(self, path: Path, values: dict[str, Any]) -> None:
-        if self._accelerator.is_main_process:
-            append_line(path, values)
 
     def tell(self, event: Callable[[Tracker], None]) -> None:
         """Tell each tracker of an event. One that fails is named, and the run goes on."""

@@ -70,7 +70,7 @@ def test_cache_by_its_definition(
 ) -> None:
     monkeypatch.setattr("lstmlm.evaluation.adaptation.QUERIES", queries)
     stream = text(78)
-    nll = score_stream(CacheScorer(StaticScorer(model, columns), settings), stream, columns, bptt=bptt)
+    nll = score_stream(CacheScorer(StaticScorer(model, columns), settings), stream, columns, "cpu", bptt)
     with torch.no_grad():
         by_hand = cache_by_hand(model, stream, columns, settings)
     assert nll.tolist() == pytest.approx(by_hand, rel=1e-5)
@@ -150,7 +150,7 @@ def test_dynamic_evaluation_by_its_definition(
     model, stream = sharp_model(V, 6, tie_weights=tied), text(60)
     settings = Dynamic(rule=rule, lr=0.5 if rule == "sgd" else 0.02, decay=0.02, epsilon=0.01, bptt=bptt)
     rms = rms_by_hand(model, text(103), 4, 5)
-    nll = score_stream(DynamicScorer(model, columns, settings, rms), stream, columns, bptt=bptt)
+    nll = score_stream(DynamicScorer(model, columns, settings, rms), stream, columns, "cpu", bptt)
 
     plain, state, total = Plain(model), zero_state(columns), []
     mean = sum(value.mean() for value in rms.values()) / len(rms)
@@ -167,7 +167,7 @@ def test_dynamic_evaluation_by_its_definition(
     parts = columns_of(stream, columns)
     expected = torch.cat([torch.cat(total)[: len(part) - 1, b] for b, part in enumerate(parts)])
     torch.testing.assert_close(nll, expected, rtol=2e-4, atol=2e-5)
-    static = score_stream(StaticScorer(model, columns), stream, columns)
+    static = score_stream(StaticScorer(model, columns), stream, columns, "cpu")
     assert (nll - static).abs().max() > 0.05, "the updates are large enough to be seen"
 
 
@@ -206,7 +206,7 @@ def test_a_later_token_moves_no_earlier_score(model: LSTMLanguageModel, protocol
     before = text(60)
     after = before.clone()
     after[changed] = V - 1
-    first, second = (score_stream(PROTOCOLS[protocol](model, 1), stream, 1, bptt=5) for stream in (before, after))
+    first, second = (score_stream(PROTOCOLS[protocol](model, 1), stream, 1, "cpu", 5) for stream in (before, after))
     assert torch.equal(first[: changed - 1], second[: changed - 1])
     assert not torch.equal(first[changed:], second[changed:])
     assert first[changed - 1] != second[changed - 1]
@@ -217,7 +217,7 @@ def test_both_is_the_cache_over_an_adapted_model(model: LSTMLanguageModel) -> No
 
     def score(protocol: Static) -> Tensor:
         saved: Any = SimpleNamespace(model=model)
-        return score_stream(protocol.scorer(saved, 3), text(90), 3, bptt=5)
+        return score_stream(protocol.scorer(saved, 3), text(90), 3, "cpu", 5)
 
     still = CacheDynamic(window=7, theta=1.5, lambda_=0.3, rule="sgd", lr=0)
     torch.testing.assert_close(score(still), score(CACHE))
@@ -228,7 +228,7 @@ def test_both_is_the_cache_over_an_adapted_model(model: LSTMLanguageModel) -> No
 def test_the_callers_model_is_left_as_it_was(model: LSTMLanguageModel, protocol: str) -> None:
     model.eval()
     before = copy.deepcopy(model.state_dict())
-    score_stream(PROTOCOLS[protocol](model, 2), text(60), 2, bptt=5)
+    score_stream(PROTOCOLS[protocol](model, 2), text(60), 2, "cpu", 5)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert not model.training
     assert all(weight.grad is None for weight in model.parameters())

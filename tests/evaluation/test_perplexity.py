@@ -62,13 +62,12 @@ def test_what_a_scorer_returns_is_not_kept() -> None:
         returned.append(weakref.ref(nll))
         return nll
 
-    stream = torch.arange(41, dtype=torch.int32)
-    assert score_stream(scorer, stream, columns=2, bptt=3).tolist() == list(range(1, 41))
+    assert score_stream(scorer, torch.arange(41, dtype=torch.int32), 2, "cpu", 3).tolist() == list(range(1, 41))
     assert len(returned) == 7
     returned.clear()
     many = torch.arange(20_000, dtype=torch.int32)
-    assert Stretches(lambda columns: scorer, before=0).all(many, [0, 12_000]).tolist() == list(range(20_000))
+    assert Stretches(lambda columns: scorer, 0, "cpu").all(many, [0, 12_000]).tolist() == list(range(20_000))
     assert len(returned) > 3
     columns_asked: list[int] = []
-    Stretches(lambda columns: columns_asked.append(columns) or scorer, before=0).all(many, list(range(20_000)))
+    Stretches(lambda columns: columns_asked.append(columns) or scorer, 0, "cpu").all(many, list(range(20_000)))
     assert max(columns_asked) == perplexity.SEGMENT_TOKENS, "a text of words, one a line, costs no more memory"

@@ -23,7 +23,7 @@ def saved(folder: Path, tmp_path: Path) -> SavedModel:
 
 def test_it_ends_where_no_setting_helps_any_more(saved: SavedModel) -> None:
     start = Cache(window=100, theta=3, lambda_=0.5)
-    best, figures = tune(saved, start, 500, 300)
+    best, figures = tune(saved, start, 500, 300, print)
     assert figures["evaluations"] < 500
     text = split_text(saved, "validation")
     text = dataclasses.replace(text, stream=text.stream[:300])
@@ -50,7 +50,7 @@ def test_it_looks_at_validation_only_and_keeps_its_budget(saved: SavedModel, mon
     assert {len(text.stream) for text in scored} == {200}
     assert set(splits) == {"validation"}
     assert best.columns == 2
-    again, same = tune(saved, start, 6, 200)
+    again, same = tune(saved, start, 6, 200, print)
     assert (again, same["ppl"]) == (best, figures["ppl"])
 
 
@@ -66,10 +66,10 @@ def test_a_text_that_is_missing_is_told_at_once(folder: Path, tmp_path: Path) ->
 def test_of_both_the_caches_settings_are_searched(saved: SavedModel) -> None:
     """Those of dynamic evaluation are searched by themselves."""
     start = CacheDynamic(window=50, theta=3, lambda_=0.5, rule="sgd", lr=0.5, bptt=5)
-    found, _ = tune(saved, start, 12, 200)
+    found, _ = tune(saved, start, 12, 200, print)
     assert dataclasses.replace(found, theta=3, lambda_=0.5) == start
     assert found.settings["lambda"] < 0.5
-    assert tune(saved, Dynamic(rule="sgd", lr=0.01, bptt=5), 12, 200)[0].settings["lr"] > 0.01
+    assert tune(saved, Dynamic(rule="sgd", lr=0.01, bptt=5), 12, 200, print)[0].settings["lr"] > 0.01
 
 
 def test_the_command_scores_test_once_with_what_it_found(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,8 +19,6 @@ from lstmlm.runtime.hardware import cores, cpu_quota, ieee_products, memory_left
 from tests.helpers import SmallConfig, metrics
 
 V2, V1 = "0::/a/b\n", "4:memory:/x\n3:cpu,cpuacct:/a\n"
-
-
 CPU: list[tuple[str, dict[str, str], float]] = [
     (V2, {}, math.inf),
     (V2, {"a/b/cpu.max": "max 100000\n"}, math.inf),
@@ -53,19 +51,21 @@ MEMORY: list[tuple[str, dict[str, str], float]] = [
 @pytest.mark.parametrize(
     ("measure", "own", "files", "expected"), [*((cpu_quota, *case) for case in CPU), *((memory_left, *case) for case in MEMORY)]
 )
-def test_limits(measure: Callable[[Path, Path], float], own: str, files: dict[str, str], expected: float, tmp_path: Path) -> None:
+def test_limits(
+    measure: Callable[[], float], own: str, files: dict[str, str], expected: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "own").write_text(own)
     for name, content in files.items():
         (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "groups" / name).write_text(content)
-    assert measure(tmp_path / "groups", tmp_path / "own") == expected
-    assert measure(tmp_path / "groups", tmp_path / "none") == math.inf, "where there are no control groups"
+    monkeypatch.setattr(hardware, "GROUPS", tmp_path / "groups")
+    for place, limit in (("own", expected), ("none", math.inf)):  # the latter where there are no control groups
+        monkeypatch.setattr(hardware, "OWN_GROUP", tmp_path / place)
+        assert measure() == limit
 
 
 MATMUL, CUDNN = torch.backends.cuda.matmul, torch.backends.cudnn
 RNN: Any = torch.backends.cudnn.rnn
-
-
 READ: dict[str, Callable[[], Any]] = {
     "threads": torch.get_num_threads,
     "generator": lambda: torch.get_rng_state().tolist(),

@@ -77,7 +77,7 @@ def evaluate(argv: Arguments = None) -> int:
 
     parser = argument_parser("Exact perplexity of a saved model, static or adapting to the text (docs/evaluation.md).")
     parser.add_argument("--model", type=str | None, default=None, help=MODEL_HELP)
-    parser.add_argument("--split", type=str | None, default=None, help="train, validation or test (which null means).")
+    parser.add_argument("--split", type=str | None, default=None, help="train, validation or test; null = test.")
     parser.add_argument("--text", type=str | None, default=None, help="A file to score in place of a split.")
     parser.add_argument("--text_column", type=str, default="text", help=COLUMN_HELP)
     parser.add_argument("--raw", action="store_true", help=f"With --text: {RAW_HELP}")

@@ -130,7 +130,7 @@ class ModelConfig(_Section):
     embedding_size: int = bounded(100, Bounds(1, MOST_UNITS))
     """E, number of units of a token's embedding."""
     hidden_size: int = bounded(100, Bounds(1, MOST_UNITS))
-    """H, number of units of each LSTM layer. With tie_weights the last layer has embedding_size units in its place, a single layer too."""
+    """H, number of units of each LSTM layer. With tie_weights the last layer, or the only one, has embedding_size units instead."""
     num_layers: int = bounded(2, Bounds(1, MOST_LAYERS))
     """L, number of LSTM layers, one on top of the other."""
     dropout: float = bounded(0.5, FRACTION)
@@ -217,7 +217,7 @@ class OptimConfig(_Section):
     average_decay: float = bounded(0.999, FRACTION)
     """ema: share of the average that stays at each step."""
     average_interval: int = bounded(5, Bounds(1, MOST_LOGGED))
-    """asgd: number of validations that may be worse than an earlier one."""
+    """asgd: n, the latest validations that do not count when the best one is looked up."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -114,8 +114,9 @@ def evaluate(argv: Arguments = None) -> int:
     check(args.tune or not named & {"evaluations", "tune_tokens"}, "--evaluations and --tune_tokens need --tune")
     split = "test" if args.tune else args.split or "test"
     output = Output(args.output, filter(None, [args.text, args.model])) if args.output else None
-    parquet = not output or (output.plain and output.path.suffix == ".parquet")
-    check(parquet, f"--output {args.output}: the name of a Parquet file must end with .parquet")
+    if output:
+        parquet = output.plain and output.path.suffix == ".parquet"
+        check(parquet, f"--output {args.output}: the name of a Parquet file must end with .parquet")
     use_machine(args.threads)
     saved = load(args.model, args.raw, args.normalize, args.dataset, args.cache_dir)
     if output:
@@ -140,7 +141,8 @@ def evaluate(argv: Arguments = None) -> int:
     if output:
         write_tokens(output, result, saved.vocabulary)
     if args.json:
-        figures = {**({"text": args.text} if args.text else {"split": split}), **result.figures(), **tuned}
+        source = {"text": args.text} if args.text else {"split": split}
+        figures = {**source, **result.figures(), **tuned}
         if args.breakdown:
             figures["breakdown"] = groups
         print_result(to_json(figures).decode())

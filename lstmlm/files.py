@@ -236,15 +236,15 @@ class OutputFolder:
         check(str(name) not in STANDARD_OUTPUT, f"{told}: standard output is no folder")
         try:
             nearest = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists() or folder.is_symlink())
-            there = [path for file in files if os.path.lexists(path := self.path / file)]
+            there = [file for file in files if os.path.lexists(self.path / file)]
         except OSError as error:
             raise UsageError(f"{told}: {error.strerror}") from None
         check(nearest.is_dir(), f"{told}: {nearest} is not a folder")
         _check_writable(nearest, told)
         run = _run(Path(os.path.realpath(self.path), *RUN_FILES[: bool(files)]))  # with such files, in the run's own folder too
         check(run is None, f"{told} belongs to the run in {run}: name another folder")
-        earlier = again in [path.name for path in there] and not (source and source.exists() and self.path.samefile(source))
-        lost = [path.name for path in there if not (earlier and stat.S_ISREG(path.lstat().st_mode) and os.access(path, os.W_OK))]
+        earlier = again in there and not (source and source.exists() and self.path.samefile(source))
+        lost = [file for file in there if not (earlier and _replaceable(self.path / file))]
         check(not lost, f"{told} holds {', '.join(lost)}, which would be lost: name another folder")
 
     def write(self, contents: dict[str, bytes]) -> None:
@@ -255,6 +255,10 @@ class OutputFolder:
                 replace_file(self.path / name, contents[name])
         except OSError as error:
             raise UserError(cannot_write(error)) from None
+
+
+def _replaceable(path: Path) -> bool:
+    return stat.S_ISREG(path.lstat().st_mode) and os.access(path, os.W_OK)
 
 
 def _check_writable(folder: Path, told: str) -> None:

@@ -171,7 +171,9 @@ def _cached(data: DataConfig, ending: str, parts: Sequence[object], load: Callab
                 write(file)
             return load(path)
     except OSError as error:
-        raise UserError(f"{cannot_write(error)}; make it writable, or name another folder with the option cache_dir") from None
+        raise UserError(
+            f"{cannot_write(error)}; give it room and write permission, or name another folder with the option cache_dir"
+        ) from None
 
 
 def _write_tokens(file: BinaryIO, vocabulary: Vocabulary, blocks: Iterable[tuple[str, NDArray[np.int32]]], part: str) -> None:

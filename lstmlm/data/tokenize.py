@@ -127,7 +127,8 @@ class Subwords(Tokenizer):
     """A token is a piece of a word, by byte-pair encoding (Sennrich et al., 2016) over bytes, so no text is unknown.
 
     Args:
-        tokens, merges: As `train` gives them.
+        tokens: As `train` gives them.
+        merges: Pairs that become one token, `left right`, in the order in which they do.
     """
 
     def __init__(self, tokens: Sequence[str], merges: Sequence[str]) -> None:

@@ -124,8 +124,9 @@ def start(config: Config) -> Accelerator:
         _check_device(precision, accelerator.device)
         if config.train.cuda_graph:
             _check_cuda_graph(config, accelerator)
-        able = not config.train.compress_gradients or (world_size > 1 and dist.get_backend() == "nccl")
-        check(able, "train.compress_gradients needs several ranks on GPUs (NCCL): leave it false here")
+        if config.train.compress_gradients:
+            nccl = world_size > 1 and dist.get_backend() == "nccl"
+            check(nccl, "train.compress_gradients needs several ranks on GPUs (NCCL): leave it false here")
     check_alike("configuration", config.to_flat_dict())
     check_alike("package versions", hardware.package_versions())
     columns = config.data.batch_size

@@ -75,7 +75,7 @@ class PlainModel(nn.Module):
 def plain_step(config: Config, corpus: Corpus, device: torch.device) -> Step:
     """The loop everybody writes."""
     model = PlainModel(config, len(corpus.vocabulary)).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), config.optim.lr, foreach=False, fused=False)
+    optimizer = torch.optim.Adam(model.parameters(), config.optim.lr)
     table = Table(corpus.splits["train"], config.data.batch_size, device=device)
     windows = list(table.windows(config.data.bptt))
     state: Any = None

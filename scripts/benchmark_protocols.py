@@ -48,7 +48,7 @@ def plain_loop(saved: SavedModel, text: Text) -> int:
     state, surprisals = model.initial_state(1), []
     with torch.no_grad():
         for token, target in pairwise(ids):
-            logits, state = model.logits(torch.tensor([[token]]), state)
+            logits, state = model.logits(torch.tensor([[token]], device=saved.device), state)
             surprisals.append(-torch.log_softmax(logits[0, 0], -1)[target].item() / math.log(2))
     return len(surprisals)
 
@@ -141,7 +141,8 @@ def main() -> int:
         }
         for name, measured in times.items()
     }
-    machine = {"processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    name = hardware.device_kind(saved.device) if saved.device.type == "cuda" else processor()
+    machine = {"hardware": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
     print_result(json.dumps({**machine, "rows": rows}, indent=1))
     return 0
 

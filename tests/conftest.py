@@ -21,6 +21,12 @@ from tests.recorded import recorded_graphs  # noqa: F401 (a fixture)
 WIKITEXT = "LSTMLM_WIKITEXT"  # folder of WikiText-2 in Hub layout
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Only `-m gpu` sees a GPU: the other tests know a CPU's figures, to the bit."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that takes `small`, and not to build a configuration only, trains a whole run."""
     for item in items:

@@ -209,7 +209,7 @@ def build_step(config: Config, stream: torch.Tensor | None = None) -> TrainStep:
     config = launch.resolve_precision(config)
     accelerator = launch.start(config)
     corpus = load_corpus(config.data)
-    table = Table(corpus.splits["train"] if stream is None else stream, config.data.batch_size)
+    table = Table(corpus.splits["train"] if stream is None else stream, config.data.batch_size, device=accelerator.device)
     torch.manual_seed(config.train.seed)
     model = LSTMLanguageModel(config.model, len(corpus.vocabulary))
     return TrainStep(config, accelerator, model, table, total_steps=1000)

@@ -219,8 +219,7 @@ def gradient_rms(model: LSTMLanguageModel, stream: Tensor) -> dict[str, Tensor]:
 
 
 def _learning_copy(model: LSTMLanguageModel) -> LSTMLanguageModel:
-    # In train mode, as cuDNN computes no gradient of an LSTM in eval mode. Nothing else depends on the mode: dropout comes as masks.
-    model = copy.deepcopy(model).train()
+    model = copy.deepcopy(model)
     for layer in model.layers:
         cast(LSTMLayer, layer).flatten_parameters()  # a copy's weights lie apart, and cuDNN warns of that
     return model

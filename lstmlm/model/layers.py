@@ -45,7 +45,7 @@ class LSTMLayer(nn.LSTM):
         else:
             weights: list[Any] = [self.weight_ih_l0, recurrent, self.bias_ih_l0, self.bias_hh_l0]
             with _lstm_precision(inputs.device.type):
-                raw, h, c = torch.lstm(inputs, (h[None], c[None]), weights, True, 1, 0.0, self.training, False, False)
+                raw, h, c = torch.lstm(inputs, (h[None], c[None]), weights, True, 1, 0.0, torch.is_grad_enabled(), False, False)
             h, c = h[0].to(carried), c[0].to(carried)
         return raw, raw if mask is None else raw * mask, LayerState(h, c)
 

@@ -177,11 +177,14 @@ def check_launch() -> None:
         )
     ranks, gpus = hardware.local_ranks(), torch.cuda.device_count()
     on_gpu = torch.cuda.is_available() and says.get("ACCELERATE_USE_CPU", "false").lower() not in ("true", "1", "yes")
-    check(not on_gpu or ranks <= gpus, f"{ranks} ranks on this host but {gpus} GPUs: start one rank for each GPU")
+    check(
+        not on_gpu or ranks <= gpus,
+        f"{ranks} ranks on this host but {gpus} GPUs: start one rank for each GPU, each where it sees all GPUs of the host",
+    )
 
 
 def _check_cuda_graph(config: Config, accelerator: Accelerator) -> None:
-    several = accelerator.distributed_type is not DistributedType.NO  # DDP, even around one rank
+    several = accelerator.distributed_type is not DistributedType.NO  # one rank under torchrun too
     obstacles = {
         f"this is a {accelerator.device.type}": accelerator.device.type != "cuda",
         f"there is a group of {accelerator.num_processes} rank(s)": several,

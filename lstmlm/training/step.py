@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch import distributed as dist
 
 from lstmlm.config import Config
 from lstmlm.console import UserError, check
@@ -260,4 +259,4 @@ class TrainStep:
             nll, _, _ = self.wrapped_model(inputs, self.state, targets)
             self.accelerator.backward(nll)
             self._optimizer.zero_grad()
-            dist.barrier()
+            self.accelerator.wait_for_everyone()

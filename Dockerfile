@@ -11,7 +11,9 @@ ARG TORCH_INDEX=""
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends tini \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home --uid 1000 lstmlm
+    && useradd --create-home --uid 1000 lstmlm \
+    && mkdir /home/lstmlm/runs /home/lstmlm/.cache \
+    && chmod 777 /home/lstmlm /home/lstmlm/runs /home/lstmlm/.cache
 
 WORKDIR /opt/lstmlm
 COPY constraints.txt ./
@@ -19,16 +21,20 @@ COPY constraints.txt ./
 # hadolint ignore=DL3013
 RUN version=$(sed -n 's/^torch==//p' constraints.txt) \
     && pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch==$version"
-COPY pyproject.toml README.md LICENSE accelerate_config.yaml ./
+COPY pyproject.toml README.md LICENSE ./
 COPY models ./models
 COPY lstmlm ./lstmlm
+RUN pip install --no-cache-dir -c constraints.txt . \
+    && rm -rf build ./*.egg-info
+COPY accelerate_config.yaml ./
 COPY scripts ./scripts
 COPY configs ./configs
-RUN pip install --no-cache-dir -c constraints.txt .
+# COPY keeps modes, and the checkout may have been made for its owner alone.
+RUN chmod -R a+rX accelerate_config.yaml scripts configs
 
-# Mount volumes on these two to keep runs and data.
+# Mount folders on runs and .cache to keep them. `docker run --user` names whose they are: any user can write in this home.
+ENV HOME=/home/lstmlm USER=lstmlm
 USER 1000
-RUN mkdir /home/lstmlm/runs /home/lstmlm/.cache
 WORKDIR /home/lstmlm
 
 # No launcher where one process is all there is: it would not hand signals on.

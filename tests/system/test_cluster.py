@@ -43,7 +43,7 @@ sys.exit(max(status if status >= 0 else 128 - status for status in statuses))
 SCONTROL = """\
 case $1 in
     requeue) echo "$2" >> "$REQUEUED" ;;
-    show) printf '127.0.0.1\\nno-such-host\\n' ;;
+    show) [ "$2" = job ] && echo "PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=$PREEMPTED" || printf '127.0.0.1\\nno-such-host\\n' ;;
 esac
 """
 
@@ -59,7 +59,7 @@ class Slurm:
         self._commands.mkdir()
         self.command("srun", sys.executable, SRUN)
         self.command("scontrol", "/bin/sh", SCONTROL)
-        self._variables = environment(
+        self.variables = environment(
             PATH=os.pathsep.join([str(self._commands), str(Path(sys.executable).parent), os.environ["PATH"]]),
             SLURM_JOB_ID=self.job,
             SLURM_JOB_NODELIST="node[1-2]",
@@ -69,6 +69,7 @@ class Slurm:
             RUN_DIR=str(self.run_dir),
             TASKS=str(self._tasks),
             REQUEUED=str(self._requeued),
+            PREEMPTED="None",
         )
         self._started: list[subprocess.Popen[str]] = []
 
@@ -81,7 +82,7 @@ class Slurm:
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
         """What Slurm does with a script that was submitted from the repository's root."""
         command = ["bash", str(self.script), *arguments]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=self._variables, cwd=ROOT, start_new_session=True)
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=self.variables, cwd=ROOT, start_new_session=True)
         self._started.append(process)
         return process
 
@@ -135,7 +136,7 @@ def test_options_that_stopping_and_resuming_depend_on(slurm: Slurm) -> None:
     lines = slurm.script.read_text().splitlines()
     commands = [number for number, line in enumerate(lines) if line and not line.startswith("#")]
     options = [line.removeprefix("#SBATCH ") for line in lines[: commands[0]] if line.startswith("#SBATCH ")]
-    assert {"--requeue", "--signal=USR1@120", "--open-mode=append", "--ntasks-per-node=8", "--gpus-per-node=8"} <= set(options)
+    assert {"--requeue", "--signal=USR1@300", "--open-mode=append", "--ntasks-per-node=8", "--gpus-per-node=8"} <= set(options)
     assert not any(line.startswith("#SBATCH") for line in lines[commands[0] :])
 
 
@@ -148,6 +149,14 @@ def test_only_what_the_signal_cut_short_is_requeued(status: int, finished: bool,
         (slurm.run_dir / "summary.json").write_text("{}")
     assert slurm.run() == (status, "")
     assert slurm.requeued == ([slurm.job] if status == 128 + signal.SIGUSR1 and not finished else [])
+
+
+@pytest.mark.parametrize("status", [0, 1, 128 + signal.SIGTERM])
+def test_what_a_preemption_cut_short_is_requeued(status: int, slurm: Slurm) -> None:
+    slurm.variables["PREEMPTED"] = "2026-01-01T00:00:00"
+    slurm.command("srun", "/bin/sh", f"exit {status}\n")
+    assert slurm.run() == (status, "")
+    assert slurm.requeued == ([slurm.job] if status == 128 + signal.SIGTERM else [])
 
 
 def test_the_signal_saves_and_requeues_and_the_next_start_finishes(slurm: Slurm, small: Small) -> None:
@@ -217,7 +226,6 @@ def test_train_job_has_room_and_time_to_save(train_job: dict[str, Any]) -> None:
     assert timeout < spec["terminationGracePeriodSeconds"]
     resources = trainer["resourcesPerNode"]["limits"]
     assert resources["nvidia.com/gpu"] == trainer["numProcPerNode"]
-    assert f"--train.threads={resources['cpu'] // trainer['numProcPerNode']}" in trainer["args"]
 
 
 def test_train_job_starts_stops_and_goes_on(train_job: dict[str, Any], small: Small, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ COPY configs ./configs
 RUN chmod -R a+rX accelerate_config.yaml scripts configs
 
 # Mount folders on runs and .cache to keep them. `docker run --user` names whose they are: any user can write in this home.
-ENV HOME=/home/lstmlm USER=lstmlm
+ENV HOME=/home/lstmlm
 USER 1000
 WORKDIR /home/lstmlm
 

@@ -141,8 +141,8 @@ def main() -> int:
         }
         for name, measured in times.items()
     }
-    name = hardware.device_kind(saved.device) if saved.device.type == "cuda" else processor()
-    machine = {"hardware": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    device = hardware.device_kind(saved.device)
+    machine = {"device": device, "processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     print_result(json.dumps({**machine, "rows": rows}, indent=1))
     return 0
 

@@ -179,7 +179,7 @@ def check_launch() -> None:
     on_gpu = torch.cuda.is_available() and says.get("ACCELERATE_USE_CPU", "false").lower() not in ("true", "1", "yes")
     check(
         not on_gpu or ranks <= gpus,
-        f"{ranks} ranks on this host but {gpus} GPUs: start one rank for each GPU, each where it sees all GPUs of the host",
+        f"{ranks} ranks on this host but {gpus} GPUs: start one rank for each GPU; every rank must see all GPUs of its host",
     )
 
 

@@ -226,6 +226,7 @@ def test_train_job_has_room_and_time_to_save(train_job: dict[str, Any]) -> None:
     assert timeout < spec["terminationGracePeriodSeconds"]
     resources = trainer["resourcesPerNode"]["limits"]
     assert resources["nvidia.com/gpu"] == trainer["numProcPerNode"]
+    assert f"--train.threads={resources['cpu'] // trainer['numProcPerNode']}" in trainer["args"]
 
 
 def test_train_job_starts_stops_and_goes_on(train_job: dict[str, Any], small: Small, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ RECIPE = ModelConfig(embedding_size=12, hidden_size=20, num_layers=3, activation
 
 
 @pytest.mark.parametrize(
-    ("precision", "own_kernel"), [(torch.float32, False), (torch.bfloat16, False), pytest.param(torch.bfloat16, True, marks=needs_bf16)]
+    ("precision", "own_kernel"), [(torch.float32, False), *(pytest.param(torch.bfloat16, own, marks=needs_bf16) for own in (False, True))]
 )
 def test_every_regulariser_is_where_it_belongs(precision: torch.dtype, own_kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss and gradients against plain functions: a type is dropped in the embedding alone, weights in the recurrence alone; AR counts

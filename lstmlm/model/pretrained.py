@@ -227,7 +227,7 @@ def load(
         normalize: Whether texts are changed first as `data.normalize` does.
         dataset: Where its data is (as `data.dataset`); None = where training found it, as far as the model or its run says.
         cache_dir: As `data.cache_dir`; None = its default.
-        device: Where the model goes; None = the accelerator where there is one, else the CPU. One that was read already stays where it is.
+        device: Where the model goes; None = the CUDA GPU where there is one, else the CPU. One that was read already stays where it is.
 
     Raises:
         UserError: A file is missing or damaged, or two of them do not belong together.
@@ -261,8 +261,7 @@ def _read(folder: Path, device: torch.device | str | None) -> SavedModel:
         model.load_weights(weights)
     except (safetensors.SafetensorError, ValueError, RuntimeError) as error:  # the last: there is no memory of such a size
         raise UserError(f"cannot read the model in {path}: {one_line(error)}") from None
-    device = device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    return SavedModel(folder, description, vocabulary, model.to(device))
+    return SavedModel(folder, description, vocabulary, model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")))
 
 
 def as_weight(name: str, tensor: Tensor) -> Tensor:

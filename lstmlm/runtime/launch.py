@@ -91,7 +91,7 @@ def start(config: Config) -> Accelerator:
         torch.use_deterministic_algorithms(True)
     try:
         accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),  # without it, several ranks on a CPU form no group
+            cpu=not torch.cuda.is_available(),  # without it, several ranks on a CPU form no group, and a Mac takes its GPU
             mixed_precision=precision if precision in ("bf16", "fp16") else "no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # TrainStep accumulates by itself
             kwargs_handlers=[
@@ -202,14 +202,15 @@ def _check_cuda_graph(config: Config, accelerator: Accelerator) -> None:
 def _check_device(precision: str, device: torch.device) -> None:
     gpu = device.type == "cuda"
     check(not gpu or torch.cuda.is_available(), f"ACCELERATE_TORCH_DEVICE is {device}, but PyTorch finds no such GPU: unset it")
+    check(gpu or device.type == "cpu", f"ACCELERATE_TORCH_DEVICE is {device}, but training is for CPUs and CUDA GPUs: unset it")
     computes, needed = True, ""
     if precision == "tf32":
         computes, needed = gpu and torch.cuda.get_device_capability(device) >= (8, 0), "an NVIDIA GPU of the Ampere generation or later"
     if precision == "fp16":  # a CPU would silently compute in fp32
-        computes, needed = device.type != "cpu", "a GPU"
+        computes, needed = gpu, "a GPU"
     if precision == "bf16" and gpu:
         computes, needed = torch.cuda.is_bf16_supported(including_emulation=False), "a GPU with bf16 arithmetic"
-    if precision == "bf16" and device.type == "cpu":
+    if precision == "bf16" and not gpu:
         needed = "a GPU, or a CPU that can run an LSTM in bf16 (AVX512-BF16 or AMX)"
         try:
             with torch.autocast("cpu", dtype=torch.bfloat16):

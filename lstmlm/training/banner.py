@@ -48,8 +48,8 @@ def _described(config: Config, corpus: Corpus, train_step: TrainStep, accelerato
     least, most = data.batch_size // ranks, -(-data.batch_size // ranks)
     shares = f"{least}" if least == most else f"{least} or {most}"
     device = device_kind(accelerator.device)
-    if accelerator.device.type == "cpu" and not torch.accelerator.is_available():
-        device += ", no GPU found"
+    if accelerator.device.type == "cpu" and not torch.cuda.is_available():
+        device += ", no CUDA GPU found"
     epochs = train_step.total_steps / train_step.steps_per_epoch
     return {
         "data": data.dataset,

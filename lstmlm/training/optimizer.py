@@ -101,8 +101,7 @@ def gradient_norm(gradients: list[Tensor]) -> Tensor:
     (`torch.nn.utils.get_total_norm` adds millions of squares in float32: 1e-4 to 1e-3 off, and not faster.)
     """
     rows = torch.cat([torch.linalg.vector_norm(g, dim=-1) if g.dim() > 1 else g for g in gradients])
-    wide = torch.float32 if rows.device.type == "mps" else torch.float64  # MPS has no float64
-    return torch.linalg.vector_norm(rows, dtype=wide).float()
+    return torch.linalg.vector_norm(rows, dtype=torch.float64).float()
 
 
 def learning_rate(optim: OptimConfig, step: int, total_steps: int, cuts: int = 0) -> float:

@@ -39,6 +39,14 @@ def run(command: list[str], **environment: str) -> "subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=SECONDS)
 
 
+def test_the_gpu_of_a_mac_is_left_alone(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.state.is_mps_available", lambda *_: True)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("mps"))
+    train(load_config(small("--train.max_steps=1")))
+    assert load(tmp_path / "run").model.embedding.weight.device.type == "cpu"
+
+
 @pytest.mark.parametrize(
     ("launcher", "port", "count"),
     [
@@ -79,7 +87,8 @@ def test_multi_cpu_starts_one_process_and_is_refused(small: Small, tmp_path: Pat
 @pytest.mark.parametrize(
     ("environment", "arguments", "named"),
     [
-        ({"ACCELERATE_TORCH_DEVICE": "cuda"}, [], "ACCELERATE_TORCH_DEVICE is cuda"),
+        ({"ACCELERATE_TORCH_DEVICE": "cuda"}, [], "ACCELERATE_TORCH_DEVICE is cuda, but PyTorch finds no such GPU"),
+        ({"ACCELERATE_TORCH_DEVICE": "meta"}, [], "ACCELERATE_TORCH_DEVICE is meta, but training is for CPUs and CUDA GPUs"),
         ({}, ["--train.precision=fp16"], "fp16 needs a GPU"),
         ({}, ["--train.precision=tf32"], "tf32 needs an NVIDIA GPU"),
         ({}, ["--train.compress_gradients=true"], "needs several ranks on GPUs"),

@@ -17,7 +17,7 @@ from pathlib import Path
 
 SECONDS = 200  # that a process may take, on a busy machine too
 
-SERVER = multiprocessing.get_context("forkserver")
+SERVER = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")  # Metal does not survive a fork
 SERVER.set_forkserver_preload(["lstmlm.training.loop", "lstmlm.evaluation.evaluate", "lstmlm.generation", "torch._dynamo", "torch.optim"])
 
 

@@ -89,6 +89,7 @@ def test_a_signal_ends_a_script_as_ctrl_c_does(number: signal.Signals, capsys: p
     assert capsys.readouterr().err == "error: interrupted; what was saved before is intact\n"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_standard_output_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     with pytest.raises(UserError, match="standard output is closed"):

@@ -12,7 +12,7 @@ from lstmlm.data.corpus import load_corpus
 from tests.helpers import make_file
 
 DOCS = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
-COMMANDS = [line.split("#")[0].strip() for line in re.findall(r"^ {4}(lstmlm train .*)$", DOCS, re.MULTILINE)]
+COMMANDS = re.findall(r"(?:^ {4}|^\|.*`)(lstmlm train [^`\n]*)", DOCS, re.MULTILINE)
 LINES = [f"It is line {i}, of a well-known book." for i in range(40)]
 SPLITS = {"train": LINES[:36], "valid": LINES[36:38], "test": LINES[38:]}
 

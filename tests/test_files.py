@@ -151,7 +151,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("begun/config.yaml", "is begun/config.yaml, which this command reads"),
         ("weights", "is begun/model/vocab.json, which this command reads"),
         ("socket", "is a folder or a device"),
-        ("/dev/full", "is a folder or a device"),
+        ("/dev/zero", "is a folder or a device"),
         ("run", "is a folder"),
         ("new/a", "there is no folder .*new"),
         ("input/a", "Not a directory"),
@@ -162,11 +162,11 @@ def test_an_output_that_would_destroy_or_cannot_be_is_refused(name: str, told: s
     def state() -> dict[Path, object]:
         return {path: path.is_file() and path.read_bytes() for path in place.rglob("*")}
 
-    before, device = state(), Path("/dev/full").stat()
+    before, device = state(), Path("/dev/zero").stat()
     with pytest.raises(UsageError, match=rf"^--output {name}:? {told}[^\n]*$"):
         Output(name, ["input", "begun"])
     assert state() == before
-    assert Path("/dev/full").stat().st_rdev == device.st_rdev
+    assert Path("/dev/zero").stat().st_rdev == device.st_rdev
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

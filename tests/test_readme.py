@@ -15,7 +15,7 @@ README = (ROOT / "README.md").read_text()
 PAGES = README + (ROOT / "docs" / "running.md").read_text()
 COMMANDS = sorted(
     {
-        line.split("#")[0].strip()
+        line.strip()
         for line in re.findall(r"^ {4}(.*)$|`([^`\n]*scripts/\w+\.py[^`\n]*)`", PAGES, re.MULTILINE)
         for line in line
         if re.match(r"(on host K: )?(accelerate launch|python) .*scripts/\w+\.py", line)
@@ -38,9 +38,11 @@ def test_command(command: str) -> None:
 
 # Of every page, the commands that only parse their options: those that train are above and in test_docs_data.py.
 CALLS = sorted(
-    (name, re.split(r" #| > | \\|2>", rest)[0].strip())
+    (name, re.split(r" > | \\|2>", rest)[0].strip())
     for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
-    for name, rest in re.findall(r"^ {4}(?:\.venv/bin/)?(?:lstmlm |python scripts/)(\w+)(?:\.py)? (.*)$", page.read_text(), re.MULTILINE)
+    for name, rest in re.findall(
+        r"(?:^ {4}|^\|.*`)(?:\.venv/bin/)?(?:lstmlm |python scripts/)(\w+)(?:\.py)? ([^`\n]*)", page.read_text(), re.MULTILINE
+    )
     if name in {*COMMANDS_OF} - {"train", "prepare"}
 )
 
@@ -54,6 +56,12 @@ def test_options_of_the_docs(name: str, arguments: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(cli, "parse", parsed)
     with pytest.raises(InterruptedError):
         COMMANDS_OF[name](shlex.split(arguments))
+
+
+def test_no_comment_stands_behind_a_command() -> None:
+    """zsh, the shell of macOS, hands it to the command."""
+    pages = "".join(page.read_text() for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
+    assert re.findall(r"^ {4}(?:\S*/)?(?:lstmlm|python|accelerate|pip|make|docker|wandb|launch) .* #.*$", pages, re.MULTILINE) == []
 
 
 def test_every_file_it_names_is_there() -> None:

@@ -91,7 +91,9 @@ def free_memory(device: torch.device) -> float:
         return torch.cuda.mem_get_info(device)[0] + unused
     import psutil
 
-    return min(psutil.virtual_memory().available, memory_left()) + psutil.swap_memory().free
+    memory = psutil.virtual_memory()
+    available = memory.total if sys.platform == "darwin" else memory.available  # macOS calls little available, and makes swap as needed
+    return min(available, memory_left()) + psutil.swap_memory().free
 
 
 def keep_memory() -> None:

@@ -212,6 +212,7 @@ def _check_device(precision: str, device: torch.device) -> None:
         computes, needed = torch.cuda.is_bf16_supported(including_emulation=False), "a GPU with bf16 arithmetic"
     if precision == "bf16" and not gpu:
         needed = "a GPU, or a CPU that can run an LSTM in bf16 (AVX512-BF16 or AMX)"
+        computes = torch.backends.mkldnn.is_available()  # without it (on macOS) PyTorch computes, but slowly
         try:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 torch.nn.LSTM(8, 8)(torch.zeros(1, 1, 8))

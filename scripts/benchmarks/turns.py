@@ -1,7 +1,6 @@
 """Processes that take turns, so that each keeps its own memory and a change in the machine's speed meets all of them."""
 
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -95,6 +94,4 @@ def time_steps(step: Step, first: int, count: int, device: torch.device) -> list
 
 def peak_memory(device: torch.device) -> float:
     """MiB so far: of the process on a CPU, of the allocator on a GPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return hardware.peak_memory(device)["gpu" if device.type == "cuda" else "host"] / 2**20

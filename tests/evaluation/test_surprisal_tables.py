@@ -232,6 +232,7 @@ def test_the_commands_of_the_docs_from_stimuli_to_a_model(folder: Path, tmp_path
     assert joined["condition"].tolist() == ["y", "y"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_the_command_in_a_pipe(cli: Callable[..., subprocess.CompletedProcess[str]], folder: Path, rows: list[Any], tmp_path: Path) -> None:
     """UTF-8 in and out whatever the locale says, standard output with rows alone; `| head -1` in silence; a full disk in a line."""
     environment = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}

@@ -22,7 +22,7 @@ from lstmlm.console import UsageError
 from lstmlm.data.corpus import load_corpus
 from lstmlm.evaluation.perplexity import evaluate_stream
 from lstmlm.model.pretrained import load
-from lstmlm.runtime.launch import _check_cuda_graph
+from lstmlm.runtime.launch import _check_cuda_graph, _check_device
 from lstmlm.training import checkpoint
 from tests.helpers import Small, metrics
 from tests.processes import SECONDS, Processes
@@ -127,6 +127,14 @@ def test_bf16_where_the_cpu_cannot_is_refused(small: Small, tmp_path: Path) -> N
     """oneDNN is told to use no more than AVX2."""
     stderr = launch(1, small("--train.precision=bf16"), fails=True, ONEDNN_MAX_CPU_ISA="AVX2", CUDA_VISIBLE_DEVICES="")
     refused(stderr, "bf16 needs a GPU, or a CPU that can run an LSTM in bf16", tmp_path)
+
+
+def test_bf16_without_onednn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch for macOS has none, and would compute in bf16 slowly."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(torch.nn.LSTM, "forward", lambda *_: None)
+    with pytest.raises(UsageError, match="bf16 needs a GPU, or a CPU that can run an LSTM in bf16"):
+        _check_device("bf16", torch.device("cpu"))
 
 
 def two_different_ranks(first: list[str], second: list[str], homes: Sequence[str] = (os.environ["HOME"],) * 2) -> str:

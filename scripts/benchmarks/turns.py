@@ -94,4 +94,5 @@ def time_steps(step: Step, first: int, count: int, device: torch.device) -> list
 
 def peak_memory(device: torch.device) -> float:
     """MiB so far: of the process on a CPU, of the allocator on a GPU."""
-    return hardware.peak_memory(device)["gpu" if device.type == "cuda" else "host"] / 2**20
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else hardware.peak_memory(device)["host"]
+    return peak / 2**20

@@ -36,6 +36,7 @@ def test_carried_state_beats_the_bound_of_a_reset_one(tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_cpu_threads_per_process", "1"]
     command = [*launcher, "--config_file", str(ROOT / "configs/accelerate/cpu.yaml"), str(ROOT / "scripts/train.py")]
     arguments = ["--config", str(ROOT / "configs/smoke.yaml"), f"--train.run_dir={tmp_path / 'run'}", f"--data.cache_dir={tmp_path}"]
+    arguments.append("--train.threads=1")  # other tests run beside it
     result = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=600)  # seconds: a busy machine needs them
     assert result.returncode == 0, result.stderr
     vocabulary = Vocabulary.load(tmp_path / "run/model/vocab.json")

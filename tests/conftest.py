@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lstmlm import Config, load_config
 from lstmlm.runtime.hardware import settings_kept
@@ -22,7 +23,8 @@ WIKITEXT = "LSTMLM_WIKITEXT"  # folder of WikiText-2 in Hub layout
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Only `-m gpu` sees a GPU: the other tests know a CPU's figures, to the bit."""
+    """Only `-m gpu` sees a GPU: the other tests know a CPU's figures, to the bit. One thread each: the two workers share two cores."""
+    torch.set_num_threads(1)
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

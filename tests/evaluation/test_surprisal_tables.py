@@ -24,7 +24,6 @@ from lstmlm.evaluation import surprisal
 from lstmlm.evaluation.surprisal_tables import Scoring, score_files
 from lstmlm.evaluation.text import Reset
 from lstmlm.model.pretrained import save_pretrained
-from lstmlm.runtime.hardware import settings_kept
 from tests.helpers import ROOT
 
 WORDS = ["<unk>", "<eos>", "the", "<b>", '"', "naïve", "ship's", "NA"]
@@ -52,9 +51,7 @@ def rows(folder: Path) -> list[Any]:
 
 @pytest.mark.parametrize(("form", "reset"), [("tsv", "line"), ("jsonl", "document"), ("parquet", "never")])
 def test_the_table_has_the_rows(form: str, reset: Reset, folder: Path, text: Path, tmp_path: Path) -> None:
-    with settings_kept():
-        torch.set_num_threads(1)  # as the command below: another number may round the last digit otherwise
-        output, rows = tmp_path / "table", score_text(TEXT, folder, reset, eos=True)
+    output, rows = tmp_path / "table", score_text(TEXT, folder, reset, eos=True)
     options = ["--model", str(folder), "--eos", "true", "--reset", reset, "--threads", "1"]
     score([str(text), *options, "--format", form, "--output", str(output)])
     if form == "parquet":
@@ -236,7 +233,7 @@ def test_the_commands_of_the_docs_from_stimuli_to_a_model(folder: Path, tmp_path
 def test_the_command_in_a_pipe(cli: Callable[..., subprocess.CompletedProcess[str]], folder: Path, rows: list[Any], tmp_path: Path) -> None:
     """UTF-8 in and out whatever the locale says, standard output with rows alone; `| head -1` in silence; a full disk in a line."""
     environment = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
-    result = cli("score", "-", "--model", str(folder), input=TEXT, encoding="utf-8", env=environment)
+    result = cli("score", "-", "--model", str(folder), "--threads", "1", input=TEXT, encoding="utf-8", env=environment)
     warned, told = result.stderr.splitlines()
     assert "20% of the tokens are <unk>" in warned
     assert (result.returncode, told.partition(",")[0]) == (0, f"run: {len(rows)} tokens")

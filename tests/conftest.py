@@ -15,6 +15,7 @@ import torch
 
 from lstmlm import Config, load_config
 from lstmlm.runtime.hardware import settings_kept
+from tests.another_device import another_device  # noqa: F401 (a fixture)
 from tests.helpers import ROOT, forget_accelerate, small_arguments
 from tests.processes import SECONDS, Processes
 from tests.recorded import recorded_graphs  # noqa: F401 (a fixture)

@@ -22,7 +22,7 @@ def results_table(results: Path) -> str:
     """All records below a folder, in Markdown: a row for each run, a column for each protocol; then the command of each."""
     records = {path.parent: json.loads(path.read_bytes()) for path in sorted(results.glob("*/run.json"))}
     rows = [HEADS, ["---"] * len(HEADS), *(row(folder, record) for folder, record in records.items())]
-    words = "Perplexity on validation / test, read from the first word to the last, the state carried all the way (one column)."
+    words = "Perplexity on validation / test, read from the first word to the last, the state carried all the way."
     commands = [line for folder, record in records.items() for line in (f"    # {folder.name}", f"    {record['command']}")]
     return "\n".join([words, "", *(f"| {' | '.join(cells)} |" for cells in rows), "", *commands])
 

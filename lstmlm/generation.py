@@ -22,6 +22,7 @@ from lstmlm.data.vocabulary import Vocabulary
 from lstmlm.evaluation.perplexity import SEGMENT_TOKENS
 from lstmlm.model.language_model import LSTMLanguageModel, State
 from lstmlm.model.pretrained import SavedModel, load
+from lstmlm.runtime.hardware import ieee_products
 
 logger = logging.getLogger(__name__)
 MOST_ASKED = 1_000_000  # tokens, continuations or lines that may be asked for
@@ -190,9 +191,8 @@ def _grow(
     new: list[list[int]] = [[] for _ in asked]
     lines = [sampling.lines] * len(asked)  # that are still to end
     running = list(range(len(asked)))
-    outputs, state = _read(model, [prompt for prompt, _ in asked])
+    logits, state = _read(model, [prompt for prompt, _ in asked])
     for place in range(sampling.max_len):
-        logits = model.decoder(outputs).cpu()  # (B, V)
         logits[:, banned] = -torch.inf
         if place == 0:
             logits[:, eos] = -torch.inf
@@ -205,19 +205,20 @@ def _grow(
                 new[row].append(token)
                 if token not in stop:
                     going_on.append(column)
-        if not going_on:
+        if not going_on or place == sampling.max_len - 1:
             break
         running = [running[column] for column in going_on]
         yield new, running[0]
-        rows = torch.tensor(going_on, device=outputs.device)
-        inputs = torch.tensor([tokens[column] for column in going_on], device=outputs.device)
-        outputs, state = model.hidden(inputs[None], state.select(rows))
-        outputs = outputs[0]
+        inputs, rows = torch.tensor([[tokens[column] for column in going_on], going_on], device=model.embedding.weight.device)
+        with ieee_products():  # as in scoring
+            of_rows, state = model.logits(inputs[None], state.select(rows))
+        logits = of_rows[0].cpu()  # (B, V)
     yield new, len(new)
 
 
+@ieee_products()
 def _read(model: LSTMLanguageModel, prompts: list[list[int]]) -> tuple[Tensor, State]:
-    """The last output (B, H), and the state, after each prompt; equal ones are read once."""
+    """Logits of the next token on the CPU, (B, V), and the state, after each prompt; equal ones are read once."""
     device = model.embedding.weight.device
     distinct = sorted({tuple(prompt) for prompt in prompts}, key=len, reverse=True)
     state = model.initial_state(len(distinct))
@@ -235,7 +236,7 @@ def _read(model: LSTMLanguageModel, prompts: list[list[int]]) -> tuple[Tensor, S
         begin = end
     places = {prompt: column for column, prompt in enumerate(distinct)}
     columns_of = torch.tensor([places[tuple(prompt)] for prompt in prompts], device=device)
-    return last[columns_of], state.select(columns_of)
+    return model.decoder(last[columns_of]).cpu(), state.select(columns_of)
 
 
 def _ids(tokens: Sequence[str], option: str, vocabulary: Vocabulary) -> list[int]:

@@ -14,6 +14,7 @@ from lstmlm.cli import generate
 from lstmlm.config import ModelConfig
 from lstmlm.generation import Sampling, choose, sample
 from lstmlm.model.pretrained import load, save_pretrained
+from lstmlm.runtime.hardware import set_float32_products
 from tests.helpers import ROOT, WORDS, read_terminal, sharp_model
 
 VOCABULARY = Vocabulary(WORDS)
@@ -86,6 +87,22 @@ def test_the_state_is_all_that_is_carried(model: LSTMLanguageModel, monkeypatch:
     list(sample(model, VOCABULARY, [[1, 4, 5, 6]], 3, Sampling(9), seed=2))
     assert rows[0] == 4
     assert set(rows[1:]) == {1}
+
+
+def test_products_are_float32_as_in_scoring(model: LSTMLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An NVIDIA GPU's LSTM would take TF32, and choose other texts."""
+    set_float32_products("tf32")
+    seen, original = [], LSTMLanguageModel.hidden
+
+    def watched(*args: Any) -> Any:
+        seen.append((torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.rnn.fp32_precision))
+        return original(*args)
+
+    monkeypatch.setattr(LSTMLanguageModel, "hidden", watched)
+    for _ in sample(model, VOCABULARY, [[1, 4]], 2, Sampling(9), seed=2):
+        assert torch.backends.cudnn.rnn.fp32_precision == "tf32", "between two texts it is as the caller set it"
+    assert len(seen) > 2
+    assert set(seen) == {("ieee", "ieee")}
 
 
 UNIFORM = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000

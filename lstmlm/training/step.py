@@ -1,5 +1,6 @@
 """One optimizer update: masks, forward, backward, clip, optimizer. Owns the hidden state, the average and the buffer of losses."""
 
+import gc
 import math
 import warnings
 from collections.abc import Iterator
@@ -246,6 +247,8 @@ class TrainStep:
                 update()
         torch.cuda.current_stream().wait_stream(stream)
         self.load_state_dict(*before)
+        self._optimizer.zero_grad()  # the graph makes gradients of its own
+        gc.collect()  # a graph that the collector frees while another is captured would spoil that one
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             result = update()

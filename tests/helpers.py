@@ -46,6 +46,7 @@ EVERYTHING = """
 """.split()
 ADAMW = ["--optim.name=adamw", "--optim.weight_decay=0.1", "--optim.schedule=one_cycle", "--optim.cycle_beta=0.7"]
 ASGD = ["--optim.name=sgd", "--optim.lr=20", "--optim.average=asgd", "--optim.average_interval=1"]
+RECIPES = {"seed": [], "adamw": [*EVERYTHING, *ADAMW, "--optim.average=ema"], "sgd": [*EVERYTHING, *ASGD]}
 
 
 class Watch(TorchDispatchMode):

@@ -13,27 +13,13 @@ from lstmlm.evaluation.protocol import Static, measure
 from lstmlm.evaluation.text import file_text
 from lstmlm.model.pretrained import SavedModel, save_pretrained
 from tests.another_device import Away
-from tests.helpers import (
-    ADAMW,
-    ASGD,
-    EVERYTHING,
-    WORDS,
-    Small,
-    SmallConfig,
-    build_step,
-    forget_accelerate,
-    fresh_train,
-    interrupted,
-    metrics,
-    sharp_model,
-)
+from tests.helpers import RECIPES, WORDS, Small, SmallConfig, build_step, forget_accelerate, fresh_train, interrupted, metrics, sharp_model
 
 DEVICE = "ACCELERATE_TORCH_DEVICE"
-EMA = [*EVERYTHING, *ADAMW, "--optim.average=ema"]
 TEXT = "\n".join(" ".join(f"w{(place * place + line) % 29}" for place in range(line % 9)) for line in range(20)) + "\n"
 
 
-@pytest.mark.parametrize("recipe", [[], EMA, [*EVERYTHING, *ASGD]], ids=["seed", "adamw", "sgd"])
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_a_step_is_that_of_a_cpu_and_never_waits(
     recipe: list[str], small_config: SmallConfig, another_device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,7 +41,7 @@ def test_a_step_is_that_of_a_cpu_and_never_waits(
 def test_a_run_that_is_resumed_is_that_of_a_cpu(
     small: Small, another_device: torch.device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    recipe = [*EMA, "--data.batch_size=80", "--train.epochs=2"]
+    recipe = [*RECIPES["adamw"], "--data.batch_size=80", "--train.epochs=2"]
     monkeypatch.setenv(DEVICE, another_device.type)
     interrupted(small, "elsewhere", recipe, [(3, None)])
     monkeypatch.setenv(DEVICE, "cpu")

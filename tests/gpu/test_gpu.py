@@ -17,9 +17,7 @@ from lstmlm.model.loss import linear_cross_entropy
 from lstmlm.model.pretrained import load, save_pretrained
 from lstmlm.runtime.hardware import ieee_products
 from tests.helpers import (
-    ADAMW,
-    ASGD,
-    EVERYTHING,
+    RECIPES,
     WORDS,
     Small,
     SmallConfig,
@@ -46,18 +44,17 @@ if torch.cuda.is_available():
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
+@ieee_products()
 def test_flat_cudnn_weights_are_exported_whole(tmp_path: Path) -> None:
     model = LSTMLanguageModel(ModelConfig(embedding_size=16, hidden_size=16), 31).cuda()
     tokens = torch.randint(31, (7, 3), device="cuda")
-    with ieee_products():
-        expected, _ = model.logits(tokens, model.initial_state(3))
+    expected, _ = model.logits(tokens, model.initial_state(3))
     storages = {p.untyped_storage().data_ptr() for p in model.layers[0].parameters()}
     assert len(storages) == 1, "cuDNN keeps a layer's weights in one buffer"
     save_pretrained(tmp_path, model, Vocabulary(WORDS), {"dataset": "toy"})
     for device in ("cuda", "cpu"):
         loaded = load(tmp_path, device=device).model
-        with ieee_products():
-            logits, _ = loaded.logits(tokens.to(device), loaded.initial_state(3))
+        logits, _ = loaded.logits(tokens.to(device), loaded.initial_state(3))
         torch.testing.assert_close(logits.cpu(), expected.cpu(), rtol=1e-4, atol=1e-5)
 
 
@@ -177,7 +174,7 @@ def test_masks_have_the_same_bits_as_on_a_cpu() -> None:
 
 
 @pytest.mark.filterwarnings("error:RNN module weights")  # of cuDNN, which compacts DropConnect's
-@pytest.mark.parametrize("recipe", [[], [*EVERYTHING, *ADAMW, "--optim.average=ema"], [*EVERYTHING, *ASGD]], ids=["seed", "adamw", "sgd"])
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_a_cpu_and_a_gpu_agree_with_dropout_on(recipe: list[str], small_config: SmallConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small_config(*recipe, "--train.log_every=100", "--train.precision=fp32")
     on_gpu = run_steps(build_step(config), 10)

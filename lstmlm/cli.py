@@ -208,9 +208,10 @@ def pairs(argv: Arguments = None) -> int:
     if args.json:
         tell(json.dumps(summaries))
     else:
-        tell("UID\tpairs\taccuracy\tties\tunknown")
+        tell("UID\tpairs\taccuracy\tties\tunknown\tknown_pairs\tknown_accuracy")
         for name, each in summaries.items():  # in a name, a tab would end its column
-            tell(f"{printable(name)}\t{each['pairs']}\t{each['accuracy']:.4f}\t{each['ties']}\t{each['unknown']:.4f}")
+            shares = {key: "" if each[key] is None else f"{each[key]:.4f}" for key in ("accuracy", "unknown", "known_accuracy")}
+            tell("\t".join(str(cell) for cell in ({"UID": printable(name)} | each | shares).values()))
     return 0
 
 

@@ -5,7 +5,8 @@ import logging
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import accumulate
+from functools import partial
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,8 @@ from lstmlm.console import UserError, check
 from lstmlm.data.reading import check_form, read_rows
 from lstmlm.data.tokenize import plain
 from lstmlm.evaluation.perplexity import StaticScorer, Stretches
-from lstmlm.evaluation.words import Unknown, cut
+from lstmlm.evaluation.surprisal import TokenScorer
+from lstmlm.evaluation.words import Cut, Unknown, cut, word_starts
 from lstmlm.files import Output
 from lstmlm.model.pretrained import SavedModel, load
 
@@ -39,14 +41,16 @@ def score_pairs(
         file: Rows with `sentence_good`, `sentence_bad` and `UID`, of any form that training takes: JSON lines, a JSON array, `.gz`.
         model, raw, normalize: As for `load`. BLiMP's sentences are raw English.
         by: `sentence`: up to its own `<eos>`. `one_prefix`, `two_prefix`: the critical words after what stands before them, as BLiMP names
-            them (Warstadt et al., 2020, section 4); pairs that are not made for the method are left out.
+            them (Warstadt et al., 2020, section 4); pairs that are not made for the method are left out. A model of bpe or characters
+            scores whole words: that they end counts, and that the words before them have ended does not (Pimentel and Meister, 2024).
 
     Returns:
         Each row as the file has it, with
         `surprisal_good`, `surprisal_bad`: -log2 of the probability of a side: bits;
         `outcome`: `right` where the good side is likelier; `tie` where both have the same probability, as two sentences have that differ
             in unknown words alone; else `wrong`;
-        `words`: tokens of both sides that were scored, without `<eos>`, and `unknown`: how many of these are `<unk>`.
+        `words`: tokens of both sides that were scored, without `<eos>`;
+        `unknown_good`, `unknown_bad`: those of each side, as they stood, for which `<unk>` was scored.
 
     Raises:
         UserError: The file or the model cannot be read, or a row is not a pair.
@@ -55,43 +59,50 @@ def score_pairs(
     rows = _read(Path(file), by)
     saved = load(model, raw, normalize)
     vocabulary, unknown = saved.text_vocabulary, Unknown(saved)
-    sides: list[tuple[list[int], int]] = []  # token ids, and from which on they are scored
+    sides: list[tuple[Cut, int]] = []  # each line, and from which token on it is scored
     for row in rows:
         for context, scored in METHODS[by]:
             before = row[context].strip() if context else ""
             line = cut(f"{before} {row[scored]}".strip() if context else row[scored], vocabulary)
             unknown.see(row[scored])
-            first = bisect_left(line.word_of, len(before.split()))
-            sides.append(([*line.ids, vocabulary.eos], first))
-    starts = [0, *accumulate(len(ids) for ids, _ in sides)]
-    stretches = Stretches(lambda columns: StaticScorer(saved.model, columns), vocabulary.eos, saved.device)
-    nll = stretches.all(torch.tensor([i for ids, _ in sides for i in ids]), starts[:-1])
+            sides.append((line, bisect_left(line.word_of, len(before.split()))))
+    ids = [[*line.ids, vocabulary.eos] for line, _ in sides]
+    starts = [0, *accumulate(map(len, ids))]
+    words = word_starts(vocabulary).to(saved.device) if by != "sentence" and vocabulary.level != "word" else None
+    scorer = StaticScorer if words is None else partial(TokenScorer, starts=words)
+    scores = Stretches(partial(scorer, saved.model), vocabulary.eos, saved.device).all(torch.tensor([*chain(*ids)]), starts[:-1]).double()
+    nll, boundary = (scores, torch.zeros_like(scores)) if words is None else (scores[0], scores[3])
     if not nll.isfinite().all():
         raise UserError("the model's scores are not finite: its weights are far too large")
-    end = None if by == "sentence" else -1  # a critical region ends before `<eos>`
-    parts = nll.split([len(ids) for ids, _ in sides])
-    sums = [part[first:end].double().sum().item() for part, (_, first) in zip(parts, sides, strict=True)]
+    boundary[starts[:-1]] = 0  # at the start of a line no word has to end
+    sums = []
+    for start, end, (_, first) in zip(starts, starts[1:], sides, strict=False):
+        if by == "sentence":
+            sums.append(nll[start:end].sum().item())
+        else:  # a critical region ends before `<eos>`
+            sums.append((nll[start + first : end - 1].sum() + boundary[end - 1] - boundary[start + first]).item())
     pairs = []
     for row, good, bad, good_nll, bad_nll in zip(rows, sides[::2], sides[1::2], sums[::2], sums[1::2], strict=True):
         # Like sentences in other columns may differ by rounding.
-        tie = good == bad or good_nll == bad_nll
-        outcome = "tie" if tie else "right" if good_nll < bad_nll else "wrong"
-        scored_ids = good[0][good[1] : -1] + bad[0][bad[1] : -1]
-        scores = {
+        tie = (good[0].ids, good[1]) == (bad[0].ids, bad[1]) or good_nll == bad_nll
+        figures: dict[str, Any] = {
             "surprisal_good": good_nll / math.log(2),
             "surprisal_bad": bad_nll / math.log(2),
-            "outcome": outcome,
-            "words": len(scored_ids),
-            "unknown": scored_ids.count(vocabulary.unk),
+            "outcome": "tie" if tie else "right" if good_nll < bad_nll else "wrong",
+            "words": sum(len(line.ids) - first for line, first in (good, bad)),
         }
-        pairs.append(row | scores)
-    unknown.warn(str(file), sum(pair["unknown"] for pair in pairs), sum(pair["words"] for pair in pairs))
+        for side, (line, first) in (("good", good), ("bad", bad)):
+            tokens = zip(line.texts[first:], line.ids[first:], strict=True)
+            figures[f"unknown_{side}"] = [text for text, i in tokens if i == vocabulary.unk]
+        pairs.append(row | figures)
+    unknown.warn(str(file), sum(map(_unknown, pairs)), sum(pair["words"] for pair in pairs))
     return pairs
 
 
 def summarize(pairs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Of each UID in the order of the file, and of `all` (`all pairs` where a UID has that name): how many `pairs`, `accuracy`, the share
-    of those whose outcome is `right`, how many `ties`, and `unknown`, the share of `<unk>` among the tokens."""
+    of those whose outcome is `right`, how many `ties`, and `unknown`, the share of `<unk>` among the tokens. `known_pairs` are those in
+    which the same words are unknown on both sides, mostly none, and `known_accuracy` (null where there is none) is that of these."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for pair in pairs:
         groups.setdefault(pair["UID"], []).append(pair)
@@ -100,12 +111,24 @@ def summarize(pairs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         total += " pairs"
     summaries = {}
     for name, group in [*groups.items(), (total, pairs)]:
-        outcomes = [pair["outcome"] for pair in group]
-        words, unknown = (sum(pair[key] for pair in group) for key in ("words", "unknown"))
-        accuracy = outcomes.count("right") / len(group)
-        share = unknown / words if words else 0.0
-        summaries[name] = {"pairs": len(group), "accuracy": accuracy, "ties": outcomes.count("tie"), "unknown": share}
+        words, known = sum(pair["words"] for pair in group), [pair for pair in group if pair["unknown_good"] == pair["unknown_bad"]]
+        summaries[name] = {
+            "pairs": len(group),
+            "accuracy": _accuracy(group),
+            "ties": sum(pair["outcome"] == "tie" for pair in group),
+            "unknown": sum(map(_unknown, group)) / words if words else 0.0,
+            "known_pairs": len(known),
+            "known_accuracy": _accuracy(known) if known else None,
+        }
     return summaries
+
+
+def _accuracy(pairs: Sequence[dict[str, Any]]) -> float:
+    return sum(pair["outcome"] == "right" for pair in pairs) / len(pairs)
+
+
+def _unknown(pair: dict[str, Any]) -> int:
+    return len(pair["unknown_good"]) + len(pair["unknown_bad"])
 
 
 def write_pairs(output: Output, pairs: Sequence[dict[str, Any]]) -> None:

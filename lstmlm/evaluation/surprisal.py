@@ -40,7 +40,7 @@ class Sentence(NamedTuple):
     lines: list[tuple[str, bool]]  # each with whether the model reads it without what stood before
     regions: Sequence[tuple[str, int]] = ()  # text and number of words of each
     labels: Sequence[str] = ()  # of the regions, where the table has them
-    values: Sequence[Any] = ()  # of the other columns of its row
+    values: Sequence[Sequence[Any]] = ((),)  # of the other columns, of its row; or of the row of each region
 
 
 class Pieces(NamedTuple):
@@ -118,7 +118,7 @@ class Reader:
             "--space after is for models whose tokens have white space in them: of characters or bpe",
         )
         starts = word_starts(self._vocabulary).to(saved.device) if space == "after" else None
-        self._stretches = Stretches(lambda columns: _TokenScorer(saved.model, columns, starts), self._vocabulary.eos, saved.device, scored)
+        self._stretches = Stretches(lambda columns: TokenScorer(saved.model, columns, starts), self._vocabulary.eos, saved.device, scored)
         self.unfamiliar = Unknown(saved)
         self.tokens, self.unknown, self.bits = 0, 0, 0.0
 
@@ -157,7 +157,7 @@ class Reader:
         return pieces
 
 
-class _TokenScorer(StaticScorer):
+class TokenScorer(StaticScorer):
     """The model as it is. For every target: nll, entropy, rank and nll of `starts`, float32 (4, T, B)."""
 
     def __init__(self, model: LSTMLanguageModel, columns: int, starts: Tensor | None) -> None:

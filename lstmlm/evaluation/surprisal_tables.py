@@ -29,6 +29,7 @@ from lstmlm.model.pretrained import SavedModel, load
 Format = Literal["tsv", "jsonl", "parquet", "neural-complexity"]
 Addition = Literal["length", "frequency", "previous"]
 Row = Sequence[Any]
+Frequency = Callable[[str], float | None]
 Rows = Iterator[tuple[str, dict[str, Any]]]
 
 
@@ -48,6 +49,8 @@ class Scoring:
     """Whether the white space before a word counts with it, as tokens of bpe and characters have it, or the one after it."""
     regions: str | None = None
     """What parts a sentence into regions: a column with a label for each word, or a mark that stands between them, such as |."""
+    line_by: str | None = None
+    """Column of a table that has a row for each word or region: neighbouring rows with the same value in it are one line of the text."""
     add: Sequence[Addition] = ()
     """More columns: length in characters, frequency in the training text, values of the previous row of the sentence."""
     layout: Literal["long", "wide"] = "long"
@@ -65,12 +68,14 @@ class Scoring:
         check(not isinstance(self.add, str), f"add must be a list of names, such as [{self.add!r}]")
         wrong = [name for name in self.add if name not in get_args(Addition)]
         check(not wrong, f"add must be of {', '.join(get_args(Addition))}, not {', '.join(wrong)}")
-        check((self.by == "region") <= (self.regions is not None), "--by region needs --regions")
-        check(self.regions is None or self.by in (None, "region"), f"--regions has a row for each region: leave out --by {self.by}")
+        named = [option for option in ("regions", "line_by") if getattr(self, option) is not None]
+        check(len(named) < 2, "--regions parts lines into regions, and --line_by makes lines of them: leave one out")
+        check(self.by != "region" or bool(named), "--by region needs --regions or --line_by")
+        check(not named or self.by in (None, "region"), f"--{''.join(named)} has a row for each region: leave out --by {self.by}")
 
     def unit(self, saved: Sequence[SavedModel]) -> By:
         """What has a row with these models."""
-        if self.by or self.regions:
+        if self.by or self.regions or self.line_by:
             return self.by or "region"
         kinds = {(model.text_vocabulary.level, model.text_vocabulary.tokenizer) for model in saved}
         return "token" if kinds == {("word", "whitespace")} else "word"
@@ -99,11 +104,11 @@ class ScoreTable:
         wanted = scoring.space == "before" or self.by != "token" or not cut
         check(wanted, "--space after needs --by word: a token has the white space that is in it")
         check(not self._wide or self.by != "token", "--layout wide needs --by word: models cut a text into different tokens")
-        words = self.by == "word" or all(model.text_vocabulary.level == "word" for model in saved)
-        check("frequency" not in scoring.add or (words and self.by != "region"), "--add frequency needs --by word")
+        words = self.by != "token" or all(model.text_vocabulary.level == "word" for model in saved)
+        check("frequency" not in scoring.add or words, "--add frequency needs --by word")
         self._frequencies = [frequencies(model) if "frequency" in scoring.add else None for model in saved]
         added = [name for name in ("frequency", "length") if name in scoring.add]
-        added += [f"previous_{name}" for name in ("surprisal", *added)] if "previous" in scoring.add else []
+        added += [f"previous_{name}" for name in ("surprisal", "unk", *added)] if "previous" in scoring.add else []
         lengths = [name for name in added if name.endswith("length")]  # of the text, so the same for every model
         self._of_models = [*MEASURES[self.by], *(name for name in added if name not in lengths)]
         self._own = ["sentence_id", f"{self.by}_id", self.by, *["label"] * labelled]
@@ -126,9 +131,10 @@ class ScoreTable:
             if self._wide:
                 units = (ChainMap(*beside) for beside in zip(*of_models, strict=True))
             for unit in units:
-                yield [*(unit[name] for name in self._own), *sentence.values]
+                values = sentence.values[min(unit[f"{self.by}_id"], len(sentence.values)) - 1]
+                yield [*(unit[name] for name in self._own), *values]
 
-    def _units(self, sentence: Sentence, pieces: Pieces, model: str, frequency: Callable[[str], float] | None) -> list[dict[str, Any]]:
+    def _units(self, sentence: Sentence, pieces: Pieces, model: str, frequency: Frequency | None) -> list[dict[str, Any]]:
         """What a model says of each unit of a sentence and of the one before it, by the names of the columns."""
         labels, before = dict(enumerate(sentence.labels, 1)), dict[str, Any]()
         units = pieces.units(self.by, sentence.regions, self._eos)
@@ -137,7 +143,7 @@ class ScoreTable:
             unit |= {"sentence_id": sentence.number, "label": labels.get(unit[f"{self.by}_id"]), "model": model}
             unit["length"] = None if text == EOS else len(text)
             unit["frequency"] = frequency(text) if frequency and text != EOS else None
-            unit |= {f"previous_{name}": before.get(name) for name in ("surprisal", "frequency", "length")}
+            unit |= {f"previous_{name}": before.get(name) for name in ("surprisal", "unk", "frequency", "length")}
             if self._wide:
                 unit |= {f"{measure}_{model}": unit[measure] for measure in self._of_models}
             before = unit
@@ -180,18 +186,48 @@ def sentences_of(texts: Iterable[tuple[str, Callable[[], Rows]]], scoring: Scori
         scoring: How.
         values: Names of the other columns that every row has.
     """
-    number = 0
+    column, number = scoring.line_by, 0
+    check(column is None or column in values, f"--line_by {column}: there is no such column")
     for name, read in texts:
-        fresh = Resets(scoring.reset, lambda read=read: (line for text, _ in read() for line in _lines(text)))  # type: ignore[misc]
-        for place, (text, row) in enumerate(read(), 1):
+        parts = partial(_joined, name, read, values, column) if column else partial(_parted, name, read, values, scoring.regions)
+        fresh = Resets(scoring.reset, lambda parts=parts: (line for text, *_ in parts() for line in _lines(text)))  # type: ignore[misc]
+        for text, regions, labels, own in parts():
             number += 1
-            other = row.keys() ^ set(values)
-            check(not other, f"{name}, row {place}: the column {', '.join(sorted(other))} is not in all rows and files")
-            regions, labels = list[tuple[str, int]](), list[str]()
-            if scoring.regions is not None:
-                text, regions, labels = _regions(f"{name}, row {place}", text, row, scoring.regions)
             lines = [(line, fresh(line) and (number == 1 or scoring.reset != "never")) for line in _lines(text)]
-            yield Sentence(number, lines, regions, labels, [row[value] for value in values])
+            yield Sentence(number, lines, regions, labels, own)
+
+
+# Of a sentence: its text, and regions, labels and values as `Sentence` has them.
+Parts = tuple[str, list[tuple[str, int]], list[str], list[Row]]
+
+
+def _parted(name: str, read: Callable[[], Rows], values: Sequence[str], mark: str | None) -> Iterator[Parts]:
+    """Each row of a text is a sentence; `mark` parts it into regions."""
+    for place, text, row in _alike(name, read, values):
+        regions, labels = list[tuple[str, int]](), list[str]()
+        if mark is not None:
+            text, regions, labels = _regions(place, text, row, mark)
+        yield text, regions, labels, [[*row.values()]]
+
+
+def _joined(name: str, read: Callable[[], Rows], values: Sequence[str], column: str) -> Iterator[Parts]:
+    """Neighbouring rows of a text with the same value in a column are a sentence, each a region of it."""
+    for _, rows in groupby(_alike(name, read, values), key=lambda each: each[2][column]):
+        regions, of_regions = list[tuple[str, int]](), list[Row]()
+        for place, text, row in rows:
+            words = text.split()
+            check(bool(words), f"{place} has no word: --line_by is for a row for each word or region")
+            regions.append((" ".join(words), len(words)))
+            of_regions.append([*row.values()])
+        yield " ".join(text for text, _ in regions), regions, [], of_regions
+
+
+def _alike(name: str, read: Callable[[], Rows], values: Sequence[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Place and text of each row, and its other columns, which are the same in all of them."""
+    for place, (text, row) in enumerate(read(), 1):
+        other = row.keys() ^ set(values)
+        check(not other, f"{name}, row {place}: the column {', '.join(sorted(other))} is not in all rows and files")
+        yield f"{name}, row {place}", text, {value: row[value] for value in values}
 
 
 def _lines(text: str) -> list[str]:
@@ -244,7 +280,7 @@ def score_files(
     files = ["-" if name in STANDARD_INPUT else name for name in files]
     check(form in FORMS, f"form must be one of {', '.join(FORMS)}, not {form!r}")
     plain_words = form == "neural-complexity"
-    others = scoring.eos or scoring.by or scoring.regions or scoring.add or len(models) > 1
+    others = scoring.eos or scoring.by or scoring.regions or scoring.line_by or scoring.add or len(models) > 1
     check(not (plain_words and others), "neural-complexity's table is of words and one model, without <eos>: leave out other options")
     kept: list[str | Path] = [name for name in (*files, *models) if name is not None and name != "-"]
     out = Output("-" if output is None else output, kept)
@@ -307,10 +343,11 @@ def _source(name: str, column: str, reset: Reset) -> Callable[[], Rows]:
     return read
 
 
-def frequencies(saved: SavedModel) -> Callable[[str], float]:
+def frequencies(saved: SavedModel) -> Frequency:
     """Of a word: log10 of its occurrences per million words of the training text, each count plus one, so that none is 0.
 
-    Words are compared as the model reads them, without the punctuation at their ends.
+    Words are compared as the model reads them, without the punctuation at their ends. None = the training text would have it in several
+    words: it is a region of several, or Moses cuts it (`don 't`).
     """
     vocabulary = saved.vocabulary
     counts, written = Counter[str](), Counter[str]()
@@ -320,9 +357,10 @@ def frequencies(saved: SavedModel) -> Callable[[str], float]:
         counts[_bare(word)] += count
     per_million = 1e6 / (counts.total() + len(counts))
 
-    def frequency(word: str) -> float:
-        count = counts[_bare(prepared(word, vocabulary.lowercase, saved.text_vocabulary.normalize))]
-        return round(math.log10((count + 1) * per_million), 6)
+    def frequency(word: str) -> float | None:
+        bare = _bare(prepared(word, vocabulary.lowercase, saved.text_vocabulary.normalize))
+        words = saved.text_vocabulary.tokenize(bare) if vocabulary.level == "word" else bare.split()
+        return round(math.log10((counts[bare] + 1) * per_million), 6) if bare in counts or len(words) < 2 else None
 
     return frequency
 

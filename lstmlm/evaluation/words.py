@@ -108,9 +108,11 @@ class Unknown:
         """Remember the words that only look as if they were known."""
         if self._vocabulary.level == "word" and ODD.search(text):
             for word in filter(ODD.search, text.split()):
-                if word not in self._odd and not self._knows(word):
-                    ordinary = prepared(word, lowercase=False, normalize=True).translate(CURLY)
-                    if self._knows(ordinary):
+                if word not in self._odd:
+                    ordinary, tokenize = prepared(word, lowercase=False, normalize=True).translate(CURLY), self._vocabulary.tokenize
+                    # A curly apostrophe may be a known mark, at which Moses cuts a word apart.
+                    other = not self._knows(word) or len(tokenize(ordinary)) < len(tokenize(word))
+                    if other and self._knows(ordinary):
                         self._odd[word] = ordinary
 
     def _knows(self, word: str) -> bool:
@@ -121,7 +123,7 @@ class Unknown:
         if self._odd:
             told = "; ".join(f"{word!r} is not {known!r} ({_codes(word, known)})" for word, known in [*self._odd.items()][:5])
             count = f"{len(self._odd):,}"
-            logger.warning("%s: words look known but are not (%s): %s; --normalize and straight quotes help", name, count, told)
+            logger.warning("%s: words are not what they look like (%s): %s; --normalize and straight quotes help", name, count, told)
         if unknown > MANY_UNKNOWN * tokens:
             helps = ["a model of --data.level bpe knows every word"]
             if self._vocabulary.level == "word" and not self._vocabulary.lowercase:

@@ -228,4 +228,5 @@ def import_model(file: str | Path, vocab: str | Path, folder: str | Path) -> Non
         model = LSTMLanguageModel(model.config, len(words))
         model.load_weights(weights)
     data = {"dataset": dataset_name(str(vocab)) if vocab.is_dir() else UNKNOWN, "subset": None, "level": "word"}
-    save_pretrained(folder, model, Vocabulary(words), data, {"imported_from": file.name})
+    lowercase = all(word == word.lower() for word in words)  # of a lower-cased text
+    save_pretrained(folder, model, Vocabulary(words, lowercase=lowercase), data, {"imported_from": file.name})

@@ -171,9 +171,13 @@ class TrainStep:
         self.state.zero_()
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that the next step depends on, global: tensors on the CPU by name, and plain values. Every rank calls it."""
+        """All that the next step depends on, global: tensors on the CPU by name, and plain values.
+
+        Every rank calls it. Only the main rank, which writes, gets what all ranks have alike.
+        """
         # On a GPU cuDNN keeps an LSTM's weights in one buffer; copies of their own are what safetensors can write.
-        tensors = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in self._trained()}
+        alike = self._trained() if self.accelerator.is_main_process else ()
+        tensors = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in alike}
         for name, local in self.state.named():
             columns = local.new_zeros(self.table.columns, *local.shape[1:])
             columns[self._own_columns] = local

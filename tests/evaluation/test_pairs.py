@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+import torch
 
 from lstmlm import UserError, Vocabulary
 from lstmlm import cli as commands
@@ -58,8 +59,11 @@ def test_each_pair_and_each_uid(folder: Path, file: Path, tmp_path: Path, cli: C
     assert [row["outcome"] for row in rows] == [*outcomes[:2], "tie", outcomes[3]], "both of the third are `w1 <unk>`"
     summaries = json.loads(result.stdout)
     assert list(summaries) == ["agreement", "order", "all"]
-    assert summaries["agreement"] == {"pairs": 3, "accuracy": sum(right[:2]) / 3, "ties": 1, "unknown": 2 / 16}
-    assert summaries["order"] == {"pairs": 1, "accuracy": float(right[3]), "ties": 0, "unknown": 2 / 6}
+    known = {"known_pairs": 2, "known_accuracy": sum(right[:2]) / 2}  # not the third, of two unknown words
+    assert summaries["agreement"] == {"pairs": 3, "accuracy": sum(right[:2]) / 3, "ties": 1, "unknown": 2 / 16, **known}
+    known = {"known_pairs": 1, "known_accuracy": float(right[3])}  # the same word is unknown on both sides
+    assert summaries["order"] == {"pairs": 1, "accuracy": float(right[3]), "ties": 0, "unknown": 2 / 6, **known}
+    assert [(row["unknown_good"], row["unknown_bad"]) for row in rows[1:]] == [([], []), (["strange"], ["foreign"]), (["odd"], ["odd"])]
     assert summaries["all"]["accuracy"] == (sum(right[:2]) + right[3]) / 4
     assert summaries["all"]["unknown"] == 4 / 22
 
@@ -71,9 +75,12 @@ def test_a_table_for_people(folder: Path, file: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding="ascii"))
     assert commands.pairs([str(file), "--model", str(folder)]) == 0
     rows = [line.split("\t") for line in shown.getvalue().decode().splitlines()]
-    assert rows[0] == ["UID", "pairs", "accuracy", "ties", "unknown"]
+    assert rows[0] == ["UID", "pairs", "accuracy", "ties", "unknown", "known_pairs", "known_accuracy"]
     assert [row[0] for row in rows[1:]] == ["agreement", r"Wör\tter 語\x1b", "all"]
-    assert rows[1][1] == "3"
+    assert (rows[1][1], rows[1][3], rows[1][5]) == ("3", "1", "2")
+    file.write_text(json.dumps({"UID": "a", "sentence_good": "strange", "sentence_bad": "foreign"}))
+    commands.pairs([str(file), "--model", str(folder)])
+    assert shown.getvalue().decode().splitlines()[-1].split("\t")[-2:] == ["0", ""], "no pair is known"
 
 
 @pytest.mark.parametrize(
@@ -127,6 +134,42 @@ def test_critical_regions(folder: Path, tmp_path: Path, caplog: pytest.LogCaptur
     (tmp_path / "a.jsonl").write_text(json.dumps(whole | one | {"one_prefix_word_bad": " "}))
     with pytest.raises(UserError, match="row 1 has no 'one_prefix_word_bad' that is a line of text"):
         score_pairs(tmp_path / "a.jsonl", folder, by="one_prefix")
+
+
+def test_a_critical_region_of_characters_is_whole_words(tmp_path: Path) -> None:
+    """`cat` begins `cats`, and would by its characters alone always be the likelier of the two."""
+    vocabulary = Vocabulary.build(["the cat sat\n"], "char")
+    save_pretrained(tmp_path / "model", sharp_model(len(vocabulary)), vocabulary, {"dataset": "toy"})
+    saved = load(tmp_path / "model")
+    ends = torch.tensor([vocabulary.eos, vocabulary.id_of(" ")])
+
+    def surprisal(prefix: str, word: str) -> object:
+        ids = vocabulary.encode(f"{prefix} {word}".strip())
+        log_p, nll = token_by_token(saved.model, vocabulary.eos, ids)
+        first = len(prefix)
+        ended = log_p[first, ends].logsumexp(-1).item() if prefix else 0
+        return pytest.approx((sum(nll[first:-1]) - log_p[-1, ends].logsumexp(-1).item() + ended) / math.log(2), rel=1e-5)
+
+    whole = {"UID": "a", "sentence_good": "x", "sentence_bad": "x"}
+    rows = [
+        whole | {"one_prefix_method": 1, "one_prefix_prefix": prefix, "one_prefix_word_good": good, "one_prefix_word_bad": bad}
+        for prefix in ("", "the", "the sat")
+        for good, bad in (("cat", "cats"), ("cats", "cat"))
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pairs = score_pairs(tmp_path / "a.jsonl", saved, by="one_prefix")
+    for pair in pairs:
+        sides = (surprisal(pair["one_prefix_prefix"], pair[f"one_prefix_word_{side}"]) for side in ("good", "bad"))
+        assert (pair["surprisal_good"], pair["surprisal_bad"]) == tuple(sides)
+    (tmp_path / "a.jsonl").write_text(
+        json.dumps(
+            whole
+            | dict.fromkeys(("two_prefix_prefix_good", "two_prefix_word"), "cat")
+            | {"two_prefix_method": 1, "two_prefix_prefix_bad": "the"}
+        )
+    )
+    (pair,) = score_pairs(tmp_path / "a.jsonl", saved, by="two_prefix")
+    assert (pair["surprisal_good"], pair["surprisal_bad"]) == (surprisal("cat", "cat"), surprisal("the", "cat"))
 
 
 def test_an_option_that_is_given_twice_is_refused(folder: Path, file: Path) -> None:

@@ -215,18 +215,23 @@ def test_the_commands_of_the_docs_from_stimuli_to_a_model(folder: Path, tmp_path
     for name in "ab":
         (tmp_path / "runs").mkdir(exist_ok=True)
         (tmp_path / "runs" / name).symlink_to(folder)
-    Path("stimuli.csv").write_text('item,condition,text\n1,x,the <b>\n2,y,"naïve the\nNA, the"\n', "utf-8")
+    Path("stimuli.csv").write_text('item,condition,text\n1,x,the <b>\n2,y,"zebra the the naïve\nNA, the"\n', "utf-8")
     (command,) = re.findall(r"lstmlm score (stimuli\.csv .*)", docs)
     score(command.replace(" frequency", "").split())
-    times = [(s, 1, 1, "the", 300 + s) for s in range(2)] + [(s, 2, 2, "the", 310 + s) for s in range(2)]
+    times = [(s, 1, 1, "the", 300 + s) for s in range(2)] + [
+        (s, 2, place, "the", 300 + 10 * place + s) for place in (2, 3) for s in range(2)
+    ]
     reading = pandas.DataFrame(times, columns=["subject", "sentence_id", "word_id", "word", "rt"])
     reading.to_csv("reading.csv", index=False)
     code = docs.split("```python\n")[1].split("```")[0].replace('"frequency_a"', '"surprisal_a"')
-    assert len(code.splitlines()) <= 8
+    assert len(code.splitlines()) <= 9
     exec(code, {})
     joined = pandas.read_csv("joined.csv", keep_default_na=False)
-    assert joined["rt"].tolist() == [310, 311], "the first word of a sentence has none before it"
+    assert joined["rt"].tolist() == [330, 331], "the first word of a sentence has none before it, the second an unknown one"
     assert joined["condition"].tolist() == ["y", "y"]
+    reading.assign(sentence_id=reading["sentence_id"] + 1).to_csv("reading.csv", index=False)
+    with pytest.raises(AssertionError, match="the two tables do not have the same words"):
+        exec(code, {})
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -187,6 +187,61 @@ def test_regions_are_sums_of_words(saved: dict[str, SavedModel], tmp_path: Path,
     assert [row["label"] for row in regions] == ["a", "b", "c", "d"]
 
 
+@pytest.mark.parametrize("kind", ["word", "raw", "bpe"])
+def test_a_table_with_a_row_for_each_word(saved: dict[str, SavedModel], tmp_path: Path, kind: str) -> None:
+    """Rows that have one value of a column side by side are one line, and each row comes back once, in its place."""
+    words = [(item, zone, word) for item, line in enumerate([*TEXT.splitlines(), "the cat"]) for zone, word in enumerate(line.split())]
+    words[1:3] = [(0, 1, "cat  sat")]  # one region of two words
+    pandas.DataFrame(words, columns=["item", "zone", "word"]).to_csv(
+        tmp_path / "a.tsv", sep="\t", index=False, quoting=csv.QUOTE_NONNUMERIC
+    )
+    common = [
+        str(tmp_path / "a.tsv"),
+        "--text_column=word",
+        "--line_by=item",
+        f"--model={saved[kind].folder}",
+        *["--raw"] * (kind == "raw"),
+    ]
+    cli.score([*common, "--output", str(tmp_path / "out"), "--eos=true", "--add", "length", "previous"])
+    rows = table(tmp_path / "out")
+    alone = score_text("\n".join([*TEXT.splitlines(), "the cat"]), saved[kind], by="word", eos=True)
+    bits = [row.surprisal for row in alone]
+    bits[1:3] = [sum(bits[1:3])]
+    assert [float(row["surprisal"]) for row in rows] == pytest.approx(bits, rel=1e-5)
+    own = [row for row in rows if row["region"] != "<eos>"]
+    assert [(int(row["item"]), int(row["zone"]), row["region"]) for row in own] == [(i, z, " ".join(word.split())) for i, z, word in words]
+    assert [row["sentence_id"] for row in own] == [str(item + 1) for item, _, _ in words]
+    assert [row["item"] for row in rows if row["region"] == "<eos>"] == ["0", "1", "2"]
+    assert [row["previous_unk"] for row in rows] == [
+        "" if row["region_id"] == "1" else before["unk"] for before, row in zip([{}, *rows], rows, strict=False)
+    ]
+    cli.score([*common, "--output", str(tmp_path / "out"), "--reset=never"])
+    bits = [row.surprisal for row in score_text("\n".join([*TEXT.splitlines(), "the cat"]), saved[kind], by="word", reset="never")]
+    assert float(table(tmp_path / "out")[-1]["surprisal"]) == pytest.approx(bits[-1], rel=1e-5), "the line before is its context"
+
+
+def test_a_row_for_each_word_that_cannot_be(saved: dict[str, SavedModel], tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("item,text\n1,the\n1, \n")
+    (tmp_path / "a.txt").write_text("the\n")
+    model = f"--model={saved['word'].folder}"
+    for name, options, message in (
+        ("a.csv", ["--line_by=item"], r"a.csv, row 2 has no word: --line_by is for a row for each word or region"),
+        ("a.csv", ["--line_by=story"], "--line_by story: there is no such column"),
+        ("a.txt", ["--line_by=item"], "--line_by item: there is no such column"),
+        (
+            "a.csv",
+            ["--line_by=item", "--regions=|"],
+            "--regions parts lines into regions, and --line_by makes lines of them: leave one out",
+        ),
+        ("a.csv", ["--line_by=item", "--by=word"], "--line_by has a row for each region: leave out --by word"),
+        ("a.csv", ["--line_by=item", "--format=neural-complexity"], "neural-complexity's table is of words and one model"),
+        ("a.csv", ["--by=region"], "--by region needs --regions or --line_by"),
+    ):
+        with pytest.raises(UserError, match=message):
+            cli.score([str(tmp_path / name), model, *options, f"--output={tmp_path / 'out'}"])
+        assert not (tmp_path / "out").exists()
+
+
 def test_several_models(saved: dict[str, SavedModel], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.txt").write_text(TEXT)
     kinds = ("word", "char", "bpe")
@@ -216,6 +271,8 @@ def test_frequency_is_of_the_training_text(tmp_path: Path, text_folder: Path) ->
     (_, upper) = score_text("w2 W1", tmp_path, by="word", add=["frequency", "previous"])
     assert upper.frequency == pytest.approx(math.log10(per_million), abs=1e-6), "upper case is another word"
     assert upper.previous_frequency == pytest.approx(math.log10((counts.count("w2") + 1) * per_million), abs=1e-6)
+    rows = score_text("w1's | W1, | w1 w2 | w1.", tmp_path, raw=True, regions="|", add=["frequency"])
+    assert [each.frequency for each in rows] == [None, upper.frequency, None, row.frequency], "some are several words in the training text"
     assert score_text("w\u200b1", tmp_path, by="word", add=["frequency"], normalize=True)[0].frequency == row.frequency
 
 
@@ -228,9 +285,18 @@ def test_nothing_is_unknown_in_silence(saved: dict[str, SavedModel], tmp_path: P
     cli.score([str(tmp_path / "a.txt"), "--model", str(saved["word"].folder), "--output", str(tmp_path / "out")])
     assert len(caplog.messages) == 4, "each once"
     for odd, many in (caplog.messages[:2], caplog.messages[2:]):
-        assert "words look known but are not (4): 'c\\u200bat' is not 'cat' (U+200B ZERO WIDTH SPACE); " in odd
+        assert "words are not what they look like (4): 'c\\u200bat' is not 'cat' (U+200B ZERO WIDTH SPACE); " in odd
         assert "% of the tokens are <unk>" in many
     caplog.clear()
     rows = score_text("the c\u200bat cat\u00ad", saved["word"], normalize=True)
     assert [(row.token, row.unk) for row in rows] == [("the", 0), ("c\u200bat", 0), ("cat\u00ad", 0)]
     assert caplog.messages == []
+
+
+def test_a_curly_apostrophe_that_is_a_word_of_the_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Moses cuts at it, and the model knows all three words, but `don 't` is what stands in its text."""
+    vocabulary = Vocabulary(["<unk>", "<eos>", "don", "'t", "t", "\u2019", "I"])
+    save_pretrained(tmp_path, LSTMLanguageModel(ModelConfig(4, 4), len(vocabulary)), vocabulary, {"dataset": "toy"})
+    (tmp_path / "a.txt").write_text("I don\u2019t\n")
+    cli.score([str(tmp_path / "a.txt"), "--raw", "--model", str(tmp_path), "--output", str(tmp_path / "out")])
+    assert "words are not what they look like (1): 'don\u2019t' is not \"don't\" (U+2019 RIGHT SINGLE QUOTATION MARK)" in caplog.text

@@ -222,6 +222,15 @@ def test_a_model_without_unk_keeps_its_probabilities(tmp_path: Path, capsys: pyt
         import_model(tmp_path / "model.pt", tmp_path / "vocab.txt", tmp_path / "other")
 
 
+def test_words_of_a_lower_cased_text(tmp_path: Path) -> None:
+    for name, words in {"lower": WORDS, "mixed": [*WORDS[:-1], "N"]}.items():
+        torch.save(RNNModel(8, 6, 6, 1), tmp_path / "model.pt")
+        (tmp_path / "vocab.txt").write_text("\n".join(words))
+        import_model(tmp_path / "model.pt", tmp_path / "vocab.txt", tmp_path / name)
+        rows = score_text("The CAT", tmp_path / name)
+        assert [(row.token, row.unk) for row in rows] == [("The", name == "mixed"), ("CAT", name == "mixed")]
+
+
 class Evil:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch pwned",)

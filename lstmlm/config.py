@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -425,6 +426,17 @@ def _check_file(argv: list[str]) -> None:
         check(fits, f"{path}: write the keys of {section} with their values below it, or each as {section}.KEY, but not both")
 
 
+@cache
+def _parser(description: str) -> "ArgumentParser":
+    """Kept, as jsonargparse takes a fifth of a second to read all docstrings."""
+    parser = argument_parser(description)
+    parser.add_argument("--config", action="config", help="YAML file; overrides come after it.")
+    for name, section in SECTIONS.items():
+        group = parser.add_argument_group(section.__doc__.rstrip("."))
+        group.add_class_arguments(section, name, as_group=False)
+    return parser
+
+
 def load_config(
     argv: Sequence[str] | None = None,
     description: str = "Train an LSTM language model by truncated back-propagation through time.",
@@ -446,12 +458,7 @@ def load_config(
     argv = [re.sub(r"^(--[\w.]+=|)None$", r"\1null", word) for word in argv]  # as a sweep of W&B writes it
     argv += [f"--{key}={as_written(value)}" for key, value in flatten(sections).items()]
     _check_file(argv)
-    parser = argument_parser(description)
-    parser.add_argument("--config", action="config", help="YAML file; overrides come after it.")
-    for name, section in SECTIONS.items():
-        group = parser.add_argument_group(section.__doc__.rstrip("."))
-        group.add_class_arguments(section, name, as_group=False)
-    values = parse(parser, argv, repeated=None)
+    values = parse(_parser(description), argv, repeated=None)
     written = user_path(values.train.run_dir or "") / RUN_CONFIG
     if values.train.resume and argv[0].partition("=")[0] != "--config" and written.exists():
         try:

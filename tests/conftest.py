@@ -21,22 +21,30 @@ from tests.processes import SECONDS, Processes
 from tests.recorded import recorded_graphs  # noqa: F401 (a fixture)
 
 WIKITEXT = "LSTMLM_WIKITEXT"  # folder of WikiText-2 in Hub layout
+# The modules that take longest, so that none of them is left to one worker at the end.
+FIRST = """test_smoke test_wheel test_cluster test_launch test_benchmark test_hosts test_sweep test_command_line test_run test_outputs
+    test_tracking test_readme test_hub""".split()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Only `-m gpu` sees a GPU: the other tests know a CPU's figures, to the bit. One thread each: the two workers share two cores."""
+    """Only `-m gpu` sees a GPU: the other tests know a CPU's figures, to the bit. One thread each: the two workers share two cores.
+
+    No test asks the network: what has a `/` in it may be a name on the Hub, which would be tried again for half a minute.
+    """
     torch.set_num_threads(1)
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that takes `small`, and not to build a configuration only, trains a whole run."""
+    """A test that takes `small`, and not to build a configuration only, trains a whole run. The longest modules go first."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         trains = "small" in fixtures and "small_config" not in fixtures
-        if trains or fixtures & {"whole", "cli"} or item.path.is_relative_to(ROOT / "tests" / "system"):
+        if trains or fixtures & {"whole", "cli", "place", "trained"} or item.path.is_relative_to(ROOT / "tests" / "system"):
             item.add_marker(pytest.mark.system)
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
 
 
 @pytest.fixture(autouse=True)

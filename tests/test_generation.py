@@ -278,6 +278,14 @@ def test_the_command(cli: Callable[..., subprocess.CompletedProcess[str]], folde
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_a_table_of_prompts_and_texts_of_several_lines(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "prompts.csv").write_text("text,item\nw1,1\nw3 w4,2\n")
+    prompts = ["--prompt_file", str(tmp_path / "prompts.csv"), "--seed", "1", "--lines", "2"]
+    assert generate(["--model", str(folder), *prompts]) == 0
+    assert capfd.readouterr().out == "\n".join(f"{text}\n" for text in generate_texts(["w1", "w3 w4"], 1, model=folder, seed=1, lines=2))
+
+
+@pytest.mark.system
 def test_on_a_terminal_it_is_the_same_text(folder: Path) -> None:
     main, side = os.openpty()
     command = [sys.executable, f"{ROOT}/scripts/generate.py", "--model", str(folder), "--seed", "7", "--prompt", "w1"]

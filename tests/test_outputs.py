@@ -55,7 +55,6 @@ def place(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> Iterat
     folder = tmp_path_factory.mktemp("place")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setenv("HF_HUB_OFFLINE", "1")
         fresh_train(load_config(small_arguments(text_folder, folder, "--train.max_steps=1")))
         Path("run/model/model.safetensors").rename("stored.parquet")  # as some stores of large files have it
         Path("run/model/model.safetensors").symlink_to("../../stored.parquet")

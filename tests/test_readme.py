@@ -9,6 +9,8 @@ from jsonargparse import ArgumentParser
 
 from lstmlm import cli, load_config
 from lstmlm.cli import COMMANDS as COMMANDS_OF
+from lstmlm.data import toy
+from tests.helpers import metrics
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -70,8 +72,12 @@ def test_every_file_it_names_is_there() -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+@pytest.mark.system
 def test_the_python_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where the cache is
+    monkeypatch.setattr(toy, "TOKENS", dict.fromkeys(toy.TOKENS, 2000))
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    exec(code, {})
+    exec(code.replace('"max_steps": 200', '"max_steps": 3, "threads": 1'), {})
+    assert [line["step"] for line in metrics(tmp_path / "runs/b")][-1] == 3

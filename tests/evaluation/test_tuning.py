@@ -88,3 +88,9 @@ def test_the_command_scores_test_once_with_what_it_found(folder: Path, tmp_path:
         assert commands.evaluate([*common, *options, "--split", split]) == 0
         assert json.loads(capsys.readouterr().out)["nll"] == expected["nll"]
     assert result["settings"]["window"] == 60
+    words = [word for word in common if word != "--json"]
+    assert commands.evaluate([*words, "--tune", "--evaluations", "1", "--tune_tokens", "200", "--breakdown"]) == 0
+    validation, test, *groups = capsys.readouterr().out.splitlines()
+    assert (validation.partition(": ")[0], test.partition(": ")[0]) == ("validation", "test")
+    assert "<eos>" in {group.split()[0] for group in groups}
+    assert sum(float(group.split()[-4].removesuffix("%")) for group in groups) == pytest.approx(100, abs=0.3)

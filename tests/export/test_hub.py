@@ -19,7 +19,7 @@ from huggingface_hub import ModelCard
 
 from lstmlm.model.pretrained import load, model_card
 from tests.export.test_transformers import make_model
-from tests.helpers import ROOT, WORDS
+from tests.helpers import WORDS
 
 pytestmark = pytest.mark.system  # whole runs or processes
 
@@ -115,7 +115,7 @@ def hub() -> Iterator[Hub]:
 
 
 def run(hub: Hub, folder: Path, *words: str, token: str) -> str:
-    environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(folder / "hf"), "HF_TOKEN": token}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.address, "HF_HOME": str(folder / "hf"), "HF_TOKEN": token}
     result = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, timeout=200, cwd=folder)
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -126,8 +126,7 @@ def test_push_and_load_by_name(hub: Hub, tmp_path: Path) -> None:
     figures = {"test": {"ppl": 12.5, "targets": 100, "columns": 1}}
     vocabulary = load(tmp_path / "own").vocabulary
     (tmp_path / "own/README.md").write_text(model_card(model, vocabulary, {"dataset": "toy"}, figures))
-    export = str(ROOT / "scripts/export.py")
-    pushed = run(hub, tmp_path, export, "own", "--to", "hub", "--output", "me/small", "--private", token="secret")
+    pushed = run(hub, tmp_path, "-m", "lstmlm", "export", "own", "--to", "hub", "--output", "me/small", "--private", token="secret")
     assert "/me/small/commit/" in pushed
     assert hub.private == {"me/small": True}
     files = hub.repositories["me/small"]

@@ -180,6 +180,7 @@ def test_a_model_that_was_read_stands_for_its_folder(model: LSTMLanguageModel, t
     assert load(saved, raw=True).text_vocabulary.tokenizer == "moses"
 
 
+@pytest.mark.system
 def test_scoring_and_generation_start_without_what_they_do_not_need(model: LSTMLanguageModel, tmp_path: Path) -> None:
     save_pretrained(tmp_path / "model", model, VOCABULARY, DATA)
     (tmp_path / "a.txt").write_text("w1 w2\n")

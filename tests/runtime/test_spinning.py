@@ -18,6 +18,7 @@ from lstmlm import train
 """
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(("own", "expected"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")])
 def test_before_torch(own: dict[str, str], expected: str) -> None:
     clean = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}

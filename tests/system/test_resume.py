@@ -36,6 +36,20 @@ def test_a_kill_and_a_signal_to_one_rank_change_nothing(small: Small, tmp_path: 
     assert_same_up_to_rounding(tmp_path / "alone", tmp_path / "whole", TOLERANCES, weights=1e-4)
 
 
+def test_several_ranks_finish_a_validation_before_they_leave(small: Small, tmp_path: Path) -> None:
+    """Its work is shared, and one of them alone does not know of the signal."""
+    arguments = small("--train.epochs=2", "--train.resume=true", run="cut")
+    process = start(2, arguments, FAULTY, FAULT="pause_validation", FAULT_RANK="1", FAULT_STEP="-1")
+    process.wait_for("paused")
+    process.send_signal(signal.SIGTERM, rank=1)
+    stopped = process.wait()
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
+    assert stopped.stderr.count("validation ppl") == stopped.stderr.count("stopped by signal 15 after step 15") == 1
+    launch(2, arguments)
+    launch(2, small("--train.epochs=2", run="whole"))
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
 # Ranks of the starts, steps at which all but the last are killed, overrides.
 CASES: dict[str, tuple[list[int], list[int], list[str]]] = {
     "3 ranks, killed twice": ([3, 3, 3], [17, 37], []),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lstmlm.model.pretrained import BUNDLED
-from tests.helpers import ROOT
+from tests.helpers import ROOT, Small
 
 
 def run(folder: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -20,7 +20,7 @@ def run(folder: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
     return result
 
 
-def test_a_wheel_trains_and_generates(tmp_path: Path) -> None:
+def test_a_wheel_trains_and_generates(tmp_path: Path, small: Small) -> None:
     pytest.importorskip("setuptools")
     source = tmp_path / "source"
     source.mkdir()
@@ -47,7 +47,10 @@ def test_a_wheel_trains_and_generates(tmp_path: Path) -> None:
         generated = run(work, lstmlm, "generate", "--prompt", "Once upon a time", "--max_len", "5")
         assert "using the model that comes with lstmlm" in generated.stderr
         assert generated.stdout.startswith("Once upon a time ")
-    toy = ["--data.dataset=toy", f"--data.cache_dir={tmp_path / 'cache'}", "--train.max_steps=20", "--tracking.trackers=[]"]
-    run(work, lstmlm, "train", *toy, "--train.run_dir=runs/toy")
-    generated = run(work, lstmlm, "generate", "--model", "runs/toy", "--prompt", "today", "--max_len", "5", "--seed", "1")
-    assert generated.stdout.startswith("today ")
+    code = """
+import sys
+from lstmlm import generate_text, load_config, train
+run = train(load_config(sys.argv[1:]))
+print(generate_text("w1", 5, model=run.run_dir))
+"""
+    assert run(work, python, "-c", code, *small("--train.max_steps=2")).stdout.startswith("w1 ")

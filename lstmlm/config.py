@@ -285,7 +285,7 @@ class TrainConfig(_Section):
     (trace.json, for Perfetto) and a table of the ten operations that take most time. null = none."""
     dry_run: bool = False
     """Only try: build everything, do a few training steps and one of validation, say how long the run will take and what memory and
-    disk it needs, and write nothing. (What a download from the Hub leaves in its own cache stays.)"""
+    disk it needs, and write nothing but token ids, to data.cache_dir, where the run finds them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

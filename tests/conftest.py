@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         trains = "small" in fixtures and "small_config" not in fixtures
-        if trains or fixtures & {"whole", "cli", "place", "trained"} or item.path.is_relative_to(ROOT / "tests" / "system"):
+        if trains or fixtures & {"whole", "cli", "trained"} or item.path.is_relative_to(ROOT / "tests" / "system"):
             item.add_marker(pytest.mark.system)
     items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
 

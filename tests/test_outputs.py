@@ -50,9 +50,9 @@ INPUTS = [
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> Iterator[Path]:
+def trained(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> Iterator[Path]:
     """A run and its model, texts, and things that are no files; the process stands there."""
-    folder = tmp_path_factory.mktemp("place")
+    folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         fresh_train(load_config(small_arguments(text_folder, folder, "--train.max_steps=1")))
@@ -86,20 +86,20 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("command", OUTPUTS.values(), ids=list(OUTPUTS))
-def test_an_output_destroys_nothing(command: list[str], place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_destroys_nothing(command: list[str], trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip({"report": "matplotlib", "export": "transformers"}.get(command[0], "pytest"))
     pytest.importorskip("onnx" if "--to=onnx" in command else "pytest")
-    before, zero = state(place), Path("/dev/zero").stat()
+    before, zero = state(trained), Path("/dev/zero").stat()
     of_folders = command[0] in ("export", "import") or command[-1] == "--png"
     read = [word.rpartition("=")[2] for word in command if word.startswith(("a.", "--text=", "--dataset="))]
     for name in [LONG, *(FOLDERS if of_folders else [*FILES, *read])]:
         line = refusal([*command[:-1], f"{command[-1]}={name}"], capsys)
         assert line.startswith(f"error: {command[-1]}{f' {name}' * (name != '')}"), line
-    assert state(place) == before
+    assert state(trained) == before
     assert Path("/dev/zero").stat().st_rdev == zero.st_rdev
 
 
-def test_what_a_split_is_read_from_stays(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_split_is_read_from_stays(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A file in capitals, and one in a folder that is a link; a model that says nothing of its text keeps nobody from a result."""
     for name in ("caps/Train.parquet", "caps/Valid.parquet", "caps/Test.parquet", "real/1.parquet", "linked/train.parquet"):
         make_file(Path(name), Path("a.parquet").read_bytes())
@@ -112,27 +112,27 @@ def test_what_a_split_is_read_from_stays(place: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("command", INPUTS, ids=" ".join)
-def test_what_cannot_be_read_is_one_line(command: list[str], place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = state(place)
+def test_what_cannot_be_read_is_one_line(command: list[str], trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = state(trained)
     for name in ("fifo", "/dev/zero", "absent/a/b", "a.txt/b", "", LONG, "s\udcff", "\x1b[31m"):
         end = [f"{command[-1]}={name}"] if command[-1].count("=") == 0 and len(command) > 1 else [command[-1], name]
         line = refusal([*command[:-1], *end], capsys)
         assert line.isprintable()
-    assert state(place) == before
+    assert state(trained) == before
 
 
-def test_a_run_directory_that_cannot_be_made(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_directory_that_cannot_be_made(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a.txt", "a.txt/b", "fifo", "/dev/zero", LONG):
         line = refusal(["train", "--tracking.trackers=[]", "--data.dataset=toy", f"--train.run_dir={name}"], capsys)
         assert f"cannot write {name}" in line
 
 
-def test_a_prompt_that_is_no_text_is_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prompt_that_is_no_text_is_told(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for raw in ([], ["--raw"]):
         assert refusal(["generate", "--model=run", "--prompt=w1 \udcff", *raw], capsys).endswith(r"UTF-8: w1 \udcff")
 
 
-def test_results_on_standard_output_are_one(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_results_on_standard_output_are_one(trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run_script(lambda: COMMANDS["pairs"](["a.jsonl", "--model=run", "--output=/dev/stdout"])) == 0
     out, err = capfd.readouterr()
     (pair,) = map(json.loads, out.splitlines())

@@ -1,25 +1,14 @@
-"""A dry run: all that a run is made of, a few steps and the beginning of a validation; it tells what the run needs, and nothing stays."""
+"""A dry run: all that a run is made of, a few steps and the beginning of a validation; it tells what the run needs, and writes no run."""
 
 import shutil
-import signal
-import sys
-import tempfile
-import threading
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from itertools import chain, islice
-from pathlib import Path
+from itertools import islice
 
 import safetensors.torch
-from accelerate import Accelerator
 
 from lstmlm.config import Config
 from lstmlm.console import UserError, print_line
 from lstmlm.evaluation.perplexity import SEGMENT_TOKENS, evaluate_stream
-from lstmlm.files import user_path
 from lstmlm.runtime import launch
 from lstmlm.runtime.distributed import fail_together, main_value
 from lstmlm.runtime.hardware import peak_memory
@@ -47,7 +36,7 @@ def dry_run(config: Config) -> Outcome:
     train = config.train
     directory = RunDirectory(train.run_dir or "runs")
     place = directory.path.absolute()
-    with _terminable(), launch.started(config) as accelerator, _scratch_cache(config, accelerator) as cache:
+    with launch.started(config) as accelerator:
         past = resume.Past()
         with fail_together(accelerator):
             tracking.check_installed(config.tracking.trackers)
@@ -58,8 +47,7 @@ def dry_run(config: Config) -> Outcome:
         saved, summary = main_value(accelerator, (past.saved, past.summary))
         if summary is not None:
             return Outcome(place, summary=summary)
-        scratch_config = replace(config, data=replace(config.data, cache_dir=str(cache)))
-        corpus, train_step = build(scratch_config, accelerator, resume.origin(config, directory, saved))
+        corpus, train_step = build(config, accelerator, resume.origin(config, directory, saved))
         if saved is not None:
             resume.check_data(saved.data_fingerprint, corpus.fingerprint)
         cursor, results, row_seconds = Cursor(), [], []
@@ -77,8 +65,8 @@ def dry_run(config: Config) -> Outcome:
         tensors, _ = train_step.state_dict()
         if accelerator.is_main_process:
             safetensors.torch.save(tensors)  # for its memory: a save has the tensors and the content of their file at once
-        size = sum(tensor.nbytes for tensor in tensors.values())
-        weights = sum(tensor.nbytes for name, tensor in tensors.items() if name.startswith("model."))
+        sizes = {name: tensor.nbytes for name, tensor in train_step.layout().items()}
+        size, weights = sum(sizes.values()), sum(size for name, size in sizes.items() if name.startswith("model."))
         model = weights + len(corpus.vocabulary.to_bytes())
         memory = peak_memory(accelerator.device)
         train_step.close()
@@ -117,30 +105,3 @@ def _check_disk(figures: dict[str, float], directory: RunDirectory) -> None:
             f"the run needs {figures['disk/needed'] / 1e6:,.2f} MB of disk in {directory.path}, and "
             f"{(figures['disk/free'] + there) / 1e6:,.2f} MB are free: make room, or name another train.run_dir"
         )
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """A signal ends a block as an exception does, so that its files go. Python sets signal handlers in the main thread only."""
-    with ExitStack() as before:
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1) if threading.current_thread() is threading.main_thread() else ():
-            before.callback(signal.signal, number, signal.signal(number, lambda number, _: sys.exit(128 + number)))
-        yield
-
-
-@contextmanager
-def _scratch_cache(config: Config, accelerator: Accelerator) -> Iterator[Path]:
-    """A folder that the ranks of a host share: what the cache of token ids has, and room for what it has not."""
-    folder = Path(tempfile.gettempdir()) / main_value(accelerator, f"lstmlm-{uuid.uuid4().hex}")
-    try:
-        with fail_together(accelerator):
-            if accelerator.is_local_main_process:
-                folder.mkdir(mode=0o700)
-                cache = user_path(config.data.cache_dir).absolute()
-                # Whole files, never written to; a *.tmp would be, through its link.
-                for file in chain(cache.glob("*.tokens"), cache.glob("*.vocab.json")):
-                    (folder / file.name).symlink_to(file)
-        yield folder
-    finally:
-        if accelerator.is_local_main_process:
-            shutil.rmtree(folder, ignore_errors=True)

@@ -3,7 +3,7 @@
 import bisect
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -121,54 +121,27 @@ def evaluate_stream(
     Raises:
         InterruptedError: `interrupted` said so.
     """
+    from lstmlm.runtime.distributed import rounds, sum_over_ranks
+
     columns = min(columns, len(stream) - 1)
     rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     table = Table(stream, columns, rank, world_size, model.embedding.weight.device)
-    local = table.local_columns
-    segments = ((0, nll) for nll in _score_table(table, StaticScorer(model, local), interrupted)) if local else iter(())
-    (nll,) = _sums(segments, 1, accelerator, scored)
-    return Evaluation(len(stream), table.num_targets, nll, columns)
+    local, nll = table.local_columns, torch.zeros((), dtype=torch.float64)
+    segments = _score_table(table, StaticScorer(model, local), interrupted) if local else iter(())
+    for segment, working in rounds(accelerator, segments):
+        if segment is not None:
+            nll += segment.double().sum()
+        scored(working * SEGMENT_TOKENS)
+    nll = sum_over_ranks(accelerator, nll) if accelerator else nll
+    return Evaluation(len(stream), table.num_targets, nll.item(), columns)
 
 
-@torch.no_grad()
-@ieee_products()
-def evaluate_whole(
-    model: LSTMLanguageModel, streams: Sequence[Tensor], accelerator: "Accelerator", scored: Scored = lambda targets: None
-) -> list[Evaluation]:
-    """Static perplexity of a model on several streams, each at one column by one rank, so each to the bit what a single rank gives.
-
-    Args:
-        model: The bare model, not wrapped.
-        streams: Each int32 (n,); they are dealt out to the ranks.
-        accelerator: Every rank calls this.
-        scored: As for `evaluate_stream`.
-    """
-    own = range(accelerator.process_index, len(streams), accelerator.num_processes)
-    tables = ((i, Table(streams[i], 1, device=model.embedding.weight.device)) for i in own)
-    segments = ((i, nll) for i, table in tables for nll in _score_table(table, StaticScorer(model, 1)))
-    sums = _sums(segments, len(streams), accelerator, scored)
-    return [Evaluation(len(stream), len(stream) - 1, nll, 1) for stream, nll in zip(streams, sums, strict=True)]
-
-
-def _score_table(table: Table, scorer: Scorer, interrupted: Callable[[], bool] = lambda: False) -> Iterator[Tensor]:
+def _score_table(table: Table, scorer: Scorer, interrupted: Callable[[], bool]) -> Iterator[Tensor]:
     """Nll of one segment after the other, each float32 (T, B_r) on the CPU."""
     for window in table.windows(-(-SEGMENT_TOKENS // table.local_columns)):
         if interrupted():
             raise InterruptedError
         yield scorer(*table.segment(*window.segments[0])).cpu()
-
-
-def _sums(segments: Iterator[tuple[int, Tensor]], streams: int, accelerator: "Accelerator | None", scored: Scored) -> list[float]:
-    """Nll of each stream over all ranks, of this rank's segments: number of their stream, and nll."""
-    from lstmlm.runtime.distributed import rounds, sum_over_ranks
-
-    sums = torch.zeros(streams, dtype=torch.float64)
-    for segment, working in rounds(accelerator, segments):
-        if segment is not None:
-            stream, nll = segment
-            sums[stream] += nll.double().sum()
-        scored(working * SEGMENT_TOKENS)
-    return (sum_over_ranks(accelerator, sums) if accelerator else sums).tolist()
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from lstmlm.config import Config
 from lstmlm.console import Progress, perplexity, print_line
 from lstmlm.data.corpus import Corpus
-from lstmlm.evaluation.perplexity import Evaluation, bits_per_character, evaluate_stream, evaluate_whole, word_ppl
+from lstmlm.evaluation.perplexity import Evaluation, bits_per_character, evaluate_stream, word_ppl
 from lstmlm.model.dropout import MASKS
 from lstmlm.runtime.distributed import fail_together, main_tensors, main_value
 from lstmlm.runtime.hardware import memory_in_use, package_versions
@@ -278,7 +278,7 @@ class Run:
         streams = {split: self.corpus.splits[split] for split in ("validation", "test")}
         targets = sum(len(stream) - 1 for stream in streams.values())
         with self.seconds.timed("evaluation"), self.progress.scoring("scoring validation and test", targets) as tick:
-            results = evaluate_whole(self.train_step.model, list(streams.values()), self.accelerator, tick)
+            results = [evaluate_stream(self.train_step.model, stream, 1, self.accelerator, tick) for stream in streams.values()]
         figures = {}
         for split, result in zip(streams, results, strict=True):
             self._refuse_unless_finite(split, result)

@@ -2,11 +2,10 @@ import weakref
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from lstmlm import LSTMLanguageModel
 from lstmlm.evaluation import perplexity
-from lstmlm.evaluation.perplexity import Stretches, evaluate_stream, evaluate_whole, score_stream
+from lstmlm.evaluation.perplexity import Stretches, evaluate_stream, score_stream
 from lstmlm.runtime.hardware import set_float32_products
 from tests.helpers import sharp_model, token_by_token
 
@@ -42,14 +41,6 @@ def test_products_are_float32_where_training_uses_tf32(model: LSTMLanguageModel,
     monkeypatch.setattr(model, "score", watched)
     evaluate_stream(model, torch.arange(20, dtype=torch.int32))
     assert seen == [("ieee", "ieee")]
-
-
-def test_whole_streams_are_scored_as_by_themselves(model: LSTMLanguageModel) -> None:
-    streams = [torch.randint(31, (size,), dtype=torch.int32) for size in (9000, 40)]
-    scored: list[int] = []
-    results = evaluate_whole(model, streams, Accelerator(cpu=True), scored.append)
-    assert results == [evaluate_stream(model, stream) for stream in streams]
-    assert len(scored) == 4
 
 
 def test_what_a_scorer_returns_is_not_kept() -> None:

@@ -83,7 +83,7 @@ def at_the_end(self: Run) -> Any:
 
 
 def faulty_score(self: LSTMLanguageModel, *args: Any) -> Any:
-    """Wait for a signal in the middle of the first evaluation; or take 0.6 s for a segment at the end, or make the third the last."""
+    """Wait for a signal in the middle of the first evaluation; or take 0.3 s for a segment at the end, or make the third the last."""
     global scored
     scored += 1
     if scored == 2 and KIND == "pause_validation":
@@ -91,7 +91,7 @@ def faulty_score(self: LSTMLanguageModel, *args: Any) -> Any:
     if scored == 3 and KIND == "kill_end":
         os.kill(os.getpid(), signal.SIGKILL)
     if KIND.endswith("_end"):
-        time.sleep(600 if scored == 3 and KIND == "hang_end" else 0.6)
+        time.sleep(600 if scored == 3 and KIND == "hang_end" else 0.3)
     return score(self, *args)
 
 

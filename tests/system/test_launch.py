@@ -183,13 +183,13 @@ def test_a_fault_of_one_rank_ends_all(kind: str, rank: str, told: str, small: Sm
     assert not list((tmp_path / "run/checkpoints").glob(".*")), "no partial file"
 
 
-def test_scoring_at_the_end_is_shared_and_may_last_longer_than_the_timeout(small: Small, tmp_path: Path) -> None:
-    """Rank 1 scores the test split for 12 s, rank 0 the validation split and then waits; the timeout is 9 s."""
+def test_scoring_at_the_end_may_last_longer_than_the_timeout(small: Small, tmp_path: Path) -> None:
+    """Rank 1 scores both splits, for 6 s each, and rank 0 waits; the timeout is 6 s."""
     torch.set_num_threads(1)
-    arguments = small("--train.max_steps=3", "--train.timeout_minutes=0.15")
+    arguments = small("--train.max_steps=3", "--train.timeout_minutes=0.1")
     launch(2, arguments, FAULTY, FAULT="slow_end", FAULT_RANK="1", FAULT_STEP="-1")
     summary = json.loads((tmp_path / "run/summary.json").read_bytes())
-    assert summary["seconds"]["evaluation"] > 9
+    assert summary["seconds"]["evaluation"] > 10
     model = load(tmp_path / "run").model
     corpus = load_corpus(load_config(arguments).data)
     for split, name in (("validation", "valid"), ("test", "test")):

@@ -285,7 +285,7 @@ class TrainConfig(_Section):
     (trace.json, for Perfetto) and a table of the ten operations that take most time. null = none."""
     dry_run: bool = False
     """Only try: build everything, do a few training steps and one of validation, say how long the run will take and what memory and
-    disk it needs, and write nothing but token ids, to data.cache_dir, where the run finds them."""
+    disk it needs. Nothing is written but what the caches of the data keep: data.cache_dir, where the run finds it, and the Hub's own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -458,7 +458,11 @@ def load_config(
     argv = [re.sub(r"^(--[\w.]+=|)None$", r"\1null", word) for word in argv]  # as a sweep of W&B writes it
     argv += [f"--{key}={as_written(value)}" for key, value in flatten(sections).items()]
     _check_file(argv)
-    values = parse(_parser(description), argv, repeated=None)
+    try:
+        values = parse(_parser(description), argv, repeated=None)
+    except UsageError:
+        _parser.cache_clear()  # it may have taken note of --print_config
+        raise
     written = user_path(values.train.run_dir or "") / RUN_CONFIG
     if values.train.resume and argv[0].partition("=")[0] != "--config" and written.exists():
         try:

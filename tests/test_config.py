@@ -52,6 +52,9 @@ def test_a_printed_configuration_is_the_one_that_it_was_printed_for(tmp_path: Pa
     path = tmp_path / "printed.yaml"
     path.write_text(capsys.readouterr().out)
     assert load_config(["--config", str(path)]) == load_config(argv)
+    with pytest.raises(UsageError, match="optim.lr must be a number"):
+        load_config(["--print_config", "--optim.lr", "fast"])
+    assert load_config([]).optim.lr == 1e-3, "and nothing is printed"
 
 
 def test_a_run_goes_on_with_its_own_configuration(tmp_path: Path) -> None:

@@ -49,8 +49,8 @@ def score_pairs(
         `surprisal_good`, `surprisal_bad`: -log2 of the probability of a side: bits;
         `outcome`: `right` where the good side is likelier; `tie` where both have the same probability, as two sentences have that differ
             in unknown words alone; else `wrong`;
-        `words`: tokens of both sides that were scored, without `<eos>`;
-        `unknown_good`, `unknown_bad`: those of each side, as they stood, for which `<unk>` was scored.
+        `words`: tokens of both sides, what stands before the critical words included, without `<eos>`;
+        `unknown_good`, `unknown_bad`: those of each side, as they stood, that the model does not know.
 
     Raises:
         UserError: The file or the model cannot be read, or a row is not a pair.
@@ -64,16 +64,16 @@ def score_pairs(
         for context, scored in METHODS[by]:
             before = row[context].strip() if context else ""
             line = cut(f"{before} {row[scored]}".strip() if context else row[scored], vocabulary)
-            unknown.see(row[scored])
+            unknown.see(" ".join(line.words))
             sides.append((line, bisect_left(line.word_of, len(before.split()))))
     ids = [[*line.ids, vocabulary.eos] for line, _ in sides]
     starts = [0, *accumulate(map(len, ids))]
     words = word_starts(vocabulary).to(saved.device) if by != "sentence" and vocabulary.level != "word" else None
     scorer = StaticScorer if words is None else partial(TokenScorer, starts=words)
     scores = Stretches(partial(scorer, saved.model), vocabulary.eos, saved.device).all(torch.tensor([*chain(*ids)]), starts[:-1]).double()
-    nll, boundary = (scores, torch.zeros_like(scores)) if words is None else (scores[0], scores[3])
-    if not nll.isfinite().all():
+    if not scores.isfinite().all():
         raise UserError("the model's scores are not finite: its weights are far too large")
+    nll, boundary = (scores, torch.zeros_like(scores)) if words is None else (scores[0], scores[3])
     boundary[starts[:-1]] = 0  # at the start of a line no word has to end
     sums = []
     for start, end, (_, first) in zip(starts, starts[1:], sides, strict=False):
@@ -89,11 +89,10 @@ def score_pairs(
             "surprisal_good": good_nll / math.log(2),
             "surprisal_bad": bad_nll / math.log(2),
             "outcome": "tie" if tie else "right" if good_nll < bad_nll else "wrong",
-            "words": sum(len(line.ids) - first for line, first in (good, bad)),
+            "words": len(good[0].ids) + len(bad[0].ids),
         }
-        for side, (line, first) in (("good", good), ("bad", bad)):
-            tokens = zip(line.texts[first:], line.ids[first:], strict=True)
-            figures[f"unknown_{side}"] = [text for text, i in tokens if i == vocabulary.unk]
+        for side, (line, _) in (("good", good), ("bad", bad)):
+            figures[f"unknown_{side}"] = [text for text, i in zip(line.texts, line.ids, strict=True) if i == vocabulary.unk]
         pairs.append(row | figures)
     unknown.warn(str(file), sum(map(_unknown, pairs)), sum(pair["words"] for pair in pairs))
     return pairs
@@ -102,7 +101,8 @@ def score_pairs(
 def summarize(pairs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Of each UID in the order of the file, and of `all` (`all pairs` where a UID has that name): how many `pairs`, `accuracy`, the share
     of those whose outcome is `right`, how many `ties`, and `unknown`, the share of `<unk>` among the tokens. `known_pairs` are those in
-    which the same words are unknown on both sides, mostly none, and `known_accuracy` (null where there is none) is that of these."""
+    which the same words in the same order, mostly none, are unknown on both sides; `known_accuracy` is that of these, None of none.
+    """
     groups: dict[str, list[dict[str, Any]]] = {}
     for pair in pairs:
         groups.setdefault(pair["UID"], []).append(pair)

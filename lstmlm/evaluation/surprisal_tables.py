@@ -187,8 +187,9 @@ def sentences_of(texts: Iterable[tuple[str, Callable[[], Rows]]], scoring: Scori
         values: Names of the other columns that every row has.
     """
     column, number = scoring.line_by, 0
-    check(column is None or column in values, f"--line_by {column}: there is no such column")
     for name, read in texts:
+        there = f"only {', '.join(values)}" if values else "as it is no table with rows (.csv, .tsv, .json, .jsonl, .parquet)"
+        check(column is None or column in values, f"--line_by {column}: {name} has no such column, {there}")
         parts = partial(_joined, name, read, values, column) if column else partial(_parted, name, read, values, scoring.regions)
         fresh = Resets(scoring.reset, lambda parts=parts: (line for text, *_ in parts() for line in _lines(text)))  # type: ignore[misc]
         for text, regions, labels, own in parts():
@@ -359,7 +360,8 @@ def frequencies(saved: SavedModel) -> Frequency:
 
     def frequency(word: str) -> float | None:
         bare = _bare(prepared(word, vocabulary.lowercase, saved.text_vocabulary.normalize))
-        words = saved.text_vocabulary.tokenize(bare) if vocabulary.level == "word" else bare.split()
+        by_words = vocabulary.level == "word" and vocabulary.tokenizer == "whitespace"  # as the words of the text were counted
+        words = saved.text_vocabulary.tokenize(bare) if by_words else bare.split()
         return round(math.log10((counts[bare] + 1) * per_million), 6) if bare in counts or len(words) < 2 else None
 
     return frequency
@@ -397,7 +399,8 @@ def parquet(file: BinaryIO, columns: Sequence[str], windows: Iterable[Sequence[R
                 try:
                     array = pyarrow.array(values, writer and writer.schema.field(name).type)
                     if array.type == pyarrow.null():  # nothing says yet of which type it is; those of ours that may be missing are numbers
-                        array = array.cast(pyarrow.int64() if name.endswith("length") else pyarrow.float64())
+                        whole = name.endswith("length") or name.startswith("previous_unk")
+                        array = array.cast(pyarrow.int64() if whole else pyarrow.float64())
                     arrays[name] = array
                 except (pyarrow.ArrowException, OverflowError):
                     raise UserError(

@@ -102,7 +102,7 @@ class Unknown:
 
     def __init__(self, saved: SavedModel) -> None:
         self._vocabulary = saved.text_vocabulary
-        self._odd: dict[str, str] = {}
+        self._odd: dict[str, str | None] = {}  # words with such characters, and what they look like, where they are not that
 
     def see(self, text: str) -> None:
         """Remember the words that only look as if they were known."""
@@ -112,17 +112,16 @@ class Unknown:
                     ordinary, tokenize = prepared(word, lowercase=False, normalize=True).translate(CURLY), self._vocabulary.tokenize
                     # A curly apostrophe may be a known mark, at which Moses cuts a word apart.
                     other = not self._knows(word) or len(tokenize(ordinary)) < len(tokenize(word))
-                    if other and self._knows(ordinary):
-                        self._odd[word] = ordinary
+                    self._odd[word] = ordinary if other and self._knows(ordinary) else None
 
     def _knows(self, word: str) -> bool:
         return all(token in self._vocabulary for token in self._vocabulary.tokenize(word))
 
     def warn(self, name: str, unknown: int, tokens: int) -> None:
         """Say what is wrong, and what helps: `unknown` of the `tokens` of the texts called `name` are `<unk>`."""
-        if self._odd:
-            told = "; ".join(f"{word!r} is not {known!r} ({_codes(word, known)})" for word, known in [*self._odd.items()][:5])
-            count = f"{len(self._odd):,}"
+        if odd := [(word, known) for word, known in self._odd.items() if known is not None]:
+            told = "; ".join(f"{word!r} is not {known!r} ({_codes(word, known)})" for word, known in odd[:5])
+            count = f"{len(odd):,}"
             logger.warning("%s: words are not what they look like (%s): %s; --normalize and straight quotes help", name, count, told)
         if unknown > MANY_UNKNOWN * tokens:
             helps = ["a model of --data.level bpe knows every word"]

@@ -228,5 +228,6 @@ def import_model(file: str | Path, vocab: str | Path, folder: str | Path) -> Non
         model = LSTMLanguageModel(model.config, len(words))
         model.load_weights(weights)
     data = {"dataset": dataset_name(str(vocab)) if vocab.is_dir() else UNKNOWN, "subset": None, "level": "word"}
-    lowercase = all(word == word.lower() for word in words)  # of a lower-cased text
+    cased = [word for word in words if word.lower() != word.upper() and word not in (EOS, UNK)]
+    lowercase = bool(cased) and all(word == word.lower() for word in cased)  # of a lower-cased text
     save_pretrained(folder, model, Vocabulary(words, lowercase=lowercase), data, {"imported_from": file.name})

@@ -37,7 +37,7 @@ def dry_run(config: Config, corpus: Corpus, train_step: TrainStep, accelerator: 
         "disk": f"{_size(figures['disk/needed'])}: {kept} checkpoint{'s' * (kept > 1)} of {_size(figures['disk/checkpoint'])} and one "
         f"while it is written, model {_size(figures['disk/model'])} and its weights twice more for a while; "
         f"{_size(figures['disk/free'])} are free",
-        "result": "a run can start; nothing was written but token ids, to data.cache_dir",
+        "result": "a run can start; nothing was written but to the caches of its data",
     }
     return _table(_described(config, corpus, train_step, accelerator) | rows)
 

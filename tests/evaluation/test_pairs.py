@@ -14,7 +14,7 @@ import torch
 
 from lstmlm import UserError, Vocabulary
 from lstmlm import cli as commands
-from lstmlm.evaluation.pairs import score_pairs
+from lstmlm.evaluation.pairs import score_pairs, summarize
 from lstmlm.model.pretrained import load, save_pretrained
 from tests.helpers import WORDS, sharp_model, token_by_token
 
@@ -127,9 +127,14 @@ def test_critical_regions(folder: Path, tmp_path: Path, caplog: pytest.LogCaptur
     (pair,) = score_pairs(tmp_path / "a.jsonl", folder, by="one_prefix")
     assert (from_csv["surprisal_good"], from_csv["surprisal_bad"]) == (pair["surprisal_good"], pair["surprisal_bad"])
     assert (pair["surprisal_good"], pair["surprisal_bad"]) == (words("w1 w2", "w3"), words("w1 w2", "w4 w5"))
-    assert (pair["words"], pair["outcome"]) == (3, "right" if pair["surprisal_good"] < pair["surprisal_bad"] else "wrong")
+    assert (pair["words"], pair["outcome"]) == (7, "right" if pair["surprisal_good"] < pair["surprisal_bad"] else "wrong")
     (pair,) = score_pairs(tmp_path / "a.jsonl", folder, by="two_prefix")
     assert (pair["surprisal_good"], pair["surprisal_bad"]) == (words("w1", "w3"), words("w2 w6", "w3"))
+    (summary, _) = summarize([pair, pair | {"unknown_bad": ["zork"]}]).values()
+    assert (summary["known_pairs"], summary["pairs"]) == (1, 2)
+    (tmp_path / "a.jsonl").write_text(json.dumps(whole | two | {"two_prefix_prefix_bad": "w2 zork"}))
+    (pair,) = score_pairs(tmp_path / "a.jsonl", folder, by="two_prefix")
+    assert (pair["unknown_good"], pair["unknown_bad"]) == ([], ["zork"]), "in what stands before the critical word"
     assert "2 pairs are not made for --by one_prefix, and are left out" in caplog.text
     (tmp_path / "a.jsonl").write_text(json.dumps(whole | one | {"one_prefix_word_bad": " "}))
     with pytest.raises(UserError, match="row 1 has no 'one_prefix_word_bad' that is a line of text"):

@@ -226,8 +226,8 @@ def test_a_row_for_each_word_that_cannot_be(saved: dict[str, SavedModel], tmp_pa
     model = f"--model={saved['word'].folder}"
     for name, options, message in (
         ("a.csv", ["--line_by=item"], r"a.csv, row 2 has no word: --line_by is for a row for each word or region"),
-        ("a.csv", ["--line_by=story"], "--line_by story: there is no such column"),
-        ("a.txt", ["--line_by=item"], "--line_by item: there is no such column"),
+        ("a.csv", ["--line_by=story"], "--line_by story: .*/a.csv has no such column, only item"),
+        ("a.txt", ["--line_by=item"], r"--line_by item: .*/a.txt has no such column, as it is no table with rows \(.csv, "),
         (
             "a.csv",
             ["--line_by=item", "--regions=|"],

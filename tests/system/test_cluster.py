@@ -21,8 +21,8 @@ from tests.processes import SECONDS
 from tests.system.launcher import ROOT, environment, error_lines, free_port, wait_for_step
 
 CLUSTER = ROOT / "scripts" / "cluster"
-# Long enough that the signal finds it running on a slow machine too
-LONG = "--data.batch_size=20 --train.epochs=40 --train.log_every=10 --train.save_every=1000 --train.eval_every=1000".split()
+# Long enough that the signal finds it running
+LONG = "--data.batch_size=20 --train.epochs=60 --train.log_every=10 --train.save_every=1000 --train.eval_every=1000".split()
 
 # The tasks of a step with what Slurm puts into their environment; its status is their highest, 128 + signal included.
 SRUN = """\

@@ -58,6 +58,7 @@ def test_carried_state_beats_the_bound_of_a_reset_one(tmp_path: Path) -> None:
     assert oracle < carried < bound < reset
     lines = told.splitlines()
     begin = next(number for number, line in enumerate(lines) if line.startswith("proof"))
-    assert [line.split()[1] for line in lines[begin : begin + 3]] == [f"{ppl:.3f}" for ppl in (oracle, carried, bound)]
+    figures = [float(line.split()[1]) for line in lines[begin : begin + 3]]
+    assert figures == pytest.approx([oracle, carried, bound], abs=2e-3)  # of other threads, to three digits
     assert lines[begin + 2].endswith("ours is less: the state is carried")
     assert "The following values were not passed" not in told, "Accelerate's warnings"

@@ -16,7 +16,7 @@ from tests.system.launcher import ROOT, wait_for_step
 
 def test_a_preempted_trial_goes_on_in_its_own_directory(small: Small, tmp_path: Path) -> None:
     sweep = yaml.safe_load((ROOT / "configs/sweep.yaml").read_text())
-    chosen = [argument for argument in small("--train.epochs=40", "--train.save_every=1000") if not argument.startswith("--train.run_dir")]
+    chosen = [argument for argument in small("--train.epochs=60", "--train.save_every=1000") if not argument.startswith("--train.run_dir")]
     values = dict(argument.removeprefix("--").split("=", 1) for argument in chosen)
     filled = create_sweep_command_args({"args": {key: {"value": value} for key, value in values.items()}})
     filled["env"] = ["/usr/bin/env"]
@@ -44,6 +44,6 @@ def test_a_preempted_trial_goes_on_in_its_own_directory(small: Small, tmp_path: 
     with start(command) as trial:
         assert trial.wait(SECONDS) == 0, (tmp_path / "log").read_text()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert stopped < 600
-    assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 601))
+    assert stopped < 900
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 901))
     assert sweep["metric"]["name"] in lines[-1]

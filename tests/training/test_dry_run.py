@@ -17,7 +17,7 @@ def snapshot(folder: Path) -> dict[Path, tuple[int, int]]:
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in [folder, *folder.rglob("*")]}
 
 
-def test_nothing_is_written_but_token_ids(
+def test_nothing_is_written_but_to_the_cache(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "here").mkdir()
@@ -27,7 +27,7 @@ def test_nothing_is_written_but_token_ids(
     assert {*tmp_path.rglob("*")} - {*cache.rglob("*")} == {cache, tmp_path / "here"}
     assert outcome.run_dir == tmp_path / "run"
     told = capsys.readouterr().err.splitlines()
-    assert told[-1].split(None, 1) == ["result", "a run can start; nothing was written but token ids, to data.cache_dir"]
+    assert told[-1].split(None, 1) == ["result", "a run can start; nothing was written but to the caches of its data"]
     assert sum(line.startswith(("data ", "model ", "time ", "memory ", "disk ")) for line in told) >= 5
     ids = {path: path.stat().st_mtime_ns for path in cache.glob("*.tokens")}
     fresh_train(load_config(small("--train.max_steps=1")))

@@ -99,8 +99,8 @@ def evaluate(argv: Arguments = None) -> int:
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
     args = parse(parser, argv)
     kind = PROTOCOLS[args.protocol]
-    settings = {setting.name: args[setting.name.removesuffix("_")] for setting in dataclasses.fields(kind)}
     named = vars(parser.parse_args(argv, defaults=False)).keys()  # what the command line itself gives a value
+    settings = {setting.name: args[key] for setting in dataclasses.fields(kind) if (key := setting.name.removesuffix("_")) in named}
     protocol = kind(**settings)
     misplaced = named & {name.removesuffix("_") for name in taken} - {"columns", "reset", *protocol.settings}
     rule = f" with rule {protocol.settings['rule']}" if "epsilon" in misplaced & settings.keys() else ""

@@ -85,7 +85,8 @@ class DataConfig(_Section):
     """The text and how it is cut into columns."""
 
     dataset: str = "Salesforce/wikitext"
-    """A file or a folder of them (`.txt`, `.csv`, `.tsv`, `.json`, `.jsonl`, `.parquet`), a Hub id, or `toy`. See docs/data.md."""
+    """Your text, a file or a folder (`.txt`, `.csv`, `.tsv`, `.json`, `.jsonl`, `.parquet`); or a data set of the Hugging Face Hub; or
+    `toy`. See docs/data.md."""
     subset: str | None = None
     """Subset (configuration) of a data set in the Hub's layout. null = its only one; wikitext-2-v1 of the default data set."""
     text_column: str = "text"
@@ -93,18 +94,21 @@ class DataConfig(_Section):
     level: Literal["word", "char", "bpe"] = "word"
     """What a token is: a word, a character, or a subword (byte-pair encoding over bytes). Every line ends with `<eos>`."""
     tokenizer: Literal["whitespace", "moses"] = "whitespace"
-    """What a word is: what stands between white space, or a word or punctuation mark by the English rules of Moses (sacremoses)."""
+    """What a word is: what stands between white space, of text that is cut already; or, of English as people write it, a word or a
+    punctuation mark by the rules of Moses (sacremoses)."""
     lowercase: bool = False
     """Whether upper case becomes lower case."""
     normalize: bool = False
     """Whether letters with accents are composed (Unicode NFC), and invisible characters within words go, such as zero-width spaces."""
     min_count: int = bounded(1, COUNT)
-    """Tokens seen less often than this in the training split become `<unk>`. At level bpe: pairs seen less often are not merged."""
+    """Tokens seen less often than this in the training split become `<unk>`; 2 is good for text that was not prepared. At level bpe:
+    pairs seen less often are not merged."""
     max_size: int | None = bounded(None, Bounds(3, MOST))
     """Largest size of the vocabulary, `<unk>` and `<eos>` included. The most frequent tokens stay. null = no
     limit. bpe needs one, of at least 258."""
     batch_size: int = bounded(20, COUNT)
-    """Number of columns of the table, over ALL ranks together."""
+    """Number of columns: stretches of the training text that are read side by side, over ALL ranks (processes) together. A small text
+    needs fewer."""
     bptt: int = bounded(30, COUNT)
     """Rows of one segment: how far back-propagation reaches, in tokens."""
     bptt_jitter: float = bounded(0.0, NOT_NEGATIVE)
@@ -222,7 +226,7 @@ class OptimConfig(_Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        cycle, warmup, has_betas = self.schedule == "one_cycle", self.warmup_steps, self.name != "sgd"
+        cycle, warmup, has_betas = self.schedule == "one_cycle", self.warmup_steps, self.name in ("adam", "adamw")
         check(not (cycle and warmup), f"optim.schedule one_cycle has a warm-up of its own, but optim.warmup_steps is {warmup}: leave it 0")
         annealing = self.cycle_annealing
         check(annealing is None or cycle, "optim.cycle_annealing needs optim.schedule one_cycle: set it to null")
@@ -460,9 +464,10 @@ def load_config(
     _check_file(argv)
     try:
         values = parse(_parser(description), argv, repeated=None)
-    except UsageError:
+    except UsageError as error:
         _parser.cache_clear()  # it may have taken note of --print_config
-        raise
+        two_parts = "; every option has two parts, as --data.dataset book.txt" if "unrecognized arguments" in str(error) else ""
+        raise UsageError(f"{error}{two_parts}") from None
     written = user_path(values.train.run_dir or "") / RUN_CONFIG
     if values.train.resume and argv[0].partition("=")[0] != "--config" and written.exists():
         try:

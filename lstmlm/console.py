@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -39,9 +40,18 @@ def one_line(reason: object, most: int = 300) -> str:
     return " ".join(str(reason).split())[:most]
 
 
+JOINERS = "\u200c\u200d"  # zero-width non-joiner and joiner
+
+
 def printable(text: str, kept: str = "") -> str:
-    r"""Anybody's text for a terminal, which obeys no control character in it: what is neither printable nor `kept` is shown as `\x1b`."""
-    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
+    r"""Anybody's text for a terminal, which obeys no control character in it: what is neither printable nor `kept` is shown as `\x1b`.
+
+    Spaces of all kinds (as Chinese and French have) and the joiners within words of Persian and Hindi are printable here.
+    """
+    return "".join(
+        c if c.isprintable() or c in kept or c in JOINERS or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode()
+        for c in text
+    )
 
 
 def print_line(message: str) -> None:

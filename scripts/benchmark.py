@@ -104,7 +104,7 @@ def our_step(config: Config, corpus: Corpus, device: torch.device) -> Step:
     train_step = TrainStep(config, accelerator, model, table, total_steps=len(windows))
 
     def step(i: int) -> None:
-        train_step(windows[i], i, i)
+        train_step(windows[i], step=i, segment=i)
         if (i + 1) % config.train.log_every == 0:
             train_step.read()
 

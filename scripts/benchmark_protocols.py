@@ -74,7 +74,7 @@ def training(saved: SavedModel, text: Text, precision: str, threads: int | None)
 
     def epoch() -> int:
         for i, window in enumerate(windows):
-            train_step(window, i, i)
+            train_step(window, step=i, segment=i)
         train_step.read()
         return table.num_targets
 

@@ -21,7 +21,7 @@ import yaml
 
 from lstmlm.config import PLACES, argument_parser, as_written, flatten, load_config, parse
 from lstmlm.console import UserError, print_result, run_script
-from lstmlm.data.sources import dataset_name
+from lstmlm.data.sources import DEFAULT_DATASET, DEFAULT_SUBSET, dataset_name
 from lstmlm.files import replace_file
 from lstmlm.model.pretrained import load, model_name
 from lstmlm.runtime.hardware import default_threads
@@ -93,6 +93,8 @@ def command(config: dict[str, Any]) -> str:
         config: As sections.
     """
     values, lines = flatten(config), []
+    if (values["data.dataset"], values["data.subset"]) == (DEFAULT_DATASET, DEFAULT_SUBSET):
+        values["data.subset"] = None  # as the presets have it
     for path in (None, *sorted(ROOT.glob("configs/*.yaml"))):
         with suppress(UserError):  # a sweep's file is of W&B
             base = load_config(["--config", str(path)] if path else []).to_flat_dict()

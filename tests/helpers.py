@@ -137,10 +137,10 @@ def at_step(monkeypatch: pytest.MonkeyPatch, number: int, event: Callable[[Train
     """Let something happen before step `number`."""
     call = TrainStep.__call__
 
-    def eventful(self: TrainStep, window: Any, step: int, segment: int) -> None:
+    def eventful(self: TrainStep, window: Any, *, step: int, **numbers: int) -> None:
         if step == number:
             event(self)
-        call(self, window, step, segment)
+        call(self, window, step=step, **numbers)
 
     monkeypatch.setattr(TrainStep, "__call__", eventful)
 
@@ -222,6 +222,6 @@ def run_steps(train_step: TrainStep, count: int) -> list[float]:
     """Loss per target of the first `count` windows of an epoch."""
     segment = 0
     for number, window in enumerate(itertools.islice(train_step.windows(epoch=0), count)):
-        train_step(window, number, segment)
+        train_step(window, step=number, segment=segment)
         segment += len(window.segments)
     return [result.nll / result.num_targets for result in train_step.read()]

@@ -32,7 +32,7 @@ def test_a_step_is_that_of_a_cpu_and_never_waits(
         windows = list(train_step.windows(epoch=0))
         Away.waits.clear()
         for number in (0, 1, len(windows) - 1):  # the last one is shorter
-            train_step(windows[number], number, number)
+            train_step(windows[number], step=number, segment=number)
         assert Away.waits == []
         results += train_step.read()
     assert [figure for result in results[:3] for figure in result] == pytest.approx([f for r in results[3:] for f in r], rel=1e-4)

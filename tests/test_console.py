@@ -34,7 +34,8 @@ def on_a_terminal(work: Callable[[], object]) -> bytes:
 
 
 def test_what_a_terminal_would_obey_is_shown_escaped() -> None:
-    assert printable("naïve 語\t\n", "\n\t") == "naïve 語\t\n"
+    for kept in ("naïve 語\t\n", "\u3000語", "می\u200cروم", "oui\u202f!"):
+        assert printable(kept, "\n\t") == kept
     shown = printable(EVIL)
     assert shown == r"a\x1b[31m\x07\r\u202eb\x9b\udcff"
     assert printable("a\nerror: b") == r"a\nerror: b"

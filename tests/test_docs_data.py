@@ -34,10 +34,19 @@ def test_command(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         lines = LINES[first : first + 6]
         write(f"several/train/{number}.txt.gz", lines)
         write(f"rows/train-{number:05}.jsonl", [json.dumps({"story": "\n".join(lines)})])
-    assert len(COMMANDS) == 7
+    assert len(COMMANDS) == 5
     config = load_config([*shlex.split(command)[2:], f"--data.cache_dir={tmp_path / 'cache'}"])
     corpus = load_corpus(config.data)
     for split, lines in zip(("train", "validation", "test"), SPLITS.values(), strict=True):
         assert corpus.facts[split].lines == len(lines)
         if not corpus.facts[split].unknown:
             assert corpus.vocabulary.decode(corpus.splits[split].tolist()) == "".join(f"{line}\n" for line in lines)
+
+
+def test_novels_become_a_paragraph_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_file(tmp_path / "novels/b.txt", b"Two lines\nof one.\n\n\nThe end\n")
+    make_file(tmp_path / "novels/a.txt", "\ufeffÉté.\r\n".encode())
+    (code,) = re.findall(r"```python\n(from pathlib.*?)```", DOCS, re.DOTALL)
+    exec(code, {})
+    assert (tmp_path / "novels.txt").read_text("utf-8").splitlines() == ["Été.", "Two lines of one.", "The end"]

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _DIGEST = hashlib.sha256().digest_size
 FORMAT = 3  # of the cache
+MANY_UNKNOWN = 0.3  # share of <unk> from which on a text seems not to be cut into words
 
 
 @dataclass(frozen=True)
@@ -136,12 +137,18 @@ def _load_split(
 
 def _warn(facts: dict[str, SplitFacts], data: DataConfig) -> None:
     """Warn of what the results alone would not show."""
-    train = facts["train"]
-    if not train.unknown and any(each.unknown for each in facts.values()):
-        shares = " and ".join(f"{each.unknown / each.tokens:.2%} of split {split}" for split, each in facts.items() if each.unknown)
+    train, shares = facts["train"], {split: each.unknown / each.tokens for split, each in facts.items()}
+    if max(shares.values()) > MANY_UNKNOWN:
+        told = ", ".join(f"{share:.0%} of split {split}" for split, share in shares.items() if share > MANY_UNKNOWN)
         logger.warning(
-            f"{UNK} never occurs in the training split, so the model cannot learn when to expect it, but is {shares}; "
-            f"in a run that makes its own vocabulary, data.min_count 2 turns what training has only once into {UNK}"
+            f"{told} are {UNK}, so a perplexity says little: a language without spaces between words (Chinese, Japanese, Thai) needs "
+            "--data.level char; for others --data.level bpe --data.max_size 8000 knows every word"
+        )
+    elif not train.unknown and any(shares.values()):
+        told = " and ".join(f"{share:.2%} of split {split}" for split, share in shares.items() if share)
+        logger.warning(
+            f"{UNK} never occurs in the training split, so the model cannot learn when to expect it, but is {told}: begin a new run with "
+            f"--data.min_count 2, which makes words that training has once {UNK}, or with --data.level bpe, which knows every word"
         )
     for split, each in facts.items():
         if each.written_eos:

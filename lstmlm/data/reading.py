@@ -82,14 +82,19 @@ def row_text(value: object, row: int, place: str, column: str) -> str:
     if isinstance(value, str):
         return value
     problem = "is null" if value is None else f"holds {type(value).__name__}, not text"
-    raise UserError(f"{place}, row {row}: column {column!r} {problem}: mend it, or name another with text_column where that is an option")
+    raise UserError(
+        f"{place}, row {row}: column {column!r} {problem}: mend it, or name another (--data.text_column in training, else --text_column)"
+    )
 
 
 def check_column(column: str, columns: Collection[str], place: str) -> None:
     """Refuse a column that is not there (UsageError)."""
     if column not in columns:
         there = f"only {', '.join(columns)}" if columns else "nor any other"
-        raise UsageError(f"{place} has no column {column!r}, {there}: rename one, or name it with text_column where that is an option")
+        remedy = "rename one, or name the one of the text (--data.text_column in training, else --text_column)"
+        if any(";" in each for each in columns):
+            remedy = "it seems to part its columns by semicolons: save it with commas, or as .tsv with tabs"
+        raise UsageError(f"{place} has no column {column!r}, {there}: {remedy}")
 
 
 def blocks_of(pieces: Iterable[str]) -> Iterator[str]:
@@ -223,7 +228,9 @@ def _reading(path: Path, place: Callable[[], str]) -> Iterator[None]:
         yield
     except (UnicodeDecodeError, UnicodeEncodeError) as error:  # the latter of half a character
         near = error.object[max(0, error.start - 20) : error.start + 20]
-        raise UserError(f"{path} is not UTF-8 near {near!r}: convert it first") from None
+        raise UserError(
+            f"{path} is not UTF-8 near {near!r}: convert it, as iconv -f WINDOWS-1252 -t UTF-8 does an old Western text"
+        ) from None
     except FAULTS as error:
         if isinstance(error, OSError) and error.strerror:
             raise UserError(f"cannot read {path}: {error.strerror}") from None

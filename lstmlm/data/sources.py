@@ -101,8 +101,8 @@ class CutSource(Source):
         n = self._train_rows
         if n < LEAST_ROWS:
             raise UserError(
-                f"{self.name} has no split {' and no split '.join(map(repr, absent))}, and {n} rows of train, which needs {LEAST_ROWS} "
-                "to be cut: give a folder with train.txt, validation.txt and test.txt instead"
+                f"{self.name} has {n} lines or rows to train on, of which {' and '.join(absent)} cannot be cut, which needs {LEAST_ROWS}: "
+                "put each sentence or paragraph on a line of its own, or give a folder with train.txt, validation.txt and test.txt"
             )
         starts = [0, *(n * (20 - left) // 20 for left in range(len(absent), 0, -1)), n]
         place = ["train", *absent].index(split)
@@ -115,7 +115,7 @@ class CutSource(Source):
     def part(self, split: str) -> str:
         name, first, end = self._place(split)
         if end is not None:
-            return f"rows {first + 1:,} to {end:,} of {self._train_rows:,} that are given as train"
+            return f"lines or rows {first + 1:,} to {end:,} of {self._train_rows:,}"
         return f"the data set's split {name}" if name != split else ""
 
 
@@ -275,7 +275,10 @@ def _open_folder(folder: Path, data: DataConfig) -> Source:
             raise UsageError(f"{folder} holds several subsets, {names}: name the folder of one of them")
         if below:
             ((folder, files),) = below.items()
-    remedy = f"call its files train.txt, validation.txt and test.txt (endings that are read: {ENDINGS})"
+    remedy = (
+        "call its files train.txt, validation.txt and test.txt, or put them into folders train/, validation/ and test/, "
+        f"or join them to one file, which is then cut in three (endings that are read: {ENDINGS})"
+    )
     card = whole / "README.md"
     if not files and card.is_file() and b"configs:" in card.read_bytes():
         return PieceSource(str(whole), data.text_column, _found_by_card(whole, subset, remedy))

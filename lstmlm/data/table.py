@@ -51,7 +51,7 @@ class Table:
     """
 
     def __init__(self, stream: Tensor, columns: int, rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu") -> None:
-        self.columns = columns
+        self.columns = columns  # B; this, num_targets and rows are of all ranks
         self.num_targets = len(stream) - 1
         self.rows = -(-self.num_targets // columns)
         self.first_column = rank * columns // world_size
@@ -88,7 +88,7 @@ class Table:
         return self.cut([*range(bptt, self.rows, bptt), self.rows], accumulate=1)
 
     def cut(self, ends: list[int], accumulate: int, start: int = 0) -> Iterator[Window]:
-        """Windows of `accumulate` segments in one pass from row `start` on, where one begins; the last may have fewer.
+        """Windows of `accumulate` segments in one pass from row `start` on, which is the first of one; the last may have fewer.
 
         The segments end before these rows, the last of which is the table's number of rows.
         """

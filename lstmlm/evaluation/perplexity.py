@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # scoring by one process does without, and starts sooner
 
 SEGMENT_TOKENS = 1 << 12  # targets that a rank scores at a time; no result depends on this number or on PIECE_TOKENS
 PIECE_TOKENS = 1 << 16  # tokens of a piece of a text, whose stretches run side by side
-Scored = Callable[[int], object]  # is told the targets of each segment when it is done
+Scored = Callable[[int], object]  # called with the number of targets of each segment when it is done
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Scorer:
     """
 
     def read(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Of a segment the nll of every target in nats, float32 (T, B), 0 where there is none; and the last layer's outputs (T, B, H)."""
+        """The nll of every target of a segment in nats, float32 (T, B), 0 where there is none; and the last layer's outputs, (T, B, H)."""
         raise NotImplementedError
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -111,7 +111,8 @@ def evaluate_stream(
     """Static perplexity of a model on a stream, in float32 whatever the training's precision.
 
     Args:
-        model: The bare model, not wrapped.
+        model: Not DDP's wrapper. `accelerator.prepare` has put autocast into its `forward`, in place; `score`, which is called here, is
+            without it.
         stream: int32 (n,).
         columns: Columns of all ranks together; a rank that has none adds zero.
         accelerator: Where several ranks share the work; every rank calls this then.
@@ -128,9 +129,9 @@ def evaluate_stream(
     table = Table(stream, columns, rank, world_size, model.embedding.weight.device)
     local, nll = table.local_columns, torch.zeros((), dtype=torch.float64)
     segments = _score_table(table, StaticScorer(model, local), interrupted) if local else iter(())
-    for segment, working in rounds(accelerator, segments):
-        if segment is not None:
-            nll += segment.double().sum()
+    for of_segment, working in rounds(accelerator, segments):
+        if of_segment is not None:
+            nll += of_segment.double().sum()
         scored(working * SEGMENT_TOKENS)
     nll = sum_over_ranks(accelerator, nll) if accelerator else nll
     return Evaluation(len(stream), table.num_targets, nll.item(), columns)

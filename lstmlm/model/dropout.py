@@ -93,10 +93,10 @@ def random_words(seed: int, segment: Tensor, rows: Tensor, columns: Tensor, unit
         columns: int32 (B,).
         units: int32 (U,); equal numbers get equal words.
     """
-    # Each (seed, segment, row, column) has two words, so that two of them hardly ever have the same stream of units.
+    # Each (seed, segment, row, column) has two words. Two places that share one of them hardly ever share both, so their units differ.
     keys = torch.arange(2, dtype=torch.int32, device=segment.device) * _signed(0x9E3779B9) + _signed(seed)
     words = _mix(_mix(keys) ^ segment)  # (2,)
-    # (T, B), distinct for all sizes in use
+    # (T, B), distinct up to 2.4 M rows of 124 columns, as weights' masks have, and up to 29,758 rows of 131,617 columns
     places = rows[:, None] * _signed(0x9E3779B1) + columns * _signed(0x85EBCA77)
     words = _mix(words[:, None, None] + places)[..., None]  # (2, T, B, 1)
     # For a given row and column every step is a bijection of the unit's number.

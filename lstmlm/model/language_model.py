@@ -47,7 +47,7 @@ class State(tuple[LayerState, ...]):
                 yield f"state.{name}.{i}", tensor
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "State":
-        return State(LayerState(*map(function, layer)) for layer in self)
+        return State(type(layer)(*map(function, layer)) for layer in self)
 
 
 class LSTMLanguageModel(nn.Module):
@@ -81,7 +81,7 @@ class LSTMLanguageModel(nn.Module):
 
         Args:
             tokens: int64 (T, B).
-            state: Of these columns.
+            state: Of these columns. DDP hands over plain tuples on a GPU: only iterate over it.
             targets: int64 (T, B), -100 where there is none.
             masks: Dropout masks of this segment and these columns; None = no dropout.
 
@@ -107,8 +107,8 @@ class LSTMLanguageModel(nn.Module):
         """The summed nll in nats, a scalar, which alone has a gradient; then what `score` gives, the state not detached."""
         embeddings, weight = self._embed(tokens)
         _, outputs, state = self._run_layers(embeddings, state, None)
-        nll, token_nll = summed_and_token_nll(outputs.flatten(0, 1), weight, self.decoder.bias, targets.flatten())
-        return nll, token_nll.view_as(targets), outputs, state
+        nll, of_tokens = summed_and_token_nll(outputs.flatten(0, 1), weight, self.decoder.bias, targets.flatten())
+        return nll, of_tokens.view_as(targets), outputs, state
 
     def logits(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits of the token after each token, (T, B, V), and the new state."""
@@ -132,8 +132,8 @@ class LSTMLanguageModel(nn.Module):
         embedding_mask, layer_masks, weight_masks = masks or (None, none, none)
         outputs = embeddings if embedding_mask is None else embeddings * embedding_mask
         raw, new_state = outputs, []
-        for layer, layer_state, mask, kept in zip(self.layers, state, layer_masks, weight_masks, strict=True):
-            weight = None if kept is None else layer.get_parameter("weight_hh_l0") * kept
+        for layer, layer_state, mask, weight_mask in zip(self.layers, state, layer_masks, weight_masks, strict=True):
+            weight = None if weight_mask is None else layer.get_parameter("weight_hh_l0") * weight_mask
             raw, outputs, layer_state = layer(outputs, layer_state, mask, weight)
             new_state.append(layer_state)
         return raw, outputs, State(new_state)

@@ -128,7 +128,7 @@ def main_tensors(accelerator: Accelerator, tensors: dict[str, Tensor] | None) ->
 
 
 def sum_over_ranks(accelerator: Accelerator, values: Tensor) -> Tensor:
-    """Sum of a tensor over ranks, in its own precision; the tensor itself where there is one rank."""
+    """Sum of a tensor over ranks, in its own precision, on the accelerator's device; where there is one rank, the tensor itself."""
     if accelerator.num_processes > 1:
         values = values.to(accelerator.device, copy=True)
         dist.all_reduce(values)

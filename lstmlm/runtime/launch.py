@@ -85,7 +85,7 @@ def start(config: Config) -> Accelerator:
     """
     check_launch()
     precision = config.train.precision
-    torch.set_flush_denormal(True)
+    torch.set_flush_denormal(True)  # numbers below the normal ones, to which Adam's moments decay, are slow
     if config.train.deterministic:
         os.environ.setdefault(hardware.WORKSPACE, ":4096:8")
         torch.use_deterministic_algorithms(True)

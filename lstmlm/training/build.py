@@ -94,11 +94,11 @@ def _check_memory(config: Config, vocab_size: int, tokens: int, accelerator: Acc
     # Of each place of a segment, backward needs the embedding and, for every layer, four gates and the cell.
     places, units = min(config.data.bptt, rows) * columns, config.model.embedding_size
     units += 5 * sum(config.model.layer_sizes)
-    segment = places * units * (2 if config.train.precision in ("bf16", "fp16") else 4)
+    activations = places * units * (2 if config.train.precision in ("bf16", "fp16") else 4)
     kept = 1 + kept_tensors(config.optim)  # the weight and what is kept beside it, in float32
     trained = 4 * (kept + 1) * parameters  # with the gradient
     saved = 2 * 4 * kept * parameters  # a checkpoint, gathered on the host and then made a file's content
-    each = trained + segment + 8 * rows
+    each = trained + activations + 8 * rows
     needs = {accelerator.device: each * ranks + saved}
     if accelerator.device.type == "cuda":
         needs = {accelerator.device: each + 4 * rows * columns, torch.device("cpu"): saved}

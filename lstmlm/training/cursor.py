@@ -1,4 +1,4 @@
-"""Where a run stands, and what it has added up on its way: all that a checkpoint keeps besides tensors and names."""
+"""Where a run stands, and what it has added up on its way; a checkpoint keeps all three."""
 
 import math
 import time
@@ -26,7 +26,7 @@ class Cursor:
     stale: int = 0  # validations since the best one, those within optim.warmup_steps left out
     rate_cuts: int = 0  # how often the schedule `plateau` has cut the learning rate
     validated: int = 0  # step of the last validation
-    owes_validation: bool = False  # whether a stop cut short the validation that was due at `step`
+    owes_validation: bool = False  # whether one comes before the next step: a stop was quicker, or the run begins with a saved model
 
     def advance(self, window: Window) -> None:
         """One step further."""
@@ -45,7 +45,7 @@ class Cursor:
         """What every line of metrics begins with; the epoch is the one that the last step belongs to, from 1."""
         return {"step": self.step, "epoch": self.epoch + (self.row > 0), "tokens": self.tokens}
 
-    def take(self, ppl: float, optim: OptimConfig) -> bool:
+    def note_validation(self, ppl: float, optim: OptimConfig) -> bool:
         """Take note of a validation's perplexity at this step, and tell whether it is the best so far.
 
         The schedule `plateau` cuts the learning rate after some without a new best.

@@ -53,14 +53,14 @@ def dry_run(config: Config) -> Outcome:
         cursor, results, row_seconds = Cursor(), [], []
         for window in islice(train_step.windows(epoch=0), TIMED_STEPS):
             begin = time.perf_counter()
-            train_step(window, cursor.step, cursor.segment)
+            train_step(window, step=cursor.step, segment=cursor.segment)
             cursor.advance(window)
             results.extend(train_step.read())  # waits for the device
             row_seconds.append((time.perf_counter() - begin) / (window.end - window.segments[0][0]))
-        segment = corpus.splits["validation"][: SEGMENT_TOKENS * accelerator.num_processes + 1]
+        beginning = corpus.splits["validation"][: SEGMENT_TOKENS * accelerator.num_processes + 1]
         begin = time.perf_counter()
         with train_step.averaged():
-            valid = evaluate_stream(train_step.model, segment, train.eval_columns, accelerator)
+            valid = evaluate_stream(train_step.model, beginning, train.eval_columns, accelerator)
         each_target = (time.perf_counter() - begin) / valid.targets
         tensors, _ = train_step.state_dict()
         if accelerator.is_main_process:

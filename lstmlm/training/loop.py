@@ -25,15 +25,15 @@ def train(config: Config) -> Outcome:
         with StopRequest(accelerator, config.train.timeout_minutes) as stop:
             cursor = run.cursor
             if cursor.owes_validation:
-                run.validate(stop.alone)
+                run.validate(interrupted=stop.alone)
                 if cursor.ended(config.train):
-                    run.save()  # as the validation was the last
+                    run.save()  # the validation was the last thing due
                 if stop_signal := stop.agreed(cursor.step, at_event=True):
-                    return run.stopped(stop_signal)  # nothing has changed since the checkpoint, which owes it too
+                    return run.leave(stop_signal)  # no save: the old checkpoint says that the validation is due
                 run.restart_clock()
             while not cursor.ended(config.train):
                 for window in train_step.windows(cursor.epoch, start=cursor.row):
-                    train_step(window, cursor.step, cursor.segment)
+                    train_step(window, step=cursor.step, segment=cursor.segment, rate_cuts=cursor.rate_cuts)
                     cursor.advance(window)
                     # Events happen between steps, always in this order: a checkpoint's cursor says just what comes next.
                     due = run.events()
@@ -46,7 +46,7 @@ def train(config: Config) -> Outcome:
                     if due.evaluate and stop_signal:
                         cursor.owes_validation = True  # there may be little time to save
                     elif due.evaluate:
-                        run.validate(stop.alone)
+                        run.validate(interrupted=stop.alone)
                         stop_signal = stop.agreed(cursor.step, at_event=True)
                     if due.epoch:
                         cursor.next_epoch()
@@ -54,10 +54,10 @@ def train(config: Config) -> Outcome:
                     if due.save or cursor.ended(config.train) or stop_signal:
                         run.save()
                     if stop_signal:
-                        return run.stopped(stop_signal)
+                        return run.leave(stop_signal)
                     if cursor.ended(config.train):
                         break
                     run.restart_clock()
             if stop_signal := stop.agreed(cursor.step, at_event=True):  # during the last events
-                return run.stopped(stop_signal)
+                return run.leave(stop_signal)
         return run.finish()

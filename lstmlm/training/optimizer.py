@@ -22,7 +22,7 @@ def make_optimizer(model: nn.Module, optim: OptimConfig, recorded: bool) -> torc
     decay = optim.weight_decay
     if optim.name == "sgd":
         return torch.optim.SGD(model.parameters(), rate, weight_decay=decay, fused=True)
-    kind = torch.optim.AdamW if optim.name == "adamw" else torch.optim.Adam
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name]
     return kind(model.parameters(), rate, optim.betas, optim.eps, decay, capturable=recorded, fused=True)
 
 
@@ -66,7 +66,8 @@ class WeightAverage:
         # Losses: the best of all but the last `average_interval`, then those.
         self._losses = torch.full((optim.average_interval + 1,), math.inf, dtype=torch.float64)
 
-    def __bool__(self) -> bool:
+    @property
+    def begun(self) -> bool:
         """Whether it holds an average yet."""
         return bool(self._updates > 0)
 
@@ -80,7 +81,7 @@ class WeightAverage:
             share = 1 - self._optim.average_decay
         torch._foreach_lerp_(list(self.weights.values()), list(self._own.values()), share)
 
-    def take(self, loss: float) -> bool:
+    def note_validation(self, loss: float) -> bool:
         """Take note of a validation, and tell whether averaging begins with it."""
         begins = bool(self._updates < 0 and loss > self._losses[0])
         if begins:
@@ -100,7 +101,7 @@ def gradient_norm(gradients: list[Tensor]) -> Tensor:
 
     (`torch.nn.utils.get_total_norm` adds millions of squares in float32: 1e-4 to 1e-3 off, and not faster.)
     """
-    rows = torch.cat([torch.linalg.vector_norm(g, dim=-1) if g.dim() > 1 else g for g in gradients])
+    rows = torch.cat([(torch.linalg.vector_norm(g, dim=-1) if g.dim() > 1 else g).flatten() for g in gradients])
     return torch.linalg.vector_norm(rows, dtype=torch.float64).float()
 
 
@@ -143,5 +144,5 @@ def _one_cycle(optim: OptimConfig, step: int, total_steps: int, first: float, pe
 
 
 def _cosine(first: float, last: float, progress: float) -> float:
-    """The way from `first` to `last` by half a cosine, at a share of it in [0, 1]."""
+    """Half a cosine from `first` to `last`, at `progress` in [0, 1]."""
     return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2

@@ -88,7 +88,7 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *traceback: object) -> None:
         if isinstance(error, NotFiniteError):
             self.tracking.tell(lambda tracker: tracker.alert("the loss or its gradient is not finite", str(error)))
-        if isinstance(error, KeyboardInterrupt):  # a signal during the final scoring
+        if isinstance(error, KeyboardInterrupt):  # a signal during the final scoring; `console.run_script` gives its number
             self._open.callback(self.tracking.finish, 128 + next(iter(error.args), signal.SIGINT))
         self._open.close()
 
@@ -98,7 +98,8 @@ class Run:
         return resume.origin(self.config, self.directory, self._past.saved)
 
     def begin(self, corpus: Corpus, train_step: TrainStep) -> None:
-        """Take over the checkpoint where there is one to go on from, and start the trackers."""
+        """Take over the checkpoint, or delete what an earlier start logged where there is none; write `config.yaml`; start trackers,
+        profiler and clock. An old summary goes."""
         self.corpus, self.train_step = corpus, train_step
         self._open.callback(train_step.close)
         self.best_model = BestModel(self.config, self.accelerator, self.directory, corpus, train_step.model)
@@ -106,7 +107,7 @@ class Run:
             self._resume()
         elif self.origin is not None:
             self.cursor.owes_validation = True  # the saved model is validated first, and is the best until a better one comes
-        self._open.callback(self.tracking.finish, 1)  # where neither `finish` nor `stopped` has: the run failed
+        self._open.callback(self.tracking.finish, 1)  # where neither `finish` nor `leave` has: the run failed
         if self._is_main:
             for line in banner.opening(self.config, corpus, train_step, self.accelerator):
                 print_line(line)
@@ -130,7 +131,7 @@ class Run:
         self.restart_clock()
 
     def events(self) -> Events:
-        """What is due now that the cursor's step is done."""
+        """Tell the progress bar and the profiler that the cursor's step is done, and return what is due. Called once a step."""
         train, step = self.config.train, self.cursor.step
         self.progress.step(step)
         end = step == self.train_step.total_steps
@@ -154,7 +155,7 @@ class Run:
         results = self.train_step.read()
         passed = time.perf_counter() - self._clock
         # Before a validation may cut the learning rate
-        self.interval.add(results, self.train_step.learning_rate(self.cursor.step - 1), passed)
+        self.interval.add(results, self._learning_rate, passed)
         self.seconds.training += passed
 
     def log(self) -> None:
@@ -188,9 +189,8 @@ class Run:
                 return
             self._refuse_unless_finite("validation", result)
             self._log({"valid/loss": result.loss, "valid/ppl": result.ppl})
-            best = self.cursor.take(result.ppl, self.config.optim)
-            self.train_step.rate_cuts = self.cursor.rate_cuts
-            averages = self.train_step.validated(result.loss)
+            best = self.cursor.note_validation(result.ppl, self.config.optim)
+            averages = self.train_step.note_validation(result.loss)
             self.progress.line(
                 f"epoch {self.cursor.position['epoch']}, step {self.cursor.step}: validation ppl {perplexity(result.ppl)} "
                 f"({result.columns} columns){', the best so far' if best else ''}"
@@ -225,7 +225,7 @@ class Run:
                 checkpoint.publish(self.directory.checkpoints, self.cursor.step, tensors, values, self.config.train.keep_checkpoints)
                 self.directory.earlier_best.unlink(missing_ok=True)
 
-    def stopped(self, signal: int) -> Outcome:
+    def leave(self, signal: int) -> Outcome:
         """Leave after a signal; the checkpoint is written."""
         self._ensure_model()
         self.progress.close()
@@ -311,8 +311,7 @@ class Run:
         saved = main_value(self.accelerator, saved)
         self.train_step.load_state_dict(main_tensors(self.accelerator, tensors), asdict(saved))
         self.cursor, self.interval, self.seconds = saved.cursor, saved.interval, saved.seconds
-        self.train_step.rate_cuts = self.cursor.rate_cuts
-        self.interval.learning_rate = self.interval.learning_rate or self.train_step.learning_rate(self.cursor.step - 1)
+        self.interval.learning_rate = self.interval.learning_rate or self._learning_rate
         self._opened -= self.seconds.total
         with fail_together(self.accelerator):
             if self._is_main:
@@ -323,6 +322,11 @@ class Run:
         if self.cursor.best is None:
             with self.train_step.averaged(), self.seconds.timed("saving"):
                 self.best_model.write(self.cursor)
+
+    @property
+    def _learning_rate(self) -> float:
+        """Of the last step."""
+        return self.train_step.learning_rate(self.cursor.step - 1, self.cursor.rate_cuts)
 
     @property
     def _total_seconds(self) -> float:

@@ -47,12 +47,13 @@ class _Recording(NamedTuple):
 class TrainStep:
     """The update of the parameters by one window of the table, and the state that is carried from window to window.
 
-    Nothing in a call waits for the device (an average under fp16 excepted): losses gather in a buffer that `read` empties. Parameters,
-    optimizer and hidden state keep their places in memory, which a recorded CUDA graph relies on.
+    Nothing in a call waits for the device (an average under fp16 excepted): losses gather in a buffer of `train.log_every` steps, which
+    `read` empties: call it at least as often. Parameters, optimizer and hidden state keep their places in memory, which a recorded CUDA
+    graph relies on.
 
     Args:
         config, accelerator: Of the run.
-        model: On the CPU; moved and wrapped here, by `accelerator.prepare`.
+        model: On the CPU; moved here, and wrapped by `accelerator.prepare`.
         table: This rank's columns of the training stream.
         total_steps: Steps of the whole run, for the schedules that end with it.
     """
@@ -62,10 +63,9 @@ class TrainStep:
         self.accelerator = accelerator
         self.table = table
         self.total_steps = total_steps
-        self.rate_cuts = 0  # the cursor's, which the schedule `plateau` needs
         self.steps_per_epoch = steps_per_epoch(config, table.rows)
         self._own_columns = slice(table.first_column, table.end_column)
-        model.to(accelerator.device)
+        model.to(accelerator.device)  # before the optimizer is made, whose state goes where the parameters are
         graph = config.train.cuda_graph
         self.model: LSTMLanguageModel = model
         self.wrapped_model, self._optimizer = accelerator.prepare(model, make_optimizer(model, config.optim, graph))
@@ -82,16 +82,17 @@ class TrainStep:
         check(full or not graph, f"train.cuda_graph records segments of {config.data.bptt} rows, and a column has fewer: leave it false")
         self._recording = self._record() if graph else None
 
-    def __call__(self, window: Window, step: int, segment: int) -> None:
+    def __call__(self, window: Window, *, step: int, segment: int, rate_cuts: int = 0) -> None:
         """Do one update.
 
         Args:
             window: Rows of the table to train on.
             step: Number of this step in the run, from 0.
             segment: Number of the window's first segment in the run, from 0.
+            rate_cuts: How often the schedule `plateau` has cut the learning rate.
         """
         optim, data = self.config.optim, self.config.data
-        rate = self.learning_rate(step)
+        rate = self.learning_rate(step, rate_cuts)
         if data.bptt_jitter:  # in proportion to the rows of its segments
             rate *= (window.end - window.segments[0][0]) / (len(window.segments) * data.bptt)
         set_rates(self._optimizer, rate, first_beta(optim, step, self.total_steps))
@@ -107,9 +108,10 @@ class TrainStep:
             self._optimizer.zero_grad()
             for i, (first, end) in enumerate(window.segments):
                 last = i == len(window.segments) - 1
+                # Not `accelerator.accumulate`, which divides by a fixed number of segments and asks a data loader for the last.
                 with nullcontext() if last else self.accelerator.no_sync(self.wrapped_model):
                     self._segment.fill_(segment + i)
-                    segment_nll = self._backward(*self.table.segment(first, end), window.num_targets, window.num_differences)
+                    segment_nll = self._train_segment(*self.table.segment(first, end), window.num_targets, window.num_differences)
                     row[0] += segment_nll
             row[1] = self._apply_gradient()
         # Accelerate's `step_was_skipped` does not see what a fused optimizer leaves out where fp16 has overflowed.
@@ -118,13 +120,13 @@ class TrainStep:
         self._pending.append((step, window.num_targets))
 
     def windows(self, epoch: int, start: int = 0) -> Iterator[Window]:
-        """The windows of one pass, from row `start` on, where one begins."""
+        """The windows of one pass, from row `start` on, which is the first of one."""
         data, train = self.config.data, self.config.train
         return self.table.cut(segment_ends(data, train.seed, self.table.rows, epoch), train.accumulate, start)
 
-    def learning_rate(self, step: int) -> float:
+    def learning_rate(self, step: int, rate_cuts: int) -> float:
         """Learning rate of step number `step`, from 0, of segments of `data.bptt` rows."""
-        return learning_rate(self.config.optim, step, self.total_steps, self.rate_cuts)
+        return learning_rate(self.config.optim, step, self.total_steps, rate_cuts)
 
     def read(self) -> list[StepResult]:
         """The steps since the last read, summed over ranks; every rank calls it and gets the same.
@@ -134,7 +136,7 @@ class TrainStep:
                 after MAX_SKIPPED steps in a row.
         """
         local = self._losses[: len(self._pending)].cpu()
-        # float64 sums of float32 values are exact, so the figures do not depend on how often they are read.
+        # A longer all-reduce may add the ranks in another order. In float64 such sums are exact, so it does not matter how often.
         nll = sum_over_ranks(self.accelerator, local[:, 0].double())
         results = []
         for (step, num_targets), total, norm in zip(self._pending, nll.tolist(), local[:, 1].tolist(), strict=True):
@@ -149,14 +151,14 @@ class TrainStep:
         self._pending.clear()
         return results
 
-    def validated(self, loss: float) -> bool:
+    def note_validation(self, loss: float) -> bool:
         """Take note of a validation, and tell whether the average of the weights begins with it."""
-        return self._average is not None and self._average.take(loss)
+        return self._average is not None and self._average.note_validation(loss)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """The model has the average of its weights within the block, where there is one, and after it to the bit what it had before."""
-        if not self._average:
+        if self._average is None or not self._average.begun:
             yield
             return
         before = {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
@@ -214,8 +216,11 @@ class TrainStep:
         if self._average is not None:
             yield from self._average.named()
 
-    def _backward(self, inputs: Tensor, targets: Tensor, num_targets: int, num_differences: int) -> Tensor:
-        """Add the gradient of a segment, (T, B_r), carry the state on, and return this rank's nll; N_step and D_step are of all ranks."""
+    def _train_segment(self, inputs: Tensor, targets: Tensor, num_targets: int, num_differences: int) -> Tensor:
+        """Forward and backward of a segment (T, B_r): its gradient is added, and the state carried on. Returns this rank's nll.
+
+        `num_targets` and `num_differences` are N_step and D_step, over all ranks.
+        """
         masks = make_masks(self.config.model, self.config.train.seed, self._segment, inputs, self.table.first_column)
         nll, (activation, temporal), state = self.wrapped_model(inputs, self.state, targets, masks)
         # N_step times the loss of the step: the mean over its targets, and TAR's over its differences
@@ -239,7 +244,7 @@ class TrainStep:
 
         def update() -> Tensor:
             self._optimizer.zero_grad()  # a recorded backward writes its gradients where it first put them
-            nll = self._backward(inputs, targets, self._full_targets, self._full_targets - self.table.columns)
+            nll = self._train_segment(inputs, targets, self._full_targets, self._full_targets - self.table.columns)
             return torch.stack([nll, self._apply_gradient()])
 
         before = self.state_dict()

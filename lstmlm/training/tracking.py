@@ -134,7 +134,7 @@ def wandb_arguments(config: TrackingConfig, run_dir: Path, run_id: str, facts: d
         problem = _problem_online()
         mode = "offline" if problem else "online"
         if problem:
-            print_line(f"{problem}: logging offline; later: wandb sync {run_dir}/wandb/offline-run-*")
+            print_line(f"{problem}: nothing is sent, W&B's files stay in {run_dir}/wandb; later: wandb sync {run_dir}/wandb/offline-run-*")
     settings = wandb.Settings(finish_timeout=FINISH_SECONDS)
     if "WANDB_INIT_TIMEOUT" not in os.environ:
         settings.init_timeout = INIT_SECONDS

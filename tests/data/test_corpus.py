@@ -132,7 +132,7 @@ def test_one_process_of_a_host_builds(data: DataConfig, tmp_path: Path, monkeypa
     [
         *((name, b"", "is empty") for name in ("train", "valid", "test")),
         ("valid", None, r"'validation' is missing.*validation\.txt or valid\.txt"),
-        ("valid", b"good\n" * 10 + b"\xff\n", r"valid\.txt is not UTF-8 near b'good.*\\xff\\n': convert it first"),
+        ("valid", b"good\n" * 10 + b"\xff\n", r"valid\.txt is not UTF-8 near b'good.*\\xff\\n': convert it, as iconv"),
     ],
 )
 def test_a_refused_split_leaves_nothing_half_made(data: DataConfig, name: str, content: bytes | None, message: str) -> None:
@@ -222,13 +222,21 @@ def test_an_unknown_word_that_is_never_trained_is_told(data: DataConfig, caplog:
     for _ in range(2):  # from the cache too
         (line,) = warnings(data, caplog)
         assert "<unk> never occurs in the training split" in line
-        assert "25.00% of split validation; in a run that makes its own vocabulary, data.min_count 2 turns" in line
+        assert "25.00% of split validation: begin a new run with --data.min_count 2, which makes" in line
     with (folder / "train.txt").open("a") as file:
         file.write("once\n")
     assert len(warnings(data, caplog)) == 1
     assert warnings(dataclasses.replace(data, min_count=2), caplog) == []
     with pytest.raises(UserError, match=r"only <unk> and <eos>, so .*: no token .* occurs 10000 times"):
         load_corpus(dataclasses.replace(data, min_count=10_000))
+
+
+def test_a_text_without_spaces_is_told(data: DataConfig, caplog: pytest.LogCaptureFixture) -> None:
+    """Each line is a word, and `min_count` would make nearly all of them <unk>."""
+    for split, line in {"train": "我爱你", "valid": "你爱我", "test": "我爱你"}.items():
+        (Path(data.dataset) / f"{split}.txt").write_text(f"{line}\n" * 9, "utf-8")
+    (line,) = warnings(dataclasses.replace(data, batch_size=2, bptt=5), caplog)
+    assert line.startswith("50% of split validation are <unk>, so a perplexity says little: a language without spaces")
 
 
 def test_eos_in_the_text_and_a_short_text_are_told(data: DataConfig, caplog: pytest.LogCaptureFixture) -> None:

@@ -224,14 +224,14 @@ def test_splits_that_a_data_set_lacks_are_cut_from_its_train(
     source = open_source(DataConfig(dataset=str(library_folder(Path("parquet"), has))))
     for split, (first, end) in wanted.items():
         assert "".join(source.blocks(split)).splitlines() == ROWS[first:end], split
-    assert source.part("validation").removesuffix(" that are given as train") == part
+    assert source.part("validation").removeprefix("lines or ") == part
 
 
 def test_what_is_too_short_to_be_cut(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no split 'validation' and no split 'test', and 19 rows of train, which needs 20"):
+    with pytest.raises(UserError, match=r"19 lines or rows to train on, of which validation and test cannot be cut, which needs 20: "):
         text_of(library_folder(tmp_path, {"train": 19}), "test")
     (tmp_path / "book.txt").write_text("a\n" * 19)
-    with pytest.raises(UserError, match=r"book\.txt has no split .*, and 19 rows of train, which needs 20"):
+    with pytest.raises(UserError, match=r"book\.txt has 19 lines or rows to train on, of which validation and test cannot be cut"):
         text_of(tmp_path / "book.txt", "train")
 
 

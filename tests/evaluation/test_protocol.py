@@ -231,7 +231,7 @@ def test_any_file_is_a_text(run: Run, text_folder: Path, tmp_path: Path) -> None
         ("a.doc", b"w0", "must end with one of", 2),
         ("empty.txt", b"", "nothing to score", 1),
         ("latin.txt", b"w0 \xe9 w1\n", "is not UTF-8 near b'w0 ", 1),
-        ("a.csv", b"line\nw1 w2\n", "no column 'text', only line: rename one, or name it with text_column", 2),
+        ("a.csv", b"line\nw1 w2\n", "no column 'text', only line: rename one, or name the one of the text", 2),
     ],
 )
 def test_a_text_that_cannot_be_scored_is_told(run: Run, tmp_path: Path, name: str, content: bytes, named: str, status: int) -> None:

@@ -223,9 +223,12 @@ def test_the_commands_of_the_docs_from_stimuli_to_a_model(folder: Path, tmp_path
     ]
     reading = pandas.DataFrame(times, columns=["subject", "sentence_id", "word_id", "word", "rt"])
     reading.to_csv("reading.csv", index=False)
-    code = docs.split("```python\n")[1].split("```")[0].replace('"frequency_a"', '"surprisal_a"')
+    code, plot = (part.split("```")[0] for part in docs.split("```python\n")[1:3])
+    code, names = code.replace('"frequency_a"', '"surprisal_a"'), dict[str, Any]()
     assert len(code.splitlines()) <= 9
-    exec(code, {})
+    exec(code, names)
+    exec(plot, names)
+    assert Path("surprisal.png").stat().st_size > 1000
     joined = pandas.read_csv("joined.csv", keep_default_na=False)
     assert joined["rt"].tolist() == [330, 331], "the first word of a sentence has none before it, the second an unknown one"
     assert joined["condition"].tolist() == ["y", "y"]

@@ -87,7 +87,7 @@ def test_fp16_skips_a_step_that_overflows(small_config: SmallConfig) -> None:
     scaler.load_state_dict(scaler.state_dict() | {"scale": 2.0**30})
     before = train_step.model.weights()
     window = next(iter(train_step.table.windows(10)))
-    train_step(window, 0, 0)
+    train_step(window, step=0, segment=0)
     (result,) = train_step.read()
     assert result.grad_norm is None
     torch.testing.assert_close(train_step.model.weights(), before, rtol=0, atol=0)
@@ -133,11 +133,11 @@ def test_a_step_never_waits_for_the_device(precision: str, graph: str, small_con
     overrides = (f"--train.precision={precision}", f"--train.cuda_graph={graph}", "--train.log_every=100")
     train_step = build_step(small_config(*overrides))
     windows = list(train_step.table.windows(10))
-    train_step(windows[0], 0, 0)
+    train_step(windows[0], step=0, segment=0)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for number in range(1, len(windows)):  # the short last one too
-            train_step(windows[number], number, number)
+            train_step(windows[number], step=number, segment=number)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(train_step.read()) == len(windows)

@@ -14,8 +14,9 @@ import torch
 import yaml
 from huggingface_hub import CardData, ModelCard
 
-from lstmlm import UserError, evaluate, load_config
+from lstmlm import Config, UserError, evaluate, load_config
 from lstmlm.config import flatten
+from lstmlm.data.sources import subset_of
 from lstmlm.model.pretrained import load
 from scripts import measure_protocols
 from scripts.publish_model import publish_model
@@ -145,11 +146,17 @@ def test_the_readme_shows_what_results_hold() -> None:
     assert with_table(readme, results_table(ROOT / "results")) == readme, "run scripts/results_table.py"
 
 
+def named(config: Config) -> dict[str, Any]:
+    """What `data` says, with the subset that null means."""
+    return config.to_dict()["data"] | {"subset": subset_of(config.data)}
+
+
 @pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.name)
 def test_a_published_result_reproduces_and_names_no_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     record = json.loads((folder / "run.json").read_bytes())
-    assert load_config(shlex.split(record["command"])[2:]) == load_config(["--config", str(folder / "config.yaml")])
+    ran, recorded = (load_config(words) for words in (shlex.split(record["command"])[2:], ["--config", str(folder / "config.yaml")]))
+    assert ran.to_dict() | {"data": named(ran)} == recorded.to_dict() | {"data": named(recorded)}
     config = flatten(yaml.safe_load((folder / "config.yaml").read_bytes()))
     assert not {"data.cache_dir", "train.run_dir"} & config.keys()
     for path in folder.rglob("*"):

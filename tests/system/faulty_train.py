@@ -58,7 +58,7 @@ def pause(signals: int) -> None:
         os.read(reading, 1)
 
 
-def faulty_call(self: TrainStep, window: Any, step: int, segment: int) -> None:
+def faulty_call(self: TrainStep, window: Any, *, step: int, **numbers: int) -> None:
     if step == STEP and KIND == "exception":
         raise ValueError("a fault of this rank alone")
     if step == STEP and KIND == "in_forward":
@@ -72,7 +72,7 @@ def faulty_call(self: TrainStep, window: Any, step: int, segment: int) -> None:
     if step == STEP and KIND == "nan":
         for hidden, _ in self.state:
             hidden.fill_(torch.nan)
-    call(self, window, step, segment)
+    call(self, window, step=step, **numbers)
 
 
 def at_the_end(self: Run) -> Any:

@@ -11,7 +11,7 @@ def test_what_is_no_better_cuts_the_rate_except_in_the_warm_up() -> None:
     cursor, seen = Cursor(), []
     for step, ppl in enumerate([50, 60, 61, 62, 49, math.inf, 51, 52, 53], start=1):
         cursor.step = step
-        best = cursor.take(ppl, optim)
+        best = cursor.note_validation(ppl, optim)
         seen.append((best, cursor.stale, cursor.rate_cuts))
     in_warm_up = [(True, 0, 0), (False, 0, 0)]
     after = [(False, 1, 0), (False, 2, 1), (True, 0, 1), (False, 1, 1), (False, 2, 2), (False, 3, 2), (False, 4, 3)]

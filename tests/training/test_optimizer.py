@@ -62,7 +62,7 @@ def test_fifty_steps_are_those_of_pytorch(name: str, small_config: SmallConfig) 
     if optim.name == "sgd":
         theirs = torch.optim.SGD(parameters, optim.lr, weight_decay=optim.weight_decay)
     else:
-        kind = torch.optim.AdamW if optim.name == "adamw" else torch.optim.Adam
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name]
         theirs = kind(parameters, optim.lr, optim.betas, optim.eps, optim.weight_decay)
     if name == "one cycle":
         schedule = OneCycleLR(theirs, optim.lr, 50, pct_start=0.3, div_factor=10, final_div_factor=1e4, base_momentum=0.7, max_momentum=0.8)
@@ -72,7 +72,7 @@ def test_fifty_steps_are_those_of_pytorch(name: str, small_config: SmallConfig) 
             resumed = build_step(config)
             resumed.load_state_dict(*ours.state_dict())
             ours, resumed.total_steps = resumed, 50
-        ours(window, step, step)
+        ours(window, step=step, segment=step)
         if schedule is not None:
             (own_group,), (other_group,) = ours._optimizer.param_groups, theirs.param_groups
             for key in ("lr", "betas"):
@@ -90,7 +90,7 @@ def test_fifty_steps_are_those_of_pytorch(name: str, small_config: SmallConfig) 
         if name == "asgd" and step == 23:  # PyTorch's average leaves its first step out
             theirs = torch.optim.ASGD(parameters, optim.lr, lambd=0, t0=0)
         if name == "asgd" and step % 5 == 4 and losses:
-            assert ours.validated(losses.pop(0)) == (step == 24)
+            assert ours.note_validation(losses.pop(0)) == (step == 24)
     for own, other in zip(ours.model.parameters(), parameters, strict=True):
         assert (own - other).norm() <= 1e-4 * other.norm()
     with ours.averaged():
@@ -109,4 +109,4 @@ def test_the_average_begins_once_and_only_when_validation_is_worse() -> None:
     losses = [5.0, 4.0, 4.5, 4.6, 4.7, 3.0, 4.2, 2.9, 3.1]
     worse = [t > 3 and loss > min(losses[: t - 3]) for t, loss in enumerate(losses)]
     assert worse.index(True) == 6
-    assert [average.take(loss) for loss in losses] == [t == 6 for t in range(len(losses))]
+    assert [average.note_validation(loss) for loss in losses] == [t == 6 for t in range(len(losses))]

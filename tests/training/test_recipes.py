@@ -63,7 +63,7 @@ def test_an_update_that_fp16_skips_is_not_averaged(small_config: SmallConfig) ->
     before = train_step.state_dict()[0]
     scaler = train_step.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=torch.inf)  # fp16 itself needs a GPU
     train_step._optimizer = AcceleratedOptimizer(train_step._optimizer.optimizer, scaler=scaler)
-    train_step(next(train_step.windows(epoch=1)), 3, 3)
+    train_step(next(train_step.windows(epoch=1)), step=3, segment=3)
     after = train_step.state_dict()[0]
     assert torch.equal(before["average.updates"], after["average.updates"])
     assert torch.equal(before["average.embedding.weight"], after["average.embedding.weight"])
@@ -95,7 +95,7 @@ def test_the_rate_goes_with_the_rows(small_config: SmallConfig) -> None:
     windows = list(train_step.windows(epoch=3))
     assert len({window.end - window.segments[0][0] for window in windows}) > 1
     for number, window in enumerate(windows):
-        train_step(window, number, number)
+        train_step(window, step=number, segment=number)
         (group,) = train_step._optimizer.param_groups
         rows = sum(end - first for first, end in window.segments) / len(window.segments)
         assert group["lr"] == pytest.approx(0.005 * rows / 10)

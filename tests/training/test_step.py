@@ -66,7 +66,7 @@ def test_accumulated_gradient_is_that_of_the_whole_window(small_config: SmallCon
     train_step = build_step(config)
     plain = PlainModel(train_step.model)
     windows = list(train_step.windows(epoch=0))
-    train_step(windows[0], 0, 0)
+    train_step(windows[0], step=0, segment=0)
     (result,) = train_step.read()
     total, state = torch.zeros(()), None
     for first, end in windows[0].segments:
@@ -100,14 +100,14 @@ def test_a_recorded_update_is_the_eager_one(recipe: list[str], small_config: Sma
         windows = list(train_step.windows(epoch=0))
         assert windows[-1].num_targets < windows[0].num_targets
         for number, window in enumerate(windows):
-            train_step(window, number, number)
+            train_step(window, step=number, segment=number)
         train_step.reset_state()
         for number, window in enumerate(windows[:6], start=len(windows)):
-            train_step(window, number, number)
+            train_step(window, step=number, segment=number)
         resumed = build_step(config)
         resumed.load_state_dict(*train_step.state_dict())
         for number, window in enumerate(windows[6:9], start=len(windows) + 6):
-            resumed(window, number, number)
+            resumed(window, step=number, segment=number)
         results = train_step.read() + resumed.read()
         losses.append([value for result in results for value in (result.nll, result.grad_norm)])
         ends.append(resumed.state_dict()[0])

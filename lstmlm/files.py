@@ -137,7 +137,7 @@ def open_file(path: Path) -> io.BufferedReader:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except (OSError, ValueError) as error:  # the latter of a name with a NUL
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise UserError(f"cannot read {path}: it is a folder or a device, not a file")
@@ -152,7 +152,7 @@ def read_file(path: Path, most: int | None = None) -> bytes:
                 raise UserError(f"cannot read {path}: it has {size:,} bytes, and such a file has {most:,} at most")
             return file.read()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
 
 
 class Output:
@@ -290,7 +290,7 @@ def locked(path: Path, wait: bool) -> Iterator[None]:
     """
     told_at = time.monotonic() + 1
     while True:
-        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)) as file:
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)) as file:
             held = False
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -169,7 +169,9 @@ def _cached(data: DataConfig, ending: str, parts: Sequence[object], load: Callab
         with suppress(UserError, ValueError):  # absent or damaged
             return load(path)
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / "lock", wait=True):
+        lock = folder / f".{path.name}.lock"  # of each file its own: a long text must not keep other jobs from theirs
+        with locked(lock, wait=True), ExitStack() as stack:
+            stack.callback(lock.unlink)
             with suppress(UserError, ValueError):  # another process may have written it meanwhile
                 return load(path)
             if path.exists():

@@ -105,7 +105,7 @@ def start(config: Config) -> Accelerator:
         # The environment asks for what this machine or PyTorch has not.
         raise UsageError(f"Accelerate cannot start: {one_line(error)}") from None
     except (dist.DistError, RuntimeError) as error:
-        if "WORLD_SIZE" not in os.environ:
+        if "WORLD_SIZE" not in os.environ or dist.is_initialized():  # the latter: they did, and this rank's GPU is at fault
             raise
         raise UserError(f"the ranks did not find each other within {config.train.timeout_minutes:g} minutes: {one_line(error)}") from None
     if accelerator.device.type == "cuda" and accelerator.device.index is not None:
@@ -176,9 +176,13 @@ def check_launch() -> None:
             f"{USE_LAUNCHER}, see scripts/cluster/, or unset {name}",
         )
     ranks, gpus = hardware.local_ranks(), torch.cuda.device_count()
-    on_gpu = torch.cuda.is_available() and says.get("ACCELERATE_USE_CPU", "false").lower() not in ("true", "1", "yes")
+    wants_cpu, named = says.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes"), says.get("CUDA_VISIBLE_DEVICES", "")
     check(
-        not on_gpu or ranks <= gpus,
+        torch.cuda.is_available() or wants_cpu or named in ("", "-1", "NoDevFiles"),
+        f"CUDA_VISIBLE_DEVICES is {named}, but PyTorch finds no GPU: see what nvidia-smi says; to train on the CPU, set it to -1",
+    )
+    check(
+        wants_cpu or not torch.cuda.is_available() or ranks <= gpus,
         f"{ranks} ranks on this host but {gpus} GPUs: start one rank for each GPU; every rank must see all GPUs of its host",
     )
 

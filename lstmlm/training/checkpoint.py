@@ -89,11 +89,6 @@ def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[st
             aside = target.rename(_hidden(target))
         temporary.rename(target)
         sync_folder(folder)
-        sweep(folder)
-        for path in checkpoints(folder):
-            if _step(path) > step and _is_ours(path):  # it is damaged: the run has resumed from an earlier one
-                _delete(path)
-        prune(target, keep)
     except OSError as error:
         with suppress(OSError):  # else the next save does it
             if aside and not target.exists():
@@ -102,6 +97,12 @@ def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[st
         raise UserError(
             f"{cannot_write(error)}; what was published before is intact: make room and go on with --train.resume true"
         ) from None
+    with suppress(OSError):  # on NFS a file that somebody reads keeps its folder; the next save tries again
+        sweep(folder)
+        for path in checkpoints(folder):
+            if _step(path) > step and _is_ours(path):  # it is damaged: the run has resumed from an earlier one
+                _delete(path)
+        prune(target, keep)
 
 
 def prune(newest: Path, keep: int) -> None:
@@ -123,13 +124,25 @@ def checkpoints(folder: Path) -> list[Path]:
     return [folder / name for step in sorted(steps, reverse=True) if (name := f"step_{step:08d}") in names]
 
 
+def newest_step(folder: Path) -> int:
+    """The step of the newest one, whole or not; 0 where there is none."""
+    return max(map(_step, checkpoints(folder)), default=0)
+
+
 def whole(folder: Path) -> Iterator[tuple[Path, Saved]]:
     """The checkpoints that are whole, newest first, each with its values; a line tells of any other."""
     for path in checkpoints(folder):
         try:
             yield path, verify(path)
         except UserError as error:
+            refuse_unread(error)
             print_line(f"skipping the damaged checkpoint {path}: {error}")
+
+
+def refuse_unread(error: UserError) -> None:
+    """A checkpoint that is there but cannot be read at the moment, as on a file server in trouble, is not damaged: raise that it is so."""
+    if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+        raise UserError(f"{error}; the checkpoint may be whole: start again when it can be read")
 
 
 def verify(path: Path) -> Saved:

@@ -106,6 +106,7 @@ def load_newest_that_fits(
             tensors = load_tensors(path)
             check_fit(saved, tensors, expected, table)
         except UserError as error:
+            checkpoint.refuse_unread(error)
             print_line(f"skipping the damaged checkpoint {path}: {error}")
             continue
         print_line(f"going on from {path}")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from accelerate import Accelerator
 
 from lstmlm.config import Config
-from lstmlm.console import Progress, perplexity, print_line
+from lstmlm.console import Progress, UserError, perplexity, print_line
 from lstmlm.data.corpus import Corpus
 from lstmlm.evaluation.perplexity import Evaluation, bits_per_character, evaluate_stream, word_ppl
 from lstmlm.model.dropout import MASKS
@@ -66,6 +66,7 @@ class Run:
         self.tracking = Tracking(self.config, accelerator, self.directory)
         self.finished: Outcome | None = None  # where the run has nothing left to do
         self._past = resume.Past()  # the checkpoints to go on from are the main rank's alone
+        self._saved = False  # whether this start has written a checkpoint
         self._profile_step: Callable[[bool], None] = lambda last: None
         self._profiling = ExitStack()
         self._open = ExitStack()  # the lock and the progress bar
@@ -212,6 +213,9 @@ class Run:
         with self.seconds.timed("saving"), fail_together(self.accelerator):
             tensors, values = self.train_step.state_dict()
             if self._is_main:
+                if self._saved and checkpoint.newest_step(self.directory.checkpoints) > self.cursor.step:
+                    # Where locks do not reach from host to host
+                    raise UserError(f"another process saves in {self.directory.checkpoints} and is further: this one ends")
                 values |= {
                     "config": self.config.to_dict(),
                     "data_fingerprint": self.corpus.fingerprint,
@@ -223,6 +227,7 @@ class Run:
                     "masks": MASKS,
                 }
                 checkpoint.publish(self.directory.checkpoints, self.cursor.step, tensors, values, self.config.train.keep_checkpoints)
+                self._saved = True
                 self.directory.earlier_best.unlink(missing_ok=True)
 
     def leave(self, signal: int) -> Outcome:

@@ -18,7 +18,7 @@ from lstmlm.config import Config, TrackingConfig, flatten
 from lstmlm.console import UserError, one_line, print_line
 from lstmlm.files import sync_folder
 from lstmlm.records import append_line, cut_lines
-from lstmlm.runtime.distributed import fail_together
+from lstmlm.runtime.distributed import fail_together, main_value
 from lstmlm.training.checkpoint import Logged
 from lstmlm.training.run_directory import RunDirectory
 
@@ -215,11 +215,22 @@ class Tracking:
 
     def start(self, facts: dict[str, Any]) -> None:
         """Start the trackers, and tell them the facts; every rank calls it."""
-        names = self._config.trackers
-        if not names:
-            return
+        names = list(self._config.trackers)
         with fail_together(self._accelerator):  # one host may lack what the others have
             check_installed(names)
+        try:
+            self._start(names, facts)
+        except UserError as error:
+            tries = main_value(self._accelerator, self._config.mode == "auto" and "WANDB_MODE" not in os.environ)
+            if not tries or "wandb" not in names:
+                raise
+            if self._accelerator.is_main_process:
+                print_line(f"warning: {error}; the run goes on without W&B, and metrics.jsonl has everything")
+            self._start([name for name in names if name != "wandb"], facts)
+
+    def _start(self, names: Sequence[str], facts: dict[str, Any]) -> None:
+        if not names:
+            return
         self._accelerator.log_with = filter_trackers(list(names), self._directory.path)
         # TensorBoard writes to <logging_dir>/<project>
         self._accelerator.project_configuration.logging_dir = str(self._directory.tensorboard)
@@ -242,6 +253,7 @@ class Tracking:
                 for started in self._accelerator.trackers:
                     with suppress(Exception):  # some have not started
                         started.finish()
+                self._accelerator.trackers.clear()
                 raise UserError(f"cannot start the trackers {names}: {one_line(error)}") from None
 
     def metrics(self, values: dict[str, Any]) -> None:

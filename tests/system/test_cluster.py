@@ -137,7 +137,7 @@ def test_options_that_stopping_and_resuming_depend_on(slurm: Slurm) -> None:
     lines = slurm.script.read_text().splitlines()
     commands = [number for number, line in enumerate(lines) if line and not line.startswith("#")]
     options = [line.removeprefix("#SBATCH ") for line in lines[: commands[0]] if line.startswith("#SBATCH ")]
-    assert {"--requeue", "--signal=USR1@300", "--open-mode=append", "--ntasks-per-node=8", "--gpus-per-node=8"} <= set(options)
+    assert {"--requeue", "--signal=USR1@600", "--open-mode=append", "--ntasks-per-node=8", "--gpus-per-node=8"} <= set(options)
     assert not any(line.startswith("#SBATCH") for line in lines[commands[0] :])
 
 

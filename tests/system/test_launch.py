@@ -84,6 +84,7 @@ def test_multi_cpu_starts_one_process_and_is_refused(small: Small, tmp_path: Pat
     [
         ({"ACCELERATE_TORCH_DEVICE": "cuda"}, [], "ACCELERATE_TORCH_DEVICE is cuda, but PyTorch finds no such GPU"),
         ({"ACCELERATE_TORCH_DEVICE": "meta"}, [], "ACCELERATE_TORCH_DEVICE is meta, but training is for CPUs and CUDA GPUs"),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, [], "CUDA_VISIBLE_DEVICES is 0,1, but PyTorch finds no GPU: see what nvidia-smi says"),
         ({}, ["--train.precision=fp16"], "fp16 needs a GPU"),
         ({}, ["--train.precision=tf32"], "tf32 needs an NVIDIA GPU"),
         ({}, ["--train.compress_gradients=true"], "needs several ranks on GPUs"),

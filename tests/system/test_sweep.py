@@ -16,7 +16,11 @@ from tests.system.launcher import ROOT, wait_for_step
 
 def test_a_preempted_trial_goes_on_in_its_own_directory(small: Small, tmp_path: Path) -> None:
     sweep = yaml.safe_load((ROOT / "configs/sweep.yaml").read_text())
-    chosen = [argument for argument in small("--train.epochs=60", "--train.save_every=1000") if not argument.startswith("--train.run_dir")]
+    chosen = [
+        argument
+        for argument in small("--train.epochs=60", "--train.save_every=1000", "--tracking.mode=offline")
+        if not argument.startswith("--train.run_dir")
+    ]
     values = dict(argument.removeprefix("--").split("=", 1) for argument in chosen)
     filled = create_sweep_command_args({"args": {key: {"value": value} for key, value in values.items()}})
     filled["env"] = ["/usr/bin/env"]

@@ -171,6 +171,23 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(name: str, damage: str, t
     assert newest_step(tmp_path) == 2, "the same step again takes the damaged one's place"
 
 
+@pytest.mark.parametrize("name", ["state.safetensors", "state.json", "manifest.json"])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file server in trouble must not cost the newest checkpoint."""
+    for step in (1, 2):
+        publish(tmp_path, step, keep=2)
+    real = os.open
+
+    def troubled(path: Any, *args: Any, **kwargs: Any) -> int:
+        if str(path).endswith(f"step_00000002/{name}"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", troubled)
+    with pytest.raises(UserError, match=rf"cannot read .*{name}: Input/output error; the checkpoint may be whole: start again"):
+        newest_step(tmp_path)
+
+
 def test_a_damaged_newer_checkpoint_does_not_cost_the_good_one(tmp_path: Path) -> None:
     for step in (6, 8):
         publish(tmp_path, step, keep=2)

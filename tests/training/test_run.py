@@ -20,7 +20,18 @@ import yaml
 from lstmlm import UserError, evaluate, files, load_config, train
 from lstmlm.evaluation.perplexity import evaluate_stream
 from lstmlm.training import checkpoint
-from tests.helpers import Small, assert_same_run, figures, fresh_train, interrupted, lose_power, metrics, skip_without_bf16, small_arguments
+from tests.helpers import (
+    Small,
+    assert_same_run,
+    at_step,
+    figures,
+    fresh_train,
+    interrupted,
+    lose_power,
+    metrics,
+    skip_without_bf16,
+    small_arguments,
+)
 
 Whole = Callable[..., Path]  # the fixture `whole`
 
@@ -243,6 +254,17 @@ def test_resume_falls_back_over_a_checkpoint_that_is_not_the_runs(
     assert f"skipping the damaged checkpoint {tmp_path / 'run/checkpoints/step_00000021'}" in error
     assert f"going on from {tmp_path / 'run/checkpoints/step_00000014'}" in error
     assert_same_run(tmp_path / "run", whole())
+
+
+def test_a_second_process_that_the_lock_does_not_stop_ends_the_slower_one(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a file system whose locks do not reach from host to host."""
+    folder = tmp_path / "run/checkpoints"
+    at_step(monkeypatch, 10, lambda step: shutil.copytree(folder / "step_00000007", folder / "step_00000021"))
+    with pytest.raises(UserError, match=r"another process saves in .*checkpoints and is further: this one ends"):
+        fresh_train(load_config(small()))
+    assert (folder / "step_00000021/manifest.json").exists()
 
 
 def test_no_whole_checkpoint_is_one_line(unfinished: list[str], tmp_path: Path) -> None:

@@ -185,11 +185,28 @@ def test_auto_logs_offline_where_w_and_b_cannot_be_used(
     if server == "black_hole":
         monkeypatch.setattr(tracking, "LOGIN_SECONDS", 0.5)
     fresh_train(load_config(small("--tracking.trackers=[wandb]", "--train.max_steps=2")))
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "logging offline" in line]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "nothing is sent" in line]
     told = {"black_hole": "W&B does not answer within 0.5 s", "refusing": "W&B does not answer or refuses the key"}
     assert line.startswith(told.get(server or "", "no W&B key found"))
     (run,) = offline_runs(tmp_path / "run")
     assert run.exit_code == 0
+
+
+@pytest.mark.parametrize("mode", ["auto", "online"])
+def test_w_and_b_that_does_not_let_a_run_start(
+    mode: str, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After its key was taken. Under auto the run goes on with its other trackers."""
+    monkeypatch.setattr(tracking, "_problem_online", lambda: None)
+    monkeypatch.setattr(wandb, "init", Mock(side_effect=ConnectionError("503 Service Unavailable")))
+    config = load_config(small("--tracking.trackers=[wandb, tensorboard]", f"--tracking.mode={mode}", "--train.max_steps=2"))
+    if mode == "online":
+        with pytest.raises(UserError, match=r"cannot start the trackers .*503"):
+            fresh_train(config)
+        return
+    fresh_train(config)
+    assert "503 Service Unavailable; the run goes on without W&B, and metrics.jsonl has everything" in capsys.readouterr().err
+    assert list((tmp_path / "run/tensorboard").rglob("events.*"))
 
 
 def test_a_tracker_that_fails_does_not_end_the_run(

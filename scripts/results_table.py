@@ -19,10 +19,15 @@ HEADS = ["run", "parameters", *PROTOCOLS, "minutes of training"]
 
 
 def results_table(results: Path) -> str:
-    """All records below a folder, in Markdown: a row for each run, a column for each protocol; then the command of each."""
-    records = {path.parent: json.loads(path.read_bytes()) for path in sorted(results.glob("*/run.json"))}
+    """All records below a folder but those of the toy language, in Markdown: a row for each run, a column for each protocol; then the
+    command of each."""
+    paths = [path for path in sorted(results.glob("*/run.json")) if not path.parent.name.startswith("toy")]
+    records = {path.parent: json.loads(path.read_bytes()) for path in paths}
     rows = [HEADS, ["---"] * len(HEADS), *(row(folder, record) for folder, record in records.items())]
-    words = "Perplexity on validation / test, read from the first word to the last, the state carried all the way."
+    words = (
+        "Perplexity on validation / test, read from the first word to the last, the state carried all the way. Lower is better:\n"
+        "a model with perplexity 100 is as unsure of the next word as if it had to choose among 100 equally likely ones."
+    )
     commands = [line for folder, record in records.items() for line in (f"    # {folder.name}", f"    {record['command']}")]
     return "\n".join([words, "", *(f"| {' | '.join(cells)} |" for cells in rows), "", *commands])
 

@@ -17,6 +17,8 @@ from lstmlm.data.corpus import Corpus
 from lstmlm.runtime.hardware import device_kind, git_state, package_versions
 from lstmlm.training.step import TrainStep
 
+FEW_STEPS = 500  # below that a run hardly learns anything
+
 
 def opening(config: Config, corpus: Corpus, train_step: TrainStep, accelerator: Accelerator) -> list[str]:
     """What is trained, on what, how, and where it goes."""
@@ -51,6 +53,7 @@ def _described(config: Config, corpus: Corpus, train_step: TrainStep, accelerato
     if accelerator.device.type == "cpu" and not torch.cuda.is_available():
         device += ", no CUDA GPU found"
     epochs = train_step.total_steps / train_step.steps_per_epoch
+    few = "" if train_step.total_steps >= FEW_STEPS else "; few: more epochs, fewer columns (data.batch_size) or shorter segments make more"
     return {
         "data": data.dataset,
         **dict(line.split(": ", 1) for line in corpus.lines()),
@@ -58,7 +61,7 @@ def _described(config: Config, corpus: Corpus, train_step: TrainStep, accelerato
         + (f", begun with {train.init_from}" if train.init_from else ""),
         "device": f"{device}, {train.precision}, {torch.get_num_threads()} CPU threads a rank",
         "ranks": f"{ranks}, {shares} of {data.batch_size} columns each; segments of {'about ' * bool(data.bptt_jitter)}{data.bptt} rows",
-        "steps": f"{train_step.total_steps:,}, {epochs:,.4g} epochs of {train_step.steps_per_epoch:,}",
+        "steps": f"{train_step.total_steps:,}, {epochs:,.4g} epochs of {train_step.steps_per_epoch:,}{few}",
     }
 
 

@@ -17,7 +17,7 @@ from lstmlm.data.corpus import Corpus
 from lstmlm.evaluation.perplexity import Evaluation, bits_per_character, evaluate_stream, word_ppl
 from lstmlm.model.dropout import MASKS
 from lstmlm.runtime.distributed import fail_together, main_tensors, main_value
-from lstmlm.runtime.hardware import memory_in_use, package_versions
+from lstmlm.runtime.hardware import git_state, memory_in_use, package_versions
 from lstmlm.training import banner, checkpoint, resume
 from lstmlm.training.best_model import BestModel
 from lstmlm.training.cursor import Cursor, Interval, Seconds
@@ -266,6 +266,7 @@ class Run:
             "ranks": self.accelerator.num_processes,
             "device": str(self.accelerator.device.type),
             "versions": package_versions(),
+            **git_state(),
         }
         with fail_together(self.accelerator):
             if self._is_main:

@@ -40,6 +40,8 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 def test_a_record_holds_the_run_and_no_place(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "results/toy").mkdir(parents=True)
+    (tmp_path / "results/toy/run.json").write_text("{}")  # left out
     folder = tmp_path / "results" / "small"
     publish_results(run, folder)
     assert (folder / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
@@ -64,6 +66,8 @@ def write_evaluation(folder: Path, name: str, **changed: Any) -> None:
 
 
 def test_a_run_that_goes_on_has_a_record_too(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "results/toy").mkdir(parents=True)
+    (tmp_path / "results/toy/run.json").write_text("{}")  # left out
     folder = tmp_path / "results" / "small"
     publish_results(run, folder)
     (run / "summary.json").unlink()  # as a run does that goes on for more epochs
@@ -80,6 +84,8 @@ def test_a_run_that_goes_on_has_a_record_too(run: Path, tmp_path: Path) -> None:
 
 
 def test_the_table_shows_final_figures_and_evaluations(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "results/toy").mkdir(parents=True)
+    (tmp_path / "results/toy/run.json").write_text("{}")  # left out
     folder = tmp_path / "results" / "small"
     publish_results(run, folder)
     write_evaluation(folder, "cache-test")
@@ -88,7 +94,7 @@ def test_the_table_shows_final_figures_and_evaluations(run: Path, tmp_path: Path
     write_evaluation(folder, "cache-line-test", reset="line", ppl=5.5)
     write_evaluation(folder, "both-test", protocol="cache+dynamic", ppl=2.25)
     summary = json.loads((run / "summary.json").read_bytes())
-    _, _, heads, _, row, _, name, command = results_table(tmp_path / "results").splitlines()
+    *_, heads, _, row, _, name, command = results_table(tmp_path / "results").splitlines()
     assert heads == "| run | parameters | static | cache | dynamic | cache+dynamic | minutes of training |"
     static = " / ".join(f"{summary[split]['ppl']:.2f}" for split in ("valid", "test"))
     expected = f"| [small](results/small) | {summary['parameters']:,} | {static} | 3.50 / 2.46 |  | - / 2.25 | 0 ("

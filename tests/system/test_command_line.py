@@ -35,7 +35,7 @@ def test_what_a_run_says(small: Small, cli: Callable[..., subprocess.CompletedPr
     assert "2 x 12 LSTM, 3,276 parameters" in opening["model"]
     assert "fp32" in opening["device"]
     assert opening["ranks"].startswith("1, 20 of 20 columns each")
-    assert opening["steps"] == "30, 2 epochs of 15"
+    assert opening["steps"].startswith("30, 2 epochs of 15; few: more epochs, ")
     summary = json.loads((tmp_path / "run/summary.json").read_bytes())
     closing = {line[:10].strip(): line[11:] for line in lines[-5:]}
     assert closing["best"].startswith("epoch 2, step 30: validation ppl")

@@ -40,8 +40,6 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 def test_a_record_holds_the_run_and_no_place(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "results/toy").mkdir(parents=True)
-    (tmp_path / "results/toy/run.json").write_text("{}")  # left out
     folder = tmp_path / "results" / "small"
     publish_results(run, folder)
     assert (folder / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
@@ -66,8 +64,6 @@ def write_evaluation(folder: Path, name: str, **changed: Any) -> None:
 
 
 def test_a_run_that_goes_on_has_a_record_too(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "results/toy").mkdir(parents=True)
-    (tmp_path / "results/toy/run.json").write_text("{}")  # left out
     folder = tmp_path / "results" / "small"
     publish_results(run, folder)
     (run / "summary.json").unlink()  # as a run does that goes on for more epochs
@@ -78,9 +74,9 @@ def test_a_run_that_goes_on_has_a_record_too(run: Path, tmp_path: Path) -> None:
     assert lines[-1]["step"] == 9
     best = min(line["valid/ppl"] for line in lines if "valid/ppl" in line)
     begin = f"| [small](results/small) (in epoch 1 of 2) | {load(run).model.num_parameters:,} |"
-    assert results_table(tmp_path / "results").splitlines()[4].startswith(f"{begin} {best:.2f} / - (10 columns) |  |")
+    assert results_table(tmp_path / "results").splitlines()[5].startswith(f"{begin} {best:.2f} / - (10 columns) |  |")
     write_evaluation(folder, "static-1-test", protocol="static", ppl=4.25)
-    assert results_table(tmp_path / "results").splitlines()[4].startswith(f"{begin} - / 4.25 |  |")
+    assert results_table(tmp_path / "results").splitlines()[5].startswith(f"{begin} - / 4.25 |  |")
 
 
 def test_the_table_shows_final_figures_and_evaluations(run: Path, tmp_path: Path) -> None:

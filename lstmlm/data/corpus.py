@@ -88,7 +88,7 @@ def load_corpus(data: DataConfig, vocabulary: Vocabulary | None = None, processe
         UserError: The data cannot be read, a split is missing or empty, a file is not UTF-8, the vocabulary has no token of the text, or
             the cache has no room.
     """
-    source = open_source(data)
+    source, made = open_source(data), vocabulary is None
     keys = {split: source.fingerprint(split) for split in SPLITS}
     if vocabulary is None:
         rules = (data.level, data.min_count, data.max_size, data.tokenizer, data.lowercase, data.normalize)
@@ -107,7 +107,7 @@ def load_corpus(data: DataConfig, vocabulary: Vocabulary | None = None, processe
     digest = hashlib.sha256(vocabulary.fingerprint.encode())
     for stream in splits.values():
         digest.update(stream.numpy().data)
-    _warn(facts, data)
+    _warn(facts, data, made)
     return Corpus(vocabulary, splits, facts, digest.hexdigest())
 
 
@@ -135,10 +135,10 @@ def _load_split(
     return stream, facts
 
 
-def _warn(facts: dict[str, SplitFacts], data: DataConfig) -> None:
-    """Warn of what the results alone would not show."""
+def _warn(facts: dict[str, SplitFacts], data: DataConfig, made: bool) -> None:
+    """Warn of what the results alone would not show; `made` says whether the vocabulary is that of the training split."""
     train, shares = facts["train"], {split: each.unknown / each.tokens for split, each in facts.items()}
-    if max(shares.values()) > MANY_UNKNOWN:
+    if max(shares.values()) > MANY_UNKNOWN and made and data.level == "word" and data.max_size is None:
         told = ", ".join(f"{share:.0%} of split {split}" for split, share in shares.items() if share > MANY_UNKNOWN)
         logger.warning(
             f"{told} are {UNK}, so a perplexity says little: a language without spaces between words (Chinese, Japanese, Thai) needs "
@@ -147,8 +147,8 @@ def _warn(facts: dict[str, SplitFacts], data: DataConfig) -> None:
     elif not train.unknown and any(shares.values()):
         told = " and ".join(f"{share:.2%} of split {split}" for split, share in shares.items() if share)
         logger.warning(
-            f"{UNK} never occurs in the training split, so the model cannot learn when to expect it, but is {told}: begin a new run with "
-            f"--data.min_count 2, which makes words that training has once {UNK}, or with --data.level bpe, which knows every word"
+            f"{UNK} never occurs in the training split, so the model cannot learn when to expect it, but is {told}: a new vocabulary of "
+            f"--data.min_count 2 makes what training has once {UNK}, and one of --data.level bpe --data.max_size 8000 knows every word"
         )
     for split, each in facts.items():
         if each.written_eos:
@@ -171,7 +171,7 @@ def _cached(data: DataConfig, ending: str, parts: Sequence[object], load: Callab
         folder.mkdir(parents=True, exist_ok=True)
         lock = folder / f".{path.name}.lock"  # of each file its own: a long text must not keep other jobs from theirs
         with locked(lock, wait=True), ExitStack() as stack:
-            stack.callback(lock.unlink)
+            stack.callback(lock.unlink, missing_ok=True)
             with suppress(UserError, ValueError):  # another process may have written it meanwhile
                 return load(path)
             if path.exists():

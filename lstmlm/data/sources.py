@@ -272,7 +272,7 @@ def _open_folder(folder: Path, data: DataConfig) -> Source:
         below = {path: found for path in _visible(folder) if path.is_dir() and (found := find_splits(path))}
         if len(below) > 1:
             names = ", ".join(path.name for path in below)
-            raise UsageError(f"{folder} holds several subsets, {names}: name the folder of one of them")
+            raise UsageError(f"{folder} holds several subsets, {names}: name one of them with data.subset")
         if below:
             ((folder, files),) = below.items()
     remedy = (

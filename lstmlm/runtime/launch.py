@@ -178,8 +178,9 @@ def check_launch() -> None:
     ranks, gpus = hardware.local_ranks(), torch.cuda.device_count()
     wants_cpu, named = says.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes"), says.get("CUDA_VISIBLE_DEVICES", "")
     check(
-        torch.cuda.is_available() or wants_cpu or named in ("", "-1", "NoDevFiles"),
-        f"CUDA_VISIBLE_DEVICES is {named}, but PyTorch finds no GPU: see what nvidia-smi says; to train on the CPU, set it to -1",
+        torch.cuda.is_available() or wants_cpu or named in ("", "-1", "NoDevFiles", "none", "void", "10000"),  # as schedulers say "no GPU"
+        f"CUDA_VISIBLE_DEVICES is {named}, but PyTorch finds no GPU: see what nvidia-smi says, and whether this PyTorch is for CUDA; "
+        "to train on the CPU, set it to -1",
     )
     check(
         wants_cpu or not torch.cuda.is_available() or ranks <= gpus,

@@ -6,6 +6,7 @@ One is written into a folder whose name starts with a dot, flushed, and renamed;
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -97,11 +98,13 @@ def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[st
         raise UserError(
             f"{cannot_write(error)}; what was published before is intact: make room and go on with --train.resume true"
         ) from None
-    with suppress(OSError):  # on NFS a file that somebody reads keeps its folder; the next save tries again
-        sweep(folder)
+    sweep(folder)
+    # What cannot be deleted now, as on NFS a folder with a file that somebody reads, is left to the next save.
+    with suppress(OSError, UserError):
         for path in checkpoints(folder):
             if _step(path) > step and _is_ours(path):  # it is damaged: the run has resumed from an earlier one
                 _delete(path)
+    with suppress(OSError, UserError):
         prune(target, keep)
 
 
@@ -141,7 +144,7 @@ def whole(folder: Path) -> Iterator[tuple[Path, Saved]]:
 
 def refuse_unread(error: UserError) -> None:
     """A checkpoint that is there but cannot be read at the moment, as on a file server in trouble, is not damaged: raise that it is so."""
-    if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+    if _unread(error):
         raise UserError(f"{error}; the checkpoint may be whole: start again when it can be read")
 
 
@@ -182,10 +185,12 @@ def restore(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what a killed save or delete has left behind."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if _HIDDEN_NAME.fullmatch(path.name) and not _foreign_content(path):
-            _remove(path)
+    """Delete what a killed save or delete has left behind, as far as it can be deleted."""
+    with suppress(OSError, UserError):
+        for path in folder.iterdir():
+            with suppress(OSError, UserError):
+                if _HIDDEN_NAME.fullmatch(path.name) and not _foreign_content(path):
+                    _remove(path)
 
 
 def _delete(path: Path) -> None:
@@ -213,15 +218,25 @@ def _is_ours(path: Path) -> bool:
         return False
     try:
         return read_json(path / VALUES, Saved).cursor.step == _step(path)
-    except UserError:
-        return True
+    except UserError as error:
+        return not _unread(error)
+
+
+def _unread(error: UserError) -> bool:
+    """Whether something is there but could not be read."""
+    return isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError)
 
 
 def _foreign_content(path: Path) -> str | None:
     """Why a path cannot be a checkpoint: a run resumes from no folder, and deletes none, that holds anything else. None where it can."""
-    if path.is_symlink() or not path.is_dir():
-        return "it is not a folder"
-    for entry in path.iterdir():
-        if entry.name not in (TENSORS, VALUES, MANIFEST) or entry.is_symlink() or not entry.is_file():
-            return f"it holds {entry.name}, which is not of a checkpoint"
+    try:
+        if not stat.S_ISDIR(path.lstat().st_mode):
+            return "it is not a folder"
+        for entry in path.iterdir():
+            if entry.name not in (TENSORS, VALUES, MANIFEST) or not stat.S_ISREG(entry.lstat().st_mode):
+                return f"it holds {entry.name}, which is not of a checkpoint"
+    except FileNotFoundError:
+        return "it is gone"
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
     return None

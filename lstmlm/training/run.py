@@ -63,10 +63,11 @@ class Run:
         self.config = replace(config, train=replace(config.train, run_dir=run_dir))
         self.cursor, self.interval, self.seconds = Cursor(), Interval(), Seconds()
         self._opened = time.perf_counter()
+        self._code = git_state() if self._is_main else {}  # as this start has loaded it
         self.tracking = Tracking(self.config, accelerator, self.directory)
         self.finished: Outcome | None = None  # where the run has nothing left to do
         self._past = resume.Past()  # the checkpoints to go on from are the main rank's alone
-        self._saved = False  # whether this start has written a checkpoint
+        self._newest = 0  # step of the newest checkpoint that this start knows of
         self._profile_step: Callable[[bool], None] = lambda last: None
         self._profiling = ExitStack()
         self._open = ExitStack()  # the lock and the progress bar
@@ -123,6 +124,7 @@ class Run:
                     self.directory.samples.unlink(missing_ok=True)
                 self.directory.write_config(self.config)
                 self.directory.checkpoints.mkdir(exist_ok=True)  # where it is gone later, checkpoints are lost
+                self._newest = checkpoint.newest_step(self.directory.checkpoints)
         self.progress = Progress(self._is_main, train_step.total_steps, train_step.steps_per_epoch, self.cursor.step)
         self._open.callback(self.progress.close)
         if self._is_main and self.config.train.profile:
@@ -213,9 +215,9 @@ class Run:
         with self.seconds.timed("saving"), fail_together(self.accelerator):
             tensors, values = self.train_step.state_dict()
             if self._is_main:
-                if self._saved and checkpoint.newest_step(self.directory.checkpoints) > self.cursor.step:
-                    # Where locks do not reach from host to host
-                    raise UserError(f"another process saves in {self.directory.checkpoints} and is further: this one ends")
+                folder = self.directory.checkpoints
+                if checkpoint.newest_step(folder) > max(self._newest, self.cursor.step):  # locks may not reach from host to host
+                    raise UserError(f"another process saves in {folder} and is further: this one ends")
                 values |= {
                     "config": self.config.to_dict(),
                     "data_fingerprint": self.corpus.fingerprint,
@@ -226,8 +228,8 @@ class Run:
                     "versions": package_versions(),
                     "masks": MASKS,
                 }
-                checkpoint.publish(self.directory.checkpoints, self.cursor.step, tensors, values, self.config.train.keep_checkpoints)
-                self._saved = True
+                checkpoint.publish(folder, self.cursor.step, tensors, values, self.config.train.keep_checkpoints)
+                self._newest = checkpoint.newest_step(folder)
                 self.directory.earlier_best.unlink(missing_ok=True)
 
     def leave(self, signal: int) -> Outcome:
@@ -266,7 +268,7 @@ class Run:
             "ranks": self.accelerator.num_processes,
             "device": str(self.accelerator.device.type),
             "versions": package_versions(),
-            **git_state(),
+            **self._code,
         }
         with fail_together(self.accelerator):
             if self._is_main:

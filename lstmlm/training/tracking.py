@@ -182,6 +182,10 @@ def check_installed(names: Sequence[str]) -> None:
         )
 
 
+class WandbError(UserError):
+    """W&B did not let the run start."""
+
+
 class Tracking:
     """Sends the events of a run to the files and the trackers. Every rank has one; only the main rank's writes."""
 
@@ -220,9 +224,9 @@ class Tracking:
             check_installed(names)
         try:
             self._start(names, facts)
-        except UserError as error:
+        except WandbError as error:
             tries = main_value(self._accelerator, self._config.mode == "auto" and "WANDB_MODE" not in os.environ)
-            if not tries or "wandb" not in names:
+            if not tries:
                 raise
             if self._accelerator.is_main_process:
                 print_line(f"warning: {error}; the run goes on without W&B, and metrics.jsonl has everything")
@@ -250,11 +254,12 @@ class Tracking:
                 if is_main:  # other ranks hold blank trackers
                     self._trackers = [KINDS[tracker.name](tracker, self._config, facts) for tracker in self._accelerator.trackers]
             except Exception as error:  # each tracker raises its own kinds
+                kind = WandbError if "wandb" in names and sys.modules["wandb"].run is None else UserError
                 for started in self._accelerator.trackers:
                     with suppress(Exception):  # some have not started
                         started.finish()
                 self._accelerator.trackers.clear()
-                raise UserError(f"cannot start the trackers {names}: {one_line(error)}") from None
+                raise kind(f"cannot start the trackers {names}: {one_line(error)}") from None
 
     def metrics(self, values: dict[str, Any]) -> None:
         """One line of `metrics.jsonl`, and the same to the trackers: `step`, `epoch`, `tokens`, and any of the metrics."""

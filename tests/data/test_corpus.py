@@ -224,7 +224,7 @@ def test_an_unknown_word_that_is_never_trained_is_told(data: DataConfig, caplog:
     for _ in range(2):  # from the cache too
         (line,) = warnings(data, caplog)
         assert "<unk> never occurs in the training split" in line
-        assert "25.00% of split validation: begin a new run with --data.min_count 2, which makes" in line
+        assert "25.00% of split validation: a new vocabulary of --data.min_count 2 makes what training has once <unk>" in line
     with (folder / "train.txt").open("a") as file:
         file.write("once\n")
     assert len(warnings(data, caplog)) == 1

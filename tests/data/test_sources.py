@@ -106,7 +106,7 @@ def test_subsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert text_of(tmp_path, "train") == "one/train.txt\n", "the only one"
     touch(tmp_path, "two/train.txt")
     assert text_of(tmp_path, "train", subset="two") == "two/train.txt\n"
-    with pytest.raises(UsageError, match=r"several subsets, one, two: name the folder of one"):
+    with pytest.raises(UsageError, match=r"several subsets, one, two: name one of them with data.subset"):
         text_of(tmp_path, "train")
     touch(tmp_path, "train.txt")
     with pytest.raises(UsageError, match="has files of its own and no subset 'three'"):

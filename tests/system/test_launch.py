@@ -97,6 +97,7 @@ def test_refused_at_the_start(
 ) -> None:
     for name, value in {"CUDA_VISIBLE_DEVICES": "", **environment}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match=named):
         train(load_config(small(*arguments)))
     assert not (tmp_path / "run").exists()

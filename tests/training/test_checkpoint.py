@@ -111,6 +111,8 @@ def test_refused_at_every_operation(tmp_path: Path, code: int, step: int) -> Non
         assert statuses[-1] in (0, 7, NO_FAULT), f"operation {len(statuses)}"
         assert newest_step(tmp_path) in (2, 3)
         assert not any(path.name.endswith(".tmp") for path in tmp_path.iterdir()), "the temporary folder is gone"
+        publish(tmp_path, 4)
+        assert [path.name for path in tmp_path.iterdir()] == ["step_00000004"], "what could not be deleted then is deleted now"
     assert statuses.count(7) >= 8
 
 
@@ -176,16 +178,19 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(name: str, tmp_path
     """A file server in trouble must not cost the newest checkpoint."""
     for step in (1, 2):
         publish(tmp_path, step, keep=2)
-    real = os.open
+    for call in ("open", "stat"):
+        real = getattr(os, call)
 
-    def troubled(path: Any, *args: Any, **kwargs: Any) -> int:
-        if str(path).endswith(f"step_00000002/{name}"):
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real(path, *args, **kwargs)
+        def troubled(path: Any, *args: Any, _real: Any = real, **kwargs: Any) -> Any:
+            if str(path).endswith(f"step_00000002/{name}"):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return _real(path, *args, **kwargs)
 
-    monkeypatch.setattr(os, "open", troubled)
-    with pytest.raises(UserError, match=rf"cannot read .*{name}: Input/output error; the checkpoint may be whole: start again"):
-        newest_step(tmp_path)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, troubled)
+            with pytest.raises(UserError, match=r"cannot read .*: Input/output error; the checkpoint may be whole: start again"):
+                newest_step(tmp_path)
+    assert newest_step(tmp_path) == 2
 
 
 def test_a_damaged_newer_checkpoint_does_not_cost_the_good_one(tmp_path: Path) -> None:

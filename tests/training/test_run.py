@@ -261,10 +261,12 @@ def test_a_second_process_that_the_lock_does_not_stop_ends_the_slower_one(
 ) -> None:
     """As on a file system whose locks do not reach from host to host."""
     folder = tmp_path / "run/checkpoints"
-    at_step(monkeypatch, 10, lambda step: shutil.copytree(folder / "step_00000007", folder / "step_00000021"))
+    at_step(monkeypatch, 10, lambda step: shutil.copytree(folder / "step_00000007", folder / "step_00000099"))
     with pytest.raises(UserError, match=r"another process saves in .*checkpoints and is further: this one ends"):
         fresh_train(load_config(small()))
-    assert (folder / "step_00000021/manifest.json").exists()
+    assert (folder / "step_00000099/manifest.json").exists()
+    monkeypatch.undo()
+    assert fresh_train(load_config(small("--train.resume=true")))["step"] == 30, "a copy that was there before is in nobody's way"
 
 
 def test_no_whole_checkpoint_is_one_line(unfinished: list[str], tmp_path: Path) -> None:

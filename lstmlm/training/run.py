@@ -17,7 +17,7 @@ from lstmlm.data.corpus import Corpus
 from lstmlm.evaluation.perplexity import Evaluation, bits_per_character, evaluate_stream, word_ppl
 from lstmlm.model.dropout import MASKS
 from lstmlm.runtime.distributed import fail_together, main_tensors, main_value
-from lstmlm.runtime.hardware import git_state, memory_in_use, package_versions
+from lstmlm.runtime.hardware import memory_in_use, package_versions
 from lstmlm.training import banner, checkpoint, resume
 from lstmlm.training.best_model import BestModel
 from lstmlm.training.cursor import Cursor, Interval, Seconds
@@ -63,7 +63,6 @@ class Run:
         self.config = replace(config, train=replace(config.train, run_dir=run_dir))
         self.cursor, self.interval, self.seconds = Cursor(), Interval(), Seconds()
         self._opened = time.perf_counter()
-        self._code = git_state() if self._is_main else {}  # as this start has loaded it
         self.tracking = Tracking(self.config, accelerator, self.directory)
         self.finished: Outcome | None = None  # where the run has nothing left to do
         self._past = resume.Past()  # the checkpoints to go on from are the main rank's alone
@@ -115,6 +114,7 @@ class Run:
                 print_line(line)
         facts = banner.facts(self.config, corpus, train_step, self.accelerator)
         facts["data"] |= self.best_model.trained_on
+        self._code = {name: facts[name] for name in ("git_commit", "git_dirty")}  # as this start has loaded it
         self.tracking.start(facts)
         with fail_together(self.accelerator):
             if self._is_main:

@@ -59,22 +59,9 @@ def print_line(message: str) -> None:
 
     Where it is closed or full, or its reader is gone, the line is lost and the run goes on.
     """
-    _show(_taken_back() + printable(message, "\t") + "\n")
-
-
-def _show(text: str) -> None:
     if sys.stderr is not None:  # print would take standard output
         with suppress(OSError, ValueError):
-            print(text, end="", file=sys.stderr, flush=True)
-
-
-STARTING = "starting ..."  # on a terminal, until something else is there: torch takes seconds to load
-_shown: list[str] = []
-
-
-def _taken_back() -> str:
-    """What erases STARTING where it is shown, once."""
-    return "\r\x1b[K" if _shown and _shown.pop() else ""
+            print(printable(message, "\t") + "\n", end="", file=sys.stderr, flush=True)
 
 
 def on_terminal() -> bool:
@@ -94,7 +81,6 @@ def standard_output() -> Iterator[BinaryIO]:
     """
     if sys.stdout is None:
         raise UserError("standard output is closed, and the result would be lost")
-    _show(_taken_back())
     try:
         out = _Terminal(io.FileIO(sys.stdout.fileno(), "w", closefd=False)) if sys.stdout.isatty() else sys.stdout.buffer
         yield out
@@ -142,9 +128,6 @@ def run_script(main: Callable[[], int]) -> int:
     because the cause may be a defect of the program.
     """
     _hold_standard_streams()
-    if on_terminal() and _first_on_host():
-        _show(f"{STARTING}\r")
-        _shown.append(STARTING)
     logger = logging.getLogger("lstmlm")
     logger.handlers, logger.propagate = [_LineHandler()], False
     rank, several = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1") != "1"

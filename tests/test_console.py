@@ -49,13 +49,6 @@ def test_what_a_terminal_would_obey_is_shown_escaped() -> None:
     assert on_a_terminal(show) == f"{shown}\tb\r\n{shown}\r\n{shown}\r\n".encode()
 
 
-def test_a_terminal_shows_at_once_that_a_command_starts() -> None:
-    start = b"starting ...\r\r\x1b[K"
-    shown = on_a_terminal(lambda: run_script(lambda: print_line("a line") or print_result("a result") or 0))
-    assert shown == start + b"a line\r\na result\r\n"
-    assert on_a_terminal(lambda: run_script(lambda: print_result("a result") or 0)) == start + b"a result\r\n"
-
-
 def test_a_result_in_a_pipe_is_exact(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     with open(1, "w", closefd=False) as out, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", out)

@@ -6,7 +6,7 @@ Each command imports what it needs: torch takes seconds, and a report, a help te
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -329,17 +329,8 @@ def import_model(argv: Arguments = None) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[Arguments], int]] = {
-    "train": train,
-    "prepare": prepare,
-    "evaluate": evaluate,
-    "score": score,
-    "pairs": pairs,
-    "generate": generate,
-    "report": report,
-    "export": export,
-    "import": import_model,
-}
+COMMANDS = {command.__name__: command for command in (train, prepare, evaluate, score, pairs, generate, report, export)}
+COMMANDS["import"] = import_model  # a word of Python's own
 
 
 def overview() -> str:

@@ -124,7 +124,7 @@ class DataConfig(_Section):
         check(fits, f"data.level bpe needs data.max_size, its number of types, of at least 258 (8000, say), not {self.max_size}")
         fits = self.tokenizer == "whitespace" or self.level == "word"
         check(fits, f"data.tokenizer {self.tokenizer} cuts words, but data.level is {self.level}: leave one of them out")
-        fits = not self.bptt_jitter or self.bptt_jitter <= self.bptt / 4 >= 2.5
+        fits = not self.bptt_jitter or (self.bptt >= 10 and self.bptt >= 4 * self.bptt_jitter)
         check(fits, f"data.bptt_jitter {self.bptt_jitter} needs a data.bptt of at least 10 and 4 times as much, not {self.bptt}")
 
 
@@ -338,9 +338,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as nested dictionaries of plain values, as written to `config.yaml`."""
-        values = asdict(self)
-        values["optim"]["betas"] = list(self.optim.betas)
-        return values
+        return asdict(self)
 
     def to_flat_dict(self) -> dict[str, Any]:
         """The same with dotted keys, as on the command line."""

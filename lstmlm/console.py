@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from importlib.util import find_spec
 from types import FrameType
 from typing import Any, BinaryIO
 
@@ -33,6 +34,12 @@ def check(holds: bool, message: str) -> None:
     """Refuse wrong use: a `UsageError` with `message`, where `holds` is false."""
     if not holds:
         raise UsageError(message)
+
+
+def need(what: str, extra: str, *packages: str) -> None:
+    """Refuse (UserError) what needs packages that are not installed; an extra of lstmlm brings them."""
+    if missing := [package for package in packages if find_spec(package) is None]:
+        raise UserError(f"{what} needs {' and '.join(missing)}: pip install 'lstmlm[{extra}]'")
 
 
 def one_line(reason: object, most: int = 300) -> str:
@@ -66,10 +73,7 @@ def print_line(message: str) -> None:
 
 def on_terminal() -> bool:
     """Whether somebody sees standard error as it comes."""
-    try:
-        return sys.stderr is not None and sys.stderr.isatty()
-    except ValueError:  # it is closed
-        return False
+    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
 
 
 @contextmanager

@@ -241,7 +241,8 @@ class OutputFolder:
             raise UsageError(f"{told}: {error.strerror}") from None
         check(nearest.is_dir(), f"{told}: {nearest} is not a folder")
         _check_writable(nearest, told)
-        run = _run(Path(os.path.realpath(self.path), *RUN_FILES[: bool(files)]))  # with such files, in the run's own folder too
+        place = Path(os.path.realpath(self.path))
+        run = _run(place / RUN_FILES[0] if files else place)  # with such files, the run's own folder is refused too
         check(run is None, f"{told} belongs to the run in {run}: name another folder")
         earlier = again in there and not (source and source.exists() and self.path.samefile(source))
         lost = [file for file in there if not (earlier and _replaceable(self.path / file))]

@@ -85,7 +85,8 @@ def _check_each(path: Path, contents: Sequence[bytes], kind: type[T], others: Li
             reason = str(error)
             if isinstance(error, ValidationError):
                 first = error.errors(include_url=False)[0]
-                reason = ": ".join([*filter(None, [".".join(map(str, first["loc"]))]), first["msg"]])
+                place = ".".join(map(str, first["loc"]))
+                reason = f"{place}: {first['msg']}" if place else first["msg"]
             raise _damaged(path, f"line {number}: {reason}" if len(contents) > 1 else reason) from None
     return checked
 

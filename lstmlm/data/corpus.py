@@ -60,11 +60,6 @@ class Corpus:
     facts: dict[str, SplitFacts]  # numbers of each split
     fingerprint: str  # a hash of the vocabulary and of every token
 
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        """A hash of the tokens of each split."""
-        return {split: fingerprint(stream) for split, stream in self.splits.items()}
-
     def lines(self) -> list[str]:
         """A line for each split with its numbers, to be shown before training."""
         told = []

@@ -104,9 +104,9 @@ class CutSource(Source):
                 f"{self.name} has {n} lines or rows to train on, of which {' and '.join(absent)} cannot be cut, which needs {LEAST_ROWS}: "
                 "put each sentence or paragraph on a line of its own, or give a folder with train.txt, validation.txt and test.txt"
             )
-        starts = [0, *(n * (20 - left) // 20 for left in range(len(absent), 0, -1)), n]
+        bounds = [0, *(n * twentieths // 20 for twentieths in range(20 - len(absent), 21))]
         place = ["train", *absent].index(split)
-        return "train", starts[place], starts[place + 1]
+        return "train", bounds[place], bounds[place + 1]
 
     def blocks(self, split: str) -> Iterator[str]:
         name, first, end = self._place(split)

@@ -56,6 +56,7 @@ class Table:
         self.rows = -(-self.num_targets // columns)
         self.first_column = rank * columns // world_size
         self.end_column = (rank + 1) * columns // world_size
+        self.local_columns = self.end_column - self.first_column  # B_r
         bounds = [b * self.num_targets // columns for b in range(self.first_column, self.end_column + 1)]
         # Neighbouring columns, so the shard is one contiguous piece: its inputs and the last column's last target.
         self._shard = stream[bounds[0] : bounds[-1] + 1].to(device)
@@ -63,11 +64,6 @@ class Table:
         self._starts = starts[:-1] - bounds[0]  # (B_r,), first pair of each column, within the shard
         self._lengths = starts[1:] - starts[:-1]  # (B_r,), rows or rows - 1
         self._row_numbers = torch.arange(self.rows, device=device)
-
-    @property
-    def local_columns(self) -> int:
-        """B_r, columns of this rank."""
-        return self.end_column - self.first_column
 
     def segment(self, first: int, end: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of rows first ... end - 1 of this rank's columns, each int64 (T, B_r)."""

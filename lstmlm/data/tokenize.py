@@ -13,12 +13,12 @@ import time
 import unicodedata
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import chain, islice
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lstmlm.console import UserError
+from lstmlm.console import UserError, need
 
 UNK, EOS = "<unk>", "<eos>"
 MARKS = ("@-@", "@,@", "@.@")  # WikiText's words for what stands within a word or a number: two @-@ way, 1 @,@ 000, 3 @.@ 5
@@ -86,10 +86,9 @@ class Moses(Tokenizer):
     """
 
     def __init__(self, marks: Container[str] = MARKS) -> None:
-        try:
-            import sacremoses
-        except ImportError:
-            raise UserError("raw text is cut into words by sacremoses: pip install 'lstmlm[moses]'") from None
+        need("to cut raw text into words", "moses", "sacremoses")
+        import sacremoses
+
         self._tokenizer = sacremoses.MosesTokenizer("en")
         self._detokenizer = sacremoses.MosesDetokenizer("en")
         self._hyphens = MARKS[0] in marks
@@ -132,7 +131,9 @@ class Subwords(Tokenizer):
     """
 
     def __init__(self, tokens: Sequence[str], merges: Sequence[str]) -> None:
-        library = _tokenizers()
+        need("data.level bpe", "bpe", "tokenizers")
+        import tokenizers as library
+
         self._tokens = tokens
         pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
         self._bpe = library.Tokenizer(library.models.BPE({token: i for i, token in enumerate(tokens)}, pairs))
@@ -143,7 +144,9 @@ class Subwords(Tokenizer):
     @staticmethod
     def train(texts: Iterable[str], max_size: int, min_count: int) -> tuple[list[str], list[str]]:
         """At most `max_size` tokens of a text that comes in pieces, and the merges of pairs seen `min_count` times or more."""
-        library = _tokenizers()
+        need("data.level bpe", "bpe", "tokenizers")
+        import tokenizers as library
+
         bpe = library.Tokenizer(library.models.BPE())
         bpe.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
         trainer = library.trainers.BpeTrainer(
@@ -227,11 +230,3 @@ def _tally(values: object) -> tuple[list, NDArray[np.int32]]:
 
     encoded = pyarrow.array(values).dictionary_encode()
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
-
-
-def _tokenizers() -> Any:
-    try:
-        import tokenizers
-    except ImportError:
-        raise UserError("data.level bpe needs the library tokenizers: pip install 'lstmlm[bpe]'") from None
-    return tokenizers

@@ -57,7 +57,6 @@ class Cache(Static):
     """Weight of the cache's distribution, in [0, 1); the model's has the rest."""
 
     def scorer(self, saved: SavedModel, columns: int) -> Scorer:
-        """As `Static`."""
         return CacheScorer(super().scorer(saved, columns), self)
 
 
@@ -92,11 +91,9 @@ class Dynamic(Static):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """As `Static`."""
         return {name: value for name, value in super().settings.items() if name != "epsilon" or self.rule == "rms"}
 
     def scorer(self, saved: SavedModel, columns: int) -> Scorer:
-        """As `Static`."""
         return DynamicScorer(saved.model, columns, self, training_rms(saved) if self.rule == "rms" else {})
 
 

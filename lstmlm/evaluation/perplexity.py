@@ -24,19 +24,12 @@ Scored = Callable[[int], object]  # called with the number of targets of each se
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The score of a stream.
+    """The score of a stream."""
 
-    Attributes:
-        tokens: n, length of the stream.
-        targets: N = n - 1, each counted once.
-        nll: Sum of the negative log likelihood of all targets, in nats.
-        columns: Columns that the stream was cut into; all but the first begin without context. At 1, the reference, none does.
-    """
-
-    tokens: int
-    targets: int
-    nll: float
-    columns: int
+    tokens: int  # n, length of the stream
+    targets: int  # N = n - 1, each counted once; with resets N = n
+    nll: float  # sum of the negative log likelihood of all targets, in nats
+    columns: int  # that the stream was cut into; all but the first begin without context. At 1, the reference, none does
 
     @property
     def loss(self) -> float:
@@ -93,7 +86,6 @@ class StaticScorer(Scorer):
         self._state = model.initial_state(columns)
 
     def read(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Scorer`."""
         nll, outputs, self._state = self.model.score(inputs, self._state.select(slice(inputs.shape[1])), targets)
         return nll, outputs
 
@@ -128,21 +120,16 @@ def evaluate_stream(
     rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     table = Table(stream, columns, rank, world_size, model.embedding.weight.device)
     local, nll = table.local_columns, torch.zeros((), dtype=torch.float64)
-    segments = _score_table(table, StaticScorer(model, local), interrupted) if local else iter(())
-    for of_segment, working in rounds(accelerator, segments):
-        if of_segment is not None:
-            nll += of_segment.double().sum()
+    scorer = StaticScorer(model, local)
+    windows = table.windows(-(-SEGMENT_TOKENS // local)) if local else ()
+    for window, working in rounds(accelerator, windows):
+        if interrupted():
+            raise InterruptedError
+        if window is not None:
+            nll += scorer(*table.segment(*window.segments[0])).cpu().double().sum()
         scored(working * SEGMENT_TOKENS)
     nll = sum_over_ranks(accelerator, nll) if accelerator else nll
     return Evaluation(len(stream), table.num_targets, nll.item(), columns)
-
-
-def _score_table(table: Table, scorer: Scorer, interrupted: Callable[[], bool]) -> Iterator[Tensor]:
-    """Nll of one segment after the other, each float32 (T, B_r) on the CPU."""
-    for window in table.windows(-(-SEGMENT_TOKENS // table.local_columns)):
-        if interrupted():
-            raise InterruptedError
-        yield scorer(*table.segment(*window.segments[0])).cpu()
 
 
 @torch.no_grad()
@@ -158,7 +145,6 @@ def score_stream(
         columns: B, from 1 to N.
         device: The scorer's.
         bptt: Rows scored at a time; None = about SEGMENT_TOKENS targets.
-        scored: Called with the number of targets of each segment when it is done.
     """
     table = Table(stream, columns, device=device)
     nll = torch.empty(table.rows, columns)  # filled row by row: small tensors that stay among large ones would split the heap
@@ -180,8 +166,6 @@ class Stretches:
     Args:
         make_scorer: Makes a fresh scorer of so many columns.
         before: Id of the token that is read before the first token of every stretch.
-        device: The scorers'.
-        scored: As for `score_stream`.
     """
 
     def __init__(

@@ -57,32 +57,18 @@ class Static:
 
 @dataclass(frozen=True)
 class Measurement(Evaluation):
-    """The score of a text, and how it was obtained.
+    """The score of a text, and how it was obtained."""
 
-    Attributes:
-        targets: N = n - 1; with resets N = n.
-        protocol: Its name.
-        settings: Of the protocol.
-        characters: Of the original text, spaces and line ends counted.
-        words: Of the original text: what stands between white space, and the line ends.
-        seconds: What the scoring took; loading, and statistics of gradients, are not in it.
-        reset: `never`, `line` or `document`.
-        unknown: Targets that are `<unk>`.
-        ids: Token id of every target in the order of the text, int32 (N,).
-        token_nll: Nll of every target in nats, float32 (N,).
-        fresh: Whether a target is scored without context: a column's or a stretch's first, bool (N,).
-    """
-
-    protocol: str
-    settings: dict[str, Any]
-    characters: int
-    words: int
-    reset: str
-    seconds: float
-    unknown: int
-    ids: Tensor = field(repr=False, compare=False)
-    token_nll: Tensor = field(repr=False, compare=False)
-    fresh: Tensor = field(repr=False, compare=False)
+    protocol: str  # its name
+    settings: dict[str, Any]  # of the protocol
+    characters: int  # of the original text, spaces and line ends counted
+    words: int  # of the original text: what stands between white space, and the line ends
+    reset: str  # `never`, `line` or `document`
+    seconds: float  # that the scoring took; loading, and statistics of gradients, are not in it
+    unknown: int  # targets that are `<unk>`
+    ids: Tensor = field(repr=False, compare=False)  # of every target in the order of the text, int32 (N,)
+    token_nll: Tensor = field(repr=False, compare=False)  # of every target in nats, float32 (N,)
+    fresh: Tensor = field(repr=False, compare=False)  # which targets have no context, a column's or a stretch's first; bool (N,)
 
     @property
     def bpc(self) -> float:
@@ -111,13 +97,7 @@ class Measurement(Evaluation):
 
 
 def measure(saved: SavedModel, text: Text, protocol: Static, scored: Scored = lambda targets: None) -> Measurement:
-    """Score a text.
-
-    Args:
-        saved: The model.
-        text: Cut into the model's tokens.
-        protocol: How.
-        scored: Called with the number of targets of each segment when it is done.
+    """Score a text that is cut into the model's tokens.
 
     Raises:
         UserError: The scores are not finite, or the text's lines cannot be told apart.

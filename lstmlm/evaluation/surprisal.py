@@ -102,11 +102,6 @@ class Reader:
         eos: Whether the ends of lines count in `tokens` and `bits`.
         scored: Called with the number of tokens of each segment when it is done.
 
-    Attributes:
-        tokens: Scored so far, the ends of lines left out unless `eos` is set.
-        unknown: How many of these are `<unk>`.
-        bits: The sum of their surprisals.
-
     Raises:
         UsageError: The model has no tokens that begin with white space.
     """
@@ -120,7 +115,7 @@ class Reader:
         starts = word_starts(self._vocabulary).to(saved.device) if space == "after" else None
         self._stretches = Stretches(lambda columns: TokenScorer(saved.model, columns, starts), self._vocabulary.eos, saved.device, scored)
         self.unfamiliar = Unknown(saved)
-        self.tokens, self.unknown, self.bits = 0, 0, 0.0
+        self.tokens, self.unknown, self.bits = 0, 0, 0.0  # scored so far, ends of lines only with `eos`; the `<unk>` among them; their sum
 
     def __call__(self, sentences: Sequence[Sentence]) -> list[Pieces]:
         """What it says of sentences that follow those of the call before."""

@@ -1,11 +1,10 @@
 """A scored text as one HTML file that needs nothing else: each word shaded by its surprisal, several models side by side."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lstmlm.console import UserError
+from lstmlm.console import need
 from lstmlm.evaluation.surprisal import By, Pieces, Sentence, Window
 
 TEMPLATE = Path(__file__).with_name("surprisal.html.jinja")
@@ -43,8 +42,7 @@ def elements(sentence: Sentence, pieces: Pieces, by: By) -> list[dict[str, Any]]
 
 def shaded_page(file: BinaryIO, windows: Iterable[Window], title: str, models: Sequence[str], by: By) -> Iterator[Window]:
     """The windows of a text as they come, each written into the page on its way. Elements are as in `elements`; `models` are names."""
-    if not (find_spec("jinja2") and find_spec("regex")):
-        raise UserError("--html needs jinja2 and regex: pip install 'lstmlm[report]'")
+    need("--html", "report", "jinja2", "regex")
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)

@@ -90,10 +90,6 @@ class ScoreTable:
         scoring: How.
         values: Names of the other columns of the user's table.
         labelled: Whether regions have labels.
-
-    Attributes:
-        columns: Their names.
-        by: What has a row.
     """
 
     def __init__(
@@ -117,7 +113,7 @@ class ScoreTable:
         else:
             self._own += [*["model"] * (len(names) > 1), *self._of_models]
         self._own += lengths
-        self.columns = [*self._own]
+        self.columns = [*self._own]  # their names
         for name in values:
             while name in self.columns:
                 name += "_input"

@@ -94,12 +94,7 @@ def split_text(saved: SavedModel, name: str) -> Text:
 
 
 def file_text(saved: SavedModel, path: str | Path, column: str = "text") -> Text:
-    """A file of any form that training takes.
-
-    Args:
-        saved: The model whose tokens the text is cut into.
-        path: Of the file.
-        column: Where the text stands in a file that has rows.
+    """A file of any form that training takes, cut into the model's tokens; `column` holds its text where it has rows.
 
     Raises:
         UserError: It cannot be read, or has nothing to score.

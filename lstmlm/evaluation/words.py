@@ -62,7 +62,7 @@ def cut(line: str, vocabulary: Vocabulary) -> Cut:
     token_ends = list(accumulate(map(len, tokens)))
     text = line if [*map(size, line)] == [*map(size, read(line))] else read(line)
     content = text.encode() if by_bytes else text
-    if token_ends[-1:] != [len(content)] * bool(tokens):
+    if tokens and token_ends[-1] != len(content):
         raise _apart(line)
     pieces = [content[start:end] for start, end in zip([0, *token_ends], token_ends, strict=False)]
     texts = [piece if isinstance(piece, str) else piece.decode(errors="backslashreplace") for piece in pieces]

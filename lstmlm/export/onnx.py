@@ -7,7 +7,6 @@ H is the largest layer's size. A smaller layer uses the first units of its row, 
 The graph is written out here, with ONNX's own LSTM: PyTorch's exporter needs a quarter of a minute and warns of its own future.
 """
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lstmlm.console import UserError, check
+from lstmlm.console import check, need
 from lstmlm.files import OutputFolder
 from lstmlm.model.language_model import LSTMLanguageModel
 from lstmlm.model.pretrained import VOCABULARY, find_model, load
@@ -26,17 +25,12 @@ OPSET, IR_VERSION = 17, 8  # of 2022, so that older runtimes read it
 
 
 def export_onnx(model: str | Path | None, folder: str | Path) -> None:
-    """Write `model.onnx` and `vocab.json`; a text begins with a zero state and the token `<eos>`.
-
-    Args:
-        model: As for `find_model`.
-        folder: Made where it does not exist.
+    """Write `model.onnx` and `vocab.json` of the model that `find_model` finds; a text begins with a zero state and the token `<eos>`.
 
     Raises:
         UserError: The model cannot be read or is too large for ONNX, or onnx is not installed.
     """
-    if find_spec("onnx") is None:
-        raise UserError("onnx is not installed: pip install 'lstmlm[export]'")
+    need("--to onnx", "export", "onnx")
     source = find_model(model)
     output = OutputFolder(folder, (GRAPH, VOCABULARY), again=GRAPH, source=source)
     saved = load(source, device="cpu")

@@ -2,11 +2,10 @@
 
 import json
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lstmlm.console import UserError
+from lstmlm.console import need
 from lstmlm.data.tokenize import INVISIBLE
 from lstmlm.data.vocabulary import EOS, UNK, Vocabulary
 from lstmlm.files import MODEL_FILES, OutputFolder, read_file
@@ -40,17 +39,12 @@ A text begins with `<eos>`, which the tokenizer puts there, and a line end is `<
 
 
 def export_transformers(model: str | Path | None, folder: str | Path) -> None:
-    """Write a model's folder with what `AutoModelForCausalLM` and `AutoTokenizer` need.
-
-    Args:
-        model: As for `find_model`.
-        folder: Made where it does not exist.
+    """Write what `AutoModelForCausalLM` and `AutoTokenizer` need of the model that `find_model` finds.
 
     Raises:
         UserError: The model cannot be read, or transformers is not installed.
     """
-    if find_spec("transformers") is None:
-        raise UserError("transformers is not installed: pip install 'lstmlm[export]'")
+    need("--to transformers", "export", "transformers")
     source = find_model(model)
     output = OutputFolder(folder, (*MODEL_FILES, CODE.name, *TOKENIZER, GENERATION), again=CODE.name, source=source)
     card, saved = read_card(source), load(source, device="cpu")

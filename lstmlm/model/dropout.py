@@ -21,17 +21,11 @@ SEGMENTS, WEIGHTS, TYPES = 125, 126, 127
 
 
 class Masks(NamedTuple):
-    """The dropout masks of a segment, float32: 0 where something is dropped, else 1 / (1 - p). None = nothing is dropped.
+    """The dropout masks of a segment, float32: 0 where something is dropped, else 1 / (1 - p). None = nothing is dropped."""
 
-    Attributes:
-        embedding: Of the embeddings, (T, B, E). T is 1 where all rows have the same mask, E is 1 where only types are dropped.
-        layers: Of each layer's output, (T, B, H) each; the last one masks the decoder's input. T is 1 as above.
-        weights: Of each layer's recurrent weight, (4 H, H) each (DropConnect: Merity et al., 2017, section 2).
-    """
-
-    embedding: Tensor | None
-    layers: tuple[Tensor | None, ...]
-    weights: tuple[Tensor | None, ...]
+    embedding: Tensor | None  # of the embeddings, (T, B, E); T is 1 where all rows have the same mask, E is 1 where only types are dropped
+    layers: tuple[Tensor | None, ...]  # of each layer's output, (T, B, H), T as above; the last one masks the decoder's input
+    weights: tuple[Tensor | None, ...]  # of each layer's recurrent weight, (4 H, H) (DropConnect: Merity et al., 2017, section 2)
 
 
 def make_masks(config: ModelConfig, seed: int, segment: Tensor, tokens: Tensor, first_column: int) -> Masks | None:

@@ -35,11 +35,6 @@ class State(tuple[LayerState, ...]):
         for (_, own), (_, new) in zip(self.named(), other.named(), strict=True):
             own[columns].copy_(new)
 
-    def zero_(self) -> None:
-        """Zero it in place."""
-        for _, tensor in self.named():
-            tensor.zero_()
-
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """Each tensor with its name in a checkpoint."""
         for i, layer in enumerate(self):

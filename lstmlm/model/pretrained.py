@@ -137,7 +137,7 @@ def save_pretrained(
         metadata: Strings for the header of `model.safetensors`.
         dtype: Of the weights on disk; in memory they are float32.
         card: None = `model_card` without figures.
-        fingerprints: As `Corpus` has them; None = evaluation does not notice other text under the same name.
+        fingerprints: `corpus.fingerprint` of each split; None = evaluation does not notice other text under the same name.
 
     Raises:
         OSError: The folder cannot be written.
@@ -159,21 +159,13 @@ def save_pretrained(
 
 @dataclass(frozen=True, eq=False)
 class SavedModel:
-    """A model that was read from disk, to be used as often as one likes.
+    """A model that was read from disk, to be used as often as one likes."""
 
-    Attributes:
-        folder: Of its files.
-        description: What it was trained on.
-        vocabulary: Its tokens, and how training cut text into them.
-        model: With its weights.
-        raw, normalize, dataset, cache_dir: As for `load`.
-    """
-
-    folder: Path
-    description: Description
-    vocabulary: Vocabulary
-    model: LSTMLanguageModel
-    raw: bool = False
+    folder: Path  # of its files
+    description: Description  # what it was trained on
+    vocabulary: Vocabulary  # its tokens, and how training cut text into them
+    model: LSTMLanguageModel  # with its weights
+    raw: bool = False  # this and the rest: as for `load`
     normalize: bool = False
     dataset: str | None = None
     cache_dir: str | None = None

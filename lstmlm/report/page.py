@@ -3,13 +3,12 @@
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
 from lstmlm.config import as_written
-from lstmlm.console import UserError, duration
+from lstmlm.console import duration, need
 from lstmlm.files import Output, OutputFolder
 from lstmlm.report import plots
 from lstmlm.report.runs import ELSEWHERE, Figures, Row, Summary, differences, read_rows
@@ -34,9 +33,7 @@ def write_report(run_dirs: Sequence[str | Path], output: Output, png: str | Path
     Raises:
         UserError: No run among them, what draws is not installed, or a file cannot be written.
     """
-    for package in ("matplotlib", "jinja2"):
-        if find_spec(package) is None:
-            raise UserError(f"{package} is not installed: pip install 'lstmlm[report]'")
+    need("a report", "report", "matplotlib", "jinja2")
     import jinja2
 
     folder = None if png is None else OutputFolder(png, option="--png")

@@ -3,10 +3,9 @@
 import json
 import unicodedata
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from lstmlm.console import UserError, check, one_line
+from lstmlm.console import UserError, check, need, one_line
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import Report
@@ -33,8 +32,7 @@ def build(target: str, group: str | None) -> tuple["Report", "Workspace"]:
     check(len(names) == 2 and all(names), f"--wandb takes ENTITY/PROJECT, not {target!r}")
     check(not misread, f"--group {group!r}: wandb-workspaces' filters misread {' '.join(misread)}, so it would show other runs")
     entity, project = names
-    if find_spec("wandb_workspaces") is None:
-        raise UserError("wandb-workspaces is not installed: pip install 'lstmlm[wandb-report]'")
+    need("--wandb", "wandb-report", "wandb_workspaces")
     from wandb_workspaces import expr, workspaces
     from wandb_workspaces.reports import v2 as reports
 

@@ -114,17 +114,9 @@ def main_value(accelerator: Accelerator, value: Any) -> Any:
 
 
 def main_tensors(accelerator: Accelerator, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
-    """The main rank's tensors, on the CPU of every rank, so that only the main rank needs to see the files."""
-    if accelerator.num_processes == 1:
-        assert tensors is not None
-        return tensors
-    shapes = main_value(accelerator, tensors and {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
-    received = {}
-    for name, (shape, dtype) in shapes.items():
-        buffer = tensors[name].to(accelerator.device) if tensors else torch.empty(shape, dtype=dtype, device=accelerator.device)
-        dist.broadcast(buffer, 0)
-        received[name] = buffer.cpu()
-    return received
+    """The main rank's tensors, on the CPU of every rank, so that only the main rank needs to see the files. One by one, to save memory."""
+    names = main_value(accelerator, tensors and list(tensors))
+    return {name: main_value(accelerator, tensors and tensors[name]) for name in names}
 
 
 def sum_over_ranks(accelerator: Accelerator, values: Tensor) -> Tensor:
@@ -138,7 +130,7 @@ def sum_over_ranks(accelerator: Accelerator, values: Tensor) -> Tensor:
 def rounds(accelerator: Accelerator | None, items: Iterable[T]) -> Iterator[tuple[T | None, int]]:
     """Each rank's own items, one a round, None where it has no more; and how many ranks had one. Without an accelerator there is one rank.
 
-    The ranks meet after every round, until all are at their end. One with little to do, or nothing, so waits for one item of the others
+    The ranks meet before every round, until all are at their end. One with little to do, or nothing, so waits for one item of the others
     at a time, which takes much less than `train.timeout_minutes`: long work is not taken for a lost rank.
     """
     own = iter(items)

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from lstmlm import generation
 from lstmlm.config import Config
-from lstmlm.data.corpus import Corpus
+from lstmlm.data.corpus import Corpus, fingerprint
 from lstmlm.data.sources import dataset_name
 from lstmlm.files import read_file, replace_file
 from lstmlm.model.language_model import LSTMLanguageModel
@@ -44,7 +44,8 @@ class BestModel:
         """
         # One entry: the order of several in the file's header is not fixed.
         metadata = {"exported": json.dumps({"step": cursor.step, "valid_ppl": cursor.best})}
-        vocabulary, fingerprints = self.corpus.vocabulary, self.corpus.fingerprints
+        vocabulary = self.corpus.vocabulary
+        fingerprints = {split: fingerprint(stream) for split, stream in self.corpus.splits.items()}
         with fail_together(self.accelerator):
             if self.accelerator.is_main_process:
                 place, card, before = self.directory.model, self._card(), self.directory.earlier_best

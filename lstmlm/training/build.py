@@ -22,12 +22,9 @@ from lstmlm.training.step import TrainStep
 
 
 def build(config: Config, accelerator: Accelerator, origin: str | Path | None = None) -> tuple[Corpus, TrainStep]:
-    """Read the data, and make the model and its step. Every rank calls it.
+    """Read the data, and make the model and its step; every rank calls it, with the precision resolved.
 
-    Args:
-        config: With the precision resolved.
-        accelerator: Of this process.
-        origin: As `resume.origin` gives it. Only the main rank reads it. None = the vocabulary of the training split, and random weights.
+    `origin` is as `resume.origin` gives it, and only the main rank reads it. None = the training split's vocabulary, and random weights.
     """
     vocabulary, weights = _load_origin(config, accelerator, origin) if origin is not None else (None, None)
     with fail_together(accelerator), together_however_long(accelerator, "still prepare the data", config.train.timeout_minutes):

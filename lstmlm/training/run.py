@@ -21,6 +21,7 @@ from lstmlm.runtime.hardware import memory_in_use, package_versions
 from lstmlm.training import banner, checkpoint, resume
 from lstmlm.training.best_model import BestModel
 from lstmlm.training.cursor import Cursor, Interval, Seconds
+from lstmlm.training.optimizer import learning_rate
 from lstmlm.training.profiling import profiled
 from lstmlm.training.run_directory import RunDirectory
 from lstmlm.training.step import NotFiniteError, TrainStep
@@ -334,7 +335,7 @@ class Run:
     @property
     def _learning_rate(self) -> float:
         """Of the last step."""
-        return self.train_step.learning_rate(self.cursor.step - 1, self.cursor.rate_cuts)
+        return learning_rate(self.config.optim, self.cursor.step - 1, self.train_step.total_steps, self.cursor.rate_cuts)
 
     @property
     def _total_seconds(self) -> float:

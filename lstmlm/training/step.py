@@ -92,7 +92,7 @@ class TrainStep:
             rate_cuts: How often the schedule `plateau` has cut the learning rate.
         """
         optim, data = self.config.optim, self.config.data
-        rate = self.learning_rate(step, rate_cuts)
+        rate = learning_rate(optim, step, self.total_steps, rate_cuts)
         if data.bptt_jitter:  # in proportion to the rows of its segments
             rate *= (window.end - window.segments[0][0]) / (len(window.segments) * data.bptt)
         set_rates(self._optimizer, rate, first_beta(optim, step, self.total_steps))
@@ -123,10 +123,6 @@ class TrainStep:
         """The windows of one pass, from row `start` on, which is the first of one."""
         data, train = self.config.data, self.config.train
         return self.table.cut(segment_ends(data, train.seed, self.table.rows, epoch), train.accumulate, start)
-
-    def learning_rate(self, step: int, rate_cuts: int) -> float:
-        """Learning rate of step number `step`, from 0, of segments of `data.bptt` rows."""
-        return learning_rate(self.config.optim, step, self.total_steps, rate_cuts)
 
     def read(self) -> list[StepResult]:
         """The steps since the last read, summed over ranks; every rank calls it and gets the same.
@@ -170,7 +166,7 @@ class TrainStep:
 
     def reset_state(self) -> None:
         """Zero the hidden state, as at an epoch's start."""
-        self.state.zero_()
+        self.state.copy_(self.model.initial_state(self.table.local_columns))
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that the next step depends on, global: tensors on the CPU by name, and plain values.

@@ -112,7 +112,7 @@ def evaluate_stream(
         interrupted: Asked before each segment.
 
     Raises:
-        InterruptedError: `interrupted` said so.
+        InterruptedError: `interrupted` said so, on some rank.
     """
     from lstmlm.runtime.distributed import rounds, sum_over_ranks
 
@@ -122,9 +122,7 @@ def evaluate_stream(
     local, nll = table.local_columns, torch.zeros((), dtype=torch.float64)
     scorer = StaticScorer(model, local)
     windows = table.windows(-(-SEGMENT_TOKENS // local)) if local else ()
-    for window, working in rounds(accelerator, windows):
-        if interrupted():
-            raise InterruptedError
+    for window, working in rounds(accelerator, windows, interrupted):
         if window is not None:
             nll += scorer(*table.segment(*window.segments[0])).cpu().double().sum()
         scored(working * SEGMENT_TOKENS)

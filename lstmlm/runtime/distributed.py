@@ -5,7 +5,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import FrameType
@@ -127,21 +127,27 @@ def sum_over_ranks(accelerator: Accelerator, values: Tensor) -> Tensor:
     return values
 
 
-def rounds(accelerator: Accelerator | None, items: Iterable[T]) -> Iterator[tuple[T | None, int]]:
+def rounds(accelerator: Accelerator | None, items: Iterable[T], interrupted: Callable[[], bool]) -> Iterator[tuple[T | None, int]]:
     """Each rank's own items, one a round, None where it has no more; and how many ranks had one. Without an accelerator there is one rank.
 
     The ranks meet before every round, until all are at their end. One with little to do, or nothing, so waits for one item of the others
     at a time, which takes much less than `train.timeout_minutes`: long work is not taken for a lost rank.
+
+    Raises:
+        InterruptedError: `interrupted` said so on some rank; all ranks raise it in the same round.
     """
     own = iter(items)
     while True:
         item = next(own, None)
-        working = torch.tensor(int(item is not None))
+        counts = torch.tensor([item is not None, interrupted()], dtype=torch.int64)
         if accelerator is not None:
-            working = sum_over_ranks(accelerator, working)
+            counts = sum_over_ranks(accelerator, counts)
+        working, stopped = counts.tolist()
         if not working:
             return
-        yield item, int(working)
+        if stopped:
+            raise InterruptedError
+        yield item, working
 
 
 class StopRequest:
@@ -182,9 +188,9 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
-    def alone(self) -> bool:
-        """Whether a run of one rank was told to stop. Always false with several ranks, where only `agreed` decides."""
-        return bool(self._signal) and not self._several
+    def heard(self) -> bool:
+        """Whether this rank was told to stop. The others may not know: `agreed` decides."""
+        return self._signal != 0
 
     def agreed(self, step: int, at_event: bool) -> int:
         """The signal that some rank got, or 0; every rank calls this with the same arguments and gets the same answer.

@@ -34,7 +34,7 @@ def dry_run(config: Config, corpus: Corpus, train_step: TrainStep, accelerator: 
     rows = {
         "losses": f"{figures['train/loss']:.4f} in one training step, {figures['valid/loss']:.4f} in one of validation",
         "time": f"about {duration(figures['time/total'])}: {1000 * figures['time/step']:,.0f} ms a step, "
-        f"{duration(figures['time/validation'])} a validation",
+        f"{duration(figures['time/validation'])} a validation, {duration(figures['time/scoring'])} the scoring at the end",
         "memory": f"host {_size(figures['memory/host'])}{gpu} at most, of one rank",
         "disk": f"{_size(figures['disk/needed'])}: {kept} checkpoint{'s' * (kept > 1)} of {_size(figures['disk/checkpoint'])} and one "
         f"while it is written, model {_size(figures['disk/model'])} and its weights twice more for a while; "

@@ -5,10 +5,12 @@ import time
 from itertools import islice
 
 import safetensors.torch
+from accelerate import Accelerator
 
 from lstmlm.config import Config
 from lstmlm.console import UserError, print_line
-from lstmlm.evaluation.perplexity import SEGMENT_TOKENS, evaluate_stream
+from lstmlm.data.corpus import Corpus
+from lstmlm.evaluation.perplexity import SEGMENT_TOKENS, Evaluation, evaluate_stream
 from lstmlm.runtime import launch
 from lstmlm.runtime.distributed import fail_together, main_value
 from lstmlm.runtime.hardware import peak_memory
@@ -17,7 +19,9 @@ from lstmlm.training.build import build
 from lstmlm.training.cursor import Cursor
 from lstmlm.training.run import Outcome
 from lstmlm.training.run_directory import RunDirectory
+from lstmlm.training.step import TrainStep
 
+SCORED = 512  # targets scored at one column, as the final figures are
 TIMED_STEPS = 6  # the first one is slow: libraries choose their kernels, and memory is taken
 
 
@@ -26,9 +30,9 @@ def dry_run(config: Config) -> Outcome:
 
     Returns:
         Of a finished run, the outcome of that. Else with this `summary`: `train/loss` and `valid/loss` of one step, in nats;
-        `time/step`, `time/validation` and `time/total`, what the run is likely to take here, in seconds; `memory/host` and, where
-        there is one, `memory/gpu`, the most that the main rank used, and `disk/needed`, `disk/checkpoint`, `disk/model` and
-        `disk/free`, all in bytes.
+        `time/step`, `time/validation`, `time/scoring` (at the end) and `time/total`, what the run is likely to take here, in seconds;
+        `memory/host` and, where there is one, `memory/gpu`, the most that the main rank used, and `disk/needed`, `disk/checkpoint`,
+        `disk/model` and `disk/free`, all in bytes.
 
     Raises:
         UserError: Why the run could not start.
@@ -57,11 +61,9 @@ def dry_run(config: Config) -> Outcome:
             cursor.advance(window)
             results.extend(train_step.read())  # waits for the device
             row_seconds.append((time.perf_counter() - begin) / (window.end - window.segments[0][0]))
-        beginning = corpus.splits["validation"][: SEGMENT_TOKENS * accelerator.num_processes + 1]
-        begin = time.perf_counter()
         with train_step.averaged():
-            valid = evaluate_stream(train_step.model, beginning, train.eval_columns, accelerator)
-        each_target = (time.perf_counter() - begin) / valid.targets
+            valid, each_validated = _timed(train_step, corpus, train.eval_columns, SEGMENT_TOKENS * accelerator.num_processes, accelerator)
+            _, each_scored = _timed(train_step, corpus, 1, SCORED, accelerator)
         tensors, _ = train_step.state_dict()
         if accelerator.is_main_process:
             safetensors.torch.save(tensors)  # for its memory: a save has the tensors and the content of their file at once
@@ -74,11 +76,12 @@ def dry_run(config: Config) -> Outcome:
         steps = train_step.total_steps - (saved.cursor.step if saved is not None else 0)
         validations = steps / (train.eval_every or train_step.steps_per_epoch)
         targets = {split: len(corpus.splits[split]) for split in ("validation", "test")}
-        validation = each_target * targets["validation"]
+        validation, scoring = each_validated * targets["validation"], each_scored * sum(targets.values())
         figures = {
             "time/step": step,
             "time/validation": validation,
-            "time/total": steps * step + validations * validation + each_target * sum(targets.values()),
+            "time/scoring": scoring,
+            "time/total": steps * step + validations * validation + scoring,
             "train/loss": results[0].nll / results[0].num_targets,
             "valid/loss": valid.loss,
             **{f"memory/{name}": used for name, used in memory.items()},
@@ -94,6 +97,13 @@ def dry_run(config: Config) -> Outcome:
                 for line in banner.dry_run(config, corpus, train_step, accelerator, figures):
                     print_line(line)
         return Outcome(place, summary=figures)
+
+
+def _timed(train_step: TrainStep, corpus: Corpus, columns: int, targets: int, accelerator: Accelerator) -> tuple[Evaluation, float]:
+    """The score of the beginning of the validation split, and the seconds that each of its targets took."""
+    begin = time.perf_counter()
+    evaluation = evaluate_stream(train_step.model, corpus.splits["validation"][: targets + 1], columns, accelerator)
+    return evaluation, (time.perf_counter() - begin) / evaluation.targets
 
 
 def _check_disk(figures: dict[str, float], directory: RunDirectory) -> None:

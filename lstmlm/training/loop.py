@@ -25,7 +25,7 @@ def train(config: Config) -> Outcome:
         with StopRequest(accelerator, config.train.timeout_minutes) as stop:
             cursor = run.cursor
             if cursor.owes_validation:
-                run.validate(interrupted=stop.alone)
+                run.validate(interrupted=stop.heard)
                 if cursor.ended(config.train):
                     run.save()  # the validation was the last thing due
                 if stop_signal := stop.agreed(cursor.step, at_event=True):
@@ -46,7 +46,7 @@ def train(config: Config) -> Outcome:
                     if due.evaluate and stop_signal:
                         cursor.owes_validation = True  # there may be little time to save
                     elif due.evaluate:
-                        run.validate(interrupted=stop.alone)
+                        run.validate(interrupted=stop.heard)
                         stop_signal = stop.agreed(cursor.step, at_event=True)
                     if due.epoch:
                         cursor.next_epoch()

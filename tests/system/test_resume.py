@@ -36,15 +36,16 @@ def test_a_kill_and_a_signal_to_one_rank_change_nothing(small: Small, tmp_path: 
     assert_same_up_to_rounding(tmp_path / "alone", tmp_path / "whole", TOLERANCES, weights=1e-4)
 
 
-def test_several_ranks_finish_a_validation_before_they_leave(small: Small, tmp_path: Path) -> None:
-    """Its work is shared, and one of them alone does not know of the signal."""
+def test_a_signal_to_one_rank_cuts_a_validation_of_all_short(small: Small, tmp_path: Path) -> None:
+    """A launcher kills some time after the signal, and then the steps since the last checkpoint would be lost."""
     arguments = small("--train.epochs=2", "--train.resume=true", run="cut")
     process = start(2, arguments, FAULTY, FAULT="pause_validation", FAULT_RANK="1", FAULT_STEP="-1")
     process.wait_for("paused")
     process.send_signal(signal.SIGTERM, rank=1)
     stopped = process.wait()
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
-    assert stopped.stderr.count("validation ppl") == stopped.stderr.count("stopped by signal 15 after step 15") == 1
+    assert "validation ppl" not in stopped.stderr
+    assert stopped.stderr.count("stopped by signal 15 after step 15") == 1
     launch(2, arguments)
     launch(2, small("--train.epochs=2", run="whole"))
     assert_same_run(tmp_path / "cut", tmp_path / "whole")

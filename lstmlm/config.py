@@ -180,15 +180,6 @@ class ModelConfig(_Section):
         return [self.dropout if p is None else p for p in kinds]
 
 
-# The options that only one choice has a use for. With another choice they would be a wish that nothing fulfils.
-OPTIONS_OF = {
-    ("schedule", "plateau"): "plateau_factor plateau_patience",
-    ("schedule", "one_cycle"): "cycle_warmup cycle_annealing cycle_div cycle_final_div cycle_beta",
-    ("average", "ema"): "average_decay",
-    ("average", "asgd"): "average_interval",
-}
-
-
 @dataclass(frozen=True)
 class OptimConfig(_Section):
     """One optimizer update."""
@@ -237,14 +228,12 @@ class OptimConfig(_Section):
         super().__post_init__()
         cycle, warmup, has_betas = self.schedule == "one_cycle", self.warmup_steps, self.name in ("adam", "adamw")
         check(not (cycle and warmup), f"optim.schedule one_cycle has a warm-up of its own, but optim.warmup_steps is {warmup}: leave it 0")
-        for (owner, value), keys in OPTIONS_OF.items():
-            for key in keys.split():
-                default = self.__dataclass_fields__[key].default
-                fits = getattr(self, key) == default or getattr(self, owner) == value
-                check(fits, f"optim.{key} needs optim.{owner} {value}: set that, or leave optim.{key} at {as_written(default)}")
-        ways = self.cycle_warmup + (self.cycle_annealing or 0)
+        annealing = self.cycle_annealing
+        check(annealing is None or cycle, "optim.cycle_annealing needs optim.schedule one_cycle: set it to null")
+        ways = self.cycle_warmup + (annealing or 0)
         check(ways <= 1, f"optim.cycle_warmup and optim.cycle_annealing together take {ways:g} of the run: lower one, to 1 in all")
-        check(self.cycle_beta is None or has_betas, "optim.cycle_beta needs optim.name adam or adamw: set it to null")
+        fits = self.cycle_beta is None or (cycle and has_betas)
+        check(fits, "optim.cycle_beta needs optim.schedule one_cycle and optim.name adam or adamw: set it to null")
 
 
 @dataclass(frozen=True)
@@ -477,14 +466,10 @@ def load_config(
         _parser.cache_clear()  # it may have taken note of --print_config
         two_parts = "; every option has two parts, as --data.dataset book.txt" if "unrecognized arguments" in str(error) else ""
         raise UsageError(f"{error}{two_parts}") from None
-    given = {word.partition("=")[0] for word in argv if word.startswith("--")}
-    if values.train.resume and values.train.run_dir and "--config" not in given:
-        written = user_path(values.train.run_dir) / RUN_CONFIG
-        if written.exists():
-            try:
-                return load_config(["--config", str(written), *argv], description)
-            except UsageError as error:
-                raise UsageError(f"with the run's own configuration {written}: {error}") from None
-        mistyped = given <= {"--train.run_dir", "--train.resume"}
-        check(not mistyped, f"there is no {written}, so no run to go on with: check train.run_dir; to start a run, add --config FILE")
+    written = user_path(values.train.run_dir or "") / RUN_CONFIG
+    if values.train.resume and argv[0].partition("=")[0] != "--config" and written.exists():
+        try:
+            return load_config(["--config", str(written), *argv], description)
+        except UsageError as error:
+            raise UsageError(f"with the run's own configuration {written}: {error}") from None
     return Config(**{name: section(**vars(values[name])) for name, section in SECTIONS.items()})

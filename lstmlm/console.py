@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from importlib.util import find_spec
+from importlib import import_module
 from types import FrameType
 from typing import Any, BinaryIO
 
@@ -37,9 +37,12 @@ def check(holds: bool, message: str) -> None:
 
 
 def need(what: str, extra: str, *packages: str) -> None:
-    """Refuse (UserError) what needs packages that are not installed; an extra of lstmlm brings them."""
-    if missing := [package for package in packages if find_spec(package) is None]:
-        raise UserError(f"{what} needs {' and '.join(missing)}: pip install 'lstmlm[{extra}]'")
+    """Import packages that an extra of lstmlm brings, or refuse (UserError) what needs them."""
+    for package in packages:
+        try:
+            import_module(package)
+        except ImportError:
+            raise UserError(f"{what} needs {package}: pip install 'lstmlm[{extra}]'") from None
 
 
 def one_line(reason: object, most: int = 300) -> str:

@@ -86,7 +86,7 @@ class Moses(Tokenizer):
     """
 
     def __init__(self, marks: Container[str] = MARKS) -> None:
-        need("to cut raw text into words", "moses", "sacremoses")
+        need("cutting raw text into words", "moses", "sacremoses")
         import sacremoses
 
         self._tokenizer = sacremoses.MosesTokenizer("en")

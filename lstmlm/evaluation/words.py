@@ -112,7 +112,7 @@ class Unknown:
                     ordinary, tokenize = prepared(word, lowercase=False, normalize=True).translate(CURLY), self._vocabulary.tokenize
                     # A curly apostrophe may be a known mark, at which Moses cuts a word apart.
                     other = not self._knows(word) or len(tokenize(ordinary)) < len(tokenize(word))
-                    self._odd[word] = ordinary if other and ordinary and self._knows(ordinary) else None
+                    self._odd[word] = ordinary if other and self._knows(ordinary) else None
 
     def _knows(self, word: str) -> bool:
         return all(token in self._vocabulary for token in self._vocabulary.tokenize(word))

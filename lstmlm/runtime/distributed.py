@@ -114,9 +114,17 @@ def main_value(accelerator: Accelerator, value: Any) -> Any:
 
 
 def main_tensors(accelerator: Accelerator, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
-    """The main rank's tensors, on the CPU of every rank, so that only the main rank needs to see the files. One by one, to save memory."""
-    names = main_value(accelerator, tensors and list(tensors))
-    return {name: main_value(accelerator, tensors and tensors[name]) for name in names}
+    """The main rank's tensors, on the CPU of every rank, so that only the main rank needs to see the files."""
+    if accelerator.num_processes == 1:
+        assert tensors is not None
+        return tensors
+    shapes = main_value(accelerator, tensors and {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
+    received = {}
+    for name, (shape, dtype) in shapes.items():
+        buffer = tensors[name].to(accelerator.device) if tensors else torch.empty(shape, dtype=dtype, device=accelerator.device)
+        dist.broadcast(buffer, 0)
+        received[name] = buffer.cpu()
+    return received
 
 
 def sum_over_ranks(accelerator: Accelerator, values: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def find_past(config: Config, directory: RunDirectory) -> Past:
     found = candidates(config, directory)
     first = next(found, None)
     if first is None:
-        print_line(f"no checkpoint in {directory.path} yet: starting afresh")
+        print_line(f"no checkpoint in {directory.path} yet: starting afresh; if a run is to go on, check train.run_dir")
         return Past()
     saved, summary = first[1], None
     try:

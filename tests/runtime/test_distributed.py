@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lstmlm.runtime.distributed import STOP_SIGNALS, StopRequest
+from lstmlm.runtime.distributed import STOP_SIGNALS, StopRequest, rounds
 
 ONE_RANK: Any = SimpleNamespace(num_processes=1)
 
@@ -27,9 +27,9 @@ def test_a_signal_asks_the_run_to_stop(number: signal.Signals) -> None:
 
     signal.signal(number, before)
     with StopRequest(ONE_RANK, 1) as stop:
-        assert not stop.alone()
+        assert not stop.heard()
         signal.raise_signal(number)
-        assert stop.alone()
+        assert stop.heard()
         assert stop.agreed(1, at_event=False) == number
     assert signal.getsignal(number) is before, "it is back"
 
@@ -38,4 +38,12 @@ def test_nohup_keeps_a_closed_terminal_from_the_run() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with StopRequest(ONE_RANK, 1) as stop:
         signal.raise_signal(signal.SIGHUP)
-        assert not stop.alone()
+        assert not stop.heard()
+
+
+def test_rounds_end_where_somebody_was_told_to_stop() -> None:
+    told, had = iter([False, False, True]), list[Any]()
+    with pytest.raises(InterruptedError):
+        had.extend(rounds(None, "ab", lambda: False))
+        had.extend(rounds(None, "abcd", lambda: next(told)))
+    assert had == [("a", 1), ("b", 1), ("a", 1), ("b", 1)]

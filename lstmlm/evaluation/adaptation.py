@@ -48,7 +48,6 @@ class Cache(Static):
 
     name: ClassVar[str] = "cache"
     searched: ClassVar[dict[str, Callable[[Any, float], Any]]] = {"theta": _times, "lambda_": _odds_times}
-    advice: ClassVar[str] = "the model's weights are far too large, or --theta is"
 
     window: int = bounded(2000, COUNT)
     """cache: positions before a target, in its column, that it remembers."""

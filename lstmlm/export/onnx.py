@@ -30,9 +30,9 @@ def export_onnx(model: str | Path | None, folder: str | Path) -> None:
     Raises:
         UserError: The model cannot be read or is too large for ONNX, or onnx is not installed.
     """
-    need("--to onnx", "export", "onnx")
     source = find_model(model)
     output = OutputFolder(folder, (GRAPH, VOCABULARY), again=GRAPH, source=source)
+    need("--to onnx", "export", "onnx")
     saved = load(source, device="cpu")
     size = sum(parameter.nbytes for parameter in saved.model.parameters())
     check(size <= LARGEST, f"the weights have {size:,} bytes, and one ONNX file holds {LARGEST:,}: export with --to transformers")

@@ -44,9 +44,9 @@ def export_transformers(model: str | Path | None, folder: str | Path) -> None:
     Raises:
         UserError: The model cannot be read, or transformers is not installed.
     """
-    need("--to transformers", "export", "transformers")
     source = find_model(model)
     output = OutputFolder(folder, (*MODEL_FILES, CODE.name, *TOKENIZER, GENERATION), again=CODE.name, source=source)
+    need("--to transformers", "export", "transformers")
     card, saved = read_card(source), load(source, device="cpu")
     vocabulary, described = saved.vocabulary, saved.description.to_dict()
     if Path(described["data"]["dataset"]).is_absolute():  # earlier versions wrote the place on the training machine

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from lstmlm import Config, load_config
+from lstmlm.runtime.distributed import STOP_SIGNALS
 from lstmlm.runtime.hardware import settings_kept
 from tests.another_device import another_device  # noqa: F401 (a fixture)
 from tests.helpers import ROOT, forget_accelerate, small_arguments
@@ -54,7 +55,7 @@ def fresh_process() -> Iterator[None]:
     A forked worker that inherits `run_script`'s handler may outlive the SIGTERM of its pool, which then waits for ever.
     """
     forget_accelerate()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     with settings_kept():
         yield
     for number, handler in handlers.items():

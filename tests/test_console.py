@@ -76,13 +76,6 @@ def test_an_error_is_one_line_and_a_status(error: BaseException, line: str, stat
     assert capsys.readouterr().err == f"{line}\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
-def test_a_signal_ends_a_script_as_ctrl_c_does(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
-    signal.signal(number, signal.SIG_DFL)  # nohup may have had it ignored
-    assert run_script(lambda: signal.raise_signal(number) or 0) == 128 + number
-    assert capsys.readouterr().err == "error: interrupted; what was saved before is intact\n"
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_standard_output_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)

@@ -12,6 +12,7 @@ import pytest
 
 from lstmlm.console import UsageError, UserError, run_script
 from lstmlm.files import Output, OutputFolder, open_file, read_file, replace_file, replacing, write_file
+from lstmlm.runtime.distributed import STOP_SIGNALS
 
 
 def hidden(folder: Path) -> list[Path]:
@@ -45,8 +46,7 @@ def test_what_others_have_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "status"),
-    [(signal.SIGINT, 130 << 8), (signal.SIGTERM, 143 << 8), (signal.SIGHUP, 129 << 8), (signal.SIGKILL, signal.SIGKILL)],
+    ("number", "status"), [*((number, 128 + number << 8) for number in STOP_SIGNALS), (signal.SIGKILL, signal.SIGKILL)]
 )
 def test_a_writer_that_is_stopped_leaves_what_was_there(number: int, status: int, tmp_path: Path) -> None:
     path = tmp_path / "a"
@@ -82,11 +82,8 @@ def test_a_writer_that_is_stopped_leaves_what_was_there(number: int, status: int
 
 
 def test_under_nohup_a_hang_up_is_ignored() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        assert run_script(lambda: int(signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN)) == 0
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert run_script(lambda: int(signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN)) == 0
 
 
 def test_a_full_disk_is_told_with_the_files_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

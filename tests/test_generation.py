@@ -1,7 +1,9 @@
+import io
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -266,16 +268,20 @@ def test_a_text_comes_as_soon_as_it_is_complete(folder: Path, monkeypatch: pytes
     assert len(texts[0].split()) < needed, "the first is not the longest"
 
 
-def test_the_command(cli: Callable[..., subprocess.CompletedProcess[str]], folder: Path, tmp_path: Path) -> None:
-    """Prompts from standard input; UTF-8 whatever the locale says."""
-    ascii_only = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
-    common = ["--model", str(folder.parent), "--seed", str(10**30), "--temperature", "1e308"]
-    prompts = "w1 naïve\n\nw3\n"
-    result = cli("generate", "--prompt_file", "-", "--count", "2", *common, input=prompts, encoding="utf-8", env=ascii_only)
-    assert result.returncode == 0, result.stderr
+def test_prompts_from_standard_input(folder: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """UTF-8 whatever the locale says."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("w1 naïve\n\nw3\n".encode()), "ascii"))
+    arguments = ["--model", str(folder.parent), "--seed", str(10**30), "--temperature", "1e308", "--prompt_file", "-", "--count", "2"]
+    assert generate(arguments) == 0
     expected = generate_texts(["w1 naïve", "", "w3"], 2, 30, 1e308, folder, seed=10**30)
-    assert result.stdout == "".join(f"{text}\n" for text in expected)
-    assert len(result.stderr.splitlines()) == 1
+    assert capfdbinary.readouterr().out == "".join(f"{text}\n" for text in expected).encode()
+
+
+def test_the_example_of_the_docs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/generation.md").read_text(), re.DOTALL)
+    exec(code, {})
+    assert "The river" in capsys.readouterr().out
 
 
 def test_a_table_of_prompts_and_texts_of_several_lines(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

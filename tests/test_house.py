@@ -62,16 +62,6 @@ def test_data_and_model_know_nothing_of_the_run_and_only_the_config_parses() -> 
         assert not imports(path_of(room)) & (foreign | parsers), room
 
 
-def test_the_run_directory_and_the_report_know_no_torch() -> None:
-    seen, todo = set(), {"training.run_directory", "report.page"}
-    while todo:
-        room = todo.pop()
-        seen.add(room)
-        found = imports(path_of(room))
-        assert not found & {"torch", "accelerate", "safetensors"}, room
-        todo |= {name.removeprefix("lstmlm.") for name in found if name.startswith("lstmlm.")} - seen
-
-
 def test_slow_imports_wait_until_they_are_used() -> None:
     for room in ROOMS:
         for node in ast.parse(path_of(room).read_text()).body:

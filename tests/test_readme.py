@@ -66,10 +66,13 @@ def test_no_comment_stands_behind_a_command() -> None:
     assert re.findall(r"^ {4,}(?:\S*/)?(?:lstmlm|python|accelerate|pip|make|docker|wandb|launch) .* #.*$", pages, re.MULTILINE) == []
 
 
-def test_every_file_it_names_is_there() -> None:
-    named = {*re.findall(r"\(((?:docs|configs)/[\w./-]+)\)", README), *re.findall(r"`((?:configs|scripts|tests|lstmlm)/[\w./-]+)`", README)}
-    assert named
-    assert [name for name in named if not (ROOT / name).exists()] == []
+def test_every_file_that_a_page_names_is_there() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]:
+        text = page.read_text()
+        links = re.findall(r"\]\((?!http)([\w./-]+)(?:#[\w-]+)?\)", text)
+        named = re.findall(r"`((?:configs|scripts|tests|lstmlm)/[\w./-]+)`", text)
+        assert [each for each in links if not (page.parent / each).exists()] == []
+        assert [each for each in named if not (ROOT / each).exists()] == []
 
 
 @pytest.mark.system

@@ -30,16 +30,6 @@ def data(text_folder: Path, tmp_path: Path) -> DataConfig:
     return DataConfig(dataset=str(folder), cache_dir=str(tmp_path / "cache"))
 
 
-def test_text_folder_and_a_word_that_training_has_not(data: DataConfig) -> None:
-    (Path(data.dataset) / "valid.txt").write_text("w1 novel w2\n")
-    loaded = load_corpus(data)
-    for split in ("train", "test"):
-        tokens = (Path(data.dataset) / f"{split}.txt").read_text().replace("\n", " <eos> ").split()
-        assert [loaded.vocabulary.tokens[i] for i in loaded.splits[split]] == tokens
-    assert "novel" not in loaded.vocabulary
-    assert loaded.splits["validation"].tolist()[1] == loaded.vocabulary.unk
-
-
 def test_hub_layout(tmp_path: Path) -> None:
     folder = tmp_path / "set/some-subset"
     folder.mkdir(parents=True)
@@ -119,6 +109,7 @@ def test_one_process_of_a_host_builds(data: DataConfig, tmp_path: Path, monkeypa
     def counting(*arguments: object) -> None:
         with counter.open("a") as file:
             file.write("x")
+        time.sleep(0.2)  # the others come meanwhile
         original(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(corpus, "_write_tokens", counting)

@@ -116,6 +116,8 @@ def test_a_damaged_file_is_told_with_the_place(tmp_path: Path, name: str, damage
         ("n.csv", b"x,text\n1,a\n2\n", "at row 2: it has 1 fields, not 2"),
         ("n.csv", b"text\nHello.\nHello, world.\n", "at row 2: it has 2 fields, not 1: a text that holds the separator needs quotes"),
         ("n.csv", b"x,text\n1,a\n2,\xff\n", r"is not UTF-8 near b'x,text\\n1,a\\n2,\\xff\\n'"),
+        ("n.csv", b"x;text\n1;a\n", "seems to part its columns by semicolons"),
+        ("n.conllu", b"1\ta\n", r"n\.conllu: its name must end with one of"),
         ("n.csv", b"x,y\n1,a\n", "has no column 'text', only x, y"),
         ("n.jsonl", b'{"text": "a"}\n{"text": null}\n', "row 2: column 'text' is null"),
         ("n.jsonl", b'{"text": "\\ud800"}\n', r"n\.jsonl is not UTF-8 near '\\ud800': convert it, as iconv"),

@@ -46,13 +46,14 @@ def test_every_pair_once_in_its_place(size: tuple[int, int], world_size: int, le
     row = 0
     seen: list[list[int]] = [[] for _ in range(columns)]
     for window in windows:
-        counted = 0
+        counted = differences = 0
         for first, end in window.segments:
             assert first == row
             assert end == ends.pop(0)
             row = end
             for table in tables:
                 inputs, targets = table.segment(first, end)
+                differences += int(((targets != IGNORE).sum(0) - 1).clamp(min=0).sum())
                 assert inputs.shape == targets.shape == (end - first, table.local_columns)
                 for place, b in enumerate(range(table.first_column, table.end_column)):
                     for x, y in zip(inputs[:, place].tolist(), targets[:, place].tolist(), strict=True):
@@ -61,7 +62,7 @@ def test_every_pair_once_in_its_place(size: tuple[int, int], world_size: int, le
                         assert y == x + 1
                         seen[b].append(x)
                         counted += 1
-        assert counted == window.num_targets
+        assert (counted, differences) == (window.num_targets, window.num_differences)
         assert window.end == row
     assert not ends
     assert seen == owned

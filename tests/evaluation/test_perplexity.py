@@ -1,11 +1,14 @@
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from lstmlm import LSTMLanguageModel
 from lstmlm.evaluation import perplexity
-from lstmlm.evaluation.perplexity import Stretches, evaluate_stream, score_stream
+from lstmlm.evaluation.adaptation import gradient_rms
+from lstmlm.evaluation.perplexity import StaticScorer, Stretches, evaluate_stream, score_stream
 from lstmlm.runtime.hardware import set_float32_products
 from tests.helpers import sharp_model, token_by_token
 
@@ -29,18 +32,26 @@ def test_nll_is_the_sum_over_every_target(
     assert result.ppl == pytest.approx(torch.tensor(result.nll / 172).exp().item(), rel=1e-6)
 
 
-def test_products_are_float32_where_training_uses_tf32(model: LSTMLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+READERS: dict[str, Callable[[LSTMLanguageModel, torch.Tensor], object]] = {
+    "evaluate_stream": evaluate_stream,
+    "score_stream": lambda model, stream: score_stream(StaticScorer(model, 1), stream, 1, "cpu"),
+    "stretches": lambda model, stream: Stretches(lambda columns: StaticScorer(model, columns), 0, "cpu").all(stream, [0]),
+    "gradient_rms": gradient_rms,
+}
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_products_are_float32_where_training_uses_tf32(read: str, model: LSTMLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     set_float32_products("tf32")
-    seen = []
-    score = model.score
+    seen, run = set(), LSTMLanguageModel._run_layers
 
-    def watched(*args: torch.Tensor) -> object:
-        seen.append((torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.rnn.fp32_precision))
-        return score(*args)
+    def watched(*args: Any) -> Any:
+        seen.add((torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.rnn.fp32_precision))
+        return run(*args)
 
-    monkeypatch.setattr(model, "score", watched)
-    evaluate_stream(model, torch.arange(20, dtype=torch.int32))
-    assert seen == [("ieee", "ieee")]
+    monkeypatch.setattr(LSTMLanguageModel, "_run_layers", watched)
+    READERS[read](model, torch.arange(20, dtype=torch.int32))
+    assert seen == {("ieee", "ieee")}
 
 
 def test_what_a_scorer_returns_is_not_kept() -> None:

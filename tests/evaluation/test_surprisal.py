@@ -12,7 +12,6 @@ import torch
 
 from lstmlm import LSTMLanguageModel, UserError, Vocabulary, score_text
 from lstmlm.evaluation import perplexity, surprisal
-from lstmlm.evaluation.evaluate import evaluate
 from lstmlm.evaluation.surprisal import Reader, read_windows
 from lstmlm.evaluation.surprisal_tables import ScoreTable, Scoring, score_files, sentences_of
 from lstmlm.evaluation.text import Reset
@@ -90,14 +89,6 @@ def test_a_text_begins_a_document(saved: SavedModel, reset: Reset, resets: set[i
     windows = read_windows(sentences_of(sources, scoring), [Reader(saved)])
     rows = [Row(*row) for window in windows for row in ScoreTable([saved], [""], scoring).rows(window)]
     assert_same(rows, alone(saved.model, [line for lines in texts for line in lines], resets))
-
-
-@pytest.mark.parametrize("reset", ["line", "document"])
-def test_the_sum_is_what_evaluation_gives(saved: SavedModel, reset: Reset, tmp_path: Path) -> None:
-    lines = [*text(20, 20, seed=2), "", *text(20, 20, seed=3)]
-    (tmp_path / "a.txt").write_text("".join(f"{line}\n" for line in lines))
-    nll = sum(row.surprisal for row in score_text("\n".join(lines), saved, reset, eos=True)) * math.log(2)
-    assert nll == pytest.approx(evaluate(saved, text=tmp_path / "a.txt", reset=reset).nll, rel=1e-6)
 
 
 def test_enormous_weights_are_told(saved: SavedModel) -> None:

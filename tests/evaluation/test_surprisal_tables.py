@@ -237,9 +237,8 @@ def test_the_commands_of_the_docs_from_stimuli_to_a_model(folder: Path, tmp_path
         exec(code, {})
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_the_command_in_a_pipe(cli: Callable[..., subprocess.CompletedProcess[str]], folder: Path, rows: list[Any], tmp_path: Path) -> None:
-    """UTF-8 in and out whatever the locale says, standard output with rows alone; `| head -1` in silence; a full disk in a line."""
+    """UTF-8 in and out whatever the locale says, standard output with rows alone; `| head -1` in silence."""
     environment = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     result = cli("score", "-", "--model", str(folder), "--threads", "1", input=TEXT, encoding="utf-8", env=environment)
     warned, told = result.stderr.splitlines()
@@ -250,11 +249,10 @@ def test_the_command_in_a_pipe(cli: Callable[..., subprocess.CompletedProcess[st
     (tmp_path / "long.txt").write_text("the naïve\n" * 100_000, "utf-8")
     command = f"{sys.executable} {ROOT}/scripts/score.py {tmp_path}/long.txt --model {folder}"
     shell = subprocess.run(
-        ["bash", "-c", f"{command} | head -1; echo ${{PIPESTATUS[0]}}; {command} > /dev/full; echo $?"],
+        ["bash", "-c", f"{command} | head -1; echo ${{PIPESTATUS[0]}}"],
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
         timeout=200,
     )
-    assert shell.stdout.splitlines() == ["\t".join(names), "141", "1"]
-    assert shell.stderr.splitlines()[-1:] == ["error: cannot write to standard output: No space left on device"]
+    assert shell.stdout.splitlines() == ["\t".join(names), "141"]

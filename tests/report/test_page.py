@@ -101,7 +101,7 @@ def test_seeds_are_one_row_and_the_lowest_is_among_the_same_tokens(write_run: Wr
 
 
 def test_a_real_run(small: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, caplog: Any) -> None:
-    fresh_train(load_config(small()))
+    fresh_train(load_config(small("--train.max_steps=2")))
     summary = json.loads((tmp_path / "run/summary.json").read_bytes())
     (tmp_path / "foreign").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -1,23 +1,15 @@
-"""Which signals stop a run."""
+"""Which signals stop a run, and when several ranks agree on it."""
 
 import signal
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch import distributed as dist
 
-from lstmlm.runtime.distributed import STOP_SIGNALS, StopRequest, rounds
+from lstmlm.runtime.distributed import StopRequest, rounds
 
 ONE_RANK: Any = SimpleNamespace(num_processes=1)
-
-
-@pytest.fixture(autouse=True)
-def handlers_kept() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
@@ -39,6 +31,18 @@ def test_nohup_keeps_a_closed_terminal_from_the_run() -> None:
     with StopRequest(ONE_RANK, 1) as stop:
         signal.raise_signal(signal.SIGHUP)
         assert not stop.heard()
+
+
+def test_several_ranks_ask_each_other_at_events_and_every_ten_steps() -> None:
+    several: Any = SimpleNamespace(num_processes=2)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with StopRequest(several, 1) as stop:
+            signal.raise_signal(signal.SIGTERM)
+            answers = [stop.agreed(step, at_event=event) for step, event in ((7, False), (7, True), (10, False))]
+    finally:
+        dist.destroy_process_group()
+    assert answers == [0, signal.SIGTERM, signal.SIGTERM]
 
 
 def test_rounds_end_where_somebody_was_told_to_stop() -> None:

@@ -125,6 +125,13 @@ def test_a_core_whose_two_threads_are_this_process_s_counts_once(tmp_path: Path,
         assert cores() == number
 
 
+def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "cores", lambda: 8)
+    for ranks, threads in (("1", 8), ("3", 2), ("9", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+        assert hardware.default_threads() == threads
+
+
 def test_the_commit_is_of_this_checkout_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
     for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "a project"]):

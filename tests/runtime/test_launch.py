@@ -4,6 +4,7 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
+import torch
 from torch import distributed as dist
 
 from lstmlm import Config
@@ -72,3 +73,19 @@ def test_a_rank_that_fails_alone_does_not_wait_for_the_others(
     assert dist.is_initialized() == stays
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def test_the_gpu_of_a_mac_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.state.is_mps_available", lambda *_: True)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("mps"))
+    assert launch.start(launch.resolve_precision(Config())).device.type == "cpu"
+
+
+def test_more_ranks_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    for setting in "WORLD_SIZE=2 RANK=0 LOCAL_RANK=0 LOCAL_WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=1".split():
+        monkeypatch.setenv(*setting.split("="))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UsageError, match="2 ranks on this host but 1 GPUs"):
+        check_launch()

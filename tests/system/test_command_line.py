@@ -109,9 +109,9 @@ def test_a_line_is_one_write(small: Small) -> None:
 
 def test_stopped_and_killed_and_started_again_is_one_run(small: Small, tmp_path: Path) -> None:
     """A signal that asks saves and leaves; SIGKILL loses what was done since the last checkpoint, and that is done again."""
-    overrides = ("--train.epochs=10", "--train.eval_every=100000", "--train.log_every=100")  # no signal comes at an event
+    overrides = ("--train.epochs=6", "--train.eval_every=100000", "--train.log_every=100")  # no signal comes at an event
     arguments = small(*overrides, "--train.resume=true", run="cut")
-    for step, number in {11: signal.SIGKILL, 30: signal.SIGTERM, 50: signal.SIGUSR1, 70: signal.SIGINT, 90: signal.SIGKILL}.items():
+    for step, number in {11: signal.SIGKILL, 30: signal.SIGTERM, 50: signal.SIGKILL}.items():
         process = start(1, arguments, FAULTY, **pause_at(step))
         process.wait_for("paused")
         process.send_signal(number)
@@ -124,25 +124,6 @@ def test_stopped_and_killed_and_started_again_is_one_run(small: Small, tmp_path:
         assert (tmp_path / f"cut/checkpoints/step_{step + 1:08d}").exists(), "which was not due"
         assert (tmp_path / "cut/model/model.safetensors").exists(), "the current weights, as no model was exported yet"
     for run in (arguments, small(*overrides, run="whole")):
-        fresh_train(load_config(run))
-    assert_same_run(tmp_path / "cut", tmp_path / "whole")
-
-
-@pytest.mark.parametrize("epochs", [1, 2], ids=["the last", "not the last"])
-def test_a_signal_cuts_a_validation_short_and_it_is_made_up_for(epochs: int, small: Small, tmp_path: Path) -> None:
-    overrides = (f"--train.epochs={epochs}", "--train.eval_columns=1")
-    arguments = small(*overrides, "--train.resume=true", run="cut")
-    process = start(1, arguments, FAULTY, FAULT="pause_validation", FAULT_STEP="-1", FAULT_RANK="0")
-    process.wait_for("paused")
-    process.send_signal(signal.SIGTERM)
-    stopped = process.wait()
-    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
-    assert "stopped by signal 15 after step 15" in stopped.stderr
-    assert "validation ppl" not in stopped.stderr
-    (hint,) = (line for line in stopped.stderr.splitlines() if "stopped by" in line)
-    program, script, *hinted = shlex.split(hint.split("go on with: ")[1])
-    assert (Path(program).name.rstrip("0123456789."), script) == ("python", FAULTY)
-    for run in (hinted, small(*overrides, run="whole")):
         fresh_train(load_config(run))
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from subprocess import CompletedProcess
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,32 +32,8 @@ from tests.system.launcher import FAULTY, ROOT, TRAIN, error_lines, free_port, l
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 
 
-def run(command: list[str], **environment: str) -> "subprocess.CompletedProcess[str]":
+def run(command: list[str], **environment: str) -> CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=SECONDS)
-
-
-def test_the_gpu_of_a_mac_is_left_alone(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("accelerate.state.is_mps_available", lambda *_: True)
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("mps"))
-    train(load_config(small("--train.max_steps=1")))
-    assert load(tmp_path / "run").model.embedding.weight.device.type == "cpu"
-
-
-@pytest.mark.parametrize(
-    ("launcher", "port", "count"),
-    [
-        ([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"], "--master_port", 2),
-        ([*LAUNCH, "--config_file", str(ROOT / "accelerate_config.yaml")], "--main_process_port", 1),
-    ],
-    ids=["bare torchrun", "one rank"],
-)
-def test_launchers_on_a_cpu_box(launcher: list[str], port: str, count: int, small: Small, tmp_path: Path) -> None:
-    """multi_cpu.yaml is what `test_after_a_restart_by_the_launcher_the_run_is_the_same` starts, cpu.yaml the smoke run."""
-    result = run([*launcher, port, str(free_port()), TRAIN, *small("--train.max_steps=3")], CUDA_VISIBLE_DEVICES="")
-    assert result.returncode == 0, result.stderr
-    assert json.loads((tmp_path / "run/summary.json").read_bytes())["ranks"] == count
-    assert len([line for line in metrics(tmp_path / "run") if "train/loss" in line]) == 3
 
 
 def test_every_launch_config_is_what_its_header_says() -> None:
@@ -134,13 +111,29 @@ def test_bf16_without_onednn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         _check_device("bf16", torch.device("cpu"))
 
 
-def two_different_ranks(first: list[str], second: list[str], homes: Sequence[str] = (os.environ["HOME"],) * 2) -> str:
-    """What two ranks say that were given different arguments or home folders."""
+def start_two(first: list[str], second: list[str], homes: Sequence[str] = (os.environ["HOME"],) * 2) -> list[CompletedProcess[str]]:
+    """Two ranks with different arguments or home folders, until both have ended."""
     different = zip((first, second), ranks(2), homes, strict=True)
     processes = [Processes([TRAIN, *arguments], [own | {"HOME": home}]) for arguments, own, home in different]
-    results = [process.wait() for process in processes]
+    return [process.wait() for process in processes]
+
+
+def two_different_ranks(first: list[str], second: list[str], homes: Sequence[str] = (os.environ["HOME"],) * 2) -> str:
+    results = start_two(first, second, homes)
     assert all(result.returncode != 0 for result in results)
     return "".join(result.stderr for result in results)
+
+
+def test_only_the_main_rank_touches_the_run_directory(small: Small, tmp_path: Path) -> None:
+    """Nor when the run goes on: the ranks have different home folders, as on hosts that share none."""
+    homes = [str(tmp_path / host) for host in "ab"]
+    for steps in (2, 4):
+        arguments = small("--train.run_dir=~/run", f"--train.max_steps={steps}", "--train.resume=true", "--tracking.trackers=[tensorboard]")
+        told = start_two(arguments, arguments, homes)
+        assert [result.returncode for result in told] == [0, 0], told
+    assert "going on from" in told[0].stderr
+    assert list((tmp_path / "a/run/tensorboard").rglob("events.*"))
+    assert not (tmp_path / "b/run").exists()
 
 
 def test_ranks_with_different_configurations_are_refused(small: Small, tmp_path: Path) -> None:
@@ -230,6 +223,7 @@ def test_after_a_restart_by_the_launcher_the_run_is_the_same(small: Small, tmp_p
     restarting = [*launcher, FAULTY, *small("--train.resume=true")]
     result = run(restarting, FAULT="kill", FAULT_RANK="1", FAULT_STEP="9", FAULT_ONCE="1", CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 0, result.stderr
+    assert "going on from" in result.stderr
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
 
 

@@ -18,7 +18,7 @@ def test_a_preempted_trial_goes_on_in_its_own_directory(small: Small, tmp_path: 
     sweep = yaml.safe_load((ROOT / "configs/sweep.yaml").read_text())
     chosen = [
         argument
-        for argument in small("--train.epochs=60", "--train.save_every=1000", "--tracking.mode=offline")
+        for argument in small("--train.epochs=30", "--train.save_every=1000", "--tracking.mode=offline")
         if not argument.startswith("--train.run_dir")
     ]
     values = dict(argument.removeprefix("--").split("=", 1) for argument in chosen)
@@ -48,6 +48,6 @@ def test_a_preempted_trial_goes_on_in_its_own_directory(small: Small, tmp_path: 
     with start(command) as trial:
         assert trial.wait(SECONDS) == 0, (tmp_path / "log").read_text()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert stopped < 900
-    assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 901))
+    assert stopped < 450
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 451))
     assert sweep["metric"]["name"] in lines[-1]

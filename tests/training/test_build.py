@@ -15,7 +15,7 @@ from lstmlm.console import UsageError
 from lstmlm.model.pretrained import load, save_pretrained
 from lstmlm.runtime import launch
 from lstmlm.training.build import _check_memory, build
-from tests.helpers import WORDS, Small, SmallConfig, assert_same_run, fresh_train, lose_power, metrics
+from tests.helpers import WORDS, Small, SmallConfig, assert_same_run, fresh_train, lose_power, metrics, small_arguments
 
 
 @pytest.fixture
@@ -29,10 +29,17 @@ def other_text(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def source(text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source")
+    fresh_train(load_config(small_arguments(text_folder, folder, "--train.max_steps=4")))
+    return folder / "run"
+
+
 @pytest.fixture
-def warm(small: Small, other_text: Path, tmp_path: Path) -> Small:
+def warm(source: Path, small: Small, other_text: Path, tmp_path: Path) -> Small:
     """Arguments of a run on the other text that begins with the model of a run on the first."""
-    fresh_train(load_config(small("--train.max_steps=4", run="source")))
+    shutil.copytree(source, tmp_path / "source")
 
     def arguments(*overrides: str, run: str = "run") -> list[str]:
         origin = f"--train.init_from={tmp_path / 'source'}"

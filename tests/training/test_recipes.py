@@ -67,6 +67,7 @@ def test_an_update_that_fp16_skips_is_not_averaged(small_config: SmallConfig) ->
     after = train_step.state_dict()[0]
     assert torch.equal(before["average.updates"], after["average.updates"])
     assert torch.equal(before["average.embedding.weight"], after["average.embedding.weight"])
+    assert train_step.read()[0].grad_norm is None, "and it ends no run"
 
 
 @pytest.mark.parametrize("rows", [1, 7, 9, 20, 333, 26_107])

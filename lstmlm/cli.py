@@ -86,7 +86,7 @@ def evaluate(argv: Arguments = None) -> int:
     parser.add_argument("--dataset", type=str | None, default=None, help="Where the data is now, if it was moved.")
     parser.add_argument("--cache_dir", type=str | None, default=None, help="Where token ids are kept.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
-    parser.add_argument("--tune", action="store_true", help="Search the protocol's settings on validation, then score test once.")
+    parser.add_argument("--tune", action="store_true", help="Search the protocol's settings on validation, then score both splits once.")
     parser.add_argument("--evaluations", type=int, default=EVALUATIONS, help="With --tune: most evaluations of the search.")
     parser.add_argument("--tune_tokens", type=int, default=TOKENS, help="With --tune: first tokens of validation that each scores.")
     parser.add_argument("--breakdown", action="store_true", help="Show how the nll is shared among kinds of tokens.")
@@ -189,7 +189,7 @@ def pairs(argv: Arguments = None) -> int:
     from lstmlm.runtime.hardware import use_machine
 
     parser = argument_parser("How often the good sentence of a minimal pair is the likelier one, for each UID and over all.")
-    parser.add_argument("file", type=str, help="Rows with sentence_good, sentence_bad and UID: .jsonl, .json, .csv.")
+    parser.add_argument("file", type=str, help="Rows with sentence_good, sentence_bad and UID: .jsonl, .json, .csv, .tsv, .parquet.")
     parser.add_argument("--by", type=By, default="sentence", help="What is compared: sentences, or the critical words of BLiMP's methods.")
     parser.add_argument("--model", type=str | None, default=None, help=MODEL_HELP)
     parser.add_argument("--raw", action="store_true", help=RAW_HELP)
@@ -260,7 +260,7 @@ def report(argv: Arguments = None) -> int:
         "One HTML page about runs, finished or not: results, curves, samples. With --wandb, a Report and a workspace view "
         "in W&B. Prints where they are."
     )
-    parser.add_argument("runs", nargs="*", type=str, help="Run directories, such as runs/*.")
+    parser.add_argument("runs", nargs="*", type=str, default=[], help="Run directories, such as runs/*; none with --wandb.")
     parser.add_argument("--output", type=str, default="report.html", help="The page: one file that needs no network.")
     parser.add_argument("--png", type=str | None, default=None, help="Folder to write the plots to as PNG too.")
     parser.add_argument("--wandb", type=str | None, default=None, help="ENTITY/PROJECT: report there, on its runs.")

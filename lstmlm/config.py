@@ -141,11 +141,11 @@ class ModelConfig(_Section):
     dropout: float = bounded(0.5, FRACTION)
     """Probability that a unit is dropped: on the embeddings, between layers and on the output."""
     dropout_input: float | None = bounded(None, FRACTION)
-    """The same of the embeddings alone. null = dropout."""
+    """Probability that a unit of the embeddings is dropped. null = dropout."""
     dropout_hidden: float | None = bounded(None, FRACTION)
-    """The same between layers. null = dropout."""
+    """Probability that a unit between layers is dropped. null = dropout."""
     dropout_output: float | None = bounded(None, FRACTION)
-    """The same of the last layer's output. null = dropout."""
+    """Probability that a unit of the last layer's output is dropped. null = dropout."""
     dropout_types: float = bounded(0.0, FRACTION)
     """Probability that a type's embedding is dropped at all its places in a segment (embedding dropout)."""
     dropout_weights: float = bounded(0.0, FRACTION)
@@ -203,7 +203,7 @@ class OptimConfig(_Section):
     plateau_factor: float = bounded(0.25, Bounds(0, 1, above=True, below=True))
     """plateau: what the learning rate is multiplied by."""
     plateau_patience: int = bounded(1, COUNT)
-    """plateau: validations in a row without a new best perplexity before that; those within optim.warmup_steps do not count."""
+    """plateau: validations in a row without a new best perplexity before the rate is cut; those within optim.warmup_steps do not count."""
     warmup_steps: int = bounded(0, Bounds(0, MOST))
     """Steps over which the learning rate rises linearly from 0; not with one_cycle."""
     cycle_warmup: float = bounded(0.25, Bounds(0, 1, above=True, below=True))
@@ -288,7 +288,7 @@ class TrainConfig(_Section):
     """Profile this many steps of the main rank, after the first ten of a start, into profile/ of the run's directory: a trace
     (trace.json, for Perfetto) and a table of the ten operations that take most time. null = none."""
     dry_run: bool = False
-    """Only try: build everything, do a few training steps and one of validation, say how long the run will take and what memory and
+    """Only try: build everything, do a few training steps and a little scoring, say how long the run will take and what memory and
     disk it needs. Nothing is written but what the caches of the data keep: data.cache_dir, where the run finds it, and the Hub's own."""
 
     def __post_init__(self) -> None:

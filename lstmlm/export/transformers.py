@@ -39,7 +39,7 @@ A text begins with `<eos>`, which the tokenizer puts there, and a line end is `<
 
 
 def export_transformers(model: str | Path | None, folder: str | Path) -> None:
-    """Write what `AutoModelForCausalLM` and `AutoTokenizer` need of the model that `find_model` finds.
+    """Write what `AutoModelForCausalLM`, `AutoModel` and `AutoTokenizer` need of the model that `find_model` finds.
 
     Raises:
         UserError: The model cannot be read, or transformers is not installed.
@@ -52,7 +52,7 @@ def export_transformers(model: str | Path | None, folder: str | Path) -> None:
     if Path(described["data"]["dataset"]).is_absolute():  # earlier versions wrote the place on the training machine
         described["data"]["dataset"] = Path(described["data"]["dataset"]).name
     tokenizer = build_tokenizer(vocabulary)
-    names = {"AutoConfig": "LstmLmConfig", "AutoModelForCausalLM": "LstmLmForCausalLM"}
+    names = {"AutoConfig": "LstmLmConfig", "AutoModel": "LstmLmModel", "AutoModelForCausalLM": "LstmLmForCausalLM"}
     ends = {"bos_token_id": vocabulary.eos, "eos_token_id": vocabulary.eos}
     config = {
         **described,

@@ -85,6 +85,23 @@ def test_logits_and_state_are_ours(tmp_path: Path, sizes: dict[str, Any]) -> Non
         torch.testing.assert_close(state[:, 1, i, : h.shape[1]], c)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_layers_without_the_decoder(tmp_path: Path, tied: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """What a classifier is put upon, as BabyLM's pipeline does; texts are padded on the left."""
+    model = make_exported(tmp_path, hidden_size=20, tie_weights=tied)
+    theirs = transformers.AutoModel.from_pretrained(tmp_path / "exported", trust_remote_code=True)
+    assert not caplog.messages
+    inputs = read_tokenizer(tmp_path / "exported")(["w1 w2 w3", "w4"], padding=True, return_tensors="pt")
+    output = theirs(**inputs)
+    assert output.last_hidden_state.shape == (2, 4, theirs.config.hidden_size)
+    for row, ids in enumerate(inputs.input_ids):
+        logits, _ = model.logits(ids[ids < len(WORDS)][:, None], model.initial_state(1))
+        torch.testing.assert_close(model.decoder(output.last_hidden_state[row, -1]), logits[-1, 0], rtol=1e-5, atol=1e-5)
+    assert not output.last_hidden_state[1, :2].any(), "padding"
+    output.last_hidden_state[:, -1].square().sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in theirs.parameters())
+
+
 def test_each_place_drops_its_own_share(tmp_path: Path) -> None:
     make_exported(tmp_path, hidden_size=20, dropout=0.5, dropout_input=0.25, dropout_output=0.75)
     theirs, shares = read_model(tmp_path / "exported").train(), []

@@ -160,7 +160,7 @@ class Output:
 
     Args:
         name: As the user wrote it. `-` and /dev/stdout are standard output; /dev/null takes all and keeps nothing.
-        kept: What the work reads: files, and the folders of models and runs.
+        kept: What the work reads: files, `-` for standard input, and the folders of models and runs.
         option: That the name was given with, for messages.
 
     Raises:
@@ -179,24 +179,30 @@ class Output:
         self.standard = str(name) in STANDARD_OUTPUT or (facts is not None and os.path.samestat(facts, os.fstat(1)))
         self.plain = not self.standard and not (facts and path.samefile(os.devnull))  # a file, there or not
         self.path = Path(os.path.realpath(path))
+        self.keep(kept)
         if not self.plain:
             return
         if facts is not None:
             check(stat.S_ISREG(facts.st_mode), f"{told} is a folder or a device: name a file")
             check(os.access(path, os.W_OK), f"{told} is write-protected: name another file")
-        self.keep(kept)
         if owner := _owner(path.absolute()) or _owner(self.path):
             raise UsageError(f"{told} is a file of the model or run in {owner}: name another file")
         check(self.path.parent.is_dir(), f"{told}: there is no folder {self.path.parent}")
         _check_writable(self.path.parent, told)
 
     def keep(self, kept: Iterable[str | Path]) -> None:
-        """Refuse (UsageError) to be one of these files, or a file of one of these models and runs, by whatever name."""
+        """Refuse (UsageError) to be one of these files, or a file of one of these models and runs, by whatever name.
+
+        `-` is the file that standard input comes from; the file that standard output goes to is compared too.
+        """
         names = ("", *MODEL_FILES, *RUN_FILES, *(f"model/{name}" for name in MODEL_FILES))
+        own = _facts(1 if self.standard else self.path)
         for file in (Path(place, name) for place in kept for name in names):
-            same = self.path.exists() and file.exists() and self.path.samefile(file)
-            if self.plain and (same or self.path == file.absolute()):
-                raise UsageError(f"{self._told} is {file}, which this command reads or writes already: name another file")
+            other = _facts(0 if str(file) == "-" else file)
+            same = own and other and stat.S_ISREG(own.st_mode) and os.path.samestat(own, other)
+            if same or (self.plain and self.path == file.absolute()):
+                name = "the file of standard input" if str(file) == "-" else file
+                raise UsageError(f"{self._told} is {name}, which this command reads or writes already: name another file")
 
     @contextmanager
     def opened(self) -> Iterator[BinaryIO]:
@@ -256,6 +262,14 @@ class OutputFolder:
                 replace_file(self.path / name, contents[name])
         except OSError as error:
             raise UserError(cannot_write(error)) from None
+
+
+def _facts(file: Path | int) -> os.stat_result | None:
+    """Of a file or of an open one; None where there is none."""
+    try:
+        return os.fstat(file) if isinstance(file, int) else file.stat()
+    except (OSError, ValueError):  # the latter of a name with a NUL
+        return None
 
 
 def _replaceable(path: Path) -> bool:

@@ -200,6 +200,18 @@ def test_an_output_may_be_a_file_a_link_a_null_device_or_standard_output(place: 
     assert hidden(place) == []
 
 
+def test_the_files_of_standard_input_and_output_are_compared(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stats, fstat = {0: Path("input").stat(), 1: Path("other").stat()}, os.fstat
+    monkeypatch.setattr(os, "fstat", lambda file: stats[file] if file in stats else fstat(file))
+    for name, kept, told in (("hard", "-", "the file of standard input"), ("-", "other", "other"), ("other", "other", "other")):
+        with pytest.raises(UsageError, match=f"^--output {name} is {told}, which this command reads or writes already"):
+            Output(name, [kept])
+    Output("-", ["input", "-"])
+    stats[1] = stats[0]
+    with pytest.raises(UsageError, match=r"^--output - is the file of standard input, which"):
+        Output("-", ["-"])
+
+
 def test_a_folder_of_outputs(place: Path) -> None:
     OutputFolder("made/here", ["a", "b"], "b").write({"a": b"1", "b": b"2"})
     OutputFolder("made/here", ["a", "b"], "b", Path("absent")).write({"a": b"3", "b": b"4"})

@@ -18,11 +18,12 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from lstmlm.console import UsageError, UserError, one_line
+from lstmlm.console import UsageError, UserError, check, one_line
 from lstmlm.data.tokenize import CUT, plain
 from lstmlm.files import open_file
 
 STANDARD_INPUT = ("-", "/dev/stdin")
+QUOTES = "put quotes around a text that has some, and write each of them twice"
 BLOCK = 1 << 20  # characters of a block, about
 FORMS = dict.fromkeys((".txt", ".tokens", ".raw"), "text")
 FORMS |= {f".{form}": form for form in ("csv", "tsv", "json", "jsonl", "parquet")}
@@ -65,6 +66,7 @@ def read_rows(path: Path, column: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
     Arguments and errors are those of `read_blocks`, but as the command is wrong, a UsageError.
     """
+    check_use(path, column)
     try:
         for text, others in _rows(path, column, whole=True):
             yield plain(text), others
@@ -85,6 +87,12 @@ def row_text(value: object, row: int, place: str, column: str) -> str:
     raise UserError(
         f"{place}, row {row}: column {column!r} {problem}: mend it, or name another (--data.text_column in training, else --text_column)"
     )
+
+
+def check_use(path: Path, column: str) -> None:
+    """Refuse to look for a column in plain text (UsageError)."""
+    is_table = form_of(path) not in ("text", None)
+    check(column == "text" or is_table, f"--text_column {column}: {path} is read as plain text; the name of a table ends with .csv or .tsv")
 
 
 def check_column(column: str, columns: Collection[str], place: str) -> None:
@@ -165,8 +173,10 @@ def _csv(path: Path, column: str, whole: bool, dialect: str = "excel") -> Iterat
         if whole and len({*names}) < len(names):
             raise UserError(f"{path} has two columns of one name: give each a name of its own")
         for row in filter(None, rows):  # an empty line is no row
+            if dialect == "excel-tab" and any("\t" in cell and "\n" in cell for cell in row):
+                raise csv.Error(f"a quote at a cell's beginning takes in all up to the next one: {QUOTES}")
             if len(row) != len(names):
-                raise csv.Error(f"it has {len(row)} fields, not {len(names)}: a text that holds the separator needs quotes")
+                raise csv.Error(f"it has {len(row)} fields, not {len(names)}: a text that holds the separator needs quotes around it")
             yield dict(zip(names, row, strict=True))
 
 
@@ -227,11 +237,15 @@ def _reading(path: Path, place: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (UnicodeDecodeError, UnicodeEncodeError) as error:  # the latter of half a character
-        near = error.object[max(0, error.start - 20) : error.start + 20]
-        raise UserError(
-            f"{path} is not UTF-8 near {near!r}: convert it, as iconv -f WINDOWS-1252 -t UTF-8 does an old Western text"
-        ) from None
+        near, begin = error.object[max(0, error.start - 20) : error.start + 20], error.object[:2]
+        remedy = "convert it, as iconv -f WINDOWS-1252 -t UTF-8 does an old Western text"
+        if begin in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            remedy = "it is UTF-16, which iconv -f UTF-16 -t UTF-8 converts"
+        elif begin == b"PK":
+            remedy = "it is a spreadsheet or a zip file: save its table as CSV UTF-8"
+        raise UserError(f"{path} is not UTF-8 near {near!r}: {remedy}") from None
     except FAULTS as error:
         if isinstance(error, OSError) and error.strerror:
             raise UserError(f"cannot read {path}: {error.strerror}") from None
-        raise UserError(f"{path} is damaged or unfinished at {place()}: {one_line(error)}") from None
+        told = f"text behind a cell's second quote: {QUOTES}" if "expected after" in str(error) else one_line(error)
+        raise UserError(f"{path} is damaged or unfinished at {place()}: {told}") from None

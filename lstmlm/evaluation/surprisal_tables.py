@@ -279,7 +279,7 @@ def score_files(
     plain_words = form == "neural-complexity"
     others = scoring.eos or scoring.by or scoring.regions or scoring.line_by or scoring.add or len(models) > 1
     check(not (plain_words and others), "neural-complexity's table is of words and one model, without <eos>: leave out other options")
-    kept: list[str | Path] = [name for name in (*files, *models) if name is not None and name != "-"]
+    kept: list[str | Path] = [name for name in (*files, *models) if name is not None]
     out = Output("-" if output is None else output, kept)
     shaded = None if page is None else Output(page, [*kept, *([out.path] if out.plain else [])], "--html")
     check(form != "parquet" or not out.standard, "parquet is not for standard output: name a file with --output")

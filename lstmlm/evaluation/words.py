@@ -109,9 +109,11 @@ class Unknown:
         if self._vocabulary.level == "word" and ODD.search(text):
             for word in filter(ODD.search, text.split()):
                 if word not in self._odd:
-                    ordinary, tokenize = prepared(word, lowercase=False, normalize=True).translate(CURLY), self._vocabulary.tokenize
-                    # A curly apostrophe may be a known mark, at which Moses cuts a word apart.
-                    other = not self._knows(word) or len(tokenize(ordinary)) < len(tokenize(word))
+                    ordinary = prepared(word, lowercase=False, normalize=True).translate(CURLY)
+                    ids, known = (self._vocabulary.encode(each, eos=False) for each in (word, ordinary))
+                    # A curly quote may be a known mark: one at which Moses cuts a word apart, or a rare one, as ids go by frequency.
+                    rarer = len(known) == len(ids) and any(10 * id < other for id, other in zip(known, ids, strict=True))
+                    other = not self._knows(word) or len(known) < len(ids) or rarer
                     self._odd[word] = ordinary if other and self._knows(ordinary) else None
 
     def _knows(self, word: str) -> bool:

@@ -62,6 +62,8 @@ class Figures:
     bpc: Final | None = None
     protocol: str = "static"
     split: str | None = None
+    text: str | None = None  # the file that was scored in place of a split
+    reset: str = "never"
     settings: dict[str, Any] = field(default_factory=dict)
 
 

@@ -300,3 +300,14 @@ def test_a_curly_apostrophe_that_is_a_word_of_the_model(tmp_path: Path, caplog: 
     (tmp_path / "a.txt").write_text("I don\u2019t\n")
     cli.score([str(tmp_path / "a.txt"), "--raw", "--model", str(tmp_path), "--output", str(tmp_path / "out")])
     assert "words are not what they look like (1): 'don\u2019t' is not \"don't\" (U+2019 RIGHT SINGLE QUOTATION MARK)" in caplog.text
+
+
+@pytest.mark.parametrize(("rare", "told"), [(11, False), (90, True)])
+def test_a_curly_quote_that_the_model_knows_but_seldom_saw(rare: int, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Ids go by frequency."""
+    words = ["<unk>", "<eos>", "yes", '"', *(f"w{i}" for i in range(99))]
+    words[rare] = "\u201c"
+    save_pretrained(tmp_path, LSTMLanguageModel(ModelConfig(4, 4), len(words)), Vocabulary(words), {"dataset": "toy"})
+    (tmp_path / "a.txt").write_text("\u201c yes\n", "utf-8")
+    cli.score([str(tmp_path / "a.txt"), "--model", str(tmp_path), "--output", str(tmp_path / "out")])
+    assert ("'\u201c' is not '\"'" in caplog.text) == told

@@ -242,3 +242,9 @@ def test_the_text_of_a_run_is_where_its_last_start_found_it(model: LSTMLanguageM
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(moved.to_dict()))
     data = load(tmp_path / "model").data
     assert (data.dataset, data.text_column) == (f"{tmp_path}/new.jsonl", "body")
+
+
+def test_a_run_without_a_model_yet(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(UserError, match=f"^the run in {tmp_path} has no model yet: it writes one at its first validation"):
+        load(tmp_path)

@@ -46,7 +46,7 @@ def test_what_the_page_says(write_run: WriteRun, tmp_path: Path) -> None:
         "--optim.lr=0.002",
         summary=SUMMARY,
         samples=[{"step": 5 * i, "epoch": i, "tokens": 9, "texts": [f"text {i} <eos>", "more"]} for i in (1, 2)],
-        evaluations={"cache.json": cache},
+        evaluations={"cache.json": cache, "own.json": {"text": "a.txt", "ppl": 9, "columns": 1, "reset": "line"}},
     )
     going = write_run("going", metric_lines(10, 95.0, speed=100.0), "--optim.lr=0.001")
     write_report([finished, going], Output(tmp_path / "page.html"), tmp_path / "plots")
@@ -66,6 +66,7 @@ def test_what_the_page_says(write_run: WriteRun, tmp_path: Path) -> None:
     assert results[1] == ["going not finished, epoch 1 of 40, auto", "95.00 epoch 1, 10 columns", "-", "-", "600,000", "1:40:00", "100"]
     assert page.rows[3:6] == [["run", "optim.lr"], ["<b>finished", "0.002"], ["going", "0.001"]]
     assert page.rows[7] == ["<b>finished", "cache.json", "test", "cache theta 0.7, a true", "1", "-", "70.52 1.500 bits per character"]
+    assert page.rows[8] == ["<b>finished", "own.json", "a.txt", "static", "1 reset line", "-", "9.00"]
     assert {"text 1 <eos>", "text 2 <eos>", "1 earlier"} <= page.words
     assert {path.stem for path in (tmp_path / "plots").iterdir()} == {plot.name for plot in PLOTS} <= set(page.ids)
 

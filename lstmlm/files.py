@@ -202,7 +202,8 @@ class Output:
             same = own and other and stat.S_ISREG(own.st_mode) and os.path.samestat(own, other)
             if same or (self.plain and self.path == file.absolute()):
                 name = "the file of standard input" if str(file) == "-" else file
-                raise UsageError(f"{self._told} is {name}, which this command reads or writes already: name another file")
+                own_name = "standard output" if self.standard else self._told
+                raise UsageError(f"{own_name} is {name}, which this command reads or writes already: name another file")
 
     @contextmanager
     def opened(self) -> Iterator[BinaryIO]:

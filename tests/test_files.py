@@ -204,11 +204,12 @@ def test_the_files_of_standard_input_and_output_are_compared(place: Path, monkey
     stats, fstat = {0: Path("input").stat(), 1: Path("other").stat()}, os.fstat
     monkeypatch.setattr(os, "fstat", lambda file: stats[file] if file in stats else fstat(file))
     for name, kept, told in (("hard", "-", "the file of standard input"), ("-", "other", "other"), ("other", "other", "other")):
-        with pytest.raises(UsageError, match=f"^--output {name} is {told}, which this command reads or writes already"):
+        own = "standard output" if name in ("-", "other") else f"--output {name}"
+        with pytest.raises(UsageError, match=f"^{own} is {told}, which this command reads or writes already"):
             Output(name, [kept])
     Output("-", ["input", "-"])
     stats[1] = stats[0]
-    with pytest.raises(UsageError, match=r"^--output - is the file of standard input, which"):
+    with pytest.raises(UsageError, match=r"^standard output is the file of standard input, which"):
         Output("-", ["-"])
 
 

@@ -66,7 +66,6 @@ def read_rows(path: Path, column: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
     Arguments and errors are those of `read_blocks`, but as the command is wrong, a UsageError.
     """
-    check_use(path, column)
     try:
         for text, others in _rows(path, column, whole=True):
             yield plain(text), others
@@ -89,10 +88,10 @@ def row_text(value: object, row: int, place: str, column: str) -> str:
     )
 
 
-def check_use(path: Path, column: str) -> None:
-    """Refuse to look for a column in plain text (UsageError)."""
-    is_table = form_of(path) not in ("text", None)
-    check(column == "text" or is_table, f"--text_column {column}: {path} is read as plain text; the name of a table ends with .csv or .tsv")
+def check_tables(column: str, *names: str) -> None:
+    """Refuse to look for a column where all files are plain text (UsageError)."""
+    tables = [name for name in names if form_of(Path(name)) not in ("text", None)]
+    check(column == "text" or bool(tables), f"--text_column {column}: the name of a table ends with .csv, .tsv, .json, .jsonl or .parquet")
 
 
 def check_column(column: str, columns: Collection[str], place: str) -> None:
@@ -173,8 +172,9 @@ def _csv(path: Path, column: str, whole: bool, dialect: str = "excel") -> Iterat
         if whole and len({*names}) < len(names):
             raise UserError(f"{path} has two columns of one name: give each a name of its own")
         for row in filter(None, rows):  # an empty line is no row
-            if dialect == "excel-tab" and any("\t" in cell and "\n" in cell for cell in row):
-                raise csv.Error(f"a quote at a cell's beginning takes in all up to the next one: {QUOTES}")
+            lines = "\t".join(row).split("\n")
+            if dialect == "excel-tab" and len(lines) > 1 and all(0 < line.count("\t") == len(names) - 1 for line in lines):
+                raise csv.Error(f"a quote at a cell's beginning takes in all rows up to the next one: {QUOTES}")
             if len(row) != len(names):
                 raise csv.Error(f"it has {len(row)} fields, not {len(names)}: a text that holds the separator needs quotes around it")
             yield dict(zip(names, row, strict=True))

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Literal, get_args
 
 from lstmlm.config import check_bounds
 from lstmlm.console import UserError, bar, check
-from lstmlm.data.reading import STANDARD_INPUT, read_rows
+from lstmlm.data.reading import STANDARD_INPUT, check_tables, read_rows
 from lstmlm.data.sources import local_files
 from lstmlm.data.tokenize import EOS, plain, prepared
 from lstmlm.evaluation.perplexity import exponential
@@ -285,6 +285,7 @@ def score_files(
     check(form != "parquet" or not out.standard, "parquet is not for standard output: name a file with --output")
     check(not (shaded and shaded.standard and out.standard), "--html: standard output has the table: name a file")
     check(files.count("-") <= 1, "standard input can be read once only: name - once")
+    check_tables(column, *files)
     check(dataset is None or "frequency" in scoring.add, "--dataset says where the training text is, for --add frequency alone")
     for name in files:
         check(name == "-" or Path(name).exists(), f"cannot read {name}: there is no such file")

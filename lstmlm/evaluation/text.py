@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lstmlm.console import UserError, check
 from lstmlm.data.corpus import fingerprint, load_split
-from lstmlm.data.reading import check_form, check_use, lines_of, read_blocks
+from lstmlm.data.reading import check_form, check_tables, lines_of, read_blocks
 from lstmlm.data.sources import SPLITS, open_source
 from lstmlm.data.tokenize import EOS, Words
 from lstmlm.evaluation.words import Unknown
@@ -103,7 +103,7 @@ def file_text(saved: SavedModel, path: str | Path, column: str = "text") -> Text
     check(not path.is_dir(), f"{path} is a folder: name one file, or the folder with --dataset to score one of its splits")
     check(path.is_file(), f"there is no file {path}")
     check_form(path)
-    check_use(path, column)
+    check_tables(column, path.name)
     blocks = partial(read_blocks, path, column)
     ids, characters, words, unknown = [np.empty(0, np.int32)], 0, 0, Unknown(saved)
     for block, tokens in saved.text_vocabulary.encode_blocks(blocks(), cores()):

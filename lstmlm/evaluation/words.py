@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 DROPPED = dict.fromkeys(range(32))  # control characters, which Moses leaves out
 CURLY = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
 ODD = re.compile("[\u00ad\u200b\u2060\ufeff\u2018\u2019\u201c\u201d\u0300-\u036f]")
+RARE = 1000  # types that are more frequent than a rare one
 MANY_UNKNOWN = 0.1  # share of unknown tokens from which on a warning says what helps
 
 
@@ -106,13 +107,15 @@ class Unknown:
 
     def see(self, text: str) -> None:
         """Remember the words that only look as if they were known."""
+        ordered = (self._vocabulary.unk, self._vocabulary.eos) == (0, 1)  # by frequency, as ours are, but not imported ones
         if self._vocabulary.level == "word" and ODD.search(text):
             for word in filter(ODD.search, text.split()):
                 if word not in self._odd:
                     ordinary = prepared(word, lowercase=False, normalize=True).translate(CURLY)
                     ids, known = (self._vocabulary.encode(each, eos=False) for each in (word, ordinary))
                     # A curly quote may be a known mark: one at which Moses cuts a word apart, or a rare one, as ids go by frequency.
-                    rarer = len(known) == len(ids) and any(10 * id < other for id, other in zip(known, ids, strict=True))
+                    pairs = zip(known, ids, strict=True) if ordered and len(known) == len(ids) else ()
+                    rarer = any(max(RARE, 10 * usual) < odd for usual, odd in pairs)
                     other = not self._knows(word) or len(known) < len(ids) or rarer
                     self._odd[word] = ordinary if other and self._knows(ordinary) else None
 

@@ -114,7 +114,8 @@ class LstmLmModel(PreTrainedModel):
         order = (~real).byte().argsort(dim=1, stable=True)  # real tokens first, in their order
         tokens = input_ids.masked_fill(~real, 0).gather(1, order)
         outputs, state = self._run_layers(tokens, real.sum(1), state)
-        return torch.zeros_like(outputs).scatter(1, order[..., None].expand_as(outputs), outputs), state
+        outputs = torch.zeros_like(outputs).scatter(1, order[..., None].expand_as(outputs), outputs)
+        return outputs.masked_fill(~real[..., None], 0), state
 
     def _run_layers(self, tokens: Tensor, lengths: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """The last layer's outputs (B, T, H), and the state after each row's last real token."""

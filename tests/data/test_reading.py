@@ -119,7 +119,7 @@ def test_a_damaged_file_is_told_with_the_place(tmp_path: Path, name: str, damage
         (
             "n.tsv",
             b'x\ttext\n1\t"a\n2\tb"\n3\tc\n',
-            "row 1: a quote at a cell's beginning takes in all up to the next one: put quotes around",
+            "row 1: a quote at a cell's beginning takes in all rows up to the next one: put quotes around",
         ),
         ("n.tsv", b'x\ttext\n1\t"Stop!" he cried.\n', "row 1: text behind a cell's second quote: put quotes around a text that has some"),
         ("n.txt", "a\n".encode("utf-16"), "is not UTF-8 near .*: it is UTF-16, which iconv -f UTF-16 -t UTF-8 converts"),
@@ -153,3 +153,8 @@ def test_null_and_other_types_in_parquet(tmp_path: Path) -> None:
         read(path)
     with pytest.raises(UserError, match="row 1: column 'number' holds int, not text"):
         read(path, column="number")
+
+
+def test_a_quoted_text_of_a_tsv_may_hold_tabs_and_line_ends(tmp_path: Path) -> None:
+    (tmp_path / "n.tsv").write_text('id\ttext\n1\t"A poem:\n\tindented\nend"\n2\tx\n')
+    assert read(tmp_path / "n.tsv") == "A poem:\n\tindented\nend\nx\n"

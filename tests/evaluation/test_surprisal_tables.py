@@ -256,3 +256,19 @@ def test_the_command_in_a_pipe(cli: Callable[..., subprocess.CompletedProcess[st
         timeout=200,
     )
     assert shell.stdout.splitlines() == ["\t".join(names), "141"]
+
+
+def test_what_standard_input_comes_from_is_not_replaced(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in.txt").write_text("the zebra\n")
+    facts, fstat = (tmp_path / "in.txt").stat(), os.fstat
+    monkeypatch.setattr(os, "fstat", lambda file: fstat(file) if file else facts)
+    with pytest.raises(UserError, match="is the file of standard input"):
+        score_files(["-"], [folder], output=tmp_path / "in.txt")
+
+
+def test_a_column_is_for_tables(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the\n")
+    (tmp_path / "a.csv").write_text("id,own\n1,zebra\n")
+    files = [str(tmp_path / "a.txt"), "-"]
+    with pytest.raises(UserError, match=r"--text_column own: the name of a table ends with \.csv"):
+        score_files(files, [folder], column="own")

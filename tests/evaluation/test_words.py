@@ -302,10 +302,10 @@ def test_a_curly_apostrophe_that_is_a_word_of_the_model(tmp_path: Path, caplog: 
     assert "words are not what they look like (1): 'don\u2019t' is not \"don't\" (U+2019 RIGHT SINGLE QUOTATION MARK)" in caplog.text
 
 
-@pytest.mark.parametrize(("rare", "told"), [(11, False), (90, True)])
+@pytest.mark.parametrize(("rare", "told"), [(11, False), (990, False), (1010, True)])
 def test_a_curly_quote_that_the_model_knows_but_seldom_saw(rare: int, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Ids go by frequency."""
-    words = ["<unk>", "<eos>", "yes", '"', *(f"w{i}" for i in range(99))]
+    words = ["<unk>", "<eos>", "yes", '"', *(f"w{i}" for i in range(1100))]
     words[rare] = "\u201c"
     save_pretrained(tmp_path, LSTMLanguageModel(ModelConfig(4, 4), len(words)), Vocabulary(words), {"dataset": "toy"})
     (tmp_path / "a.txt").write_text("\u201c yes\n", "utf-8")

@@ -98,6 +98,7 @@ def test_the_layers_without_the_decoder(tmp_path: Path, tied: bool, caplog: pyte
         logits, _ = model.logits(ids[ids < len(WORDS)][:, None], model.initial_state(1))
         torch.testing.assert_close(model.decoder(output.last_hidden_state[row, -1]), logits[-1, 0], rtol=1e-5, atol=1e-5)
     assert not output.last_hidden_state[1, :2].any(), "padding"
+    assert not theirs(**inputs | {"attention_mask": torch.zeros(2, 4)}).last_hidden_state.any()
     output.last_hidden_state[:, -1].square().sum().backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in theirs.parameters())
 

@@ -12,7 +12,8 @@ from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from lstmlm.console import UsageError, UserError, check, one_line
 from lstmlm.files import user_path
@@ -58,10 +59,14 @@ def bounded(default: Any, bounds: Bounds) -> Any:
 
 
 def check_bounds(values: Any, prefix: str = "") -> None:
-    """Refuse (UsageError) an empty text or a number out of its field's bounds; `prefix` stands before the name that is told."""
+    """Refuse (UsageError) null where a field's type has none, an empty text, or a number out of its field's bounds.
+
+    `prefix` stands before the name that is told.
+    """
     for key in fields(values):
         name, value, bounds = prefix + key.name.removesuffix("_"), getattr(values, key.name), key.metadata.get("bounds")
-        check(value != "", f"{name} is empty: give it a value, or leave it out")
+        nothing = value == "" or (value is None and NoneType not in get_args(key.type))
+        check(not nothing, f"{name} is {'null' if value is None else 'empty'}: give it a value, or leave it out")
         for number in value if isinstance(value, tuple | list) else [value]:
             fits = bounds is None or number is None or number in bounds
             check(fits, f"{name} must be {bounds}, not {as_written(value)}")
@@ -424,6 +429,7 @@ def _check_file(argv: list[str]) -> None:
     check(isinstance(content, dict), f"{path} holds no keys with values, such as `data:` or `data.batch_size: 20`")
     for key, values in content.items():
         section, dotted, _ = str(key).partition(".")
+        check(section in SECTIONS, f"{path}: there is no section {section}, only {', '.join(SECTIONS)}")
         fits = section not in content if dotted else isinstance(values, dict)
         check(fits, f"{path}: write the keys of {section} with their values below it, or each as {section}.KEY, but not both")
 

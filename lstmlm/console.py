@@ -117,7 +117,7 @@ def print_result(text: str) -> None:
 def _first_on_host() -> bool:
     """Whether this process is the one rank of its host that says what all of them have to say; a wrong LOCAL_RANK silences nobody."""
     local = os.environ.get("LOCAL_RANK", "0")
-    return "WORLD_SIZE" not in os.environ or local == "0" or not local.isdecimal()
+    return os.environ.get("WORLD_SIZE", "1") == "1" or local == "0" or not local.isdecimal()
 
 
 class _LineHandler(logging.Handler):

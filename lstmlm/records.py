@@ -23,6 +23,22 @@ def to_json(values: Any, indent: int | None = None) -> bytes:
     return json.dumps(_finite(values), indent=indent, allow_nan=False).encode()
 
 
+def to_yaml(values: Any) -> bytes:
+    """Values as YAML, in their order, with quotes around a text that some reader of YAML takes for a number, such as `1e5`."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False).encode()
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, "'" if text[:1] in "+-.0123456789" else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def _finite(values: Any) -> Any:
     if isinstance(values, dict):
         return {key: _finite(value) for key, value in values.items()}

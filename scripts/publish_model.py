@@ -8,7 +8,7 @@ import safetensors
 import torch
 
 from lstmlm.config import argument_parser, parse
-from lstmlm.console import print_line, print_result, run_script
+from lstmlm.console import check, print_line, print_result, run_script
 from lstmlm.data.corpus import fingerprint
 from lstmlm.data.sources import SPLITS
 from lstmlm.evaluation.evaluate import evaluate
@@ -73,6 +73,7 @@ def main() -> int:
     args = parse(parser)
     hardware.use_machine()
     folder = MODELS / args.name
+    check(folder.resolve().parent == MODELS.resolve(), f"--name {args.name} is no folder below models/: name another one")
     publish_model(args.run, folder, args.dataset)
     print_result(str(folder))
     return 0

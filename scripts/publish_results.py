@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from lstmlm.config import PLACES, argument_parser, as_written, flatten, load_config, parse
-from lstmlm.console import UserError, print_result, run_script
+from lstmlm.console import UserError, check, print_result, run_script
 from lstmlm.data.sources import DEFAULT_DATASET, DEFAULT_SUBSET, dataset_name
 from lstmlm.files import replace_file
 from lstmlm.model.pretrained import load, model_name
+from lstmlm.records import to_yaml
 from lstmlm.runtime.hardware import default_threads
 from lstmlm.training import checkpoint
 from lstmlm.training.run_directory import RunDirectory
@@ -48,12 +48,12 @@ def publish_results(run: str | Path, folder: Path, dataset: str | None = None) -
         dataset: Name of the data that others know; None = `data.dataset`, of a folder its name alone.
 
     Raises:
-        UserError: There is no run with a checkpoint and a model.
+        UserError: There is no run with a checkpoint, metrics and a model.
     """
     directory = RunDirectory(run)
     saved = next((values for _, values in checkpoint.whole(directory.checkpoints)), None)
-    if saved is None:
-        raise UserError(f"{run} holds no run with a checkpoint: name the directory of a run")
+    if saved is None or not directory.metrics.exists():
+        raise UserError(f"{run} holds no run with a checkpoint and a line of metrics: name the directory of a run")
     config = saved.config.to_dict()
     for key in PLACES:
         section, name = key.split(".")
@@ -74,7 +74,7 @@ def publish_results(run: str | Path, folder: Path, dataset: str | None = None) -
         "training_seconds": round(saved.seconds.training),
     }
     files = {
-        "config.yaml": yaml.safe_dump(config, sort_keys=False).encode(),
+        "config.yaml": to_yaml(config),
         "metrics.jsonl": content[: content.rfind(b"\n") + 1],  # a run that goes on may be within a line
         "run.json": json.dumps(record, indent=2).encode() + b"\n",
     }
@@ -113,6 +113,7 @@ def main() -> int:
     parser.add_argument("--dataset", type=str | None, default=None, help="Public name of the data, owner/name.")
     args = parse(parser)
     folder = ROOT / "results" / args.name
+    check(folder.resolve().is_relative_to((ROOT / "results").resolve()), f"--name {args.name} is not below results/: name another folder")
     publish_results(args.run, folder, args.dataset)
     print_result(str(folder))
     return 0

@@ -4,6 +4,8 @@ import io
 import re
 import sys
 from pathlib import Path
+from types import NoneType
+from typing import get_args
 
 import pytest
 import yaml
@@ -11,6 +13,7 @@ import yaml
 from lstmlm import Config, load_config
 from lstmlm.config import SECTIONS
 from lstmlm.console import UsageError, print_line
+from lstmlm.training.run_directory import RunDirectory
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -55,6 +58,24 @@ def test_a_printed_configuration_is_the_one_that_it_was_printed_for(tmp_path: Pa
     with pytest.raises(UsageError, match=r"optim\.lr must be a number"):
         load_config(["--print_config", "--optim.lr", "fast"])
     assert load_config([]).optim.lr == 1e-3, "and nothing is printed"
+
+
+KEYS = [(f"{name}.{key.name}", get_args(key.type)) for name, section in SECTIONS.items() for key in dataclasses.fields(section)]
+
+
+@pytest.mark.parametrize("key", [key for key, kinds in KEYS if NoneType not in kinds])
+def test_null_is_for_keys_that_take_it(key: str, tmp_path: Path) -> None:
+    section, name = key.split(".")
+    (tmp_path / "a.yaml").write_text(f"{section}:\n  {name}:\n")
+    with pytest.raises(UsageError, match=f"{key} is null: give it a value, or leave it out"):
+        load_config(["--config", str(tmp_path / "a.yaml")])
+
+
+def test_text_that_looks_like_a_number_goes_on_as_text(tmp_path: Path) -> None:
+    for name in ("1e5", "72e4915", "1_0e2", "3.e2", "-1e-3", "true", "a: b", "010"):
+        RunDirectory(tmp_path).write_config(load_config(tracking={"run_name": f"x{name}", "notes": name}))
+        assert load_config(["--config", str(tmp_path / "config.yaml")]).tracking.notes == name
+        assert RunDirectory(tmp_path).read_config().tracking.notes == name
 
 
 def test_a_run_goes_on_with_its_own_configuration(tmp_path: Path) -> None:

@@ -8,14 +8,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import yaml
 from typing_extensions import TypedDict  # which pydantic needs before Python 3.12
 
 from lstmlm.config import RUN_CONFIG, Config
 from lstmlm.console import UserError
 from lstmlm.data.sources import dataset_name
 from lstmlm.files import locked, replace_file, user_path
-from lstmlm.records import read_json, read_yaml, to_json
+from lstmlm.records import read_json, read_yaml, to_json, to_yaml
 
 
 class Summary(TypedDict):
@@ -106,7 +105,7 @@ class RunDirectory:
         return read_yaml(self.config, Config)
 
     def write_config(self, config: Config) -> None:
-        replace_file(self.config, yaml.safe_dump(config.to_dict(), sort_keys=False).encode())
+        replace_file(self.config, to_yaml(config.to_dict()))
 
     def read_summary(self) -> dict[str, Any] | None:
         """The final figures; None where the run is not finished."""

@@ -21,6 +21,7 @@ from lstmlm.model.pretrained import load
 from scripts import measure_protocols
 from scripts.publish_model import publish_model
 from scripts.publish_results import command, publish_results
+from scripts.publish_results import main as publish_main
 from scripts.results_table import results_table, with_table
 from tests.helpers import ROOT, fresh_train, small_arguments
 
@@ -55,6 +56,15 @@ def test_a_record_holds_the_run_and_no_place(run: Path, tmp_path: Path) -> None:
     assert [path for path in folder.iterdir() for place in places if place in path.read_text()] == []
     publish_results(run, folder, "Owner/name")
     assert load_config(["--config", str(folder / "config.yaml")]).data.dataset == "Owner/name"
+
+
+def test_a_record_needs_figures_and_a_place_below_results(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match="holds no run with a checkpoint and a line of metrics"):
+        publish_results(run, tmp_path / "results/small")
+    monkeypatch.setattr("sys.argv", ["publish_results.py", str(run), "--name", "../small"])
+    with pytest.raises(UserError, match=r"--name \.\./small is not below results/"):
+        publish_main()
 
 
 def write_evaluation(folder: Path, name: str, **changed: Any) -> None:

@@ -6,11 +6,11 @@ Each command imports what it needs: torch takes seconds, and a report, a help te
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lstmlm
 from lstmlm.config import argument_parser, load_config, parse
@@ -19,10 +19,7 @@ from lstmlm.files import Output, user_path
 
 Arguments = Sequence[str] | None  # without the program's name; None takes the process's own
 
-MODEL_HELP = (
-    "A model's folder, a run's, or user/model on the Hub; null = the newest runs/*/model (not of the toy language), else the one that "
-    "comes with lstmlm."
-)
+MODEL_HELP = "A model's folder, a run's, or user/model on the Hub; null = the newest of runs/, else the one that comes with lstmlm."
 RAW_HELP = "The text is English as people write it; Moses cuts it into words for a model of words between white space."
 NORMALIZE_HELP = "The text is brought to NFC and loses what nobody sees, such as zero-width spaces."
 COLUMN_HELP = "Column of the text in CSV, TSV, JSON or Parquet."
@@ -43,11 +40,7 @@ def train(argv: Arguments = None) -> int:
 
 def prepare(argv: Arguments = None) -> int:
     """Make the vocabulary and the token ids that training needs, beforehand."""
-    config = load_config(
-        argv,
-        "Fetch and read the data, and keep vocabulary and token ids in data.cache_dir, where training finds them. Takes "
-        "the options of train, so that the same command line serves both.",
-    )
+    config = load_config(argv, "Fetch and read the data, and keep its token ids in data.cache_dir for train, whose options this takes.")
 
     from lstmlm.data.corpus import load_corpus
     from lstmlm.data.vocabulary import Vocabulary
@@ -256,10 +249,7 @@ def report(argv: Arguments = None) -> int:
     """One HTML page about runs, or a Report in W&B."""
     from lstmlm.report import page, wandb_report
 
-    parser = argument_parser(
-        "One HTML page about runs, finished or not: results, curves, samples. With --wandb, a Report and a workspace view "
-        "in W&B. Prints where they are."
-    )
+    parser = argument_parser("One HTML page about runs, finished or not; or, with --wandb, a Report and a view in W&B. Prints where it is.")
     parser.add_argument("runs", nargs="*", type=str, default=[], help="Run directories, such as runs/*; none with --wandb.")
     parser.add_argument("--output", type=str, default="report.html", help="The page: one file that needs no network.")
     parser.add_argument("--png", type=str | None, default=None, help="Folder to write the plots to as PNG too.")
@@ -313,10 +303,7 @@ def export(argv: Arguments = None) -> int:
 
 def import_model(argv: Arguments = None) -> int:
     """A model trained with other code, as one of this project."""
-    parser = argument_parser(
-        "A model of word_language_model, awd-lstm-lm or colorlessgreenRNNs as one of this project, without running any of its code "
-        "(docs/import.md). Prints where it is now."
-    )
+    parser = argument_parser("A model of word_language_model, awd-lstm-lm or colorlessgreenRNNs as one of this project (docs/import.md).")
     parser.add_argument("file", type=str, help="The model or its state dict, as torch.save wrote it.")
     parser.add_argument("--vocab", type=str, required=True, help="Its words: vocab.txt, or the folder of its training text.")
     parser.add_argument("--output", type=str, required=True, help="Folder to write.")
@@ -353,6 +340,6 @@ def dispatch() -> int:
     return COMMANDS[name](argv)
 
 
-def main() -> int:
-    """The entry point of `lstmlm`."""
-    return run_script(dispatch)
+def main(command: Callable[[], int] = dispatch) -> NoReturn:
+    """The entry point of `lstmlm`, and of each script."""
+    sys.exit(run_script(command))

@@ -288,7 +288,6 @@ class TrainConfig(_Section):
     """Directory of the run, where all its files go. null = a new runs/<UTC time>-<name>."""
     resume: bool = False
     """Go on from the newest complete checkpoint in train.run_dir, or start afresh where there is none yet."""
-
     profile: int | None = bounded(None, Bounds(1, MOST_PROFILED))
     """Profile this many steps of the main rank, after the first ten of a start, into profile/ of the run's directory: a trace
     (trace.json, for Perfetto) and a table of the ten operations that take most time. null = none."""

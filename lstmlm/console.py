@@ -7,13 +7,13 @@ import os
 import signal
 import sys
 import time
-import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import import_module
 from types import FrameType
 from typing import Any, BinaryIO
+from unicodedata import category
 
 from tqdm import tqdm
 
@@ -58,10 +58,8 @@ def printable(text: str, kept: str = "") -> str:
 
     Spaces of all kinds (as Chinese and French have) and the joiners within words of Persian and Hindi are printable here.
     """
-    return "".join(
-        c if c.isprintable() or c in kept or c in JOINERS or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode()
-        for c in text
-    )
+    kept += JOINERS
+    return "".join(c if c.isprintable() or c in kept or category(c) == "Zs" else c.encode("unicode_escape").decode() for c in text)
 
 
 def print_line(message: str) -> None:
@@ -180,11 +178,7 @@ def _hold_standard_streams() -> None:
     os.close(descriptor)
 
 
-def duration(seconds: float) -> str:
-    """A time as people write it: 0:42, 12:03, 1:02:03."""
-    minutes, second = divmod(round(seconds), 60)
-    hour, minute = divmod(minutes, 60)
-    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
+duration = tqdm.format_interval  # of seconds: 00:42, 12:03, 1:02:03
 
 
 def perplexity(ppl: float | None) -> str:
@@ -213,13 +207,7 @@ LINE_SECONDS = 30  # between two lines about a long scoring in a log
 
 
 class Progress:
-    """Where the run stands: a bar on a terminal, else a line with the time of day for each log interval.
-
-    Args:
-        shown: Whether this process shows anything; one process of a run does.
-        total_steps, steps_per_epoch: Of the whole run and of one pass.
-        step: Steps done before.
-    """
+    """Where the run stands: a bar on a terminal, else a line with the time of day for each log interval. One process of a run shows it."""
 
     def __init__(self, shown: bool, total_steps: int, steps_per_epoch: int, step: int) -> None:
         self._shown, self._total, self._per_epoch = shown, total_steps, steps_per_epoch

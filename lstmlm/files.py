@@ -252,7 +252,8 @@ class OutputFolder:
         run = _run(place / RUN_FILES[0] if files else place)  # with such files, the run's own folder is refused too
         check(run is None, f"{told} belongs to the run in {run}: name another folder")
         earlier = again in there and not (source and source.exists() and self.path.samefile(source))
-        lost = [file for file in there if not (earlier and _replaceable(self.path / file))]
+        ours = [file for file in there if stat.S_ISREG((self.path / file).lstat().st_mode) and os.access(self.path / file, os.W_OK)]
+        lost = [file for file in there if not (earlier and file in ours)]
         check(not lost, f"{told} holds {', '.join(lost)}, which would be lost: name another folder")
 
     def write(self, contents: dict[str, bytes]) -> None:
@@ -271,10 +272,6 @@ def _facts(file: Path | int) -> os.stat_result | None:
         return os.fstat(file) if isinstance(file, int) else file.stat()
     except (OSError, ValueError):  # the latter of a name with a NUL
         return None
-
-
-def _replaceable(path: Path) -> bool:
-    return stat.S_ISREG(path.lstat().st_mode) and os.access(path, os.W_OK)
 
 
 def _check_writable(folder: Path, told: str) -> None:

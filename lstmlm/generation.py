@@ -9,7 +9,6 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from lstmlm.data.tokenize import UNK
 from lstmlm.data.vocabulary import Vocabulary
 from lstmlm.evaluation.perplexity import SEGMENT_TOKENS
 from lstmlm.model.language_model import LSTMLanguageModel, State
-from lstmlm.model.pretrained import SavedModel, load
+from lstmlm.model.pretrained import ModelPlace, load
 from lstmlm.runtime.hardware import ieee_products
 
 logger = logging.getLogger(__name__)
@@ -59,9 +58,7 @@ class Sampling:
             check(not isinstance(value, str), f"{name} must be a list of tokens, such as [{value!r}]")
 
 
-def generate_text(
-    prompt: str, max_len: int = 30, temperature: float = 1.0, model: str | Path | SavedModel | None = None, **options: Any
-) -> str:
+def generate_text(prompt: str, max_len: int = 30, temperature: float = 1.0, model: ModelPlace = None, **options: Any) -> str:
     """Continue a prompt until the model ends the line or `max_len` new tokens are reached.
 
     Args:
@@ -81,24 +78,14 @@ def generate_text(
 
 
 def generate_texts(
-    prompt: str | Sequence[str],
-    count: int,
-    max_len: int = 30,
-    temperature: float = 1.0,
-    model: str | Path | SavedModel | None = None,
-    **options: Any,
+    prompt: str | Sequence[str], count: int, max_len: int = 30, temperature: float = 1.0, model: ModelPlace = None, **options: Any
 ) -> list[str]:
     """`count` continuations of a prompt, or of each of several, computed side by side; the other arguments are those of `generate_text`."""
     return list(stream_texts(prompt, count, model, max_len=max_len, temperature=temperature, **options))
 
 
 def stream_texts(
-    prompt: str | Sequence[str],
-    count: int = 1,
-    model: str | Path | SavedModel | None = None,
-    seed: int | None = None,
-    raw: bool = False,
-    **options: Any,
+    prompt: str | Sequence[str], count: int = 1, model: ModelPlace = None, seed: int | None = None, raw: bool = False, **options: Any
 ) -> Iterator[str]:
     """The texts of `generate_texts` in their order, each as soon as it is complete and so are those before it.
 
@@ -120,13 +107,8 @@ def stream_texts(
             yield vocabulary.go_on(text, ids)
 
 
-def stream_text(prompt: str, model: str | Path | SavedModel | None = None, seed: int | None = None, **options: Any) -> Iterator[str]:
-    """The text of `generate_text` in pieces, as its tokens come; where Moses cut the words, a line at a time.
-
-    Args:
-        prompt, model, seed: As for `generate_text`.
-        options: As in `Sampling`.
-    """
+def stream_text(prompt: str, model: ModelPlace = None, seed: int | None = None, **options: Any) -> Iterator[str]:
+    """The text of `generate_text` in pieces, as its tokens come; where Moses cut the words, a line at a time."""
     sampling = Sampling(**options)
     saved = load(model)
     vocabulary = saved.text_vocabulary
@@ -146,16 +128,8 @@ def stream_text(prompt: str, model: str | Path | SavedModel | None = None, seed:
 def sample(
     model: LSTMLanguageModel, vocabulary: Vocabulary, prompts: Sequence[list[int]], count: int, sampling: Sampling, seed: int | None = None
 ) -> Iterator[list[int]]:
-    """New token ids of `count` continuations of each prompt in order, each as soon as it is complete and so are those before it.
-
-    Args:
-        model: On any device; with its vocabulary.
-        prompts: Token ids, at least one in each.
-        seed: As for `stream_texts`.
-
-    Yields:
-        Ids without the `<eos>` of the last line.
-    """
+    """New token ids of `count` continuations of each prompt in order, each as soon as it is complete and so are those before it, without
+    the `<eos>` of the last line. `prompts` are token ids, at least one in each."""
     asked = [(prompt, number) for prompt in prompts for number in range(count)]
     size = max(1, BATCH_LOGITS // len(vocabulary))
     for first in range(0, len(asked), size):

@@ -31,7 +31,7 @@ import torch
 from benchmarks.floor import floor_step, ways_of
 from benchmarks.heads import measure_heads
 from benchmarks.ranks import measure_ranks
-from benchmarks.turns import REPEATS, Step, receive, take_turns, workers
+from benchmarks.turns import REPEATS, Step, receive, take_turns, training, workers
 from publish_results import processor
 from torch import nn
 from torch.nn import functional as F
@@ -45,7 +45,6 @@ from lstmlm.data.table import Table
 from lstmlm.evaluation.perplexity import evaluate_stream
 from lstmlm.generation import Sampling, sample
 from lstmlm.runtime import hardware, launch
-from lstmlm.training.step import TrainStep
 
 
 class PlainModel(nn.Module):
@@ -96,19 +95,8 @@ def plain_step(config: Config, corpus: Corpus, device: torch.device) -> Step:
 
 
 def our_step(config: Config, corpus: Corpus, device: torch.device) -> Step:
-    """The step of scripts/train.py; losses are read at its log interval."""
-    accelerator = launch.start(config)
-    table = Table(corpus.splits["train"], config.data.batch_size, device=accelerator.device)
-    windows = list(table.windows(config.data.bptt))
-    model = LSTMLanguageModel(config.model, len(corpus.vocabulary))
-    train_step = TrainStep(config, accelerator, model, table, total_steps=len(windows))
-
-    def step(i: int) -> None:
-        train_step(windows[i], step=i, segment=i)
-        if (i + 1) % config.train.log_every == 0:
-            train_step.read()
-
-    return step
+    """The step of scripts/train.py."""
+    return training(config, corpus)[1]
 
 
 STEPS = {"plain": plain_step, "ours": our_step, "floor": floor_step}
@@ -214,9 +202,8 @@ def show(result: dict[str, Any]) -> None:
     print(f"ours is {result['ratio_plain']:.2f} x as fast as plain and takes {result['ratio_floor']:.2f} x the floor")
     for part, way in result["floor_ways"].items():
         print(f"floor, {part}: {way}")
-    print(
-        f"{result['tokens_per_second']:,.0f} tokens/s (plain {result['plain_tokens_per_second']:,.0f}), {result['epoch_s']:.1f} s an epoch"
-    )
+    speeds = f"{result['tokens_per_second']:,.0f} tokens/s (plain {result['plain_tokens_per_second']:,.0f})"
+    print(f"{speeds}, {result['epoch_s']:.1f} s an epoch")
     shares = ", ".join(f"{part} {100 * share:.0f} %" for part, share in result["shares"].items())
     print(f"share of a step, as the host sees it: {shares}")
     print(f"peak memory {result['peak_memory_mb']:.0f} MiB above the imported process (plain {result['plain_peak_memory_mb']:.0f})")

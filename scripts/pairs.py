@@ -1,9 +1,6 @@
 """Accuracy on minimal pairs: `python scripts/pairs.py blimp.jsonl --model runs/a`."""
 
-import sys
-
-from lstmlm.cli import pairs
-from lstmlm.console import run_script
+from lstmlm.cli import main, pairs
 
 if __name__ == "__main__":
-    sys.exit(run_script(pairs))
+    main(pairs)

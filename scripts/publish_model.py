@@ -37,16 +37,7 @@ Figures hold for WikiText-2 alone, and compare only with figures over the same 3
 
 
 def publish_model(run: str | Path, folder: Path, place: str | None = None) -> None:
-    """Write a model to give away: weights in 16 bits where that moves the test perplexity by less than TOLERANCE, else in 32.
-
-    Args:
-        run: Directory of the run, finished or not, or of its model.
-        folder: Where the model goes; its name is the model's.
-        place: Where the data is now; None = where training found it.
-
-    Raises:
-        UserError: The model or the data cannot be had.
-    """
+    """Write a model to give away: weights in 16 bits where that moves the test perplexity by less than TOLERANCE, else in 32."""
     saved = load(run, dataset=place)
     with safetensors.safe_open(saved.folder / WEIGHTS, "pt") as file:
         metadata = file.metadata()

@@ -40,16 +40,7 @@ def processor() -> str:
 
 
 def publish_results(run: str | Path, folder: Path, dataset: str | None = None) -> None:
-    """Write the record of a run, finished or not. What else is in the folder stays.
-
-    Args:
-        run: Directory of the run; this machine should be the one it ran on, as the record tells its processor.
-        folder: `results/NAME`; made where it does not exist.
-        dataset: Name of the data that others know; None = `data.dataset`, of a folder its name alone.
-
-    Raises:
-        UserError: There is no run with a checkpoint, metrics and a model.
-    """
+    """Write the record of a run, finished or not, on the machine that it ran on. What else is in the folder stays."""
     directory = RunDirectory(run)
     saved = next((values for _, values in checkpoint.whole(directory.checkpoints)), None)
     if saved is None or not directory.metrics.exists():
@@ -87,11 +78,7 @@ def publish_results(run: str | Path, folder: Path, dataset: str | None = None) -
 
 
 def command(config: dict[str, Any]) -> str:
-    """The shortest command line of a run: a file of configs/, or none, and what differs from it.
-
-    Args:
-        config: As sections.
-    """
+    """The shortest command line of a run: a file of configs/, or none, and what differs from it."""
     values, lines = flatten(config), []
     if (values["data.dataset"], values["data.subset"]) == (DEFAULT_DATASET, DEFAULT_SUBSET):
         values["data.subset"] = None  # as the presets have it

@@ -1,9 +1,6 @@
 """Score a text: `python scripts/score.py sentences.txt --model runs/a > surprisal.tsv`."""
 
-import sys
-
-from lstmlm.cli import score
-from lstmlm.console import run_script
+from lstmlm.cli import main, score
 
 if __name__ == "__main__":
-    sys.exit(run_script(score))
+    main(score)

@@ -51,8 +51,7 @@ def test_wrong_use_is_one_line(arguments: list[str], told: str) -> None:
 def test_every_command_is_a_script_too(name: str) -> None:
     text = (ROOT / "scripts" / f"{name}.py").read_text()
     function = cli.COMMANDS[name].__name__
-    assert f"from lstmlm.cli import {function}\n" in text
-    assert f"run_script({function})" in text
+    assert f"main({function})" in text
 
 
 def test_every_public_name_is_there_and_type_checkers_see_the_same() -> None:

@@ -83,9 +83,7 @@ def row_text(value: object, row: int, place: str, column: str) -> str:
     if isinstance(value, str):
         return value
     problem = "is null" if value is None else f"holds {type(value).__name__}, not text"
-    raise UserError(
-        f"{place}, row {row}: column {column!r} {problem}: mend it, or name another (--data.text_column in training, else --text_column)"
-    )
+    raise UserError(f"{place}, row {row}: column {column!r} {problem}: mend it, or name another (--data.text_column, --text_column)")
 
 
 def check_tables(column: str, *names: str) -> None:
@@ -206,13 +204,8 @@ def _parquet(path: Path, column: str, whole: bool) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
 
 
-READERS: dict[str, Callable[[Path, str, bool], Iterator[dict[str, Any]]]] = {
-    "csv": _csv,
-    "tsv": partial(_csv, dialect="excel-tab"),
-    "json": _json,
-    "jsonl": _json,
-    "parquet": _parquet,
-}
+Reader = Callable[[Path, str, bool], Iterator[dict[str, Any]]]
+READERS: dict[str, Reader] = {"csv": _csv, "tsv": partial(_csv, dialect="excel-tab"), "json": _json, "jsonl": _json, "parquet": _parquet}
 FAULTS = (OSError, EOFError, zlib.error, csv.Error, ValueError, RuntimeError)  # of a file that is damaged
 
 

@@ -22,14 +22,8 @@ from lstmlm.files import open_file, user_path
 
 SPLITS = ("train", "validation", "test")
 DEFAULT_DATASET, DEFAULT_SUBSET = DataConfig.dataset, "wikitext-2-v1"
-NAMES = {  # of files, and the split that each means
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-}
+# Names of files, and the split that each means
+NAMES = {"train": "train", **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"), "test": "test"}
 _SPLIT_NAME = rf"(?:wiki\.)?(?P<name>{'|'.join(NAMES)})(?P<number>[-_.]\d+(?:-of-(?P<of>\d+))?)?"
 _OTHERS_NAME = rf"(.+[-_. ])?{_SPLIT_NAME}"  # as of ptb.train.txt
 LEAST_ROWS = 20  # of what is cut into splits, some of which are a twentieth of it; the rows of a plain text are its lines
@@ -100,10 +94,9 @@ class CutSource(Source):
             raise UsageError(f"{self.name} has no split {split!r}, only {', '.join(self.own())}")
         n = self._train_rows
         if n < LEAST_ROWS:
-            raise UserError(
-                f"{self.name} has {n} lines or rows to train on, of which {' and '.join(absent)} cannot be cut, which needs {LEAST_ROWS}: "
-                "put each sentence or paragraph on a line of its own, or give a folder with train.txt, validation.txt and test.txt"
-            )
+            told = f"{n} lines or rows to train on, of which {' and '.join(absent)} cannot be cut, which needs {LEAST_ROWS}"
+            remedy = "put each sentence or paragraph on a line of its own, or give a folder with train.txt, validation.txt and test.txt"
+            raise UserError(f"{self.name} has {told}: {remedy}")
         bounds = [0, *(n * twentieths // 20 for twentieths in range(20 - len(absent), 21))]
         place = ["train", *absent].index(split)
         return "train", bounds[place], bounds[place + 1]
@@ -275,10 +268,8 @@ def _open_folder(folder: Path, data: DataConfig) -> Source:
             raise UsageError(f"{folder} holds several subsets, {names}: name one of them with data.subset")
         if below:
             ((folder, files),) = below.items()
-    remedy = (
-        "call its files train.txt, validation.txt and test.txt, or put them into folders train/, validation/ and test/, "
-        f"or join them to one file, which is then cut in three (endings that are read: {ENDINGS})"
-    )
+    remedy = "call its files train.txt, validation.txt and test.txt, or put them into folders train/, validation/ and test/, "
+    remedy += f"or join them to one file, which is then cut in three (endings that are read: {ENDINGS})"
     card = whole / "README.md"
     if not files and card.is_file() and b"configs:" in card.read_bytes():
         return PieceSource(str(whole), data.text_column, _found_by_card(whole, subset, remedy))

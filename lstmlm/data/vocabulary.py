@@ -15,11 +15,8 @@ from lstmlm.console import UserError
 from lstmlm.data.tokenize import EOS, UNK, Characters, Moses, Subwords, Tokenizer, Words, plain, prepared, tallies
 from lstmlm.records import read_json
 
-_CUTTERS: dict[tuple[str, str], type[Tokenizer]] = {
-    ("word", "whitespace"): Words,
-    ("word", "moses"): Moses,
-    ("char", "whitespace"): Characters,
-}
+Kind = tuple[str, str]  # level and tokenizer
+_CUTTERS: dict[Kind, type[Tokenizer]] = {("word", "whitespace"): Words, ("word", "moses"): Moses, ("char", "whitespace"): Characters}
 DEFAULT_RULES = {"tokenizer": "whitespace", "lowercase": False, "merges": [], "normalize": False}
 
 

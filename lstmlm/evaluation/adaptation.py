@@ -153,13 +153,8 @@ class CacheScorer(Scorer):
 class DynamicScorer(StaticScorer):
     """A model that learns from what it has scored. Each call is a segment: scored first, then one update by the gradient of its mean nll.
 
-    The update goes by all columns at once, so the result depends on their number. The caller's model is left as it is.
-
-    Args:
-        model: The bare model, not wrapped.
-        columns: B.
-        settings: Of the updates.
-        rms: Of each parameter's gradient, as `gradient_rms` gives them, for rule `rms`; of `sgd` there are none.
+    The update goes by all B columns at once, so the result depends on their number. The caller's model is left as it is. `rms` is what
+    `gradient_rms` gives, for rule `rms`; empty for `sgd`.
     """
 
     def __init__(self, model: LSTMLanguageModel, columns: int, settings: Dynamic, rms: dict[str, Tensor]) -> None:

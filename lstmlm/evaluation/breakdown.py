@@ -50,13 +50,9 @@ def write_tokens(output: Output, result: Measurement, vocabulary: Vocabulary) ->
     import pyarrow
     import pyarrow.parquet
 
-    ids = pyarrow.array(result.ids.numpy())
-    columns = {
-        "token": pyarrow.DictionaryArray.from_arrays(ids, pyarrow.array(vocabulary.tokens)),
-        "token_id": ids,
-        "nll": pyarrow.array(result.token_nll.numpy()),
-        "fresh": pyarrow.array(result.fresh.numpy()),
-    }
+    ids, nll, fresh = (pyarrow.array(values.numpy()) for values in (result.ids, result.token_nll, result.fresh))
+    tokens = pyarrow.DictionaryArray.from_arrays(ids, pyarrow.array(vocabulary.tokens))
+    columns = {"token": tokens, "token_id": ids, "nll": nll, "fresh": fresh}
     table = pyarrow.table(columns).replace_schema_metadata({"lstmlm": to_json(result.figures())})
     with output.opened() as file:
         pyarrow.parquet.write_table(table, file)

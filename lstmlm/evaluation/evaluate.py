@@ -7,13 +7,13 @@ from lstmlm.console import check
 from lstmlm.evaluation.adaptation import Cache, CacheDynamic, Dynamic
 from lstmlm.evaluation.protocol import Measurement, Static, measure
 from lstmlm.evaluation.text import Reset, check_split, file_text, split_text
-from lstmlm.model.pretrained import SavedModel, load
+from lstmlm.model.pretrained import ModelPlace, load
 
 PROTOCOLS: dict[str, type[Static]] = {protocol.name: protocol for protocol in (Static, Cache, Dynamic, CacheDynamic)}
 
 
 def evaluate(
-    model: str | Path | SavedModel | None = None,
+    model: ModelPlace = None,
     split: str = "test",
     columns: int = 1,
     dataset: str | None = None,

@@ -77,10 +77,8 @@ def score_pairs(
     boundary[starts[:-1]] = 0  # at the start of a line no word has to end
     sums = []
     for start, end, (_, first) in zip(starts, starts[1:], sides, strict=False):
-        if by == "sentence":
-            sums.append(nll[start:end].sum().item())
-        else:  # a critical region ends before `<eos>`
-            sums.append((nll[start + first : end - 1].sum() + boundary[end - 1] - boundary[start + first]).item())
+        scored_end = end - (by != "sentence")  # a critical region ends before `<eos>`
+        sums.append((nll[start + first : scored_end].sum() + boundary[end - 1] - boundary[start + first]).item())
     pairs = []
     for row, good, bad, good_nll, bad_nll in zip(rows, sides[::2], sides[1::2], sums[::2], sums[1::2], strict=True):
         # Like sentences in other columns may differ by rounding.

@@ -138,10 +138,9 @@ def score_stream(
     """Nll of every target of a stream by one process, float32 (N,), in the order of the stream.
 
     Args:
-        scorer: Fresh, of `columns` columns.
+        scorer: Fresh, of `columns` columns, on `device`.
         stream: int32 (n,); N = n - 1.
         columns: B, from 1 to N.
-        device: The scorer's.
         bptt: Rows scored at a time; None = about SEGMENT_TOKENS targets.
     """
     table = Table(stream, columns, device=device)

@@ -45,11 +45,6 @@ class Static:
         own = {field.name for field in fields(self)} - {field.name for field in fields(Static)}
         return {name.removesuffix("_"): value for name, value in vars(self).items() if name in own}
 
-    @property
-    def bptt(self) -> int | None:
-        """Rows of a segment, where the result depends on them."""
-        return None
-
     def scorer(self, saved: SavedModel, columns: int) -> Scorer:
         """A fresh scorer of so many columns."""
         return StaticScorer(saved.model, columns)
@@ -109,7 +104,7 @@ def measure(saved: SavedModel, text: Text, protocol: Static, scored: Scored = la
     if protocol.reset == "never":
         ids = stream[1:]
         starts = [b * len(ids) // columns for b in range(columns)]
-        token_nll = score_stream(first, stream, columns, device, protocol.bptt, scored)
+        token_nll = score_stream(first, stream, columns, device, protocol.settings.get("bptt"), scored)
     else:
         ids, starts = stream, text.starts(protocol.reset, saved.vocabulary.eos)
         stretches = Stretches(lambda columns: protocol.scorer(saved, columns), saved.vocabulary.eos, device, scored)

@@ -59,10 +59,7 @@ class Pieces(NamedTuple):
     def units(self, by: By, regions: Sequence[tuple[str, int]] = (), eos: bool = False) -> list[dict[str, Any]]:
         """The rows of the sentence: the place in it from 1 (`word_id`), the text as it stood (`word`), and what MEASURES names.
 
-        Args:
-            by: What has a row.
-            regions: Text and number of words of each region.
-            eos: Whether the end of a line has a row too.
+        `regions` are text and number of words of each; with `eos` the end of a line has a row too.
         """
         units: list[tuple[Any, ...]] = []
         if by == "token":
@@ -94,13 +91,7 @@ Window = list[tuple[Sentence, list[Pieces]]]  # some sentences, each with what e
 
 
 class Reader:
-    """A model that reads the sentences of a text, and what it has read so far.
-
-    Args:
-        saved: The model.
-        space: Whether the white space before a word counts with it, as the tokens have it, or the one after it.
-        eos: Whether the ends of lines count in `tokens` and `bits`.
-        scored: Called with the number of tokens of each segment when it is done.
+    """A model that reads the sentences of a text, and what it has read so far; `space` and `eos` are those of `Scoring`.
 
     Raises:
         UsageError: The model has no tokens that begin with white space.
@@ -108,10 +99,8 @@ class Reader:
 
     def __init__(self, saved: SavedModel, space: Space = "before", eos: bool = False, scored: Scored = lambda tokens: None) -> None:
         self._vocabulary, self._eos = saved.text_vocabulary, eos
-        check(
-            space == "before" or self._vocabulary.level != "word",
-            "--space after is for models whose tokens have white space in them: of characters or bpe",
-        )
+        fits = space == "before" or self._vocabulary.level != "word"
+        check(fits, "--space after is for models whose tokens have white space in them: of characters or bpe")
         starts = word_starts(self._vocabulary).to(saved.device) if space == "after" else None
         self._stretches = Stretches(lambda columns: TokenScorer(saved.model, columns, starts), self._vocabulary.eos, saved.device, scored)
         self.unfamiliar = Unknown(saved)

@@ -82,15 +82,7 @@ class Scoring:
 
 
 class ScoreTable:
-    """The columns and the rows of scored sentences.
-
-    Args:
-        saved: The models; of several, every row or column has the name of its own.
-        names: Of the models.
-        scoring: How.
-        values: Names of the other columns of the user's table.
-        labelled: Whether regions have labels.
-    """
+    """The columns and the rows of scored sentences; `values` are names of the other columns of the user's table."""
 
     def __init__(
         self, saved: Sequence[SavedModel], names: Sequence[str], scoring: Scoring, values: Sequence[str] = (), labelled: bool = False
@@ -175,13 +167,8 @@ def score_text(
 
 
 def sentences_of(texts: Iterable[tuple[str, Callable[[], Rows]]], scoring: Scoring, values: Sequence[str] = ()) -> Iterator[Sentence]:
-    """Sentences of texts, one after the other.
-
-    Args:
-        texts: Name of each, and what gives its rows; a document ends with its text at the latest.
-        scoring: How.
-        values: Names of the other columns that every row has.
-    """
+    """Sentences of texts, one after the other: of each its name, and what gives its rows, whose other columns are `values`. A document
+    ends with its text at the latest."""
     column, number = scoring.line_by, 0
     for name, read in texts:
         there = f"only {', '.join(values)}" if values else "as it is no table with rows (.csv, .tsv, .json, .jsonl, .parquet)"
@@ -260,8 +247,6 @@ def score_files(
     Args:
         files: As for `read_rows`. A document ends with its file at the latest.
         models: Each as for `load`.
-        scoring: How.
-        form: Of the rows.
         output: File that gets the rows when all are there; None = standard output, as they come.
         page: File that gets the text as an HTML page, each word shaded by its surprisal; None = no page.
         column: Where the text of a row stands, in a file that has rows.
@@ -400,9 +385,8 @@ def parquet(file: BinaryIO, columns: Sequence[str], windows: Iterable[Sequence[R
                         array = array.cast(pyarrow.int64() if whole else pyarrow.float64())
                     arrays[name] = array
                 except (pyarrow.ArrowException, OverflowError):
-                    raise UserError(
-                        f"parquet takes the type of a column from its first rows, and {name} has others later: use --format jsonl"
-                    ) from None
+                    told = f"the column {name} has other types than in its first rows"
+                    raise UserError(f"{told}, which parquet cannot hold: use --format jsonl") from None
             table = pyarrow.table(arrays)
             writer = writer or stack.enter_context(ParquetWriter(file, table.schema))
             writer.write_table(table)
@@ -420,9 +404,5 @@ def neural_complexity(file: BinaryIO, columns: Sequence[str], windows: Iterable[
         file.write(f"{' '.join(map(str, values))}\n".encode())
 
 
-FORMS: dict[Format, Callable[[BinaryIO, Sequence[str], Iterable[Sequence[Row]]], None]] = {
-    "tsv": tsv,
-    "jsonl": jsonl,
-    "parquet": parquet,
-    "neural-complexity": neural_complexity,
-}
+Writer = Callable[[BinaryIO, Sequence[str], Iterable[Sequence[Row]]], None]
+FORMS: dict[Format, Writer] = {"tsv": tsv, "jsonl": jsonl, "parquet": parquet, "neural-complexity": neural_complexity}

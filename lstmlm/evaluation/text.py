@@ -30,9 +30,8 @@ TITLE = re.compile(r"\s*= [^=]+ =\s*")  # of a document; `= = Heading = =` is on
 class Resets:
     """Tells of each line of a text in turn whether the model reads it without what stood before; the first is read so.
 
-    Args:
-        reset: `line`: each is. `document`: each title is, or in a text without titles each line after an empty one. `never`: no other is.
-        lines: Gives the lines; asked where documents must be told apart.
+    `line`: each is. `document`: each title is, or in a text without titles, for which `lines` is asked, each line after an empty one.
+    `never`: no other is.
     """
 
     def __init__(self, reset: Reset, lines: Callable[[], Iterator[str]]) -> None:

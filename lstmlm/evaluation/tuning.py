@@ -23,7 +23,6 @@ def tune(saved: SavedModel, protocol: Static, evaluations: int, tokens: int, tol
     same result. The test split is never looked at.
 
     Args:
-        saved: The model.
         protocol: Where the search begins; all other settings stay as they are.
         evaluations: Largest number of times that a text is scored.
         tokens: Length of that text, the beginning of the validation split.

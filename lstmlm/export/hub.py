@@ -8,12 +8,7 @@ from lstmlm.export.transformers import export_transformers
 
 
 def push_to_hub(model: str | Path | None, name: str, private: bool = False) -> str:
-    """Make or update a model repository in one commit, whose address this gives.
-
-    Args:
-        model: As for `find_model`.
-        name: `user/model`.
-        private: Whether a new repository is seen by its owner alone.
+    """Make or update the model repository `name`, user/model, in one commit, whose address this gives; `private` is for a new one.
 
     Raises:
         UserError: The model cannot be read, or the Hub refuses.

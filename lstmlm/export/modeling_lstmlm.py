@@ -97,7 +97,6 @@ class LstmLmModel(PreTrainedModel):
             attention_mask: (B, T or more), 0 at padding, on either side; padding, also by its id, leaves the state alone.
             state: (B, 2, L, S), to go on from; None = zeros, before the first token of a text.
             use_cache: Whether the new state is returned; None = it is.
-            kwargs: Of no use here.
         """
         outputs, state = self._read(input_ids, self._real(input_ids, attention_mask), state)
         return LstmLmModelOutput(outputs, state if use_cache is not False else None)
@@ -163,11 +162,8 @@ class LstmLmForCausalLM(LstmLmModel, GenerationMixin):
         """Logits, loss and state of texts side by side.
 
         Args:
-            input_ids: As for the layers, and so are attention_mask, state and use_cache.
-            attention_mask: (B, T or more).
-            state: (B, 2, L, S).
+            input_ids, attention_mask, state, use_cache: As for the layers.
             labels: (B, T), the input ids; they are shifted here. Padding is not scored, nor what is -100.
-            use_cache: Whether the new state is returned.
             kwargs: To transformers' loss.
         """
         real = self._real(input_ids, attention_mask)

@@ -32,7 +32,6 @@ def make_masks(config: ModelConfig, seed: int, segment: Tensor, tokens: Tensor, 
     """The dropout masks of a segment, or None where nothing is dropped.
 
     Args:
-        config: Of the model: sizes and kinds of dropout.
         seed: `train.seed`, in [0, 2^32).
         segment: Number of the segment in the run, an int32 scalar on the device that is to hold the masks.
         tokens: int64 (T, B), the segment's inputs in this rank's columns.
@@ -83,9 +82,7 @@ def random_words(seed: int, segment: Tensor, rows: Tensor, columns: Tensor, unit
     Args:
         seed: In [0, 2^32).
         segment: int32 scalar.
-        rows: int32 (T,).
-        columns: int32 (B,).
-        units: int32 (U,); equal numbers get equal words.
+        rows, columns, units: int32 (T,), (B,), (U,); equal units get equal words.
     """
     # Each (seed, segment, row, column) has two words. Two places that share one of them hardly ever share both, so their units differ.
     keys = torch.arange(2, dtype=torch.int32, device=segment.device) * _signed(0x9E3779B9) + _signed(seed)

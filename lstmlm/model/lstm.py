@@ -20,8 +20,7 @@ class LSTMFunction(torch.autograd.Function):
 
     Args:
         inputs: (T, B, I).
-        h: Before the first row, (B, H), float32 or float64.
-        c: The same of the cell.
+        h, c: Before the first row, each (B, H), float32 or float64.
         weight_ih: (4 H, I).
         weight_hh: (4 H, H).
         bias: (4 H,), the sum of PyTorch's two.
@@ -87,14 +86,9 @@ class LSTMFunction(torch.autograd.Function):
             c_grad *= f
             h_grad.copy_(recurrent(gates_grad[t]))
         every = gates_grad.flatten(0, 1)  # (T B, 4 H)
-        grads = [
-            (every @ w_ih).view(rows, columns, -1) if ctx.needs_input_grad[0] else None,
-            h_grad,
-            c_grad,
-            every.T @ x,
-            every.T @ outputs[:-1].flatten(0, 1),
-            every.sum(0, dtype=cells.dtype),
-        ]
+        inputs_grad = (every @ w_ih).view(rows, columns, -1) if ctx.needs_input_grad[0] else None
+        weight_grads = every.T @ x, every.T @ outputs[:-1].flatten(0, 1)
+        grads = inputs_grad, h_grad, c_grad, *weight_grads, every.sum(0, dtype=cells.dtype)
         return *(grad if grad is None else grad.to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)), None
 
 

@@ -73,19 +73,16 @@ def model_card(
     """
     from huggingface_hub import EvalResult, ModelCardData
 
-    scores, dataset = figures or {}, data["dataset"]
+    scores, dataset, task = figures or {}, data["dataset"], "text-generation"
+    results = [EvalResult(task, dataset, dataset, "perplexity", score["ppl"], dataset_split=split) for split, score in scores.items()]
     metadata = ModelCardData(
         model_name=name,
         library_name="lstmlm",
-        pipeline_tag="text-generation",
+        pipeline_tag=task,
         tags=["lstm"],
         license=license,
         datasets=[dataset],
-        eval_results=[
-            EvalResult("text-generation", dataset, dataset, "perplexity", score["ppl"], dataset_split=split)
-            for split, score in scores.items()
-        ]
-        or None,
+        eval_results=results or None,
     )
     tied = ", which are the decoder's weight too" if model.config.tie_weights else ""
     rows = "".join(f"\n| {split} | {score['ppl']:.2f} | {score['targets']:,} | {score['columns']} |" for split, score in scores.items())
@@ -202,8 +199,11 @@ class SavedModel:
         return replace(data, dataset=dataset, cache_dir=self.cache_dir or data.cache_dir)
 
 
+ModelPlace = str | Path | SavedModel | None  # of a model, as `load` takes it
+
+
 def load(
-    model: str | Path | SavedModel | None = None,
+    model: ModelPlace = None,
     raw: bool = False,
     normalize: bool = False,
     dataset: str | None = None,
@@ -242,9 +242,8 @@ class _Uninitialised(TorchFunctionMode):
 def _read(folder: Path, device: torch.device | str | None) -> SavedModel:
     description, vocabulary = _read_config(folder), Vocabulary.load(folder / VOCABULARY)
     if len(vocabulary) != description.vocab_size:
-        raise UserError(
-            f"{folder}: the model has {description.vocab_size} types but {VOCABULARY} has {len(vocabulary)}; they do not belong together"
-        )
+        told = f"the model has {description.vocab_size} types but {VOCABULARY} has {len(vocabulary)}"
+        raise UserError(f"{folder}: {told}; they do not belong together")
     path = folder / WEIGHTS
     try:
         weights = {name: as_weight(name, tensor) for name, tensor in safetensors.torch.load(read_file(path)).items()}

@@ -23,12 +23,9 @@ TOKENS = """
 
 
 def write_report(run_dirs: Sequence[str | Path], output: Output, png: str | Path | None = None) -> None:
-    """Write the page about some runs.
+    """Write the page about run directories, finished or not; a broken or foreign one is named in a warning and left out.
 
-    Args:
-        run_dirs: Run directories, finished or not; a broken or foreign one is named in a warning and left out.
-        output: Gets the page.
-        png: Folder for the plots as PNG too; made where it does not exist.
+    `png` is a folder for the plots as PNG too, made where it does not exist.
 
     Raises:
         UserError: No run among them, what draws is not installed, or a file cannot be written.

@@ -90,15 +90,8 @@ class RunRecord:
     samples: list[Sample]
 
     def points(self, key: str, over: str) -> dict[int, tuple[float, float]]:
-        """One metric over another, in the order of the lines; where one of them is absent or cannot be drawn, there is no point.
-
-        Args:
-            key: Of the metric.
-            over: Key of the axis: `tokens`, `seconds` or `epoch`.
-
-        Returns:
-            (axis, metric) at each step: runs that differ in their seed may have other tokens there (`data.bptt_jitter`).
-        """
+        """(axis, metric) at each step, in the order of the lines; where one of them is absent or cannot be drawn, there is none. `over` is
+        the key of the axis: `tokens`, `seconds` or `epoch`. Seeds may differ in their tokens at a step (`data.bptt_jitter`)."""
         lines = [line for line in self.lines if over in line and line.get(key) is not None]
         return {line["step"]: (line[over], line[key]) for line in lines if abs(line[key]) < MOST}
 

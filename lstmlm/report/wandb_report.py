@@ -18,11 +18,7 @@ PINNED = [f"summary:{BEST}", "summary:test/ppl"]  # columns of the run table tha
 
 
 def build(target: str, group: str | None) -> tuple["Report", "Workspace"]:
-    """The Report and the workspace view, not saved yet; no network is needed.
-
-    Args:
-        target: ENTITY/PROJECT.
-        group: W&B group whose runs are shown; None = every run of the project.
+    """The Report and the workspace view of ENTITY/PROJECT, or of one W&B group there, not saved yet; no network is needed.
 
     Raises:
         UsageError: `target` names no entity and project, or the group's name cannot be filtered by.
@@ -38,20 +34,12 @@ def build(target: str, group: str | None) -> tuple["Report", "Workspace"]:
 
     title = (f"lstmlm: {project}" if group is None else f"lstmlm: {project}, group {group}")[:128]  # the longest it takes
     filters = "" if group is None else expr.And(expr.Metric("Group") == group)
-    runs = reports.Runset(
-        name=group or "All runs",
-        filters=filters,
-        order=[reports.OrderBy(reports.SummaryMetric(BEST), ascending=True)],
-        pinned_columns=PINNED,
-    )
+    order = [reports.OrderBy(reports.SummaryMetric(BEST), ascending=True)]
+    runs = reports.Runset(name=group or "All runs", filters=filters, order=order, pinned_columns=PINNED)
     words = reports.P("Perplexity is exp(nll per token): lower is better. All curves are over training tokens.")
-    report = reports.Report(
-        entity=entity,
-        project=project,
-        title=title,
-        width="fluid",
-        blocks=[words, reports.PanelGrid(runsets=[runs], panels=list(_panels()))],
-    )
+    blocks: list[Any] = [words, reports.PanelGrid(runsets=[runs], panels=list(_panels()))]
+    report = reports.Report(entity=entity, project=project, title=title, width="fluid", blocks=blocks)
+    runs_order = [expr.Ordering(expr.Summary(BEST), ascending=True)]
     workspace = workspaces.Workspace(
         entity=entity,
         project=project,
@@ -59,9 +47,7 @@ def build(target: str, group: str | None) -> tuple["Report", "Workspace"]:
         name="".join(" " if unicodedata.category(letter).startswith("S") else letter for letter in title),
         sections=[workspaces.Section("Runs", panels=list(_panels()), is_open=True)],
         settings=workspaces.WorkspaceSettings(x_axis="tokens", max_runs=MAX_RUNS),
-        runset_settings=workspaces.RunsetSettings(
-            filters=filters, order=[expr.Ordering(expr.Summary(BEST), ascending=True)], pinned_columns=PINNED
-        ),
+        runset_settings=workspaces.RunsetSettings(filters=filters, order=runs_order, pinned_columns=PINNED),
     )
     return report, workspace
 
@@ -86,9 +72,8 @@ def to_json(report: "Report", workspace: "Workspace") -> bytes:
     """What would be saved."""
     # Private, but the only way without a network; a test notices when it goes.
     views: dict[str, Any] = {"report": report._to_model(), "workspace": workspace._to_model()}
-    return json.dumps(
-        {name: view.model_dump(mode="json", by_alias=True, exclude_none=True) for name, view in views.items()}, indent=2
-    ).encode()
+    saved = {name: view.model_dump(mode="json", by_alias=True, exclude_none=True) for name, view in views.items()}
+    return json.dumps(saved, indent=2).encode()
 
 
 def _panels() -> Iterator[Any]:
@@ -105,9 +90,7 @@ def _panels() -> Iterator[Any]:
 
     yield curve("Validation perplexity", "valid/ppl", "perplexity", at(0, 0), log_y=True)
     yield curve("Training loss", "train/loss", "nats per token", at(12, 0))
-    yield reports.BarPlot(
-        title="Lowest validation perplexity", metrics=[reports.SummaryMetric(BEST)], title_x="perplexity", layout=at(0, 8)
-    )
+    yield reports.BarPlot(title="Best validation perplexity", metrics=[reports.SummaryMetric(BEST)], title_x="perplexity", layout=at(0, 8))
     yield curve("Training speed", "train/tokens_per_second", "tokens per second", at(12, 8))
     yield reports.WeavePanelSummaryTable(table_name="samples", layout=at(0, 16, 24))
     yield reports.RunComparer(diff_only="split", layout=at(0, 24, 24, 9))

@@ -36,10 +36,8 @@ def check_alike(what: str, values: dict[str, Any]) -> None:
     for rank, other in enumerate(others, start=1):
         for name in first:
             if other[name] != first[name]:
-                raise UserError(
-                    f"{what} differs between ranks: {name} is {first[name]} on rank 0 and {other[name]} on rank {rank}; "
-                    "start every rank with the same command, files and packages"
-                )
+                told = f"{name} is {first[name]} on rank 0 and {other[name]} on rank {rank}"
+                raise UserError(f"{what} differs between ranks: {told}; start every rank with the same command, files and packages")
 
 
 @contextmanager

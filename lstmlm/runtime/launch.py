@@ -41,10 +41,8 @@ def resolve_precision(config: Config) -> Config:
     check(launched in ("no", "bf16", "fp16"), f"precision {launched} is not supported: launch with --mixed_precision no, bf16 or fp16")
     # The launcher also says `no` where nobody asked for a precision, so only another answer contradicts the configuration.
     wanted = config.train.precision
-    check(
-        wanted == "auto" or launched in ("no", wanted),
-        f"the launcher says --mixed_precision {launched} but train.precision is {wanted}: make them agree, or leave it at auto",
-    )
+    agree = wanted == "auto" or launched in ("no", wanted)
+    check(agree, f"the launcher says --mixed_precision {launched} but train.precision is {wanted}: make them agree, or leave it at auto")
     if wanted == "auto":
         wanted = "fp32" if launched == "no" else launched
     return dataclasses.replace(config, train=dataclasses.replace(config.train, precision=wanted))
@@ -116,10 +114,9 @@ def start(config: Config) -> Accelerator:
     # DropConnect has a new recurrent weight in each segment. cuDNN copies it into one buffer with the layer's others, and says so.
     warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
     kind, world_size, asked_for = accelerator.distributed_type, accelerator.num_processes, int(os.environ.get("WORLD_SIZE", "1"))
-    check(
-        kind in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU) and asked_for == world_size,
-        f"{asked_for} processes were asked for, and {world_size} of the type {kind.value} started, which cannot train: {USE_LAUNCHER}",
-    )
+    fits = kind in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU) and asked_for == world_size
+    told = f"{asked_for} processes were asked for, and {world_size} of the type {kind.value} started, which cannot train"
+    check(fits, f"{told}: {USE_LAUNCHER}")
     with fail_together(accelerator):
         _check_device(precision, accelerator.device)
         if config.train.cuda_graph:
@@ -130,10 +127,7 @@ def start(config: Config) -> Accelerator:
     check_alike("configuration", config.to_flat_dict())
     check_alike("package versions", hardware.package_versions())
     columns = config.data.batch_size
-    check(
-        world_size <= columns,
-        f"{world_size} ranks but data.batch_size {columns}: every rank needs a column; start fewer ranks or raise data.batch_size",
-    )
+    check(world_size <= columns, f"{world_size} ranks but data.batch_size {columns}: each needs a column; start fewer or raise it")
     return accelerator
 
 
@@ -154,38 +148,27 @@ dist.register_rendezvous_handler("restartable", _restartable)
 def check_launch() -> None:
     """Refuse (UsageError) a launch that would start fewer ranks than were asked for, or several runs that do not know of each other."""
     says = os.environ
+    kinds = "DeepSpeed, Megatron-LM, FSDP, other parallelism, SageMaker, FP8, Dynamo and Accelerate's debug mode are not supported"
     for name in FOREIGN:
-        check(
-            says.get(name, "").lower() in ("", "0", "no", "none", "off", "false"),
-            f"{name} is {says.get(name)}: DeepSpeed, Megatron-LM, FSDP, other parallelism, SageMaker, FP8, Dynamo and Accelerate's debug "
-            "mode are not supported; unset it, or take it out of the launcher's configuration",
-        )
+        off = says.get(name, "").lower() in ("", "0", "no", "none", "off", "false")
+        check(off, f"{name} is {says.get(name)}: {kinds}; unset it, or take it out of the launcher's configuration")
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", *OF_OTHERS):
         check(says.get(name, "1").isdecimal(), f"{name} is {says.get(name)!r} in the environment, no number: unset it")
     there = [name for name in (*OF_A_LAUNCH, "LOCAL_WORLD_SIZE") if name in says]
     missing = [name for name in OF_A_LAUNCH if name not in says]
-    check(
-        not (there and missing) or says.get("WORLD_SIZE") == "1",  # Accelerate's MULTI_CPU leaves some out; a group of one needs none
-        f"the environment has {', '.join(there)} but not {', '.join(missing)}, so this process would train alone: {USE_LAUNCHER}, or "
-        f"unset {' and '.join(there)}",
-    )
+    alone = f"the environment has {', '.join(there)} but not {', '.join(missing)}, so this process would train alone"
+    fits = not (there and missing) or says.get("WORLD_SIZE") == "1"  # Accelerate's MULTI_CPU leaves some out; a group of one needs none
+    check(fits, f"{alone}: {USE_LAUNCHER}, or unset {' and '.join(there)}")
     for name in OF_OTHERS:
-        check(
-            not missing or int(says.get(name, "1")) <= 1,
-            f"{name} is {says.get(name)}: srun or mpirun started several processes, and each would train a run of its own; "
-            f"{USE_LAUNCHER}, see scripts/cluster/, or unset {name}",
-        )
+        several = f"{name} is {says.get(name)}: srun or mpirun started several processes, and each would train a run of its own"
+        check(not missing or int(says.get(name, "1")) <= 1, f"{several}; {USE_LAUNCHER}, see scripts/cluster/, or unset {name}")
     ranks, gpus = hardware.local_ranks(), torch.cuda.device_count()
     wants_cpu, named = says.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes"), says.get("CUDA_VISIBLE_DEVICES", "")
-    check(
-        torch.cuda.is_available() or wants_cpu or named in ("", "-1", "NoDevFiles", "none", "void", "10000"),  # as schedulers say "no GPU"
-        f"CUDA_VISIBLE_DEVICES is {named}, but PyTorch finds no GPU: see what nvidia-smi says, and whether this PyTorch is for CUDA; "
-        "to train on the CPU, set it to -1",
-    )
-    check(
-        wants_cpu or not torch.cuda.is_available() or ranks <= gpus,
-        f"{ranks} ranks on this host but {gpus} GPUs: start one rank for each GPU; every rank must see all GPUs of its host",
-    )
+    hidden = named in ("", "-1", "NoDevFiles", "none", "void", "10000")  # as schedulers say "no GPU"
+    remedy = "see what nvidia-smi says, and whether this PyTorch is for CUDA; to train on the CPU, set it to -1"
+    check(torch.cuda.is_available() or wants_cpu or hidden, f"CUDA_VISIBLE_DEVICES is {named}, but PyTorch finds no GPU: {remedy}")
+    enough = wants_cpu or not torch.cuda.is_available() or ranks <= gpus
+    check(enough, f"{ranks} ranks on this host but {gpus} GPUs: start one rank for each GPU; every rank must see all GPUs of its host")
 
 
 def _check_cuda_graph(config: Config, accelerator: Accelerator) -> None:
@@ -199,9 +182,7 @@ def _check_cuda_graph(config: Config, accelerator: Accelerator) -> None:
         "optim.cycle_beta changes a number that the graph holds": config.optim.cycle_beta is not None,
     }
     for reason, stands in obstacles.items():
-        check(
-            not stands, f"train.cuda_graph is for one GPU without torchrun and for steps that are all alike, but {reason}: leave it false"
-        )
+        check(not stands, f"train.cuda_graph is for one GPU without torchrun and for steps all alike, but {reason}: leave it false")
 
 
 def _check_device(precision: str, device: torch.device) -> None:

@@ -101,11 +101,9 @@ def closing(config: Config, summary: dict[str, Any], steps_per_epoch: int, run_d
     proof = {} if config.train.init_from else toy.proof(config.data, test["ppl"])
     compare = {}
     if test["word_ppl"] != test["ppl"]:  # the tokens are not the words: what compares with models of other tokens
-        figures = (
-            f"{split} ppl per word {perplexity(each['word_ppl'])}, {each['bpc']:.4f} bits per character"
-            for split, each in (("test", test), ("validation", valid))
-        )
-        compare["compare"] = "; ".join(figures)
+        both = {"test": test, "validation": valid}.items()
+        each = [f"{name} ppl per word {perplexity(of['word_ppl'])}, {of['bpc']:.4f} bits per character" for name, of in both]
+        compare["compare"] = "; ".join(each)
     rows = {
         "best": f"{where}validation ppl {perplexity(summary['best'])} while training",
         "time": f"{duration(seconds['total'])} ({told}){speed}",

@@ -16,7 +16,7 @@ from lstmlm.model.language_model import LSTMLanguageModel
 from lstmlm.model.pretrained import load
 from lstmlm.runtime.distributed import check_alike, fail_together, main_tensors, main_value, together_however_long
 from lstmlm.runtime.hardware import cores, free_memory, local_ranks
-from lstmlm.training.optimizer import kept_tensors
+from lstmlm.training.optimizer import KEPT
 from lstmlm.training.segments import steps_per_epoch
 from lstmlm.training.step import TrainStep
 
@@ -30,12 +30,9 @@ def build(config: Config, accelerator: Accelerator, origin: str | Path | None = 
     with fail_together(accelerator), together_however_long(accelerator, "still prepare the data", config.train.timeout_minutes):
         corpus = load_corpus(config.data, vocabulary, cores())
     check_alike("data", {"fingerprint of the tokens": corpus.fingerprint[:12]})
-    stream = corpus.splits["train"]
-    check(
-        config.data.batch_size < len(stream),
-        f"data.batch_size is {config.data.batch_size}, but the {len(stream)} tokens of the training split make only "
-        f"{len(stream) - 1} pairs of input and target, and every column needs one",
-    )
+    stream, columns = corpus.splits["train"], config.data.batch_size
+    told = f"data.batch_size is {columns}, but the training split has only {len(stream) - 1} pairs of input and target"
+    check(columns < len(stream), f"{told}, and every column needs one: lower it")
     with fail_together(accelerator):
         _check_memory(config, len(corpus.vocabulary), len(stream), accelerator)
     table = Table(stream, config.data.batch_size, accelerator.process_index, accelerator.num_processes, accelerator.device)
@@ -92,7 +89,7 @@ def _check_memory(config: Config, vocab_size: int, tokens: int, accelerator: Acc
     places, units = min(config.data.bptt, rows) * columns, config.model.embedding_size
     units += 5 * sum(config.model.layer_sizes)
     activations = places * units * (2 if config.train.precision in ("bf16", "fp16") else 4)
-    kept = 1 + kept_tensors(config.optim)  # the weight and what is kept beside it, in float32
+    kept = 1 + len(KEPT[config.optim.name]) + (config.optim.average is not None)  # the weight and what is kept beside it, in float32
     trained = 4 * (kept + 1) * parameters  # with the gradient
     saved = 2 * 4 * kept * parameters  # a checkpoint, gathered on the host and then made a file's content
     each = trained + activations + 8 * rows

@@ -58,7 +58,6 @@ def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[st
 
     Args:
         folder: `checkpoints/` of a run that this process holds the lock of.
-        step: Names the checkpoint.
         tensors: Contiguous, on the CPU.
         values: The fields of `Saved`, as plain values.
         keep: Complete checkpoints that stay, >= 1.
@@ -89,9 +88,7 @@ def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[st
             if aside and not target.exists():
                 aside.rename(target)
             sweep(folder)
-        raise UserError(
-            f"{cannot_write(error)}; what was published before is intact: make room and go on with --train.resume true"
-        ) from None
+        raise UserError(f"{cannot_write(error)}; what was saved before is intact: make room and go on with --train.resume true") from None
     sweep(folder)
     # What cannot be deleted now, as on NFS a folder with a file that somebody reads, is left to the next save.
     with suppress(OSError, UserError):

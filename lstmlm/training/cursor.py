@@ -62,11 +62,8 @@ class Cursor:
 
     def ended(self, train: TrainConfig) -> bool:
         """Whether a run that stands here has nothing left to train: every step is done, or `train.patience` is at its end."""
-        return (
-            self.epoch >= train.epochs
-            or (train.max_steps is not None and self.step >= train.max_steps)
-            or (train.patience is not None and self.stale >= train.patience)
-        )
+        all_steps = self.epoch >= train.epochs or (train.max_steps is not None and self.step >= train.max_steps)
+        return all_steps or (train.patience is not None and self.stale >= train.patience)
 
 
 @dataclass

@@ -114,7 +114,5 @@ def _check_disk(figures: dict[str, float], directory: RunDirectory) -> None:
     folders = (directory.checkpoints, directory.model)
     there = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
     if figures["disk/needed"] > figures["disk/free"] + there:
-        raise UserError(
-            f"the run needs {figures['disk/needed'] / 1e6:,.2f} MB of disk in {directory.path}, and "
-            f"{(figures['disk/free'] + there) / 1e6:,.2f} MB are free: make room, or name another train.run_dir"
-        )
+        needed, free = (f"{size / 1e6:,.2f} MB" for size in (figures["disk/needed"], figures["disk/free"] + there))
+        raise UserError(f"the run needs {needed} of disk in {directory.path}, and {free} are free: make room or name another train.run_dir")

@@ -34,11 +34,6 @@ def set_up(optimizer: torch.optim.Optimizer, model: nn.Module, optim: OptimConfi
         optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
 
 
-def kept_tensors(optim: OptimConfig) -> int:
-    """How many tensors of a parameter's size, in float32, training keeps beside it and its gradient."""
-    return len(KEPT[optim.name]) + (optim.average is not None)
-
-
 def set_rates(optimizer: torch.optim.Optimizer, rate: float, beta: float) -> None:
     """Set the learning rate of the next update and, where the optimizer has moments, the first one's decay rate."""
     for group in optimizer.param_groups:
@@ -109,7 +104,6 @@ def learning_rate(optim: OptimConfig, step: int, total_steps: int, cuts: int = 0
     """Learning rate of a step, a function of its number and the cuts before it: linear warm-up, then `schedule`; or one cycle.
 
     Args:
-        optim: `lr`, `schedule`, and what that takes.
         step: From 0.
         total_steps: Steps of the whole run.
         cuts: How often the schedule `plateau` has cut the rate; 0 under the others.

@@ -49,7 +49,5 @@ def profiled(accelerator: Accelerator, steps: int, folder: Path) -> Iterator[Cal
         yield step
     counted = max(0, done - WAIT - DISCARDED)
     if counted < steps:
-        print_line(
-            f"warning: train.profile asks for {steps} steps after the first {WAIT + DISCARDED}, but {counted} were profiled: "
-            f"this start ended after {done}"
-        )
+        told = f"train.profile asks for {steps} steps after the first {WAIT + DISCARDED}, but {counted} were profiled"
+        print_line(f"warning: {told}: this start ended after {done}")

@@ -113,10 +113,7 @@ def load_newest_that_fits(
         checkpoint.prune(path, keep)
         model = saved.config.model
         if saved.masks != MASKS and any([*model.unit_dropout, model.dropout_types, model.dropout_weights, saved.config.data.bptt_jitter]):
-            print_line(
-                f"{path} was written by a version with other dropout masks and random segments: the run goes on with today's, so it is not "
-                "the run that either version would have made alone"
-            )
+            print_line(f"{path} is of a version with other dropout masks and random segments: the run goes on with today's")
         return saved, tensors
     raise AssertionError("candidates raises where it has no more")
 
@@ -155,7 +152,5 @@ def check_config(saved: Config, config: Config) -> None:
 def check_data(saved: str, fingerprint: str) -> None:
     """Refuse to go on with other data than the checkpoint's, by the fingerprints of vocabulary and tokens."""
     if saved != fingerprint:
-        raise UserError(
-            f"cannot resume: the data or its vocabulary differ from the checkpoint's (fingerprint was {saved[:12]}, is "
-            f"{fingerprint[:12]}); bring back the old files or start a new train.run_dir"
-        )
+        told = f"the data or its vocabulary differ from the checkpoint's (fingerprint was {saved[:12]}, is {fingerprint[:12]})"
+        raise UserError(f"cannot resume: {told}; bring back the old files or start a new train.run_dir")

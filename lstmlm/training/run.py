@@ -143,12 +143,8 @@ class Run:
         if end:
             self._profiling.close()  # what follows is no step
         epoch = self.cursor.row == self.train_step.table.rows
-        return Events(
-            log=step % train.log_every == 0,
-            evaluate=epoch if train.eval_every is None else step % train.eval_every == 0,
-            epoch=epoch,
-            save=step % train.save_every == 0 or end,
-        )
+        evaluate = epoch if train.eval_every is None else step % train.eval_every == 0
+        return Events(log=step % train.log_every == 0, evaluate=evaluate, epoch=epoch, save=step % train.save_every == 0 or end)
 
     def restart_clock(self) -> None:
         """Training time counts from here; the time of events does not."""
@@ -195,10 +191,8 @@ class Run:
             self._log({"valid/loss": result.loss, "valid/ppl": result.ppl})
             best = self.cursor.note_validation(result.ppl, self.config.optim)
             averages = self.train_step.note_validation(result.loss)
-            self.progress.line(
-                f"epoch {self.cursor.position['epoch']}, step {self.cursor.step}: validation ppl {perplexity(result.ppl)} "
-                f"({result.columns} columns){', the best so far' if best else ''}"
-            )
+            told = f"validation ppl {perplexity(result.ppl)} ({result.columns} columns){', the best so far' if best else ''}"
+            self.progress.line(f"epoch {self.cursor.position['epoch']}, step {self.cursor.step}: {told}")
             if averages:
                 self.progress.line("validation was better before: the average of the weights begins here")
             if best:
@@ -238,10 +232,8 @@ class Run:
         self._ensure_model()
         self.progress.close()
         self.tracking.finish(128 + signal)
-        self.progress.line(
-            f"stopped by signal {signal} after step {self.cursor.step}; model in {self.directory.model}; "
-            f"go on with: {banner.resume_command(self.directory.path)}"
-        )
+        stopped, command = f"stopped by signal {signal} after step {self.cursor.step}", banner.resume_command(self.directory.path)
+        self.progress.line(f"{stopped}; model in {self.directory.model}; go on with: {command}")
         return Outcome(self.directory.path, signal=signal)
 
     def finish(self) -> Outcome:
@@ -304,10 +296,8 @@ class Run:
 
     def _refuse_unless_finite(self, split: str, result: Evaluation) -> None:
         if not math.isfinite(result.loss):
-            raise NotFiniteError(
-                f"the {split} loss is not finite after step {self.cursor.step} (nll {result.nll}): no model and no checkpoint was "
-                "written since; start again in a new train.run_dir with a lower optim.lr"
-            )
+            told = f"the {split} loss is not finite after step {self.cursor.step} (nll {result.nll})"
+            raise NotFiniteError(f"{told}: nothing was saved since; start again in a new train.run_dir with a lower optim.lr")
 
     def _resume(self) -> None:
         """Take over the checkpoint; every rank gets its values and its tensors from the main rank."""

@@ -63,9 +63,8 @@ class RunDirectory:
             except BlockingIOError:
                 raise UserError(f"another process is training in {self.path}: wait for it or name another train.run_dir") from None
             except OSError as error:
-                raise UserError(
-                    f"cannot lock {lock}: {error.strerror}; train.run_dir must be on a file system with flock, and .lock must not be a link"
-                ) from None
+                needed = "train.run_dir must be on a file system with flock, and .lock must not be a link"
+                raise UserError(f"cannot lock {lock}: {error.strerror}; {needed}") from None
             try:
                 yield
                 failed = False

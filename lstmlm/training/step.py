@@ -52,7 +52,6 @@ class TrainStep:
     graph relies on.
 
     Args:
-        config, accelerator: Of the run.
         model: On the CPU; moved here, and wrapped by `accelerator.prepare`.
         table: This rank's columns of the training stream.
         total_steps: Steps of the whole run, for the schedules that end with it.
@@ -139,10 +138,8 @@ class TrainStep:
             self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
             may_skip = MAX_SKIPPED if self.accelerator.scaler is not None else 0
             if not math.isfinite(total) or self._skipped > may_skip:
-                raise NotFiniteError(
-                    f"the loss or its gradient is not finite at step {step + 1} (nll {total}, gradient norm {norm}): no checkpoint was "
-                    "written after it; start again in a new train.run_dir with a lower optim.lr"
-                )
+                told = f"the loss or its gradient is not finite at step {step + 1} (nll {total}, gradient norm {norm})"
+                raise NotFiniteError(f"{told}: nothing was saved after it; start again in a new train.run_dir with a lower optim.lr")
             results.append(StepResult(total, num_targets, norm if math.isfinite(norm) else None))
         self._pending.clear()
         return results
@@ -173,7 +170,6 @@ class TrainStep:
 
         Every rank calls it. Only the main rank, which writes, gets what all ranks have alike.
         """
-        # On a GPU cuDNN keeps an LSTM's weights in one buffer; copies of their own are what safetensors can write.
         alike = self._trained() if self.accelerator.is_main_process else ()
         tensors = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in alike}
         for name, local in self.state.named():

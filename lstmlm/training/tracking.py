@@ -176,10 +176,8 @@ def _problem_online() -> str | None:
 def check_installed(names: Sequence[str]) -> None:
     """Refuse trackers that are not installed here."""
     if missing := [name for name in names if find_spec(name) is None]:
-        raise UserError(
-            f"not installed: {', '.join(missing)}; pip install 'lstmlm[{','.join(missing)}]', or leave out of tracking.trackers "
-            "what you do not need"
-        )
+        extras = ",".join(missing)
+        raise UserError(f"not installed: {', '.join(missing)}; pip install 'lstmlm[{extras}]', or take them out of tracking.trackers")
 
 
 class WandbError(UserError):

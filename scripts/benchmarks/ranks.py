@@ -6,13 +6,10 @@ import socket
 import statistics
 from multiprocessing.connection import Connection
 
-from benchmarks.turns import REPEATS, receive, time_steps
+from benchmarks.turns import REPEATS, receive, time_steps, training
 
-from lstmlm import Config, LSTMLanguageModel
+from lstmlm import Config
 from lstmlm.data.corpus import load_corpus
-from lstmlm.data.table import Table
-from lstmlm.runtime import launch
-from lstmlm.training.step import TrainStep
 
 
 def measure_ranks(config: Config, world_sizes: list[int], steps: int) -> list[dict[str, float]]:
@@ -36,15 +33,9 @@ def measure_ranks(config: Config, world_sizes: list[int], steps: int) -> list[di
         for process in processes:
             process.join()
         step_ms, compute_ms = statistics.median(max(synced, key=sum)), statistics.median(max(alone, key=sum))
-        results.append(
-            {
-                "ranks": world_size,
-                "ms": step_ms,
-                "compute_ms": compute_ms,
-                "communication_share": max(0.0, 1 - compute_ms / step_ms),
-                "tokens_per_second": 1e3 * config.data.batch_size * config.data.bptt / step_ms,
-            }
-        )
+        share, speed = max(0.0, 1 - compute_ms / step_ms), 1e3 * config.data.batch_size * config.data.bptt / step_ms
+        times = {"ms": step_ms, "compute_ms": compute_ms}
+        results.append({"ranks": world_size, **times, "communication_share": share, "tokens_per_second": speed})
     return results
 
 
@@ -52,19 +43,8 @@ def rank_worker(environment: dict[str, str], config: Config, steps: int, pipe: C
     """One rank: times of steps with the all-reduce and, in turns, without it."""
     try:
         os.environ.update(environment)
-        accelerator = launch.start(config)
-        corpus = load_corpus(config.data)
-        rank, world_size = accelerator.process_index, accelerator.num_processes
-        table = Table(corpus.splits["train"], config.data.batch_size, rank, world_size, accelerator.device)
-        model = LSTMLanguageModel(config.model, len(corpus.vocabulary))
-        windows = list(table.windows(config.data.bptt))
-        train_step = TrainStep(config, accelerator, model, table, total_steps=len(windows))
-
-        def step(i: int) -> None:
-            train_step(windows[i], step=i, segment=i)
-            if (i + 1) % config.train.log_every == 0:
-                train_step.read()
-
+        train_step, step = training(config, load_corpus(config.data))
+        accelerator = train_step.accelerator
         times: tuple[list[float], list[float]] = ([], [])
         for repeat in range(REPEATS):
             measured = time_steps(step, 2 * repeat * steps, steps, accelerator.device)

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
-from lstmlm import Config
-from lstmlm.data.corpus import load_corpus
-from lstmlm.runtime import hardware
+from lstmlm import Config, LSTMLanguageModel
+from lstmlm.data.corpus import Corpus, load_corpus
+from lstmlm.data.table import Table
+from lstmlm.runtime import hardware, launch
+from lstmlm.training.step import TrainStep
 
 REPEATS = 7  # turns of each process; the first is a warm-up
 Step = Callable[[int], None]
@@ -73,6 +75,23 @@ def receive(pipe: Connection) -> Any:
     if isinstance(answer, Exception):
         raise answer
     return answer
+
+
+def training(config: Config, corpus: Corpus) -> tuple[TrainStep, Step]:
+    """The step of scripts/train.py, of this rank; losses are read at its log interval."""
+    accelerator = launch.start(config)
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    table = Table(corpus.splits["train"], config.data.batch_size, rank, world_size, accelerator.device)
+    windows = list(table.windows(config.data.bptt))
+    model = LSTMLanguageModel(config.model, len(corpus.vocabulary))
+    train_step = TrainStep(config, accelerator, model, table, total_steps=len(windows))
+
+    def step(i: int) -> None:
+        train_step(windows[i], step=i, segment=i)
+        if (i + 1) % config.train.log_every == 0:
+            train_step.read()
+
+    return train_step, step
 
 
 def time_steps(step: Step, first: int, count: int, device: torch.device) -> list[float]:

@@ -63,7 +63,7 @@ def test_the_bar_at_a_terminal(small: Small) -> None:
     process, controller = at_a_terminal(small("--train.log_every=10"))
     text = read_terminal(controller).decode()
     assert process.wait(timeout=100) == 0, text
-    assert re.search(r"\repoch 2/2, step 30/30, 0:00 left, ppl [\d.]+, [\d,]+ tokens/s, loss [\d.]+ \|.+\|", text)
+    assert re.search(r"\repoch 2/2, step 30/30, 00:00 left, ppl [\d.]+, [\d,]+ tokens/s, loss [\d.]+ \|.+\|", text)
     assert "\nepoch 2, step 30: validation ppl" in text.replace("\r", "\n")
     assert "\x1b[3" not in text, "no colour"
     assert text.rstrip().splitlines()[-1].startswith("result")

@@ -385,8 +385,8 @@ def parquet(file: BinaryIO, columns: Sequence[str], windows: Iterable[Sequence[R
                         array = array.cast(pyarrow.int64() if whole else pyarrow.float64())
                     arrays[name] = array
                 except (pyarrow.ArrowException, OverflowError):
-                    told = f"the column {name} has other types than in its first rows"
-                    raise UserError(f"{told}, which parquet cannot hold: use --format jsonl") from None
+                    told = f"parquet takes the type of a column from its first rows, and {name} has others later"
+                    raise UserError(f"{told}: use --format jsonl") from None
             table = pyarrow.table(arrays)
             writer = writer or stack.enter_context(ParquetWriter(file, table.schema))
             writer.write_table(table)

@@ -19,7 +19,10 @@ from lstmlm.files import Output, user_path
 
 Arguments = Sequence[str] | None  # without the program's name; None takes the process's own
 
-MODEL_HELP = "A model's folder, a run's, or user/model on the Hub; null = the newest of runs/, else the one that comes with lstmlm."
+MODEL_HELP = (
+    "A model's folder, a run's, or user/model on the Hub; null = the newest runs/*/model (not of the toy language), else the one that "
+    "comes with lstmlm."
+)
 RAW_HELP = "The text is English as people write it; Moses cuts it into words for a model of words between white space."
 NORMALIZE_HELP = "The text is brought to NFC and loses what nobody sees, such as zero-width spaces."
 COLUMN_HELP = "Column of the text in CSV, TSV, JSON or Parquet."
@@ -303,7 +306,10 @@ def export(argv: Arguments = None) -> int:
 
 def import_model(argv: Arguments = None) -> int:
     """A model trained with other code, as one of this project."""
-    parser = argument_parser("A model of word_language_model, awd-lstm-lm or colorlessgreenRNNs as one of this project (docs/import.md).")
+    parser = argument_parser(
+        "A model of word_language_model, awd-lstm-lm or colorlessgreenRNNs as one of this project, without running any of its code "
+        "(docs/import.md). Prints where it is now."
+    )
     parser.add_argument("file", type=str, help="The model or its state dict, as torch.save wrote it.")
     parser.add_argument("--vocab", type=str, required=True, help="Its words: vocab.txt, or the folder of its training text.")
     parser.add_argument("--output", type=str, required=True, help="Folder to write.")

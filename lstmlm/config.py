@@ -65,8 +65,8 @@ def check_bounds(values: Any, prefix: str = "") -> None:
     """
     for key in fields(values):
         name, value, bounds = prefix + key.name.removesuffix("_"), getattr(values, key.name), key.metadata.get("bounds")
-        nothing = value == "" or (value is None and NoneType not in get_args(key.type))
-        check(not nothing, f"{name} is {'null' if value is None else 'empty'}: give it a value, or leave it out")
+        null = value in (None, "null") and NoneType not in get_args(key.type)
+        check(not null and value != "", f"{name} is {'null' if null else 'empty'}: give it a value, or leave it out")
         for number in value if isinstance(value, tuple | list) else [value]:
             fits = bounds is None or number is None or number in bounds
             check(fits, f"{name} must be {bounds}, not {as_written(value)}")

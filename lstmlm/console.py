@@ -178,7 +178,9 @@ def _hold_standard_streams() -> None:
     os.close(descriptor)
 
 
-duration = tqdm.format_interval  # of seconds: 00:42, 12:03, 1:02:03
+def duration(seconds: float) -> str:
+    """A time as people write it: 00:42, 12:03, 1:02:03."""
+    return tqdm.format_interval(round(seconds))
 
 
 def perplexity(ppl: float | None) -> str:

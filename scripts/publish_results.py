@@ -100,7 +100,7 @@ def main() -> int:
     parser.add_argument("--dataset", type=str | None, default=None, help="Public name of the data, owner/name.")
     args = parse(parser)
     folder = ROOT / "results" / args.name
-    check(folder.resolve().is_relative_to((ROOT / "results").resolve()), f"--name {args.name} is not below results/: name another folder")
+    check((ROOT / "results").resolve() in folder.resolve().parents, f"--name {args.name} is not below results/: name another folder")
     publish_results(args.run, folder, args.dataset)
     print_result(str(folder))
     return 0

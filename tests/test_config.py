@@ -69,6 +69,8 @@ def test_null_is_for_keys_that_take_it(key: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(f"{section}:\n  {name}:\n")
     with pytest.raises(UsageError, match=f"{key} is null: give it a value, or leave it out"):
         load_config(["--config", str(tmp_path / "a.yaml")])
+    with pytest.raises(UsageError, match=re.escape(key)):
+        load_config([f"--{key}=None"])  # as a sweep of W&B writes it
 
 
 def test_text_that_looks_like_a_number_goes_on_as_text(tmp_path: Path) -> None:

@@ -62,9 +62,10 @@ def test_a_record_needs_figures_and_a_place_below_results(run: Path, tmp_path: P
     (run / "metrics.jsonl").unlink()
     with pytest.raises(UserError, match="holds no run with a checkpoint and a line of metrics"):
         publish_results(run, tmp_path / "results/small")
-    monkeypatch.setattr("sys.argv", ["publish_results.py", str(run), "--name", "../small"])
-    with pytest.raises(UserError, match=r"--name \.\./small is not below results/"):
-        publish_main()
+    for name in ("../small", "."):
+        monkeypatch.setattr("sys.argv", ["publish_results.py", str(run), "--name", name])
+        with pytest.raises(UserError, match=f"--name {re.escape(name)} is not below results/"):
+            publish_main()
 
 
 def write_evaluation(folder: Path, name: str, **changed: Any) -> None:

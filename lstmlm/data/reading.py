@@ -170,12 +170,17 @@ def _csv(path: Path, column: str, whole: bool, dialect: str = "excel") -> Iterat
         if whole and len({*names}) < len(names):
             raise UserError(f"{path} has two columns of one name: give each a name of its own")
         for row in filter(None, rows):  # an empty line is no row
-            lines = "\t".join(row).split("\n")
-            if dialect == "excel-tab" and len(lines) > 1 and all(0 < line.count("\t") == len(names) - 1 for line in lines):
+            if dialect == "excel-tab" and _holds_rows(row, len(names)):
                 raise csv.Error(f"a quote at a cell's beginning takes in all rows up to the next one: {QUOTES}")
             if len(row) != len(names):
                 raise csv.Error(f"it has {len(row)} fields, not {len(names)}: a text that holds the separator needs quotes around it")
             yield dict(zip(names, row, strict=True))
+
+
+def _holds_rows(row: list[str], fields: int) -> bool:
+    """Whether each line of a row that has several would be a row by itself, of so many fields."""
+    lines = "\t".join(row).split("\n")
+    return len(lines) > 1 and all(0 < line.count("\t") == fields - 1 for line in lines)
 
 
 def _json(path: Path, column: str, whole: bool) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ from lstmlm.config import RUN_CONFIG, Config, DataConfig, ModelConfig
 from lstmlm.console import UserError, one_line, print_line, printable
 from lstmlm.data.sources import is_local, subset_in, subset_of
 from lstmlm.data.vocabulary import Vocabulary
-from lstmlm.files import MODEL_FILES, RUN_FILES, read_file, replace_file, user_path
+from lstmlm.files import MODEL_FILES, read_file, replace_file, user_path
 from lstmlm.model.language_model import LSTMLanguageModel
 from lstmlm.records import as_kind, read_json, read_yaml
 
@@ -319,7 +319,7 @@ def _named(folder: Path) -> Path:
     within = folder / "model"
     if (within / CONFIG).exists() and not (folder / CONFIG).exists():
         return within
-    if (folder / RUN_FILES[0]).exists() and not (folder / CONFIG).exists():
+    if (folder / RUN_CONFIG).exists() and not (folder / CONFIG).exists():
         raise UserError(f"the run in {folder} has no model yet: it writes one at its first validation, and when it is stopped")
     if len(folder.parts) == 1 and not folder.exists():
         raise UserError(f"there is no model in {folder}: it is no folder here, and the Hub's names are user/model")

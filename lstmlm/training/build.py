@@ -35,7 +35,7 @@ def build(config: Config, accelerator: Accelerator, origin: str | Path | None = 
     check(columns < len(stream), f"{told}, and every column needs one: lower it")
     with fail_together(accelerator):
         _check_memory(config, len(corpus.vocabulary), len(stream), accelerator)
-    table = Table(stream, config.data.batch_size, accelerator.process_index, accelerator.num_processes, accelerator.device)
+    table = Table(stream, columns, accelerator.process_index, accelerator.num_processes, accelerator.device)
     torch.manual_seed(config.train.seed)
     model = LSTMLanguageModel(config.model, len(corpus.vocabulary))
     if weights:

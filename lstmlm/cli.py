@@ -1,6 +1,6 @@
 """The command line: a function for each command of `lstmlm`, and so for each of the scripts.
 
-Each command imports what it needs: torch takes seconds, and a report, a help text or a wrong option needs none.
+Each command imports what it needs: torch takes seconds, and a report, or a wrong option of `train`, needs none.
 """
 
 import dataclasses

@@ -54,7 +54,7 @@ def row(folder: Path, record: dict[str, Any]) -> list[str]:
         measured = [line["valid/ppl"] for line in lines if line.get("valid/ppl")]
         if measured and not cells["static"]:
             cells["static"] = f"{min(measured):.2f} / - ({train['eval_columns']} columns)"
-    threads = f"{record['threads']} CPU thread{'s' * (record['threads'] > 1)}"
+    threads = f"{record['threads']} thread{'s' * (record['threads'] > 1)} of {record['processor'].replace('(R)', '')}"
     machine = f"{ranks} x " * (ranks > 1) + (record["gpu"] or threads)
     minutes = f"{record['training_seconds'] / 60:,.0f} ({machine}, {train['precision']})"
     return [name, f"{record['parameters']:,}", *cells.values(), minutes]

@@ -25,7 +25,7 @@ from scripts.publish_results import main as publish_main
 from scripts.results_table import results_table, with_table
 from tests.helpers import ROOT, fresh_train, small_arguments
 
-RESULTS = sorted(path.parent for path in (ROOT / "results").glob("*/run.json"))
+RESULTS = sorted(path.parent for path in (ROOT / "results").rglob("run.json"))
 
 
 @pytest.fixture(scope="module")

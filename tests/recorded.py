@@ -64,7 +64,7 @@ def recorded_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """`torch.cuda`'s graphs replaced by the stand-in."""
     monkeypatch.setattr("lstmlm.runtime.launch._check_cuda_graph", lambda config, accelerator: None)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", RecordedGraph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: graph)
     monkeypatch.setattr(torch.cuda, "stream", nullcontext)
     monkeypatch.setattr(torch.cuda, "Stream", MagicMock())
     monkeypatch.setattr(torch.cuda, "current_stream", MagicMock())

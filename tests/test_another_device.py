@@ -35,7 +35,7 @@ def test_a_step_is_that_of_a_cpu_and_never_waits(
             train_step(windows[number], step=number, segment=number)
         assert Away.waits == []
         results += train_step.read()
-    assert [figure for result in results[:3] for figure in result] == pytest.approx([f for r in results[3:] for f in r], rel=1e-4)
+    assert [figure for result in results[:3] for figure in result] == pytest.approx([f for r in results[3:] for f in r], rel=1e-6)
 
 
 def test_a_run_that_is_resumed_is_that_of_a_cpu(

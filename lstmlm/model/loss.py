@@ -89,7 +89,8 @@ def token_scores(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: T
     if members is not None:
         belongs = decoder.new_zeros(len(decoder))
         belongs[members] = 1
-    chunks = zip(*(_chunks(part, decoder, SCORES_CHUNK_BYTES) for part in (inputs, targets[:, None])), strict=True)
+    size = SCORES_CHUNK_BYTES if hidden.device.type == "cpu" else None  # a GPU has no such cache, and each chunk reads the decoder anew
+    chunks = zip(*(_chunks(part, decoder, size) for part in (inputs, targets[:, None])), strict=True)
     scores = zip(*(_describe(rows, decoder, target, belongs) for rows, target in chunks), strict=True)
     return TokenScores(*map(torch.cat, scores))
 

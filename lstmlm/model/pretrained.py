@@ -222,7 +222,7 @@ def load(
         device: Where the model goes; None = the CUDA GPU where there is one, else the CPU. One that was read already stays where it is.
 
     Raises:
-        UserError: A file is missing or damaged, or two of them do not belong together.
+        UserError: A file is missing or damaged, or two of them do not belong together; or the device is not there or has no room.
     """
     saved = model if isinstance(model, SavedModel) else _read(find_model(model), device)
     told: dict[str, Any] = {"raw": raw, "normalize": normalize, "dataset": dataset, "cache_dir": cache_dir}
@@ -252,7 +252,13 @@ def _read(folder: Path, device: torch.device | str | None) -> SavedModel:
         model.load_weights(weights)
     except (safetensors.SafetensorError, ValueError, RuntimeError) as error:  # the last: there is no memory of such a size
         raise UserError(f"cannot read the model in {path}: {one_line(error)}") from None
-    return SavedModel(folder, description, vocabulary, model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        model.to(place)
+    except (RuntimeError, AssertionError) as error:  # this PyTorch has no kernels for such a GPU, or none at all, or there is no room on it
+        told = f"the model cannot be moved to {place} ({one_line(error, 120)})"
+        raise UserError(f"{told}; set CUDA_VISIBLE_DEVICES=-1 to use the CPU") from None
+    return SavedModel(folder, description, vocabulary, model)
 
 
 def as_weight(name: str, tensor: Tensor) -> Tensor:

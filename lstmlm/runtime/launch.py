@@ -189,6 +189,13 @@ def _check_device(precision: str, device: torch.device) -> None:
     gpu = device.type == "cuda"
     check(not gpu or torch.cuda.is_available(), f"ACCELERATE_TORCH_DEVICE is {device}, but PyTorch finds no such GPU: unset it")
     check(gpu or device.type == "cpu", f"ACCELERATE_TORCH_DEVICE is {device}, but training is for CPUs and CUDA GPUs: unset it")
+    if gpu:
+        try:  # this PyTorch may have no kernels for such a GPU, and its cuDNN may not load
+            torch.nn.LSTM(8, 8, device=device)(torch.zeros(1, 1, 8, device=device))
+            torch.cuda.synchronize(device)
+        except RuntimeError as error:
+            told = f"PyTorch {torch.__version__} cannot compute on {hardware.device_kind(device)} ({one_line(error, 120)})"
+            raise UserError(f"{told}: install a PyTorch built for it, or set CUDA_VISIBLE_DEVICES=-1 to use the CPU") from None
     computes, needed = True, ""
     if precision == "tf32":
         computes, needed = gpu and torch.cuda.get_device_capability(device) >= (8, 0), "an NVIDIA GPU of the Ampere generation or later"
@@ -204,4 +211,5 @@ def _check_device(precision: str, device: torch.device) -> None:
                 torch.nn.LSTM(8, 8)(torch.zeros(1, 1, 8))
         except RuntimeError:
             computes = False
-    check(computes, f"train.precision {precision} needs {needed}, and this is {hardware.device_kind(device)}: use fp32")
+    other = "use fp16 or fp32, and a launcher's --mixed_precision fp16 or no" if gpu else "use fp32"
+    check(computes, f"train.precision {precision} needs {needed}, and this is {hardware.device_kind(device)}: {other}")

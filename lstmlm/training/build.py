@@ -48,7 +48,7 @@ def build(config: Config, accelerator: Accelerator, origin: str | Path | None = 
 def _load_origin(config: Config, accelerator: Accelerator, origin: str | Path) -> tuple[Vocabulary, dict[str, Tensor] | None]:
     """Vocabulary and weights of a saved model, on every rank; no weights where `origin` is a vocabulary."""
     vocabulary = weights = None
-    with fail_together(accelerator):
+    with fail_together(accelerator), together_however_long(accelerator, "still load the model", config.train.timeout_minutes):
         if accelerator.is_main_process and isinstance(origin, Path):
             vocabulary, weights = Vocabulary.load(origin), {}
         elif accelerator.is_main_process:

@@ -129,6 +129,6 @@ def _recorded(step: Step) -> Step:
             step(i)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         step(0)
     return lambda i, kept=step: graph.replay()  # type: ignore[misc]  # kept: the memory it reads and writes

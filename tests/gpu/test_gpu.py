@@ -1,6 +1,8 @@
 """What only a GPU can show: `pytest -m gpu`."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,14 +10,14 @@ import torch
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from lstmlm import LSTMLanguageModel, Vocabulary, load_config
+from lstmlm import LSTMLanguageModel, Vocabulary, generate_text, load, load_config, score_text
 from lstmlm.config import ModelConfig
 from lstmlm.evaluation.adaptation import Cache, CacheScorer, Dynamic, DynamicScorer, gradient_rms
-from lstmlm.evaluation.perplexity import score_stream
+from lstmlm.evaluation.perplexity import StaticScorer, score_stream
 from lstmlm.model.dropout import make_masks
 from lstmlm.model.loss import linear_cross_entropy
-from lstmlm.model.pretrained import load, save_pretrained
-from lstmlm.runtime.hardware import ieee_products
+from lstmlm.model.pretrained import save_pretrained
+from lstmlm.runtime.hardware import ieee_products, set_float32_products
 from tests.helpers import (
     RECIPES,
     WORDS,
@@ -26,8 +28,11 @@ from tests.helpers import (
     forget_accelerate,
     fresh_train,
     interrupted,
+    metrics,
     run_steps,
+    sharp_model,
 )
+from tests.system.launcher import TRAIN, free_port
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU, and -m gpu")]
 
@@ -58,7 +63,7 @@ def test_flat_cudnn_weights_are_exported_whole(tmp_path: Path) -> None:
         torch.testing.assert_close(logits.cpu(), expected.cpu(), rtol=1e-4, atol=1e-5)
 
 
-# 100 steps apart, the curves have drifted by the precisions' rounding: some 1e-3 of the loss.
+# Emulated on a CPU, the rounding of bf16 moves these losses by 3e-4 in 100 steps, that of the others by less.
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
 def test_low_precision_follows_float32(precision: str, small_config: SmallConfig) -> None:
     overrides = ("--data.bptt=2", "--data.batch_size=10", "--train.log_every=1000")
@@ -67,7 +72,7 @@ def test_low_precision_follows_float32(precision: str, small_config: SmallConfig
         forget_accelerate()
         losses[name] = run_steps(build_step(small_config(*overrides, f"--train.precision={name}")), 100)
     assert len(losses["fp32"]) == 100
-    assert losses[precision] == pytest.approx(losses["fp32"], rel=5e-3)
+    assert losses[precision] == pytest.approx(losses["fp32"], rel=1.5e-3)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -180,7 +185,42 @@ def test_a_cpu_and_a_gpu_agree_with_dropout_on(recipe: list[str], small_config: 
     on_gpu = run_steps(build_step(config), 10)
     forget_accelerate()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert on_gpu == pytest.approx(run_steps(build_step(config), 10), rel=1e-4)
+    assert on_gpu == pytest.approx(run_steps(build_step(config), 10), rel=1e-5)
+
+
+def test_one_rank_of_nccl_trains_as_without_it(small: Small, tmp_path: Path) -> None:
+    overrides = ("--train.deterministic=true", "--train.precision=fp32", "--train.log_every=1")
+    fresh_train(load_config(small(*overrides, run="alone")))
+    group = {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    environment = {**os.environ, **group, "MASTER_PORT": str(free_port())}
+    words = [sys.executable, TRAIN, *small(*overrides, run="group")]
+    process = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=200)
+    assert process.returncode == 0, process.stderr
+    assert [line["train/loss"] for line in metrics(tmp_path / "group") if "train/loss" in line] == pytest.approx(
+        [line["train/loss"] for line in metrics(tmp_path / "alone") if "train/loss" in line], rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("columns", [1, 7, 4096])
+def test_static_scores_are_those_of_a_cpu(columns: int) -> None:
+    """In one long column and in many of few rows, also where training has set TF32."""
+    model = sharp_model(31, 16)
+    stream, scores = torch.randint(31, (9000,), dtype=torch.int32), {}
+    for device in ("cpu", "cuda"):
+        set_float32_products("tf32" if device == "cuda" else "fp32")
+        scores[device] = score_stream(StaticScorer(model.to(device), columns), stream, columns, torch.device(device))
+    torch.testing.assert_close(scores["cuda"], scores["cpu"], rtol=1e-4, atol=1e-4)
+
+
+def test_texts_and_surprisals_are_those_of_a_cpu() -> None:
+    """Of the model that comes with the package."""
+    texts, rows = [], []
+    for device in ("cpu", "cuda"):
+        model = load(device=device)
+        texts.append(generate_text("The city of", max_len=20, temperature=0, model=model))
+        rows.append([value for row in score_text("The city of London is old .", model=model) for value in (row.surprisal, row.entropy)])
+    assert texts[0] == texts[1]
+    assert rows[0] == pytest.approx(rows[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("rule", ["sgd", "rms"])

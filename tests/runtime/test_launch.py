@@ -89,3 +89,14 @@ def test_more_ranks_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UsageError, match="2 ranks on this host but 1 GPUs"):
         check_launch()
+
+
+def test_a_gpu_that_this_pytorch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCompile with `TORCH_USE_CUDA_DSA`")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.nn, "LSTM", fail)
+    monkeypatch.setattr("lstmlm.runtime.hardware.device_kind", lambda device: "Tesla V100")
+    with pytest.raises(UserError, match=r"^PyTorch \S+ cannot compute on Tesla V100 \(CUDA error: no kernel [^\n]*VISIBLE_DEVICES=-1 "):
+        launch._check_device("fp32", torch.device("cuda"))

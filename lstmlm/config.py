@@ -433,6 +433,17 @@ def _check_file(argv: list[str]) -> None:
         check(fits, f"{path}: write the keys of {section} with their values below it, or each as {section}.KEY, but not both")
 
 
+def _faulty_file(argv: list[str], error: UsageError) -> str:
+    """The YAML file, with a colon, if it has this error without the options after it."""
+    name, given, path = argv[0].partition("=") if argv else ("", "", "")
+    if name == "--config":
+        try:
+            parse(_parser(""), argv[: 1 if given else 2])
+        except UsageError as own:
+            return f"{path or argv[1]}: " if str(own) == str(error) else ""
+    return ""
+
+
 @cache
 def _parser(description: str) -> "ArgumentParser":
     """Kept, as jsonargparse takes a fifth of a second to read all docstrings."""
@@ -469,12 +480,18 @@ def load_config(
         values = parse(_parser(description), argv, repeated=None)
     except UsageError as error:
         _parser.cache_clear()  # it may have taken note of --print_config
-        two_parts = "; every option has two parts, as --data.dataset book.txt" if "unrecognized arguments" in str(error) else ""
-        raise UsageError(f"{error}{two_parts}") from None
+        two_parts = re.search("unrecognized arguments: [^. ]+[ =]", str(error))
+        hint = "; every option has two parts, as --data.dataset book.txt" if two_parts else ""
+        raise UsageError(f"{_faulty_file(argv, error)}{error}{hint}") from None
     written = user_path(values.train.run_dir or "") / RUN_CONFIG
-    if values.train.resume and argv[0].partition("=")[0] != "--config" and written.exists():
+    if values.train.resume and not written.exists():
+        options = {word.partition("=")[0] for word in argv if word.startswith("--")}
+        new = "say what a new run trains, such as --config configs/wikitext2.yaml"
+        told = f"there is no {written}, so no run to go on with: check train.run_dir, or {new}"
+        check(options != {"--train.run_dir", "--train.resume"}, told)
+    elif values.train.resume and argv[0].partition("=")[0] != "--config":
         try:
             return load_config(["--config", str(written), *argv], description)
         except UsageError as error:
-            raise UsageError(f"with the run's own configuration {written}: {error}") from None
+            raise UsageError(f"with the run's own configuration: {error}") from None
     return Config(**{name: section(**vars(values[name])) for name, section in SECTIONS.items()})

@@ -112,7 +112,8 @@ def sweep(folder: Path) -> None:
 
 def cannot_write(error: OSError) -> str:
     """What went wrong with which file."""
-    return f"cannot write {error.filename or 'a file'}: {error.strerror or error}"
+    reason = "a file of this name is there already" if isinstance(error, FileExistsError) else error.strerror or error
+    return f"cannot write {error.filename or 'a file'}: {reason}"
 
 
 def sync_folder(path: Path) -> None:

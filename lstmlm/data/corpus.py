@@ -136,8 +136,9 @@ def _warn(facts: dict[str, SplitFacts], data: DataConfig, made: bool) -> None:
     if max(shares.values()) > MANY_UNKNOWN and made and data.level == "word" and data.max_size is None:
         told = ", ".join(f"{share:.0%} of split {split}" for split, share in shares.items() if share > MANY_UNKNOWN)
         logger.warning(
-            f"{told} are {UNK}, so a perplexity says little: a language without spaces between words (Chinese, Japanese, Thai) needs "
-            "--data.level char; for others --data.level bpe --data.max_size 8000 knows every word"
+            f"{told} are {UNK}, so a perplexity says little. English as people write it needs --data.tokenizer moses --data.min_count 2, "
+            "a language without spaces between words (Chinese, Japanese, Thai) --data.level char; --data.level bpe --data.max_size 8000 "
+            "knows every word"
         )
     elif not train.unknown and any(shares.values()):
         told = " and ".join(f"{share:.2%} of split {split}" for split, share in shares.items() if share)

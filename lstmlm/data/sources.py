@@ -184,7 +184,8 @@ def _load_dataset(dataset: str, subset: str | None) -> Any:
     except (*FAULTS, datasets.exceptions.DatasetsError) as error:
         name = f"data set {dataset}" + (f" (subset {subset})" if subset else "")
         reason = one_line(": ".join(str(each) for each in (error, error.__cause__) if each), 400)
-        raise UserError(f"cannot load {name}, which is no file or folder here: {reason}; name a file or folder, or {toy.NAME}") from None
+        other = f"the option dataset takes a file, a folder or {toy.NAME} too"
+        raise UserError(f"cannot load {name}, which is no file or folder here: {reason}; {other}") from None
 
 
 class ToySource(Source):

@@ -327,9 +327,9 @@ def _named(folder: Path) -> Path:
         return within
     if (folder / RUN_CONFIG).exists() and not (folder / CONFIG).exists():
         raise UserError(f"the run in {folder} has no model yet: it writes one at its first validation, and when it is stopped")
-    if len(folder.parts) == 1 and not folder.exists():
-        raise UserError(f"there is no model in {folder}: it is no folder here, and the Hub's names are user/model")
     if len(folder.parts) != 2 or folder.parent.exists():  # where the first part is a folder, it is a path
+        if not folder.exists():
+            raise UserError(f"there is no model in {folder}: it is no folder here, and the Hub's names are user/model")
         return folder
     from huggingface_hub import snapshot_download
 

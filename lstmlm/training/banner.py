@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def closing(config: Config, summary: dict[str, Any], steps_per_epoch: int, run_d
         "best": f"{where}validation ppl {perplexity(summary['best'])} while training",
         "time": f"{duration(seconds['total'])} ({told}){speed}",
         "next": f'{command} generate --model {folder} --prompt "" --count 3',
-        "": f"{command} report {folder}",
+        **({"": f"{command} report {folder}"} if find_spec("matplotlib") else {}),  # of the extra `report`
         **compare,
         **proof,
         "result": f"test ppl {perplexity(test['ppl'])}, validation ppl {perplexity(valid['ppl'])} "
@@ -129,12 +130,13 @@ def typed(name: str, module: str = "") -> str:
 def resume_command(run_dir: str | Path | None) -> str:
     """How to resume a run: the command; or what to add to it, where this process cannot tell the whole command."""
     script, options = Path(sys.argv[0]), f"--train.run_dir {shlex.quote(str(run_dir))} --train.resume true"
-    ours = script.name == "lstmlm" or (script.name, script.parent.name) == ("__main__.py", "lstmlm")
     if "WORLD_SIZE" in os.environ:
         return f"the same command (on every host) with {options}"
-    if not ours and script.name in ("__main__.py", "ipykernel_launcher.py"):
-        return f"the same call with train.run_dir {run_dir} and train.resume true"
-    return f"{typed('lstmlm', 'lstmlm')} train {options}" if ours else f"{typed('python')} {shlex.quote(str(script))} {options}"
+    if script.name == "lstmlm" or (script.name, script.parent.name) == ("__main__.py", "lstmlm"):
+        return f"{typed('lstmlm', 'lstmlm')} train {options}"
+    if script.name == "train.py":
+        return f"{typed('python')} {shlex.quote(str(script))} {options}"
+    return f"the same call with train.run_dir {run_dir} and train.resume true"
 
 
 def _size(size: float) -> str:

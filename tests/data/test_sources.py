@@ -166,9 +166,11 @@ def test_neither_here_nor_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", Mock(side_effect=errors))
     with pytest.raises(UsageError, match="no such file or folder, and not on the Hub"):
         text_of("no-such-thing", "train")
-    with pytest.raises(UserError, match=r"data set bok, which is no file or folder here: Couldn't reach .*; name a file"):
+    with pytest.raises(UserError, match=r"data set bok, which is no file or folder here: Couldn't reach .*; the option dataset takes"):
         text_of("bok", "train")
-    with pytest.raises(UserError, match=r"data set a/b \(subset c\), .*: An error occurred: Expected 1 fields in line 3; name a file"):
+    with pytest.raises(
+        UserError, match=r"data set a/b \(subset c\), .*: An error occurred: Expected 1 fields in line 3; the option dataset"
+    ):
         text_of("a/b", "train", subset="c")
 
 

@@ -220,8 +220,9 @@ def test_the_newest_run_is_taken_where_none_is_named(
     monkeypatch.setattr(pretrained, "BUNDLED", tmp_path / "absent")
     with pytest.raises(UserError, match="no model in"):
         find_model()
-    with pytest.raises(UserError, match="there is no model in nosuch: it is no folder here"):
-        find_model("nosuch")
+    for name in ("nosuch", "a/nosuch"):
+        with pytest.raises(UserError, match=f"there is no model in {name}: it is no folder here"):
+            find_model(name)
 
 
 def test_a_named_folder_of_split_files_has_no_subset_unless_it_holds_it(model: LSTMLanguageModel, tmp_path: Path) -> None:

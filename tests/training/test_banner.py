@@ -18,7 +18,8 @@ OPTIONS = "--train.run_dir runs/a --train.resume true"
     [
         ("/usr/bin/lstmlm", "", f"lstmlm train {OPTIONS}"),
         ("/site/lstmlm/__main__.py", "", f"lstmlm train {OPTIONS}"),
-        ("my train.py", "", f"python 'my train.py' {OPTIONS}"),
+        ("my scripts/train.py", "", f"python 'my scripts/train.py' {OPTIONS}"),
+        ("experiment.py", "", "the same call with train.run_dir runs/a and train.resume true"),
         ("/site/ipykernel_launcher.py", "", "the same call with train.run_dir runs/a and train.resume true"),
         ("scripts/train.py", "2", f"the same command (on every host) with {OPTIONS}"),
     ],

@@ -51,6 +51,13 @@ def test_a_busy_run_answers_before_anything_expensive(small: Small, tmp_path: Pa
         fresh_train(load_config(small("--train.resume=true")))
 
 
+def test_a_file_in_the_place_of_a_run_is_told(small: Small, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(UserError, match=r"^cannot write \S+/run: a file of this name is there already$"):
+        fresh_train(load_config(small()))
+    assert (tmp_path / "run").read_text() == "mine"
+
+
 def test_a_start_that_fails_leaves_no_empty_directory(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no data"), RunDirectory(tmp_path / "runs/a").held():
         raise UserError("no data")

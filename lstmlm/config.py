@@ -433,12 +433,16 @@ def _check_file(argv: list[str]) -> None:
         check(fits, f"{path}: write the keys of {section} with their values below it, or each as {section}.KEY, but not both")
 
 
+def _config(values: "Namespace") -> Config:
+    return Config(**{name: section(**vars(values[name])) for name, section in SECTIONS.items()})
+
+
 def _faulty_file(argv: list[str], error: UsageError) -> str:
     """The YAML file, with a colon, if it has this error without the options after it."""
     name, given, path = argv[0].partition("=") if argv else ("", "", "")
     if name == "--config":
         try:
-            parse(_parser(""), argv[: 1 if given else 2])
+            _config(parse(_parser(""), argv[: 1 if given else 2]))
         except UsageError as own:
             return f"{path or argv[1]}: " if str(own) == str(error) else ""
     return ""
@@ -478,20 +482,22 @@ def load_config(
     _check_file(argv)
     try:
         values = parse(_parser(description), argv, repeated=None)
+        if not values.train.resume or argv[0].partition("=")[0] == "--config":
+            return _config(values)
     except UsageError as error:
         _parser.cache_clear()  # it may have taken note of --print_config
         two_parts = re.search("unrecognized arguments: [^. ]+[ =]", str(error))
         hint = "; every option has two parts, as --data.dataset book.txt" if two_parts else ""
         raise UsageError(f"{_faulty_file(argv, error)}{error}{hint}") from None
-    written = user_path(values.train.run_dir or "") / RUN_CONFIG
-    if values.train.resume and not written.exists():
-        options = {word.partition("=")[0] for word in argv if word.startswith("--")}
-        new = "say what a new run trains, such as --config configs/wikitext2.yaml"
-        told = f"there is no {written}, so no run to go on with: check train.run_dir, or {new}"
-        check(options != {"--train.run_dir", "--train.resume"}, told)
-    elif values.train.resume and argv[0].partition("=")[0] != "--config":
+    run = user_path(values.train.run_dir or "")
+    written = run / RUN_CONFIG
+    if written.exists():
         try:
             return load_config(["--config", str(written), *argv], description)
         except UsageError as error:
-            raise UsageError(f"with the run's own configuration: {error}") from None
-    return Config(**{name: section(**vars(values[name])) for name, section in SECTIONS.items()})
+            place = "" if str(written) in str(error) else f" {written}"
+            raise UsageError(f"with the run's own configuration{place}: {error}") from None
+    of_a_run = all(word.startswith(("--train.", "--tracking.")) for word in argv if word.startswith("--"))
+    told = f"there is no {run}, so no run to go on with: check train.run_dir"
+    check(run.exists() or not of_a_run, f"{told}, or say what a new run trains, such as --config configs/wikitext2.yaml")
+    return _config(values)

@@ -112,7 +112,7 @@ def sweep(folder: Path) -> None:
 
 def cannot_write(error: OSError) -> str:
     """What went wrong with which file."""
-    reason = "a file of this name is there already" if isinstance(error, FileExistsError) else error.strerror or error
+    reason = "something of this name is there already" if isinstance(error, FileExistsError) else error.strerror or error
     return f"cannot write {error.filename or 'a file'}: {reason}"
 
 

@@ -90,9 +90,10 @@ def test_a_run_goes_on_with_its_own_configuration(tmp_path: Path) -> None:
     other.write_text("optim: {lr: 0.5}\n")
     assert load_config(["--config", str(other), *argv]).optim.lr == 0.5, "what the command names comes first"
     assert load_config(argv[:2]).optim.lr == 1e-3, "a new run has nothing of an old one"
-    (tmp_path / "config.yaml").write_text("optim: [")
-    with pytest.raises(UsageError, match=r"config\.yaml"):
-        load_config(argv)
+    for content, more in (("optim: [", []), ("optim: {lr: -1}", []), ("{}", ["--optim.cycle_beta=0.7"])):
+        (tmp_path / "config.yaml").write_text(content)
+        with pytest.raises(UsageError, match=rf"^with the run's own configuration[^\n]* {tmp_path}/config\.yaml[^\n]+$"):
+            load_config([*argv, *more])
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,10 @@ def test_a_run_goes_on_with_its_own_configuration(tmp_path: Path) -> None:
             "arguments: --data=absent.yaml (--help lists every option); every option has two parts, as --data.dataset book.txt",
         ),
         (["--train.resume", "true"], "train.resume needs train.run_dir"),
-        (["--train.run_dir=absent", "--train.resume=true"], "there is no absent/config.yaml, so no run to go on with: check train.run_dir"),
+        (
+            ["--train.run_dir=absent", "--train.resume=true", "--train.threads=2"],
+            "there is no absent, so no run to go on with: check train.run_dir",
+        ),
         (["--data.dataset", "a\0b"], "cannot hold a NUL"),
         (["--tracking.run_name=a/b"], "tracking.run_name"),
         ([f"--tracking.run_name={'a' * 300}"], "tracking.run_name"),
@@ -156,6 +160,7 @@ def test_bad_input_is_one_line_that_names_it(argv: list[str], told: str) -> None
         (b"data: {bptt: 30}\ndata.bptt: 7\n", "or each as data.KEY, but not both"),
         (b"data: {bptts: 30}\n", "c.yaml: Option 'data.bptts' is not accepted"),
         (b"optim: {lr: fast}\n", "c.yaml: optim.lr must be a number, not fast"),
+        (b"data: {bptt: 0}\n", "c.yaml: data.bptt must be at least 1"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_told(content: bytes, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

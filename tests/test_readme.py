@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 from jsonargparse import ArgumentParser
 
-from lstmlm import Config, cli, load_config
+from lstmlm import cli, load_config
 from lstmlm.cli import COMMANDS as COMMANDS_OF
 from lstmlm.data import toy
-from lstmlm.records import to_yaml
 from tests.helpers import metrics
 
 ROOT = Path(__file__).parent.parent
@@ -29,8 +28,8 @@ COMMANDS = sorted(
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("runs/a").mkdir(parents=True)
-    Path("runs/a/config.yaml").write_bytes(to_yaml(Config().to_dict()))  # of the run that is to go on
+    if command == "python scripts/train.py --train.run_dir runs/a --train.resume true":
+        Path("runs/a").mkdir(parents=True)  # of the run that is to go on
     assert len(COMMANDS) >= 12
     words = shlex.split(command)
     script = next(i for i, word in enumerate(words) if word.startswith("scripts/"))

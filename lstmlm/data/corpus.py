@@ -135,10 +135,10 @@ def _warn(facts: dict[str, SplitFacts], data: DataConfig, made: bool) -> None:
     train, shares = facts["train"], {split: each.unknown / each.tokens for split, each in facts.items()}
     if max(shares.values()) > MANY_UNKNOWN and made and data.level == "word" and data.max_size is None:
         told = ", ".join(f"{share:.0%} of split {split}" for split, share in shares.items() if share > MANY_UNKNOWN)
+        english = "English as people write it needs --data.tokenizer moses, " * (data.tokenizer == "whitespace")
         logger.warning(
-            f"{told} are {UNK}, so a perplexity says little. English as people write it needs --data.tokenizer moses --data.min_count 2, "
-            "a language without spaces between words (Chinese, Japanese, Thai) --data.level char; --data.level bpe --data.max_size 8000 "
-            "knows every word"
+            f"{told} are {UNK}, so a perplexity says little: {english}a language without spaces between words (Chinese, Japanese, Thai) "
+            "--data.level char; --data.level bpe --data.max_size 8000 knows every word"
         )
     elif not train.unknown and any(shares.values()):
         told = " and ".join(f"{share:.2%} of split {split}" for split, share in shares.items() if share)

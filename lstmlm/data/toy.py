@@ -107,7 +107,7 @@ def proof(data: DataConfig, ppl: float) -> dict[str, str]:
     return {
         "proof": f"{text.oracle_ppl():.3f} is the best possible test ppl",
         "  ours": f"{ppl:.3f}",
-        "  bound": f"{bound:.3f} or more has any model whose state is reset at every segment; ours is {shown}",
+        "  bound": f"{bound:.3f} or more has, on average, any model whose state is reset at every segment; ours is {shown}",
     }
 
 

@@ -256,8 +256,8 @@ def _read(folder: Path, device: torch.device | str | None) -> SavedModel:
     try:
         model.to(place)
     except (RuntimeError, AssertionError) as error:  # this PyTorch has no kernels for such a GPU, or none at all, or there is no room on it
-        told = f"the model cannot be moved to {place} ({one_line(error, 120)})"
-        raise UserError(f"{told}; set CUDA_VISIBLE_DEVICES=-1 to use the CPU") from None
+        other = "the device cpu is always there" if device else "set CUDA_VISIBLE_DEVICES=-1 to use the CPU"
+        raise UserError(f"the model cannot be moved to {place}: {one_line(error, 150)}; {other}") from None
     return SavedModel(folder, description, vocabulary, model)
 
 

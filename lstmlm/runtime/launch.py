@@ -190,12 +190,13 @@ def _check_device(precision: str, device: torch.device) -> None:
     check(not gpu or torch.cuda.is_available(), f"ACCELERATE_TORCH_DEVICE is {device}, but PyTorch finds no such GPU: unset it")
     check(gpu or device.type == "cpu", f"ACCELERATE_TORCH_DEVICE is {device}, but training is for CPUs and CUDA GPUs: unset it")
     if gpu:
-        try:  # this PyTorch may have no kernels for such a GPU, and its cuDNN may not load
+        try:  # this PyTorch may have no kernels for such a GPU, its cuDNN may not load, and others may have all of it
             torch.nn.LSTM(8, 8, device=device)(torch.zeros(1, 1, 8, device=device))
             torch.cuda.synchronize(device)
         except RuntimeError as error:
-            told = f"PyTorch {torch.__version__} cannot compute on {hardware.device_kind(device)} ({one_line(error, 120)})"
-            raise UserError(f"{told}: install a PyTorch built for it, or set CUDA_VISIBLE_DEVICES=-1 to use the CPU") from None
+            told = f"PyTorch {torch.__version__} cannot compute on {hardware.device_kind(device)}: {one_line(error, 120)}"
+            remedy = "see what nvidia-smi says, and whether this PyTorch is built for this GPU; CUDA_VISIBLE_DEVICES=-1 takes the CPU"
+            raise UserError(f"{told}; {remedy}") from None
     computes, needed = True, ""
     if precision == "tf32":
         computes, needed = gpu and torch.cuda.get_device_capability(device) >= (8, 0), "an NVIDIA GPU of the Ampere generation or later"

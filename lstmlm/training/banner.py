@@ -109,7 +109,7 @@ def closing(config: Config, summary: dict[str, Any], steps_per_epoch: int, run_d
         "best": f"{where}validation ppl {perplexity(summary['best'])} while training",
         "time": f"{duration(seconds['total'])} ({told}){speed}",
         "next": f'{command} generate --model {folder} --prompt "" --count 3',
-        **({"": f"{command} report {folder}"} if find_spec("matplotlib") else {}),  # of the extra `report`
+        **({"": f"{command} report {folder}"} if find_spec("matplotlib") and find_spec("jinja2") else {}),  # the extra `report`
         **compare,
         **proof,
         "result": f"test ppl {perplexity(test['ppl'])}, validation ppl {perplexity(valid['ppl'])} "

@@ -251,7 +251,7 @@ class TrainStep:
         self._optimizer.zero_grad()  # the graph makes gradients of its own
         gc.collect()  # a graph that the collector frees while another is captured would spoil that one
         graph = torch.cuda.CUDAGraph()
-        # A stream of its own: at the end of any graph of PyTorch's default one, cuBLAS's memory for all of them is freed (pytorch#193402).
+        # Not on the stream that all graphs share: when one of its graphs is destroyed, the others lose cuBLAS's memory (pytorch#193402).
         with torch.cuda.graph(graph, stream=stream):
             result = update()
         return _Recording(graph, [inputs, targets], result)

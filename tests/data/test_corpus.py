@@ -229,7 +229,7 @@ def test_a_text_without_spaces_is_told(data: DataConfig, caplog: pytest.LogCaptu
     for split, line in {"train": "我爱你", "valid": "你爱我", "test": "我爱你"}.items():
         (Path(data.dataset) / f"{split}.txt").write_text(f"{line}\n" * 9, "utf-8")
     (line,) = warnings(dataclasses.replace(data, batch_size=2, bptt=5), caplog)
-    assert line.startswith("50% of split validation are <unk>, so a perplexity says little. English as people write it needs --data.t")
+    assert line.startswith("50% of split validation are <unk>, so a perplexity says little: English as people write it needs --data.t")
 
 
 def test_eos_in_the_text_and_a_short_text_are_told(data: DataConfig, caplog: pytest.LogCaptureFixture) -> None:

@@ -98,5 +98,5 @@ def test_a_gpu_that_this_pytorch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.nn, "LSTM", fail)
     monkeypatch.setattr("lstmlm.runtime.hardware.device_kind", lambda device: "Tesla V100")
-    with pytest.raises(UserError, match=r"^PyTorch \S+ cannot compute on Tesla V100 \(CUDA error: no kernel [^\n]*VISIBLE_DEVICES=-1 "):
+    with pytest.raises(UserError, match=r"^PyTorch \S+ cannot compute on Tesla V100: CUDA error: no kernel [^\n]*DEVICES=-1 "):
         launch._check_device("fp32", torch.device("cuda"))

@@ -53,7 +53,7 @@ def test_a_busy_run_answers_before_anything_expensive(small: Small, tmp_path: Pa
 
 def test_a_file_in_the_place_of_a_run_is_told(small: Small, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(UserError, match=r"^cannot write \S+/run: a file of this name is there already$"):
+    with pytest.raises(UserError, match=r"^cannot write \S+/run: something of this name is there already$"):
         fresh_train(load_config(small()))
     assert (tmp_path / "run").read_text() == "mine"
 

@@ -77,7 +77,12 @@ class _Section:
     """What every section checks when it is made."""
 
     def __post_init__(self) -> None:
-        check_bounds(self, f"{type(self).__name__.removesuffix('Config').lower()}.")
+        section = type(self).__name__.removesuffix("Config").lower()
+        check_bounds(self, f"{section}.")
+        for key, value in vars(self).items():
+            for text in value if isinstance(value, list) else [value]:
+                fits = not isinstance(text, str) or text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+                check(fits, f"{section}.{key} is {text!r}, which is not UTF-8 and could not be read again: rename it")
 
 
 def as_written(value: Any) -> Any:

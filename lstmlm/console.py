@@ -73,8 +73,10 @@ def print_line(message: str) -> None:
 
 
 def on_terminal() -> bool:
-    """Whether somebody sees standard error as it comes."""
-    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+    """Whether somebody sees standard error as it comes: a terminal, and one that has a size (`ssh -tt` in a script has none)."""
+    if sys.stderr is None or sys.stderr.closed or not sys.stderr.isatty():
+        return False
+    return bool(all(os.get_terminal_size(sys.stderr.fileno())))
 
 
 @contextmanager
@@ -176,6 +178,18 @@ def _hold_standard_streams() -> None:
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
+    if sys.stderr is sys.__stderr__ and sys.stderr is not None:
+        lossy = io.BufferedWriter(_Lossy(2, "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(lossy, sys.stderr.encoding, sys.stderr.errors, line_buffering=True)
+
+
+class _Lossy(io.FileIO):
+    """Standard error of libraries too: what cannot be written there is lost, and the run goes on."""
+
+    def write(self, content: Any) -> int:
+        with suppress(OSError):
+            return super().write(content)
+        return memoryview(content).nbytes
 
 
 def duration(seconds: float) -> str:

@@ -10,8 +10,9 @@ import re
 import stat
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -294,9 +295,27 @@ def _run(path: Path) -> Path | None:
     return None
 
 
+def _open_lock(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)  # NFS locks what can be written
+    except PermissionError:  # another user's, for which this one can wait all the same
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one of this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
-def locked(path: Path, wait: bool) -> Iterator[None]:
+def locked(path: Path, wait: bool) -> Iterator[Callable[[], bool]]:
     """Hold a lock file, made where there is none, within a block. The kernel lets go of it when its holder dies.
+
+    Yields:
+        Whether it is held still: somebody may have deleted or moved it, and others may hold one of its name.
 
     Raises:
         BlockingIOError: Another process holds it, and `wait` is false. A wait is told after a second, and then every minute.
@@ -304,20 +323,18 @@ def locked(path: Path, wait: bool) -> Iterator[None]:
     """
     told_at = time.monotonic() + 1
     while True:
-        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)) as file:
-            held = False
+        with os.fdopen(_open_lock(path)) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
-            except FileNotFoundError:  # its last holder has deleted it
-                pass
             except OSError as error:
                 if not wait or not isinstance(error, BlockingIOError):
                     error.filename = str(path)  # which a failing lock does not tell by itself
                     raise
-            if held:
-                yield
-                return
+            else:
+                held = partial(_is_at, file.fileno(), path)
+                if held():  # else its last holder has deleted it
+                    yield held
+                    return
         if time.monotonic() >= told_at:
             logger.warning("waiting for another process, which holds %s", path)
             told_at += 60

@@ -1,6 +1,7 @@
 import dataclasses
 import inspect
 import io
+import os
 import re
 import sys
 from pathlib import Path
@@ -200,3 +201,11 @@ def test_a_line_that_nobody_can_read_does_not_end_the_run(monkeypatch: pytest.Mo
     for stream in (Full(), closed, None):
         monkeypatch.setattr(sys, "stderr", stream)
         print_line("a line")
+
+
+def test_text_that_no_file_can_hold_is_refused() -> None:
+    """A path's bytes that are not UTF-8: a run would be trained whose checkpoints nobody could read."""
+    with pytest.raises(UsageError, match=r"train\.run_dir is 'r\\udce9', which is not UTF-8"):
+        load_config(["--train.run_dir", os.fsdecode(b"r\xe9")])
+    with pytest.raises(UsageError, match=r"tracking\.notes is"):
+        load_config(tracking={"notes": "\udce9"})

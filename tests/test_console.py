@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from lstmlm import console
 from lstmlm.console import Progress, UserError, print_line, print_result, printable, run_script, standard_output
-from tests.helpers import read_terminal
+from tests.helpers import ROOT, read_terminal
 
 EVIL = "a\x1b[31m\x07\r\u202eb\x9b\udcff"
 
@@ -125,3 +126,22 @@ def test_a_log_has_one_time_left_and_tells_of_a_long_scoring(monkeypatch: pytest
         "scoring test: 25%, TIME left",
         "scoring test: 100%, TIME left",
     ]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_library_s_line_that_nobody_can_read_does_not_end_the_program() -> None:
+    code = "import sys; from lstmlm.console import run_script; sys.exit(run_script(lambda: sys.stderr.write('x\\n') and 0))"
+    with Path("/dev/full").open("w") as full:
+        assert subprocess.run([sys.executable, "-c", code], stderr=full, cwd=ROOT).returncode == 0
+
+
+def test_a_terminal_without_a_size_gets_lines() -> None:
+    """`ssh -tt`, `docker run -t` and CI give such ones; a bar shows nothing there."""
+
+    def show() -> None:
+        progress = Progress(True, total_steps=30, steps_per_epoch=15, step=0)
+        progress.step(10)
+        progress.show(10, 4.5, 90.0, 1000)
+        progress.close()
+
+    assert b"epoch 1/2, step 10/30" in on_a_terminal(show)  # pty.fork gives it none

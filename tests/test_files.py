@@ -7,11 +7,12 @@ import socket
 import stat
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lstmlm.console import UsageError, UserError, run_script
-from lstmlm.files import Output, OutputFolder, open_file, read_file, replace_file, replacing, write_file
+from lstmlm.files import Output, OutputFolder, locked, open_file, read_file, replace_file, replacing, write_file
 from lstmlm.runtime.distributed import STOP_SIGNALS
 
 
@@ -243,3 +244,18 @@ def test_only_files_are_read(name: str, place: Path) -> None:
     with pytest.raises(UserError, match="cannot read input: it has 5 bytes, and such a file has 4 at most"):
         read_file(Path("input"), 4)
     assert read_file(Path("soft"), 5) == b"input"
+
+
+def test_a_lock_of_another_user_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file may be read by all and written by its owner, as the usual umask has it."""
+    lock, real = tmp_path / "lock", os.open
+    lock.touch()
+
+    def of_another(path: Any, flags: int, *mode: int) -> int:
+        if flags & os.O_RDWR:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", of_another)
+    with locked(lock, wait=False), pytest.raises(BlockingIOError), locked(lock, wait=False):
+        pass

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lstmlm.config import DataConfig
 from lstmlm.console import UserError, reading_bar
-from lstmlm.data.sources import SPLITS, Source, open_source
+from lstmlm.data.sources import SPLITS, Source, local_files, open_source
 from lstmlm.data.tokenize import EOS, UNK, Words
 from lstmlm.data.vocabulary import Vocabulary
 from lstmlm.files import cannot_write, locked, open_file, replacing, user_path
@@ -91,6 +91,7 @@ def load_corpus(data: DataConfig, vocabulary: Vocabulary | None = None, processe
         def write(file: BinaryIO) -> None:
             blocks = reading_bar("reading split train", source.blocks("train"))
             file.write(Vocabulary.build(blocks, *rules, processes).to_bytes())
+            _refuse_changed(data, "train", keys["train"])
 
         vocabulary = _cached(data, ".vocab.json", ("vocabulary", FORMAT, keys["train"], *rules), Vocabulary.load, write)
     splits, facts = dict[str, Tensor](), dict[str, SplitFacts]()
@@ -123,11 +124,18 @@ def _load_split(
     def write(file: BinaryIO) -> None:
         blocks = reading_bar(f"reading split {split}", source.blocks(split))
         _write_tokens(file, vocabulary, vocabulary.encode_blocks(blocks, processes), source.part(split))
+        _refuse_changed(data, split, key)
 
     stream, facts = _cached(data, ".tokens", ("tokens", FORMAT, key, split, vocabulary.fingerprint), _map_tokens, write)
     if len(stream) < 2:
         raise UserError(f"split {split!r} of {data.dataset} is empty: it has {len(stream)} tokens, the least is 2")
     return stream, facts
+
+
+def _refuse_changed(data: DataConfig, split: str, key: str) -> None:
+    """Refuse files that are others than when `key` was made of them: what was made now would be found under their name for ever."""
+    if local_files(data) and open_source(data).fingerprint(split) != key:
+        raise UserError(f"the files of {data.dataset} were changed while split {split!r} was read: start again")
 
 
 def _warn(facts: dict[str, SplitFacts], data: DataConfig, made: bool) -> None:
@@ -167,7 +175,7 @@ def _cached(data: DataConfig, ending: str, parts: Sequence[object], load: Callab
         folder.mkdir(parents=True, exist_ok=True)
         lock = folder / f".{path.name}.lock"  # of each file its own: a long text must not keep other jobs from theirs
         with locked(lock, wait=True), ExitStack() as stack:
-            stack.callback(lock.unlink, missing_ok=True)
+            stack.callback(_delete_lock, lock)
             with suppress(UserError, ValueError):  # another process may have written it meanwhile
                 return load(path)
             if path.exists():
@@ -179,6 +187,11 @@ def _cached(data: DataConfig, ending: str, parts: Sequence[object], load: Callab
         raise UserError(
             f"{cannot_write(error)}; give it room and write permission, or name another folder with the option cache_dir"
         ) from None
+
+
+def _delete_lock(lock: Path) -> None:
+    with suppress(PermissionError):  # another user's, in a folder such as /tmp
+        lock.unlink(missing_ok=True)
 
 
 def _write_tokens(file: BinaryIO, vocabulary: Vocabulary, blocks: Iterable[tuple[str, NDArray[np.int32]]], part: str) -> None:

@@ -174,8 +174,9 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-            heard = [number for number in STOP_SIGNALS if not (nohup and number == signal.SIGHUP)]
+            # What nohup, or a shell script that puts the run into its background (`&`), keeps from it.
+            spared = [number for number in (signal.SIGHUP, signal.SIGINT) if signal.getsignal(number) is signal.SIG_IGN]
+            heard = [number for number in STOP_SIGNALS if number not in spared]
             self._previous = {number: signal.signal(number, self._handle) for number in heard}
         return self
 

@@ -61,7 +61,7 @@ class BestModel:
             with suppress(safetensors.SafetensorError, ValueError, TypeError, KeyError), safetensors.safe_open(kept, "pt") as file:
                 if json.loads(file.metadata()["exported"])["valid_ppl"] == best:
                     place.mkdir(exist_ok=True)
-                    kept.replace(place / WEIGHTS)
+                    replace_file(place / WEIGHTS, read_file(kept))  # no rename: a link may have put checkpoints/ on another disk
             kept.unlink(missing_ok=True)  # of an earlier moment: a save was killed before it deleted them
 
     def load(self) -> None:

@@ -123,6 +123,9 @@ class Run:
                 if self._past.saved is None:
                     self.directory.metrics.unlink(missing_ok=True)
                     self.directory.samples.unlink(missing_ok=True)
+                else:  # not before: a finished run, whose summary is gone now, is as it was where this start was refused or ended
+                    self.best_model.bring_back(self.cursor.best)
+                    self.tracking.cut()
                 self.directory.write_config(self.config)
                 self.directory.checkpoints.mkdir(exist_ok=True)  # where it is gone later, checkpoints are lost
                 self._newest = checkpoint.newest_step(self.directory.checkpoints)
@@ -210,6 +213,7 @@ class Run:
         with self.seconds.timed("saving"), fail_together(self.accelerator):
             tensors, values = self.train_step.state_dict()
             if self._is_main:
+                self.directory.refuse_lost()
                 folder = self.directory.checkpoints
                 if checkpoint.newest_step(folder) > max(self._newest, self.cursor.step):  # locks may not reach from host to host
                     raise UserError(f"another process saves in {folder} and is further: this one ends")
@@ -231,7 +235,8 @@ class Run:
         """Leave after a signal; the checkpoint is written."""
         self._ensure_model()
         self.progress.close()
-        self.tracking.finish(128 + signal)
+        with fail_together(self.accelerator):  # a launcher ends the others when the first one leaves
+            self.tracking.finish(128 + signal)
         stopped, command = f"stopped by signal {signal} after step {self.cursor.step}", banner.resume_command(self.directory.path)
         self.progress.line(f"{stopped}; model in {self.directory.model}; go on with: {command}")
         return Outcome(self.directory.path, signal=signal)
@@ -312,10 +317,7 @@ class Run:
         self.cursor, self.interval, self.seconds = saved.cursor, saved.interval, saved.seconds
         self.interval.learning_rate = self.interval.learning_rate or self._learning_rate
         self._opened -= self.seconds.total
-        with fail_together(self.accelerator):
-            if self._is_main:
-                self.best_model.bring_back(self.cursor.best)
-            self.tracking.load_state_dict(saved.tracking)
+        self.tracking.load_state_dict(saved.tracking)
 
     def _ensure_model(self) -> None:
         if self.cursor.best is None:
@@ -334,4 +336,6 @@ class Run:
 
     def _log(self, metrics: dict[str, float]) -> None:
         with fail_together(self.accelerator), self.seconds.timed("tracking"):
+            if self._is_main:
+                self.directory.refuse_lost()
             self.tracking.metrics({**self.cursor.position, "seconds": self._total_seconds, **metrics})

@@ -1,7 +1,7 @@
 """A run's directory: the names of its files (docs/running.md says what they are), who may write there, and what is there already."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import count
@@ -34,6 +34,7 @@ class RunDirectory:
         self.evaluations, self.profile, self.tensorboard = path / "evaluations", path / "profile", path / "tensorboard"
         self.earlier_best = self.checkpoints / "best.safetensors"
         self._made: list[Path] = []  # made here; removed again where the start fails
+        self._held: Callable[[], bool] = lambda: False  # whether the lock is still this process's
 
     @classmethod
     def new(cls, config: Config) -> "RunDirectory":
@@ -59,7 +60,7 @@ class RunDirectory:
         new, failed = not os.path.lexists(lock), True
         with ExitStack() as stack:
             try:
-                stack.enter_context(locked(lock, wait=False))
+                self._held = stack.enter_context(locked(lock, wait=False))
             except BlockingIOError:
                 raise UserError(f"another process is training in {self.path}: wait for it or name another train.run_dir") from None
             except OSError as error:
@@ -69,11 +70,16 @@ class RunDirectory:
                 yield
                 failed = False
             finally:
-                if new and (failed or not os.path.lexists(self.config)):
+                if new and self._held() and (failed or not os.path.lexists(self.config)):
                     with suppress(OSError):  # something else may be in one of them
                         lock.unlink()
                         for folder in made:
                             folder.rmdir()
+
+    def refuse_lost(self) -> None:
+        """Refuse to write into a directory that somebody has deleted or moved since it was locked: another run may be there now."""
+        if not self._held():
+            raise UserError(f"{self.path} was deleted or moved while this run wrote there, and another may be there now: this one ends")
 
     def refuse_unusable(self) -> None:
         """Refuse a path where no directory can be made, that cannot be written to, or where another process is training. Makes nothing."""

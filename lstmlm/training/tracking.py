@@ -195,6 +195,7 @@ class Tracking:
         # An agent of a W&B sweep names the run.
         self.run_id: str = os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]
         self.resume_count = 0
+        self._lengths: dict[str, int] = {}  # of the files, at the checkpoint that the run goes on from
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: run id, resume count, and the lengths of the two files, flushed to the disk."""
@@ -202,13 +203,16 @@ class Tracking:
         return {"run_id": self.run_id, "resume_count": self.resume_count, **lengths}
 
     def load_state_dict(self, values: Logged) -> None:
-        """Go on from where `state_dict` was taken. Lines written after it are cut off."""
+        """Go on from where `state_dict` was taken; `cut` does it to the files."""
         self.run_id = os.environ.get("WANDB_RUN_ID") or values.run_id
         self.resume_count = values.resume_count + 1
-        if self._accelerator.is_main_process:
-            for key, path in self._files.items():
-                if not cut_lines(path, getattr(values, key)):
-                    print_line(f"warning: {path} was damaged: lines from before the checkpoint are lost; the run goes on")
+        self._lengths = {key: getattr(values, key) for key in self._files}
+
+    def cut(self) -> None:
+        """Cut off the lines that were written after that. The main rank calls it."""
+        for key, path in self._files.items():
+            if not cut_lines(path, self._lengths[key]):
+                print_line(f"warning: {path} was damaged: lines from before the checkpoint are lost; the run goes on")
 
     @property
     def _files(self) -> dict[str, Path]:
@@ -233,6 +237,9 @@ class Tracking:
     def _start(self, names: Sequence[str], facts: dict[str, Any]) -> None:
         if not names:
             return
+        # W&B tells its service of each later import of this: where the service is gone, the import would fail, and the run with it.
+        import huggingface_hub  # noqa: F401
+
         self._accelerator.log_with = filter_trackers(list(names), self._directory.path)
         # TensorBoard writes to <logging_dir>/<project>
         self._accelerator.project_configuration.logging_dir = str(self._directory.tensorboard)

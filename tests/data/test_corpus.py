@@ -10,6 +10,7 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -237,3 +238,27 @@ def test_eos_in_the_text_and_a_short_text_are_told(data: DataConfig, caplog: pyt
     assert warnings(data, caplog) == ["split test has <eos> in its own text, 1 times: each is read as a line end"]
     (line,) = warnings(dataclasses.replace(data, dataset=data.dataset, batch_size=60, bptt=50), caplog)[1:]
     assert "too few for one segment of 60 columns" in line
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_files_that_change_while_they_are_read_leave_nothing(split: str, data: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(data.dataset) / f"{split}.txt"
+    text, make = path.read_text(), corpus.open_source
+
+    def edited(config: DataConfig) -> Any:
+        source = make(config)
+        blocks = source.blocks
+
+        def edit(name: str) -> Any:
+            if name == split:
+                path.write_text("an edit that is undone later\n")
+            return blocks(name)
+
+        source.blocks = edit  # type: ignore[method-assign]
+        return source
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=rf"were changed while split '{split}' was read"):
+        patch.setattr(corpus, "open_source", edited)
+        load_corpus(data)
+    path.write_text(text)
+    assert load_corpus(data).facts[split].lines == text.count("\n")

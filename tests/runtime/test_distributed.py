@@ -26,10 +26,11 @@ def test_a_signal_asks_the_run_to_stop(number: signal.Signals) -> None:
     assert signal.getsignal(number) is before, "it is back"
 
 
-def test_nohup_keeps_a_closed_terminal_from_the_run() -> None:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_what_nohup_or_a_script_s_background_keeps_from_a_run(number: signal.Signals) -> None:
+    signal.signal(number, signal.SIG_IGN)
     with StopRequest(ONE_RANK, 1) as stop:
-        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(number)
         assert not stop.heard()
 
 

@@ -27,7 +27,7 @@ from lstmlm.runtime.launch import _check_cuda_graph, _check_device
 from lstmlm.training import checkpoint
 from tests.helpers import Small, metrics
 from tests.processes import SECONDS, Processes
-from tests.system.launcher import FAULTY, ROOT, TRAIN, error_lines, free_port, launch, ranks, refused, start
+from tests.system.launcher import FAULTY, ROOT, TRAIN, error_lines, free_port, launch, pause_at, ranks, refused, start
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 
@@ -246,3 +246,21 @@ def test_process_groups_end_last_and_without_a_wrapper(fault: str, small: Small)
     assert {wrappers for _, group, wrappers in parted if group == "all"} == {"0"}
     if fault == "signal":
         assert f"stopped by signal {signal.SIGTERM}" in stderr
+
+
+def test_the_main_rank_finishes_with_its_trackers_before_a_launcher_ends_it(small: Small, tmp_path: Path) -> None:
+    """As `accelerate launch` does, with SIGTERM, when the first rank has left."""
+    script = tmp_path / "slow.py"
+    script.write_text(
+        f"import sys, time, os\nsys.argv[0] = {FAULTY!r}\nsys.path[:0] = [{str(ROOT)!r}, {str(Path(FAULTY).parent)!r}]\n"
+        "from lstmlm.training import tracking\nfinish = tracking.Tracking.finish\n"
+        "def slow(self, status):\n    time.sleep(3 * (os.environ['RANK'] == '0'))\n    finish(self, status)\n"
+        "tracking.Tracking.finish = slow\nimport faulty_train\nfrom lstmlm.console import run_script, print_line\n"
+        "faulty_train.TrainStep.__call__ = faulty_train.faulty_call if os.environ['RANK'] == '1' else faulty_train.call\n"
+        "status = run_script(faulty_train.train)\nprint_line('rank ' + os.environ['RANK'] + ' leaves')\nsys.exit(status)\n"
+    )
+    process = start(2, small("--train.log_every=1"), str(script), **pause_at(9, rank=1))
+    process.wait_for("paused")
+    process.send_signal(signal.SIGTERM, rank=1)
+    said = process.wait().stderr
+    assert said.index("stopped by signal 15") < said.index("rank 1 leaves"), said

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import safetensors
@@ -20,6 +22,8 @@ import yaml
 from lstmlm import UserError, evaluate, files, load_config, train
 from lstmlm.evaluation.perplexity import evaluate_stream
 from lstmlm.training import checkpoint
+from lstmlm.training.run_directory import RunDirectory
+from lstmlm.training.tracking import Tracking
 from tests.helpers import (
     Small,
     assert_same_run,
@@ -391,3 +395,53 @@ def test_what_other_jobs_left_in_the_environment_changes_nothing(
         monkeypatch.setenv(*setting.split("="))
     fresh_train(load_config(small("--train.max_steps=12")))
     assert_same_run(tmp_path / "run", expected)
+
+
+def test_a_start_that_is_refused_leaves_a_finished_run_as_it_was(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its best model is that of the last validation, which was not due in a longer run."""
+
+    def content() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+    assert fresh_train(load_config(small("--train.eval_every=6", "--train.max_steps=9")))["best_step"] == 9
+    before = content()
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="no such tracker"):
+        patch.setattr(Tracking, "start", Mock(side_effect=UserError("no such tracker")))
+        fresh_train(load_config(small("--train.eval_every=6", "--train.max_steps=12", "--train.resume=true")))
+    assert content() == before
+
+
+@pytest.mark.parametrize("event", ["a line of metrics", "a save"])
+def test_a_run_whose_directory_was_deleted_writes_into_no_other(
+    event: str, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it make one."""
+    other = RunDirectory(tmp_path / "run")
+
+    def begin_another(step: Any) -> None:
+        shutil.rmtree(tmp_path / "run")
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run/.lock").touch()
+
+    at_step(monkeypatch, 5, begin_another)
+    every = "--train.log_every=1000" if event == "a save" else "--train.save_every=1000"
+    with pytest.raises(UserError, match="was deleted or moved while this run wrote there"):
+        fresh_train(load_config(small(every)))
+    assert [path.name for path in other.path.iterdir()] == [".lock"]
+
+
+def test_checkpoints_may_lie_on_another_disk(small: Small, tmp_path: Path) -> None:
+    """By a link, as where the disk was full."""
+    elsewhere = Path("/dev/shm")
+    if not elsewhere.is_dir() or elsewhere.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("needs another file system")
+    arguments = small("--train.eval_every=5", "--train.max_steps=12", "--train.resume=true", run="cut")
+    lose_power(arguments, 8)
+    place = Path(shutil.move(tmp_path / "cut/checkpoints", elsewhere / f"lstmlm-{os.getpid()}"))
+    try:
+        (tmp_path / "cut/checkpoints").symlink_to(place)
+        lose_power(arguments, 11)
+        assert (place / "best.safetensors").exists()
+        fresh_train(load_config(arguments))
+    finally:
+        shutil.rmtree(place)

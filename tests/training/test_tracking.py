@@ -7,6 +7,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -258,3 +259,27 @@ def test_several_trackers_at_once(small: Small, cli: Callable[..., subprocess.Co
     assert len({name for name, _, _ in told}) == 1, "one run over both starts"
     assert [values["train/loss"] for _, _, values in told if "train/loss" in values] == losses
     assert all(step == values["tokens"] for _, step, values in told)
+
+
+def test_the_end_of_w_and_b_s_service_is_not_that_of_the_run(small: Small, tmp_path: Path) -> None:
+    """A scheduler ends every process of a job, this one too. In a process whose imports are still to come."""
+    code = f"""
+import os, signal, subprocess, sys
+sys.path.insert(0, {str(ROOT)!r})
+from lstmlm import load_config, train
+from lstmlm.training.step import TrainStep
+call = TrainStep.__call__
+def killing(self, window, *, step, **numbers):
+    if step == 5:
+        children = subprocess.run(["ps", "-o", "pid=,comm=", "--ppid", str(os.getpid())], capture_output=True, text=True).stdout
+        (service,) = [line.split()[0] for line in children.splitlines() if "wandb-core" in line]
+        os.kill(int(service), signal.SIGKILL)
+    call(self, window, step=step, **numbers)
+TrainStep.__call__ = killing
+train(load_config(sys.argv[1:]))
+"""
+    arguments = small("--tracking.trackers=[wandb]", "--tracking.mode=offline", "--train.epochs=1")
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=200, cwd=tmp_path)
+    assert "warning: wandb failed" in result.stderr
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run/summary.json").exists()

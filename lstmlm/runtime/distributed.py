@@ -157,7 +157,7 @@ def rounds(accelerator: Accelerator | None, items: Iterable[T], interrupted: Cal
 
 
 class StopRequest:
-    """Whether somebody asked the run to stop: SIGTERM, SIGUSR1, SIGINT or, where nohup does not ignore it, SIGHUP on any rank.
+    """Whether somebody asked the run to stop: SIGTERM or SIGUSR1 on any rank, or SIGINT or SIGHUP unless it began ignored.
 
     The first signal sets a flag that is read between steps. A second one within a second counts as the same notice, because a
     launcher and a scheduler may both deliver it. A later one ends the process at once, as signals do by default. A rank waits for

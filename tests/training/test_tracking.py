@@ -264,16 +264,16 @@ def test_several_trackers_at_once(small: Small, cli: Callable[..., subprocess.Co
 def test_the_end_of_w_and_b_s_service_is_not_that_of_the_run(small: Small, tmp_path: Path) -> None:
     """A scheduler ends every process of a job, this one too. In a process whose imports are still to come."""
     code = f"""
-import os, signal, subprocess, sys
+import sys
+import psutil
 sys.path.insert(0, {str(ROOT)!r})
 from lstmlm import load_config, train
 from lstmlm.training.step import TrainStep
 call = TrainStep.__call__
 def killing(self, window, *, step, **numbers):
     if step == 5:
-        children = subprocess.run(["ps", "-o", "pid=,comm=", "--ppid", str(os.getpid())], capture_output=True, text=True).stdout
-        (service,) = [line.split()[0] for line in children.splitlines() if "wandb-core" in line]
-        os.kill(int(service), signal.SIGKILL)
+        (service,) = [child for child in psutil.Process().children() if "wandb-core" in child.name()]
+        service.kill()
     call(self, window, step=step, **numbers)
 TrainStep.__call__ = killing
 train(load_config(sys.argv[1:]))

@@ -417,14 +417,20 @@ def parse(parser: "ArgumentParser", argv: Sequence[str] | None = None, repeated:
         raise UsageError(f"{_shortened(reason)} (--help lists every option)") from None
 
 
+def _file_words(argv: list[str]) -> tuple[list[str], str]:
+    """The words of a command line that name a YAML file, which come first, and its path; empty where there are none."""
+    name, given, path = argv[0].partition("=") if argv else ("", "", "")
+    words = argv[: 1 if given else 2] if name == "--config" else []
+    return words, path if given and words else "".join(words[1:])
+
+
 def _check_file(argv: list[str]) -> None:
     """Refuse a YAML file that would overwrite silently what stands before it, or that says something twice or nothing."""
     places = [place for place, argument in enumerate(argv) if argument.partition("=")[0] == "--config"]
     check(places in ([], [0]), "--config must come first, and once: what stands before it would be overwritten silently")
     if not places:
         return
-    _, given, path = argv[0].partition("=")
-    path = path if given else "".join(argv[1:2])
+    _, path = _file_words(argv)
     check(bool(path), "--config is empty: give it a value, or leave it out")
     try:
         content = load_yaml(user_path(path))
@@ -444,12 +450,12 @@ def _config(values: "Namespace") -> Config:
 
 def _faulty_file(argv: list[str], error: UsageError) -> str:
     """The YAML file, with a colon, if it has this error without the options after it."""
-    name, given, path = argv[0].partition("=") if argv else ("", "", "")
-    if name == "--config":
+    words, path = _file_words(argv)
+    if words:
         try:
-            _config(parse(_parser(""), argv[: 1 if given else 2]))
+            _config(parse(_parser(""), words))
         except UsageError as own:
-            return f"{path or argv[1]}: " if str(own) == str(error) else ""
+            return f"{path}: " if str(own) == str(error) else ""
     return ""
 
 
@@ -487,7 +493,7 @@ def load_config(
     _check_file(argv)
     try:
         values = parse(_parser(description), argv, repeated=None)
-        if not values.train.resume or argv[0].partition("=")[0] == "--config":
+        if not values.train.resume or _file_words(argv)[0]:
             return _config(values)
     except UsageError as error:
         _parser.cache_clear()  # it may have taken note of --print_config

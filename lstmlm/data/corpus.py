@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lstmlm.config import DataConfig
 from lstmlm.console import UserError, reading_bar
-from lstmlm.data.sources import SPLITS, Source, local_files, open_source
+from lstmlm.data.sources import SPLITS, HubSource, Source, open_source
 from lstmlm.data.tokenize import EOS, UNK, Words
 from lstmlm.data.vocabulary import Vocabulary
 from lstmlm.files import cannot_write, locked, open_file, replacing, user_path
@@ -134,7 +134,8 @@ def _load_split(
 
 def _refuse_changed(data: DataConfig, split: str, key: str) -> None:
     """Refuse files that are others than when `key` was made of them: what was made now would be found under their name for ever."""
-    if local_files(data) and open_source(data).fingerprint(split) != key:
+    source = open_source(data)  # anew, as one may keep its hash
+    if not isinstance(source, HubSource) and source.fingerprint(split) != key:
         raise UserError(f"the files of {data.dataset} were changed while split {split!r} was read: start again")
 
 

@@ -74,7 +74,11 @@ def model_card(
     from huggingface_hub import EvalResult, ModelCardData
 
     scores, dataset, task = figures or {}, data["dataset"], "text-generation"
-    results = [EvalResult(task, dataset, dataset, "perplexity", score["ppl"], dataset_split=split) for split, score in scores.items()]
+    subset = subset_of(DataConfig(**data))
+    results = [
+        EvalResult(task, dataset, dataset, "perplexity", score["ppl"], dataset_config=subset, dataset_split=split)
+        for split, score in scores.items()
+    ]
     metadata = ModelCardData(
         model_name=name,
         library_name="lstmlm",
@@ -84,6 +88,7 @@ def model_card(
         datasets=[dataset],
         eval_results=results or None,
     )
+    source = f"{dataset} ({subset})" if subset else dataset
     tied = ", which are the decoder's weight too" if model.config.tie_weights else ""
     rows = "".join(f"\n| {split} | {score['ppl']:.2f} | {score['targets']:,} | {score['columns']} |" for split, score in scores.items())
     table = f"""
@@ -99,7 +104,7 @@ Perplexity: exp(summed nll / targets), every target counted once, the state carr
 ---
 # {_plain(name)}
 
-An LSTM language model for lstmlm, trained on {_plain(dataset)}: {model.num_parameters:,} parameters, {model.vocab_size:,} types, \
+An LSTM language model for lstmlm, trained on {_plain(source)}: {model.num_parameters:,} parameters, {model.vocab_size:,} types, \
 level {vocabulary.level}.
 LSTM layers of {model.config.shape} units, embeddings of {model.config.embedding_size}{tied}.
 {table if scores else ""}

@@ -84,6 +84,21 @@ def test_the_card_tells_the_figures(model: LSTMLanguageModel) -> None:
     assert card.text.endswith("## Limits\n\nMany.")
 
 
+@pytest.mark.parametrize(
+    "data, name, subset",
+    [
+        ({"dataset": "Salesforce/wikitext"}, "Salesforce/wikitext (wikitext-2-v1)", "wikitext-2-v1"),  # null means WikiText-2 there
+        ({"dataset": "Salesforce/wikitext", "subset": "wikitext-103-v1"}, "Salesforce/wikitext (wikitext-103-v1)", "wikitext-103-v1"),
+        ({"dataset": "toy"}, "toy", None),
+    ],
+)
+def test_the_card_names_the_subset(model: LSTMLanguageModel, data: dict[str, Any], name: str, subset: str | None) -> None:
+    card = ModelCard(model_card(model, VOCABULARY, data, {"test": {"ppl": 2.0, "targets": 1, "columns": 1}}))
+    assert f"trained on {name}: " in card.text
+    (result,) = card.data.eval_results
+    assert result.dataset_config == subset
+
+
 @pytest.mark.parametrize("name", ["config.json", "vocab.json"])
 @pytest.mark.parametrize("content", ["[]", None])
 def test_what_is_not_the_file_it_should_be_is_told_in_a_line_that_names_it(

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import lstmlm
 from lstmlm.config import argument_parser, load_config, parse
-from lstmlm.console import UsageError, UserError, bar, check, print_line, print_result, printable, run_script, standard_output
+from lstmlm.console import UserError, bar, check, print_line, print_result, printable, run_script, standard_output
 from lstmlm.files import Output, user_path
 
 Arguments = Sequence[str] | None  # without the program's name; None takes the process's own
@@ -341,8 +341,7 @@ def dispatch() -> int:
     if name == "--version":
         print_result(f"lstmlm {lstmlm.__version__}")
         return 0
-    if name not in COMMANDS:
-        raise UsageError(f"there is no command {name!r}: name one of {', '.join(COMMANDS)}")
+    check(name in COMMANDS, f"there is no command {name!r}: name one of {', '.join(COMMANDS)}")
     return COMMANDS[name](argv)
 
 

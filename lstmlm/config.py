@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
 
 from lstmlm.console import UsageError, UserError, check, one_line
 from lstmlm.files import user_path
@@ -58,18 +58,22 @@ def bounded(default: Any, bounds: Bounds) -> Any:
     return field(default=default, metadata={"bounds": bounds})
 
 
-def check_bounds(values: Any, prefix: str = "") -> None:
-    """Refuse (UsageError) null where a field's type has none, an empty text, or a number out of its field's bounds.
+def check_fields(values: Any, prefix: str = "") -> None:
+    """Refuse (UsageError) what a field of a dataclass does not take: null where its type has none, an empty text, a text in place of a
+    list, a word that is none of its own, a number out of its bounds.
 
     `prefix` stands before the name that is told.
     """
     for key in fields(values):
         name, value, bounds = prefix + key.name.removesuffix("_"), getattr(values, key.name), key.metadata.get("bounds")
-        null = value in (None, "null") and NoneType not in get_args(key.type)
+        kinds = (key.type, *get_args(key.type))
+        words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+        null = value in (None, "null") and NoneType not in kinds
         check(not null and value != "", f"{name} is {'null' if null else 'empty'}: give it a value, or leave it out")
-        for number in value if isinstance(value, tuple | list) else [value]:
-            fits = bounds is None or number is None or number in bounds
-            check(fits, f"{name} must be {bounds}, not {as_written(value)}")
+        check(get_origin(key.type) not in (list, Sequence) or not isinstance(value, str), f"{name} must be a list, such as [{value!r}]")
+        for each in value if isinstance(value, tuple | list) else [value]:
+            check(bounds is None or each is None or each in bounds, f"{name} must be {bounds}, not {as_written(value)}")
+            check(not words or each is None or each in words, f"{name} must be one of {', '.join(words)}, not {as_written(each)}")
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class _Section:
 
     def __post_init__(self) -> None:
         section = type(self).__name__.removesuffix("Config").lower()
-        check_bounds(self, f"{section}.")
+        check_fields(self, f"{section}.")
         for key, value in vars(self).items():
             for text in value if isinstance(value, list) else [value]:
                 fits = not isinstance(text, str) or text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
@@ -417,20 +421,13 @@ def parse(parser: "ArgumentParser", argv: Sequence[str] | None = None, repeated:
         raise UsageError(f"{_shortened(reason)} (--help lists every option)") from None
 
 
-def _file_words(argv: list[str]) -> tuple[list[str], str]:
-    """The words of a command line that name a YAML file, which come first, and its path; empty where there are none."""
-    name, given, path = argv[0].partition("=") if argv else ("", "", "")
-    words = argv[: 1 if given else 2] if name == "--config" else []
-    return words, path if given and words else "".join(words[1:])
-
-
 def _check_file(argv: list[str]) -> None:
     """Refuse a YAML file that would overwrite silently what stands before it, or that says something twice or nothing."""
     places = [place for place, argument in enumerate(argv) if argument.partition("=")[0] == "--config"]
     check(places in ([], [0]), "--config must come first, and once: what stands before it would be overwritten silently")
     if not places:
         return
-    _, path = _file_words(argv)
+    path = argv[0].partition("=")[2]
     check(bool(path), "--config is empty: give it a value, or leave it out")
     try:
         content = load_yaml(user_path(path))
@@ -450,10 +447,10 @@ def _config(values: "Namespace") -> Config:
 
 def _faulty_file(argv: list[str], error: UsageError) -> str:
     """The YAML file, with a colon, if it has this error without the options after it."""
-    words, path = _file_words(argv)
-    if words:
+    name, _, path = argv[0].partition("=") if argv else ("", "", "")
+    if name == "--config":
         try:
-            _config(parse(_parser(""), words))
+            _config(parse(_parser(""), argv[:1]))
         except UsageError as own:
             return f"{path}: " if str(own) == str(error) else ""
     return ""
@@ -489,11 +486,13 @@ def load_config(
     """
     argv = list(argv if argv is not None else () if sections else sys.argv[1:])
     argv = [re.sub(r"^(--[\w.]+=|)None$", r"\1null", word) for word in argv]  # as a sweep of W&B writes it
+    if argv[:1] == ["--config"]:
+        argv[:2] = ["=".join(argv[:2])]
     argv += [f"--{key}={as_written(value)}" for key, value in flatten(sections).items()]
     _check_file(argv)
     try:
         values = parse(_parser(description), argv, repeated=None)
-        if not values.train.resume or _file_words(argv)[0]:
+        if not values.train.resume or argv[0].startswith("--config="):
             return _config(values)
     except UsageError as error:
         _parser.cache_clear()  # it may have taken note of --print_config

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lstmlm.config import COUNT, NOT_NEGATIVE, Bounds, bounded, check_bounds
+from lstmlm.config import COUNT, NOT_NEGATIVE, Bounds, bounded, check_fields
 from lstmlm.console import UsageError, UserError, check
 from lstmlm.data.tokenize import UNK
 from lstmlm.data.vocabulary import Vocabulary
@@ -52,10 +52,7 @@ class Sampling:
     """Number of lines after which the text ends; the line that the prompt leaves open is the first."""
 
     def __post_init__(self) -> None:
-        check_bounds(self)
-        for name in ("ban", "stop"):
-            value = getattr(self, name)
-            check(not isinstance(value, str), f"{name} must be a list of tokens, such as [{value!r}]")
+        check_fields(self)
 
 
 def generate_text(prompt: str, max_len: int = 30, temperature: float = 1.0, model: ModelPlace = None, **options: Any) -> str:

@@ -39,7 +39,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lstmlm import Config, LSTMLanguageModel, load_config
 from lstmlm.config import OptimConfig
-from lstmlm.console import UsageError, run_script
+from lstmlm.console import UsageError, check, run_script
 from lstmlm.data.corpus import Corpus, load_corpus
 from lstmlm.data.table import Table
 from lstmlm.evaluation.perplexity import evaluate_stream
@@ -96,7 +96,7 @@ def plain_step(config: Config, corpus: Corpus, device: torch.device) -> Step:
 
 def our_step(config: Config, corpus: Corpus, device: torch.device) -> Step:
     """The step of scripts/train.py."""
-    return training(config, corpus)[1]
+    return training(config, corpus.splits["train"], LSTMLanguageModel(config.model, len(corpus.vocabulary)))[1]
 
 
 STEPS = {"plain": plain_step, "ours": our_step, "floor": floor_step}
@@ -233,13 +233,11 @@ def main() -> int:
     config = replace(config, train=replace(config.train, precision=precision, threads=threads), optim=OptimConfig())
     config = launch.resolve_precision(config)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: there is no GPU here")
+    check(device.type != "cuda" or torch.cuda.is_available(), "--device cuda: there is no GPU here")
     corpus = load_corpus(config.data)
     table = Table(corpus.splits["train"], config.data.batch_size)
     needed, there = 2 * REPEATS * options.steps, len(list(table.windows(config.data.bptt)))
-    if needed > there:
-        raise UsageError(f"--steps {options.steps} needs {needed} segments, and the training split has {there}: lower it")
+    check(needed <= there, f"--steps {options.steps} needs {needed} segments, and the training split has {there}: lower it")
     threads = config.train.threads or hardware.default_threads()
     torch.set_num_threads(threads)
     if device.type == "cpu":

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from itertools import islice, pairwise
 
 import torch
+from benchmarks import turns
 from publish_results import processor
 
-from lstmlm.config import Config, TrainConfig, argument_parser, parse
+from lstmlm.config import Config, DataConfig, TrainConfig, argument_parser, parse
 from lstmlm.console import check, print_line, print_result, run_script
 from lstmlm.data.table import Table
 from lstmlm.evaluation.adaptation import Cache, CacheDynamic, Dynamic, training_rms
@@ -26,7 +27,6 @@ from lstmlm.evaluation.surprisal_tables import ScoreTable, Scoring, sentences_of
 from lstmlm.evaluation.text import Reset, Text, split_text
 from lstmlm.model.pretrained import SavedModel, load
 from lstmlm.runtime import hardware, launch
-from lstmlm.training.step import TrainStep
 
 PLAIN_TOKENS = 2_000  # that the plain loop reads in a turn
 TRAIN_COLUMNS, TRAIN_ROWS = 20, 30  # as the reference model is trained
@@ -65,18 +65,16 @@ def score_table(saved: SavedModel, text: Text, reset: Reset, by: By) -> int:
 
 def training(saved: SavedModel, text: Text, precision: str, threads: int | None) -> Callable[[], int]:
     """An epoch over the same tokens, in the step of scripts/train.py."""
-    windows = list(Table(text.stream, TRAIN_COLUMNS).windows(TRAIN_ROWS))
-    train = TrainConfig(precision=precision, threads=threads, log_every=len(windows))  # type: ignore[arg-type]
-    config = launch.resolve_precision(Config(model=saved.model.config, train=train))
-    accelerator = launch.start(config)
-    table = Table(text.stream, TRAIN_COLUMNS, device=accelerator.device)
-    train_step = TrainStep(config, accelerator, saved.model, table, total_steps=len(windows))
+    steps = len(list(Table(text.stream, TRAIN_COLUMNS).windows(TRAIN_ROWS)))
+    data = DataConfig(batch_size=TRAIN_COLUMNS, bptt=TRAIN_ROWS)
+    train = TrainConfig(precision=precision, threads=threads, log_every=steps)  # type: ignore[arg-type]
+    config = launch.resolve_precision(Config(data=data, model=saved.model.config, train=train))
+    train_step, step = turns.training(config, text.stream, saved.model)
 
     def epoch() -> int:
-        for i, window in enumerate(windows):
-            train_step(window, step=i, segment=i)
-        train_step.read()
-        return table.num_targets
+        for i in range(steps):
+            step(i)  # the last one reads the losses
+        return train_step.table.num_targets
 
     return epoch
 

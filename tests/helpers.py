@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from lstmlm import Config, LSTMLanguageModel, load_config, train
 from lstmlm.config import ModelConfig
+from lstmlm.console import UsageError
 from lstmlm.data.corpus import load_corpus
 from lstmlm.data.table import Table
 from lstmlm.runtime import launch
@@ -198,13 +199,10 @@ def data_card(subset: str, paths: dict[str, str]) -> str:
 
 
 def skip_without_bf16() -> None:
-    if not torch.backends.mkldnn.is_available():
-        pytest.skip("this PyTorch has no oneDNN")
     try:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            torch.nn.LSTM(8, 8)(torch.zeros(1, 1, 8))
-    except RuntimeError:
-        pytest.skip("this CPU has no bf16 LSTM")
+        launch._check_device("bf16", torch.device("cpu"))
+    except UsageError as error:
+        pytest.skip(str(error))
 
 
 def build_step(config: Config, stream: torch.Tensor | None = None) -> TrainStep:

@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 from lstmlm import Config, load_config
-from lstmlm.config import SECTIONS
+from lstmlm.config import SECTIONS, DataConfig, TrackingConfig
 from lstmlm.console import UsageError, print_line
+from lstmlm.evaluation.adaptation import Dynamic
+from lstmlm.generation import Sampling
 from lstmlm.training.run_directory import RunDirectory
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -184,6 +186,21 @@ def test_keywords_come_last(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_config(["--data.bptt=9", "--data.batch_size=3"], data={"bptt": 7}).data.bptt == 7
     with pytest.raises(UsageError, match=r"data\.ghost"):
         load_config(data={"ghost": 7})
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "told"),
+    [
+        (DataConfig, "level", "words", "data.level must be one of word, char, bpe, not words"),
+        (TrackingConfig, "trackers", "wandb", "tracking.trackers must be a list, such as ['wandb']"),
+        (TrackingConfig, "trackers", ["mlflow"], "tracking.trackers must be one of wandb, tensorboard, trackio, not mlflow"),
+        (Sampling, "ban", "the", "ban must be a list, such as ['the']"),
+        (Dynamic, "rule", "adam", "rule must be one of sgd, rms, not adam"),
+    ],
+)
+def test_what_python_gives_is_checked_as_a_command_line_is(section: type, key: str, value: object, told: str) -> None:
+    with pytest.raises(UsageError, match=f"^{re.escape(told)}$"):
+        section(**{key: value})
 
 
 def test_every_key_has_a_help_text() -> None:

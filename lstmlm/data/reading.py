@@ -221,12 +221,9 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
             raise UserError("standard input is closed")
         yield sys.stdin.buffer
         return
-    with open_file(path) as file:
-        if path.suffix.lower() == ".gz":
-            with gzip.open(file) as content:
-                yield content  # type: ignore[misc]
-        else:
-            yield file
+    packed = path.suffix.lower() == ".gz"
+    with open_file(path) as file, gzip.open(file) if packed else file as content:
+        yield content  # type: ignore[misc]
 
 
 @contextmanager

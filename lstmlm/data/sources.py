@@ -52,9 +52,8 @@ class FileSource(Source):
     files: dict[str, list[Path]]  # of each split
 
     def _files(self, split: str) -> list[Path]:
-        if split not in self.files:
-            names = " or ".join(f"{name}.txt" for name, meaning in NAMES.items() if meaning == split)
-            raise UsageError(f"split {split!r} is missing: {self.name} has no {names} (endings that are read: {ENDINGS})")
+        names = " or ".join(f"{name}.txt" for name, meaning in NAMES.items() if meaning == split)
+        check(split in self.files, f"split {split!r} is missing: {self.name} has no {names} (endings that are read: {ENDINGS})")
         return self.files[split]
 
     def fingerprint(self, split: str) -> str:
@@ -90,8 +89,7 @@ class CutSource(Source):
         absent = [name for name in SPLITS if name not in own]
         if split in own and not (split == "train" and absent):
             return own[split], 0, None
-        if "train" not in own:
-            raise UsageError(f"{self.name} has no split {split!r}, only {', '.join(self.own())}")
+        check("train" in own, f"{self.name} has no split {split!r}, only {', '.join(self.own())}")
         n = self._train_rows
         if n < LEAST_ROWS:
             told = f"{n} lines or rows to train on, of which {' and '.join(absent)} cannot be cut, which needs {LEAST_ROWS}"
@@ -214,8 +212,7 @@ def open_source(data: DataConfig) -> Source:
     if path.is_file():
         check_form(path)
         return PieceSource(str(path), data.text_column, {"train": [path]})
-    if path.exists():
-        raise UsageError(f"{path} is neither a file nor a folder")
+    check(not path.exists(), f"{path} is neither a file nor a folder")
     if is_local(data.dataset):
         raise UsageError(f"{path}: no such file or folder (looked in {Path.cwd()})")
     return HubSource(data.dataset, data.text_column, subset_of(data))
@@ -264,9 +261,8 @@ def _open_folder(folder: Path, data: DataConfig) -> Source:
     files = find_splits(folder)
     if not files and not subset:
         below = {path: found for path in _visible(folder) if path.is_dir() and (found := find_splits(path))}
-        if len(below) > 1:
-            names = ", ".join(path.name for path in below)
-            raise UsageError(f"{folder} holds several subsets, {names}: name one of them with data.subset")
+        names = ", ".join(path.name for path in below)
+        check(len(below) <= 1, f"{folder} holds several subsets, {names}: name one of them with data.subset")
         if below:
             ((folder, files),) = below.items()
     remedy = "call its files train.txt, validation.txt and test.txt, or put them into folders train/, validation/ and test/, "
@@ -277,8 +273,7 @@ def _open_folder(folder: Path, data: DataConfig) -> Source:
     others = {} if files else find_splits(folder, _OTHERS_NAME)
     check(bool(files or others), f"{folder}: no file's name and ending say which split it is: {remedy}")
     # Earlier versions wrote the default's subset into the configuration of every data set.
-    if subset not in (None, DEFAULT_SUBSET, folder.name):
-        raise UsageError(f"{folder} has files of its own and no subset {subset!r}: name no subset")
+    check(subset in (None, DEFAULT_SUBSET, folder.name), f"{folder} has files of its own and no subset {subset!r}: name no subset")
     return FileSource(str(folder), data.text_column, files) if files else PieceSource(str(folder), data.text_column, others)
 
 
@@ -320,13 +315,11 @@ def find_splits(folder: Path, pattern: str = _SPLIT_NAME) -> dict[str, list[Path
         if files:
             found.setdefault(NAMES[name], {}).setdefault(claim, []).extend(files)
     for split, claims in found.items():
-        if len(claims) > 1:
-            raise UsageError(f"{folder}: {' and '.join(claims)} claim to be split {split!r}: keep one of them")
+        check(len(claims) <= 1, f"{folder}: {' and '.join(claims)} claim to be split {split!r}: keep one of them")
     splits = {split: files for split in SPLITS if split in found for files in found[split].values()}
     forms = {form_of(path): path for files in splits.values() for path in files}
-    if len(forms) > 1:
-        names = " and ".join(str(path.relative_to(folder)) for path in forms.values())
-        raise UsageError(f"{folder} mixes forms, {names}: keep the files of one form")
+    names = " and ".join(str(path.relative_to(folder)) for path in forms.values())
+    check(len(forms) <= 1, f"{folder} mixes forms, {names}: keep the files of one form")
     for first, *others in splits.values():
         by_name = {path.name.lower(): path.name for path in (first, *others)}
         for packed in (name for name in by_name if name.endswith(".gz") and name.removesuffix(".gz") in by_name):

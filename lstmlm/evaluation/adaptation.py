@@ -87,7 +87,6 @@ class Dynamic(Static):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.reset == "never", f"dynamic evaluation carries what it learned across a reset: leave out --reset {self.reset}")
-        check(self.rule in ("sgd", "rms"), f"there is no rule {self.rule!r}: name sgd or rms")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -126,8 +126,7 @@ def evaluate_stream(
         if window is not None:
             nll += scorer(*table.segment(*window.segments[0])).cpu().double().sum()
         scored(working * SEGMENT_TOKENS)
-    nll = sum_over_ranks(accelerator, nll) if accelerator else nll
-    return Evaluation(len(stream), table.num_targets, nll.item(), columns)
+    return Evaluation(len(stream), table.num_targets, sum_over_ranks(accelerator, nll).item(), columns)
 
 
 @torch.no_grad()

@@ -7,12 +7,12 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from lstmlm.config import COUNT, bounded, check_bounds
+from lstmlm.config import COUNT, bounded, check_fields
 from lstmlm.console import UserError, check
 from lstmlm.evaluation.perplexity import Evaluation, Scored, Scorer, StaticScorer, Stretches, bits_per_character, score_stream, word_ppl
 from lstmlm.evaluation.text import Reset, Text
@@ -35,8 +35,7 @@ class Static:
     """Where state and cache are emptied: never; at each line; at each document, as for `lstmlm score`."""
 
     def __post_init__(self) -> None:
-        check_bounds(self)
-        check(self.reset in get_args(Reset), f"there is no reset {self.reset!r}: name one of {', '.join(get_args(Reset))}")
+        check_fields(self)
         check(self.reset == "never" or self.columns == 1, f"--reset {self.reset} scores stretches in parallel already: leave out --columns")
 
     @property

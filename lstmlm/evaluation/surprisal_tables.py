@@ -12,9 +12,9 @@ from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, BinaryIO, Literal
 
-from lstmlm.config import check_bounds
+from lstmlm.config import check_fields
 from lstmlm.console import UserError, bar, check
 from lstmlm.data.reading import STANDARD_INPUT, check_tables, read_rows
 from lstmlm.data.sources import local_files
@@ -61,13 +61,7 @@ class Scoring:
     """Whether the text is brought to NFC first and loses what nobody sees: zero-width spaces, soft hyphens."""
 
     def __post_init__(self) -> None:
-        check_bounds(self)
-        for name, kinds in {"by": By, "reset": Reset, "space": Space}.items():
-            value, names = getattr(self, name), get_args(kinds)
-            check(value in names or (name == "by" and value is None), f"{name} must be one of {', '.join(names)}, not {value!r}")
-        check(not isinstance(self.add, str), f"add must be a list of names, such as [{self.add!r}]")
-        wrong = [name for name in self.add if name not in get_args(Addition)]
-        check(not wrong, f"add must be of {', '.join(get_args(Addition))}, not {', '.join(wrong)}")
+        check_fields(self)
         named = [option for option in ("regions", "line_by") if getattr(self, option) is not None]
         check(len(named) < 2, "--regions parts lines into regions, and --line_by makes lines of them: leave one out")
         check(self.by != "region" or bool(named), "--by region needs --regions or --line_by")

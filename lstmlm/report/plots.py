@@ -154,6 +154,4 @@ def _axes(figure: "Figure", axes: "Axes", plot: Plot, unit: str, x: NDArray[np.f
 def _shorten(name: str) -> str:
     """The name, or its two ends where it is long. (A legend leaves out what begins with "_".)"""
     name = f" {name}" if name.startswith("_") else name
-    if len(name) <= LONGEST_NAME:
-        return name
-    return f"{name[: LONGEST_NAME // 2]}…{name[-LONGEST_NAME // 2 + 1 :]}"
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME // 2]}…{name[-LONGEST_NAME // 2 + 1 :]}"

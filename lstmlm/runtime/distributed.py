@@ -125,9 +125,9 @@ def main_tensors(accelerator: Accelerator, tensors: dict[str, Tensor] | None) ->
     return received
 
 
-def sum_over_ranks(accelerator: Accelerator, values: Tensor) -> Tensor:
+def sum_over_ranks(accelerator: Accelerator | None, values: Tensor) -> Tensor:
     """Sum of a tensor over ranks, in its own precision, on the accelerator's device; where there is one rank, the tensor itself."""
-    if accelerator.num_processes > 1:
+    if accelerator is not None and accelerator.num_processes > 1:
         values = values.to(accelerator.device, copy=True)
         dist.all_reduce(values)
     return values
@@ -146,9 +146,7 @@ def rounds(accelerator: Accelerator | None, items: Iterable[T], interrupted: Cal
     while True:
         item = next(own, None)
         counts = torch.tensor([item is not None, interrupted()], dtype=torch.int64)
-        if accelerator is not None:
-            counts = sum_over_ranks(accelerator, counts)
-        working, stopped = counts.tolist()
+        working, stopped = sum_over_ranks(accelerator, counts).tolist()
         if not working:
             return
         if stopped:

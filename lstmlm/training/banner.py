@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from lstmlm.config import Config, ModelConfig
 from lstmlm.console import duration, perplexity
@@ -21,17 +20,17 @@ from lstmlm.training.step import TrainStep
 FEW_STEPS = 500  # below that a run hardly learns anything
 
 
-def opening(config: Config, corpus: Corpus, train_step: TrainStep, accelerator: Accelerator) -> list[str]:
+def opening(corpus: Corpus, train_step: TrainStep) -> list[str]:
     """What is trained, on what, how, and where it goes."""
-    folder = config.train.run_dir
+    folder = train_step.config.train.run_dir
     rows = {"writes to": str(folder), "to stop": f"Ctrl-C or SIGTERM; then go on with: {resume_command(folder)}"}
-    return _table(_described(config, corpus, train_step, accelerator) | rows)
+    return _table(_described(corpus, train_step) | rows)
 
 
-def dry_run(config: Config, corpus: Corpus, train_step: TrainStep, accelerator: Accelerator, figures: dict[str, float]) -> list[str]:
+def dry_run(corpus: Corpus, train_step: TrainStep, figures: dict[str, float]) -> list[str]:
     """What would be trained, and what it needs, as `training.dry_run` measures it. The last line is the result."""
     gpu = f", gpu {_size(figures['memory/gpu'])}" if "memory/gpu" in figures else ""
-    kept = config.train.keep_checkpoints
+    kept = train_step.config.train.keep_checkpoints
     rows = {
         "losses": f"{figures['train/loss']:.4f} in one training step, {figures['valid/loss']:.4f} in one of validation",
         "time": f"about {duration(figures['time/total'])}: {1000 * figures['time/step']:,.0f} ms a step, "
@@ -42,10 +41,11 @@ def dry_run(config: Config, corpus: Corpus, train_step: TrainStep, accelerator: 
         f"{_size(figures['disk/free'])} are free",
         "result": "a run can start; nothing was written but to the caches of its data",
     }
-    return _table(_described(config, corpus, train_step, accelerator) | rows)
+    return _table(_described(corpus, train_step) | rows)
 
 
-def _described(config: Config, corpus: Corpus, train_step: TrainStep, accelerator: Accelerator) -> dict[str, str]:
+def _described(corpus: Corpus, train_step: TrainStep) -> dict[str, str]:
+    config, accelerator = train_step.config, train_step.accelerator
     data, model, train = config.data, config.model, config.train
     ranks = accelerator.num_processes
     least, most = data.batch_size // ranks, -(-data.batch_size // ranks)
@@ -74,12 +74,12 @@ def _dropout(model: ModelConfig) -> str:
     return f"dropout {'-'.join(units if len({*units}) > 1 else units[:1])}{' locked' * model.dropout_locked}{named}"
 
 
-def facts(config: Config, corpus: Corpus, train_step: TrainStep, accelerator: Accelerator) -> dict[str, Any]:
+def facts(corpus: Corpus, train_step: TrainStep) -> dict[str, Any]:
     """What a reader of the run should know, for the trackers: the configuration, and what came of it here."""
     return {
-        **config.to_dict(),
-        "ranks": accelerator.num_processes,
-        "device": device_kind(accelerator.device),
+        **train_step.config.to_dict(),
+        "ranks": train_step.accelerator.num_processes,
+        "device": device_kind(train_step.accelerator.device),
         "parameters": train_step.model.num_parameters,
         "vocab_size": len(corpus.vocabulary),
         "data_fingerprint": corpus.fingerprint,

@@ -21,12 +21,12 @@ from lstmlm.training.segments import steps_per_epoch
 from lstmlm.training.step import TrainStep
 
 
-def build(config: Config, accelerator: Accelerator, origin: str | Path | None = None) -> tuple[Corpus, TrainStep]:
+def build(config: Config, accelerator: Accelerator, own_vocabulary: Path | None = None) -> tuple[Corpus, TrainStep]:
     """Read the data, and make the model and its step; every rank calls it, with the precision resolved.
 
-    `origin` is as `resume.origin` gives it, and only the main rank reads it. None = the training split's vocabulary, and random weights.
+    A run that begins with a saved model has its vocabulary and weights; one that goes on needs the vocabulary alone, of its own model.
     """
-    vocabulary, weights = _load_origin(config, accelerator, origin) if origin is not None else (None, None)
+    vocabulary, weights = _load_origin(config, accelerator, own_vocabulary) if config.train.init_from else (None, None)
     with fail_together(accelerator), together_however_long(accelerator, "still prepare the data", config.train.timeout_minutes):
         corpus = load_corpus(config.data, vocabulary, cores())
     check_alike("data", {"fingerprint of the tokens": corpus.fingerprint[:12]})
@@ -45,14 +45,14 @@ def build(config: Config, accelerator: Accelerator, origin: str | Path | None = 
     return corpus, TrainStep(config, accelerator, model, table, total_steps)
 
 
-def _load_origin(config: Config, accelerator: Accelerator, origin: str | Path) -> tuple[Vocabulary, dict[str, Tensor] | None]:
-    """Vocabulary and weights of a saved model, on every rank; no weights where `origin` is a vocabulary."""
+def _load_origin(config: Config, accelerator: Accelerator, own: Path | None) -> tuple[Vocabulary, dict[str, Tensor] | None]:
+    """Vocabulary and weights of `train.init_from`, as the main rank reads them. A run that goes on has its `own` vocabulary alone."""
     vocabulary = weights = None
     with fail_together(accelerator), together_however_long(accelerator, "still load the model", config.train.timeout_minutes):
-        if accelerator.is_main_process and isinstance(origin, Path):
-            vocabulary, weights = Vocabulary.load(origin), {}
+        if accelerator.is_main_process and own is not None:
+            vocabulary, weights = Vocabulary.load(own), {}
         elif accelerator.is_main_process:
-            saved = load(user_path(origin), device="cpu")
+            saved = load(user_path(str(config.train.init_from)), device="cpu")
             _check_settings(config, saved.model, saved.vocabulary)
             vocabulary, weights = saved.vocabulary, saved.model.weights()
     return main_value(accelerator, vocabulary), main_tensors(accelerator, weights)

@@ -129,14 +129,14 @@ def whole(folder: Path) -> Iterator[tuple[Path, Saved]]:
         try:
             yield path, verify(path)
         except UserError as error:
-            refuse_unread(error)
-            print_line(f"skipping the damaged checkpoint {path}: {error}")
+            pass_over(path, error)
 
 
-def refuse_unread(error: UserError) -> None:
-    """A checkpoint that is there but cannot be read at the moment, as on a file server in trouble, is not damaged: raise that it is so."""
+def pass_over(path: Path, error: UserError) -> None:
+    """Tell of a damaged checkpoint. One that cannot be read at the moment, as on a file server in trouble, is not damaged: raise that."""
     if _unread(error):
         raise UserError(f"{error}; the checkpoint may be whole: start again when it can be read")
+    print_line(f"skipping the damaged checkpoint {path}: {error}")
 
 
 def verify(path: Path) -> Saved:

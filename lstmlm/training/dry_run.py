@@ -51,7 +51,7 @@ def dry_run(config: Config) -> Outcome:
         saved, summary = main_value(accelerator, (past.saved, past.summary))
         if summary is not None:
             return Outcome(place, summary=summary)
-        corpus, train_step = build(config, accelerator, resume.origin(config, directory, saved))
+        corpus, train_step = build(config, accelerator, resume.own_vocabulary(directory, saved))
         if saved is not None:
             resume.check_data(saved.data_fingerprint, corpus.fingerprint)
         cursor, results, row_seconds = Cursor(), [], []
@@ -97,7 +97,7 @@ def dry_run(config: Config) -> Outcome:
         with fail_together(accelerator):
             if accelerator.is_main_process:
                 _check_disk(figures, directory)
-                for line in banner.dry_run(config, corpus, train_step, accelerator, figures):
+                for line in banner.dry_run(corpus, train_step, figures):
                     print_line(line)
         return Outcome(place, summary=figures)
 

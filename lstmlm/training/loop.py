@@ -20,7 +20,7 @@ def train(config: Config) -> Outcome:
     with launch.started(config) as accelerator, Run(config, accelerator) as run:
         if run.finished:
             return run.finished
-        corpus, train_step = build(config, accelerator, run.origin)
+        corpus, train_step = build(run.config, accelerator, run.own_vocabulary)
         run.begin(corpus, train_step)
         with StopRequest(accelerator, config.train.timeout_minutes) as stop:
             cursor = run.cursor

@@ -61,11 +61,10 @@ def find_past(config: Config, directory: RunDirectory) -> Past:
     return Past(saved, chain([first], found), summary)
 
 
-def origin(config: Config, directory: RunDirectory, saved: Saved | None) -> str | Path | None:
-    """The saved model whose vocabulary and weights a run begins with, as the user named it. Of a run that goes on, whose weights are in
-    its checkpoint, the Path of the vocabulary in its own model."""
-    init_from, own = config.train.init_from, directory.model / VOCABULARY
-    return own if init_from and saved is not None and own.exists() else init_from
+def own_vocabulary(directory: RunDirectory, saved: Saved | None) -> Path | None:
+    """The file of the vocabulary in the model of a run that goes on; None where there is none yet."""
+    own = directory.model / VOCABULARY
+    return own if saved is not None and own.exists() else None
 
 
 def candidates(config: Config, directory: RunDirectory) -> Iterator[tuple[Path, Saved]]:
@@ -106,8 +105,7 @@ def load_newest_that_fits(
             tensors = load_tensors(path)
             check_fit(saved, tensors, expected, table)
         except UserError as error:
-            checkpoint.refuse_unread(error)
-            print_line(f"skipping the damaged checkpoint {path}: {error}")
+            checkpoint.pass_over(path, error)
             continue
         print_line(f"going on from {path}")
         checkpoint.prune(path, keep)

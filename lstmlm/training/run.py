@@ -95,9 +95,9 @@ class Run:
         self._open.close()
 
     @property
-    def origin(self) -> str | Path | None:
+    def own_vocabulary(self) -> Path | None:
         """As `build` takes it."""
-        return resume.origin(self.config, self.directory, self._past.saved)
+        return resume.own_vocabulary(self.directory, self._past.saved)
 
     def begin(self, corpus: Corpus, train_step: TrainStep) -> None:
         """Take over the checkpoint, or delete what an earlier start logged where there is none; write `config.yaml`; start trackers,
@@ -107,13 +107,13 @@ class Run:
         self.best_model = BestModel(self.config, self.accelerator, self.directory, corpus, train_step.model)
         if self._past.saved is not None:
             self._resume()
-        elif self.origin is not None:
+        elif self.config.train.init_from:
             self.cursor.owes_validation = True  # the saved model is validated first, and is the best until a better one comes
         self._open.callback(self.tracking.finish, 1)  # where neither `finish` nor `leave` has: the run failed
         if self._is_main:
-            for line in banner.opening(self.config, corpus, train_step, self.accelerator):
+            for line in banner.opening(corpus, train_step):
                 print_line(line)
-        facts = banner.facts(self.config, corpus, train_step, self.accelerator)
+        facts = banner.facts(corpus, train_step)
         facts["data"] |= self.best_model.trained_on
         self._code = {name: facts[name] for name in ("git_commit", "git_dirty")}  # as this start has loaded it
         self.tracking.start(facts)
@@ -313,7 +313,7 @@ class Run:
                 keep = self.config.train.keep_checkpoints
                 saved, tensors = resume.load_newest_that_fits(self._past.found, self.corpus.fingerprint, layout, table, keep)
         saved = main_value(self.accelerator, saved)
-        self.train_step.load_state_dict(main_tensors(self.accelerator, tensors), asdict(saved))
+        self.train_step.load_state_dict(main_tensors(self.accelerator, tensors), {"scaler": saved.scaler})
         self.cursor, self.interval, self.seconds = saved.cursor, saved.interval, saved.seconds
         self.interval.learning_rate = self.interval.learning_rate or self._learning_rate
         self._opened -= self.seconds.total

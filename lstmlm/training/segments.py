@@ -3,7 +3,7 @@
 import torch
 
 from lstmlm.config import Config, DataConfig
-from lstmlm.model.dropout import SEGMENTS, random_words
+from lstmlm.model.dropout import PLACE_BITS, SEGMENTS, random_words
 
 HALF = 0.05  # share of the segments that are half as long (Merity et al., 2017, section 5)
 LEAST = 5  # rows of a segment as it is drawn
@@ -21,7 +21,7 @@ def segment_ends(data: DataConfig, seed: int, rows: int, epoch: int) -> list[int
     count = max(1, round(rows / (data.bptt * (1 - HALF / 2))))
     zero = torch.zeros(1, dtype=torch.int32)
     number = torch.tensor(epoch % 2**31, dtype=torch.int32)
-    units = torch.arange(13, dtype=torch.int32) + (SEGMENTS << 24)
+    units = torch.arange(13, dtype=torch.int32) + (SEGMENTS << PLACE_BITS)
     words = random_words(seed, number, torch.arange(count, dtype=torch.int32), zero, units)[:, 0]  # (count, 13)
     uniform = words.long() & 0xFFFFFFFF
     mean = torch.where(uniform[:, 0] < int(HALF * 2**32), data.bptt / 2, float(data.bptt)).double()

@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection
 
 from benchmarks.turns import REPEATS, receive, time_steps, training
 
-from lstmlm import Config
+from lstmlm import Config, LSTMLanguageModel
 from lstmlm.data.corpus import load_corpus
 
 
@@ -43,7 +43,8 @@ def rank_worker(environment: dict[str, str], config: Config, steps: int, pipe: C
     """One rank: times of steps with the all-reduce and, in turns, without it."""
     try:
         os.environ.update(environment)
-        train_step, step = training(config, load_corpus(config.data))
+        corpus = load_corpus(config.data)
+        train_step, step = training(config, corpus.splits["train"], LSTMLanguageModel(config.model, len(corpus.vocabulary)))
         accelerator = train_step.accelerator
         times: tuple[list[float], list[float]] = ([], [])
         for repeat in range(REPEATS):

@@ -8,9 +8,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lstmlm import Config, LSTMLanguageModel
-from lstmlm.data.corpus import Corpus, load_corpus
+from lstmlm.data.corpus import load_corpus
 from lstmlm.data.table import Table
 from lstmlm.runtime import hardware, launch
 from lstmlm.training.step import TrainStep
@@ -77,13 +78,12 @@ def receive(pipe: Connection) -> Any:
     return answer
 
 
-def training(config: Config, corpus: Corpus) -> tuple[TrainStep, Step]:
-    """The step of scripts/train.py, of this rank; losses are read at its log interval."""
+def training(config: Config, stream: Tensor, model: LSTMLanguageModel) -> tuple[TrainStep, Step]:
+    """The step of scripts/train.py on a stream, of this rank; losses are read at its log interval."""
     accelerator = launch.start(config)
     rank, world_size = accelerator.process_index, accelerator.num_processes
-    table = Table(corpus.splits["train"], config.data.batch_size, rank, world_size, accelerator.device)
+    table = Table(stream, config.data.batch_size, rank, world_size, accelerator.device)
     windows = list(table.windows(config.data.bptt))
-    model = LSTMLanguageModel(config.model, len(corpus.vocabulary))
     train_step = TrainStep(config, accelerator, model, table, total_steps=len(windows))
 
     def step(i: int) -> None:

@@ -19,18 +19,18 @@ from tests.helpers import make_file
 ODD = "a\tb\x00c d\x0ce\x85f\u2028g\xa0h\u3000i \ufeff j<unk>"  # nothing in it ends a line
 
 
-def write_rows(path: Path, rows: list[str | None], column: str = "text") -> Path:
+def write_rows(path: Path, rows: list[str | None]) -> Path:
     form, table = form_of(path), io.StringIO()
     if form == "parquet":
-        pq.write_table(pa.table({"number": range(len(rows)), column: rows}), path, row_group_size=3)
+        pq.write_table(pa.table({"number": range(len(rows)), "text": rows}), path, row_group_size=3)
         return path
     if form == "jsonl":
-        table.writelines(json.dumps({"x": 1, column: row}) + "\n" for row in rows)
+        table.writelines(json.dumps({"x": 1, "text": row}) + "\n" for row in rows)
     elif form == "json":
-        json.dump([{"x": 1, column: row} for row in rows], table, indent=1)
+        json.dump([{"x": 1, "text": row} for row in rows], table, indent=1)
     else:
         writer = csv.writer(table, "excel-tab" if form == "tsv" else "excel")
-        writer.writerow(["x", column])
+        writer.writerow(["x", "text"])
         writer.writerows([1, row] for row in rows)
     return make_file(path, table.getvalue().encode())
 

@@ -117,9 +117,9 @@ def test_what_is_refused(saved: SavedModel) -> None:
     for refused in ("", "\n", " \n \n"):
         with pytest.raises(UserError, match="no text"):
             score_text(refused, saved)
-    with pytest.raises(UserError, match=r"add must be a list of names, such as \['length'\]"):
+    with pytest.raises(UserError, match=r"add must be a list, such as \['length'\]"):
         score_text("w1", saved, add="length")
-    with pytest.raises(UserError, match="reset must be one of line, document, never, not 'sentence'"):
+    with pytest.raises(UserError, match="reset must be one of line, document, never, not sentence"):
         score_text("w1", saved, "sentence")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="--regions w: there is no such column"):
         score_text("w1", saved, regions="w")

@@ -160,7 +160,7 @@ def test_characters(tmp_path: Path) -> None:
         (["a.txt", "--regions", "|", "--by", "word"], "--regions has a row for each region: leave out --by word"),
         (["a.txt", "--regions", "parts"], "--regions parts: there is no such column; a mark has no letters"),
         (["a.txt", "--by", "token", "--space", "after"], "--space after is for models whose tokens have white space in them"),
-        (["a.txt", "--add", "size"], "add must be of length, frequency, previous, not size"),
+        (["a.txt", "--add", "size"], "add must be one of length, frequency, previous, not size"),
         (["b.csv", "--regions", "labels"], "b.csv, row 1 has 2 words, but 3 labels in column labels"),
         (["a.txt", "b.csv"], "b.csv, row 1: the column labels is not in all rows and files"),
         (["a.txt", "--model", "run"], "--model run is named twice"),

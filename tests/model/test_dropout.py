@@ -120,8 +120,8 @@ EVERY_KIND = ModelConfig(embedding_size=12, hidden_size=20, num_layers=3, dropou
 TOKENS = torch.arange(70).view(7, 10) % 9
 
 
-def masks_of(config: ModelConfig, tokens: Tensor = TOKENS, first_column: int = 0, segment: int = 5) -> Masks:
-    masks = make_masks(config, 1, number(segment), tokens, first_column)
+def masks_of(config: ModelConfig, tokens: Tensor = TOKENS, first_column: int = 0) -> Masks:
+    masks = make_masks(config, 1, number(5), tokens, first_column)
     assert masks is not None
     return masks
 

@@ -14,8 +14,6 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts"))
-
 import torch
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel

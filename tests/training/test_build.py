@@ -71,8 +71,8 @@ def test_text_becomes_ids_under_the_vocabulary_of_the_source(warm: Small, other_
     model, vocabulary = saved.model, saved.vocabulary
     config = launch.resolve_precision(load_config(warm()))
     with launch.started(config) as accelerator:
-        own, other = build(config, accelerator)
-        corpus, train_step = build(config, accelerator, str(tmp_path / "source"))
+        own, other = build(launch.resolve_precision(load_config(warm("--train.init_from=null"))), accelerator)
+        corpus, train_step = build(config, accelerator)
         weights = train_step.model.weights()
         other.close()
         train_step.close()
@@ -130,7 +130,7 @@ def test_what_contradicts_the_model_is_refused_with_the_options_that_do_not(
     config: Config = load_config([*arguments, *options])
     config = launch.resolve_precision(config)
     with launch.started(config) as accelerator:
-        corpus, train_step = build(config, accelerator, str(tmp_path / "source"))
+        corpus, train_step = build(config, accelerator)
         train_step.close()
     assert corpus.vocabulary.fingerprint == vocabulary.fingerprint
 

@@ -263,10 +263,9 @@ def test_several_trackers_at_once(small: Small, cli: Callable[..., subprocess.Co
 
 def test_the_end_of_w_and_b_s_service_is_not_that_of_the_run(small: Small, tmp_path: Path) -> None:
     """A scheduler ends every process of a job, this one too. In a process whose imports are still to come."""
-    code = f"""
+    code = """
 import sys
 import psutil
-sys.path.insert(0, {str(ROOT)!r})
 from lstmlm import load_config, train
 from lstmlm.training.step import TrainStep
 call = TrainStep.__call__

@@ -234,7 +234,7 @@ class OptimConfig(_Section):
     """Validate and export an average of the weights: ema, an exponential one; or asgd, their mean from where validation is worse
     than the best of all but the last average_interval validations (Merity et al., 2017). null = the weights themselves."""
     average_decay: float = bounded(0.999, FRACTION)
-    """ema: share of the average that stays at each step."""
+    """ema: share of the average that stays at each step, once the run is long; it averages the last 1 / (1 - average_decay) steps or so."""
     average_interval: int = bounded(5, Bounds(1, MOST_LOGGED))
     """asgd: n, the latest validations that do not count when the best one is looked up."""
 
@@ -262,8 +262,8 @@ class TrainConfig(_Section):
     """Saved model to begin with, its weights and its vocabulary (docs/checkpoints.md): a folder, a run, or `user/model` on the Hub. It is
     validated before the first step. null = random weights, and the vocabulary of the training split."""
     patience: int | None = bounded(None, COUNT)
-    """Stop after this many validations in a row without a new best perplexity; those within optim.warmup_steps do not count.
-    null = never."""
+    """Stop after this many validations in a row without a new best perplexity; those within optim.warmup_steps do not count. With
+    optim.average asgd take more than average_interval + 1: the average begins after so many, and then they count anew. null = never."""
     accumulate: int = bounded(1, COUNT)
     """Number of neighbouring segments that one optimizer step trains on."""
     seed: int = bounded(1, Bounds(0, 2**32, below=True))

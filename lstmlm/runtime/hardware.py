@@ -116,7 +116,10 @@ def use_machine(threads: int | None = None) -> None:
 
 @contextmanager
 def settings_kept() -> Iterator[None]:
-    """Whatever a block sets of this process, for its threads, arithmetic, random numbers and warnings, is afterwards as it was."""
+    """Whatever a block sets of this process, for its threads, arithmetic, random numbers and warnings, is afterwards as it was.
+
+    Worker threads that PyTorch makes within the block go on as it had them with numbers below the normal ones: each thread keeps that.
+    """
     threads, gpus = torch.get_num_threads(), range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
     flushes = bool(torch.tensor(1e-310, dtype=torch.float64) == 0)
     deterministic = torch.are_deterministic_algorithms_enabled()

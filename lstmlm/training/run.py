@@ -197,6 +197,7 @@ class Run:
             told = f"validation ppl {perplexity(result.ppl)} ({result.columns} columns){', the best so far' if best else ''}"
             self.progress.line(f"epoch {self.cursor.position['epoch']}, step {self.cursor.step}: {told}")
             if averages:
+                self.cursor.stale = 0  # from here on other weights are validated
                 self.progress.line("validation was better before: the average of the weights begins here")
             if best:
                 with self.seconds.timed("saving"):
@@ -251,6 +252,8 @@ class Run:
             self.validate()
         self._ensure_model()
         self.best_model.load()
+        if self.train_step.awaits_average:
+            self.progress.line("the average of the weights never began (see optim.average_interval): the model has the weights themselves")
         self.progress.line("scoring the validation and the test split at one column")
         figures = self._final_figures()
         valid, test = figures["validation"], figures["test"]

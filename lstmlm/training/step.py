@@ -107,7 +107,7 @@ class TrainStep:
             self._optimizer.zero_grad()
             for i, (first, end) in enumerate(window.segments):
                 last = i == len(window.segments) - 1
-                # Not `accelerator.accumulate`, which divides by a fixed number of segments and asks a data loader for the last.
+                # Not `accelerator.accumulate`, which makes the ranks meet at every n-th call, or where a data loader ends.
                 with nullcontext() if last else self.accelerator.no_sync(self.wrapped_model):
                     self._segment.fill_(segment + i)
                     segment_nll = self._train_segment(*self.table.segment(first, end), window.num_targets, window.num_differences)
@@ -148,10 +148,15 @@ class TrainStep:
         """Take note of a validation, and tell whether the average of the weights begins with it."""
         return self._average is not None and self._average.note_validation(loss)
 
+    @property
+    def awaits_average(self) -> bool:
+        """Whether there is to be an average of the weights, which has not begun."""
+        return self._average is not None and not self._average.begun
+
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """The model has the average of its weights within the block, where there is one, and after it to the bit what it had before."""
-        if self._average is None or not self._average.begun:
+        if self._average is None or self.awaits_average:
             yield
             return
         before = {name: weight.detach().clone() for name, weight in self.model.named_parameters()}

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -68,16 +69,25 @@ def test_more_ranks_than_columns_are_refused(small: Small, tmp_path: Path) -> No
     refused(launch(3, small("--data.batch_size=2"), fails=True), "3 ranks but data.batch_size 2", tmp_path)
 
 
+def continued(segments: Iterable[torch.Tensor]) -> list[bool]:
+    """Whether each segment (T, B) of a stream of 0, 1, 2, ... goes on where the one before it ends, in its first column."""
+    seen = [tokens[:, 0].tolist() for tokens in segments]
+    return [after[0] == before[-1] + 1 for before, after in itertools.pairwise(seen)]
+
+
 def test_a_prepared_loader_would_break_the_state() -> None:
-    """Why the segment loader is never given to `accelerator.prepare`: a rank's next segment does not follow its last one."""
+    """What `accelerator.prepare` makes of a loader: by default a rank's next segment does not follow its last one. With `split_batches`
+    it does, where a batch is one segment with an item for each column, and the ranks divide the columns."""
     table = Table(torch.arange(121, dtype=torch.int32), columns=4)
     segments = [table.segment(*window.segments[0])[0] for window in table.windows(3)]
+    columns = [column for segment in segments for column in segment.T]
     for rank in range(2):
         loader = DataLoader(segments, collate_fn=lambda batch: batch[0])  # type: ignore[arg-type]
-        shard = prepare_data_loader(loader, num_processes=2, process_index=rank, put_on_device=False)  # what `prepare` calls
-        seen = [tokens[:, 0].tolist() for tokens in shard]
-        continued = [after[0] == before[-1] + 1 for before, after in itertools.pairwise(seen)]
-        assert not any(continued), "should Accelerate ever keep the order, this loop might be simplified"
-    table = Table(torch.arange(121, dtype=torch.int32), columns=4, rank=1, world_size=2)
-    ours = [table.segment(*window.segments[0])[0][:, 0].tolist() for window in table.windows(3)]
-    assert all(after[0] == before[-1] + 1 for before, after in itertools.pairwise(ours))
+        assert not any(continued(prepare_data_loader(loader, num_processes=2, process_index=rank, put_on_device=False)))
+        loader = DataLoader(columns, batch_size=4, collate_fn=lambda batch: torch.stack(batch, 1))  # type: ignore[arg-type]
+        split = list(prepare_data_loader(loader, num_processes=2, process_index=rank, put_on_device=False, split_batches=True))
+        own = Table(torch.arange(121, dtype=torch.int32), 4, rank, 2)
+        ours = [own.segment(*window.segments[0])[0] for window in own.windows(3)]
+        for theirs, segment in zip(split, ours, strict=True):
+            assert torch.equal(theirs, segment)
+        assert all(continued(ours))

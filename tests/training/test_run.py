@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from lstmlm import UserError, evaluate, files, load_config, train
-from lstmlm.evaluation.perplexity import evaluate_stream
+from lstmlm.evaluation.perplexity import Evaluation, evaluate_stream
 from lstmlm.training import checkpoint
 from lstmlm.training.run_directory import RunDirectory
 from lstmlm.training.tracking import Tracking
@@ -125,6 +125,27 @@ def test_patience_ends_a_run_that_gets_no_better(small: Small, tmp_path: Path) -
     assert fresh_train(load_config(arguments)) == summary, "finished: left alone"
     longer = fresh_train(load_config([*arguments, "--train.patience=30"]))
     assert longer["step"] == 30, "more patience goes on"
+
+
+def test_patience_counts_anew_where_the_average_begins(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With an interval of 1 the average begins with the third validation of these, where patience of 2 would end the run."""
+    losses = iter([2.0, 2.1, 2.2, 2.3, 2.4])
+
+    def worse(model: Any, stream: Any, columns: int, *args: Any, **kwargs: Any) -> Evaluation:
+        return Evaluation(11, 10, 10 * (2.5 if columns == 1 else next(losses)), columns)
+
+    monkeypatch.setattr("lstmlm.training.run.evaluate_stream", worse)
+    arguments = small("--optim.name=sgd", "--optim.average=asgd", "--optim.average_interval=1", "--train.eval_every=1")
+    summary = fresh_train(load_config([*arguments, "--train.patience=2"]))
+    assert (summary["step"], summary["best_step"], summary["stale"]) == (5, 1, 2)
+    assert "never began" not in capsys.readouterr().err
+
+
+def test_an_average_that_never_began_is_told(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    fresh_train(load_config(small("--optim.name=sgd", "--optim.average=asgd", "--train.max_steps=2")))
+    assert "the average of the weights never began" in capsys.readouterr().err
 
 
 def test_a_line_is_the_mean_over_its_steps(whole: Whole) -> None:

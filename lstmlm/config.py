@@ -337,6 +337,8 @@ class TrackingConfig(_Section):
         name = self.run_name or "-"
         names_folder = len(os.fsencode(name)) <= 200 and name.isprintable() and name not in (".", "..") and not {*"/\\"} & {*name}
         check(names_folder, f"tracking.run_name becomes a folder's name: up to 200 bytes and no / or \\, not {name!r}")
+        project = self.project or "-"  # TensorBoard's folder
+        check(project not in (".", "..") and not {*"/\\\0"} & {*project}, f"tracking.project is a name without / or \\, not {project!r}")
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class _NamedFile(io.FileIO):
     """An open file whose failing writes name it, as failing opens do."""
 
     def __init__(self, path: Path, mode: str, permissions: int = 0o666) -> None:
-        super().__init__(str(path), mode, opener=lambda name, flags: os.open(name, flags, permissions))
+        super().__init__(str(path), mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, permissions))
 
     def write(self, content: Any) -> int:
         try:

@@ -112,22 +112,25 @@ def _damaged(path: Path, reason: object) -> UserError:
 
 
 def _size(node: yaml.Node, known: dict[yaml.Node, float]) -> float:
-    """How many nodes a node has with its aliases written out; infinite where one is of itself."""
+    """How many nodes and characters a node has with its aliases written out; infinite where one is of itself."""
     if node not in known:
         known[node] = math.inf
-        below = node.value if isinstance(node, yaml.CollectionNode) else []
-        parts = chain.from_iterable(below) if isinstance(node, yaml.MappingNode) else below
-        known[node] = 1 + sum(_size(part, known) for part in parts)
+        if isinstance(node, yaml.ScalarNode):
+            known[node] = 1 + len(node.value)
+        else:
+            parts = chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
+            known[node] = 1 + sum(_size(part, known) for part in parts)
     return known[node]
 
 
 class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: list[Any] = []
+        seen: set[str] = set()
         for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value} stands twice", problem_mark=key.start_mark)
-            seen.append(key.value)
+            if isinstance(key, yaml.ScalarNode):  # any other is refused below
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"the key {key.value} stands twice", problem_mark=key.start_mark)
+                seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 

@@ -125,6 +125,7 @@ def test_a_run_goes_on_with_its_own_configuration(tmp_path: Path) -> None:
         ),
         (["--data.dataset", "a\0b"], "cannot hold a NUL"),
         (["--tracking.run_name=a/b"], "tracking.run_name"),
+        (["--tracking.project=../a"], "tracking.project is a name without / or \\, not '../a'"),
         ([f"--tracking.run_name={'a' * 300}"], "tracking.run_name"),
         (["--data.bptt", "1.5"], "data.bptt must be a whole number, not 1.5 (--help lists every option)"),
         (["--train.max_steps", "x"], "train.max_steps must be a whole number or null, not x"),

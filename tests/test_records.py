@@ -16,13 +16,14 @@ BOMB = "\n".join(["a0: &a0 [x, x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] *
     [
         (BOMB, "aliases stand for too much"),
         ("a: &a\n  b: *a\n", "aliases stand for too much"),
+        (f"a: &a {'x' * 60_000}\nb: [{', '.join(['*a'] * 8000)}]", "aliases stand for too much"),
         ("a: 1\nb: 2\na: 3\n", "the key a stands twice in line 3"),
         ("a: " + "x" * 300_000, "it has 300,003 bytes, and such a file has 262,144 at most"),
         ("[" * 20_000, "damaged"),
         ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
         ("a: \ud800", "damaged"),
     ],
-    ids=["bomb", "loop", "twice", "large", "deep", "code", "surrogate"],
+    ids=["bomb", "loop", "long", "twice", "large", "deep", "code", "surrogate"],
 )
 def test_yaml_that_is_too_much_or_wrong(content: str, told: str, tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"

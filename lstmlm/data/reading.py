@@ -205,7 +205,7 @@ def _parquet(path: Path, column: str, whole: bool) -> Iterator[dict[str, Any]]:
 
     with _open(path) as content, pyarrow.parquet.ParquetFile(content, buffer_size=BLOCK) as file:
         check_column(column, file.schema_arrow.names, str(path))
-        for batch in file.iter_batches(256, columns=None if whole else [column], use_threads=False):
+        for batch in file.iter_batches(16, columns=None if whole else [column], use_threads=False):
             yield from batch.to_pylist()
 
 

@@ -49,8 +49,10 @@ def export_transformers(model: str | Path | None, folder: str | Path) -> None:
     need("--to transformers", "export", "transformers")
     card, saved = read_card(source), load(source, device="cpu")
     vocabulary, described = saved.vocabulary, saved.description.to_dict()
-    if Path(described["data"]["dataset"]).is_absolute():  # earlier versions wrote the place on the training machine
-        described["data"]["dataset"] = Path(described["data"]["dataset"]).name
+    place = described["data"]["dataset"]
+    if Path(place).is_absolute():  # earlier versions wrote the place on the training machine
+        described["data"]["dataset"] = Path(place).name
+        card = card.replace(place, Path(place).name)
     tokenizer = build_tokenizer(vocabulary)
     names = {"AutoConfig": "LstmLmConfig", "AutoModel": "LstmLmModel", "AutoModelForCausalLM": "LstmLmForCausalLM"}
     ends = {"bos_token_id": vocabulary.eos, "eos_token_id": vocabulary.eos}

@@ -56,7 +56,7 @@ class Standin(dict[Any, Any]):
     __hash__ = object.__hash__  # type: ignore[assignment]  # an optimizer has parameters as keys
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # the one in C makes room for any number that a file gives an object
     """Reads a pickle in which every name is a `Standin`, and numbers are their key in the file and their type."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -90,7 +90,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise UserError(f"cannot import {path} (docs/import.md): {one_line(reason)}") from None
 
 
-def _load(path: Path) -> tuple[Any, dict[str, bytes]]:
+def _load(path: Path) -> tuple[Any, dict[str, bytearray]]:
     """What a file of `torch.save` holds, and its numbers by their keys."""
     with open_file(path) as file:
         if zipfile.is_zipfile(file):
@@ -99,7 +99,7 @@ def _load(path: Path) -> tuple[Any, dict[str, bytes]]:
                     raise ValueError("it is compressed, which torch.save does not do")
                 entries = {name.partition("/")[2]: name for name in archive.namelist()}
                 loaded = _Unpickler(archive.open(entries["data.pkl"])).load()
-                return loaded, {name[5:]: archive.read(entries[name]) for name in entries if name.startswith("data/")}
+                return loaded, {name[5:]: bytearray(archive.read(entries[name])) for name in entries if name.startswith("data/")}
         file.seek(0)
         for _ in ("magic number", "version", "sizes of integers"):
             _Unpickler(file).load()
@@ -107,7 +107,7 @@ def _load(path: Path) -> tuple[Any, dict[str, bytes]]:
         loaded, numbers = unpickler.load(), {}
         for key in _Unpickler(file).load():
             count = int.from_bytes(file.read(8), "little")
-            numbers[key] = file.read(count * unpickler.types[key].itemsize)
+            numbers[key] = bytearray(file.read(count * unpickler.types[key].itemsize))
         return loaded, numbers
 
 
@@ -116,7 +116,7 @@ def _name(value: Any) -> str:
     return type(value).__name__
 
 
-def _weights(loaded: Any, numbers: dict[str, bytes]) -> dict[str, Tensor]:
+def _weights(loaded: Any, numbers: dict[str, bytearray]) -> dict[str, Tensor]:
     """Weights of a model or a state dict, float32, by the names that they have in `LSTMLanguageModel`, untied."""
     parts = loaded if isinstance(loaded, list | tuple) else [loaded]  # of awd-lstm-lm: model, criterion, optimizer
     for part in parts:
@@ -149,13 +149,13 @@ def _parameters(module: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from _parameters(child, f"{prefix}{name}.")
 
 
-def _tensor(name: str, value: Any, numbers: dict[str, bytes]) -> Tensor:
+def _tensor(name: str, value: Any, numbers: dict[str, bytearray]) -> Tensor:
     while _name(value) in ("Parameter", "Variable", "_rebuild_parameter"):
         value = value.arguments[0]
     (key, dtype), offset, size, stride = (value.arguments or value.state)[:4]
     if not dtype.is_floating_point:  # a quantized view of such bytes would end the process
         raise ValueError(f"its {name} is in {str(dtype).removeprefix('torch.')}, which is no type of weights")
-    flat = torch.frombuffer(bytearray(numbers[key]), dtype=dtype)
+    flat = torch.frombuffer(numbers[key], dtype=dtype)  # no copy: a storage may have any number of names
     if torch.Size(size).numel() > len(flat):  # with strides of 0, few numbers would make any size
         raise ValueError(f"its {name} is larger than its numbers")
     return as_weight(f"its {name}", flat.as_strided(size, stride, offset).contiguous())
@@ -190,7 +190,10 @@ def _saved_words(path: Path) -> list[str]:
         dictionary = saved.state["dictionary"] if _name(saved) == "Corpus" else saved
         if _name(dictionary) != "Dictionary":
             raise ValueError(f"it holds no words, but a {_name(saved)}")
-        return [str(word) for word in dictionary.state["idx2word"]]
+        words = dictionary.state["idx2word"]
+        if not all(isinstance(word, str) for word in words):  # what holds itself many times would be a text without end
+            raise ValueError("its words are not text")
+        return list(words)
 
 
 def import_model(file: str | Path, vocab: str | Path, folder: str | Path) -> None:

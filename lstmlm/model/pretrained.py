@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lstmlm.config import RUN_CONFIG, Config, DataConfig, ModelConfig
-from lstmlm.console import UserError, one_line, print_line, printable
+from lstmlm.console import UserError, check, one_line, print_line, printable
 from lstmlm.data.sources import is_local, subset_in, subset_of
 from lstmlm.data.vocabulary import Vocabulary
 from lstmlm.files import MODEL_FILES, read_file, replace_file, user_path
@@ -190,14 +190,17 @@ class SavedModel:
         if dataset is not None:
             data = replace(data, subset=subset_in(dataset, data))
         else:
-            dataset = data.dataset
+            dataset, of_run = data.dataset, False
             if self.folder.name == "model" and run.exists():
                 with suppress(UserError):  # it is not a run's, or of a version that had other keys
                     place = read_yaml(run, Config).data  # a resumed run may have found its text elsewhere
-                    dataset, data = place.dataset, replace(data, subset=subset_of(place), text_column=place.text_column)
+                    data = replace(data, subset=subset_of(place), text_column=place.text_column)
+                    dataset, of_run = place.dataset, True
             # A model has the name alone, and only what is on the Hub is found by it.
             on_hub = dataset == data.dataset and "/" in dataset and not is_local(dataset)
-            if not (on_hub or dataset == "toy" or user_path(dataset).exists()):
+            # Its maker chooses no place on this machine.
+            here = (of_run or Path(dataset).name == dataset) and user_path(dataset).exists()
+            if not (on_hub or dataset == "toy" or here):
                 where = f"was trained on {dataset}, which is no file or folder here"
                 told = "does not say what it was trained on" if dataset == UNKNOWN else where
                 raise UserError(f"the model {told}: name its text with --dataset")
@@ -255,7 +258,7 @@ def _read(folder: Path, device: torch.device | str | None) -> SavedModel:
         with _Uninitialised():
             model = LSTMLanguageModel(description.model, len(vocabulary))
         model.load_weights(weights)
-    except (safetensors.SafetensorError, ValueError, RuntimeError) as error:  # the last: there is no memory of such a size
+    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:  # the last: there is no memory of such a size
         raise UserError(f"cannot read the model in {path}: {one_line(error)}") from None
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -277,8 +280,12 @@ def as_weight(name: str, tensor: Tensor) -> Tensor:
 
 
 def model_name(folder: str | Path) -> str:
-    """What others are told of a model: of its path the last two parts, not the place on this machine."""
-    return "/".join(Path(folder).parts[-2:])
+    """What others are told of a model: `user/model` on the Hub, else the name of its run or folder, not the place on this machine."""
+    path = user_path(folder)
+    if not path.exists() and len(path.parts) == 2:
+        return str(path)
+    path = Path(os.path.realpath(path))
+    return path.parent.name if path.name == "model" else path.name
 
 
 def _read_config(folder: Path) -> Description:
@@ -336,8 +343,10 @@ def _named(folder: Path) -> Path:
         if not folder.exists():
             raise UserError(f"there is no model in {folder}: it is no folder here, and the Hub's names are user/model")
         return folder
+    check(folder.parts[0] != "runs", f"there is no run {folder} here: change to the folder that has runs/, or name its path")
     from huggingface_hub import snapshot_download
 
+    print_line(f"there is no folder {folder} here: using {folder} of the Hugging Face Hub")
     try:
         return Path(snapshot_download(str(folder), allow_patterns=[*MODEL_FILES], library_name="lstmlm"))
     except Exception as error:  # the Hub's client raises its transport's kinds too

@@ -67,6 +67,7 @@ class RunDirectory:
                 needed = "train.run_dir must be on a file system with flock, and .lock must not be a link"
                 raise UserError(f"cannot lock {lock}: {error.strerror}; {needed}") from None
             try:
+                self._refuse_links()
                 yield
                 failed = False
             finally:
@@ -75,6 +76,12 @@ class RunDirectory:
                         lock.unlink()
                         for folder in made:
                             folder.rmdir()
+
+    def _refuse_links(self) -> None:
+        """Refuse a run with links in place of what a run appends to, cuts and replaces: its maker must not name files of this machine."""
+        for path in (self.config, self.metrics, self.samples, self.summary, self.model):
+            if path.is_symlink():
+                raise UserError(f"{path} is a link, and a run writes through none: put what it leads to in its place")
 
     def refuse_lost(self) -> None:
         """Refuse to write into a directory that somebody has deleted or moved since it was locked: another run may be there now."""

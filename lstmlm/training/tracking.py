@@ -135,6 +135,8 @@ def wandb_arguments(config: TrackingConfig, run_dir: Path, run_id: str, facts: d
         mode = "offline" if problem else "online"
         if problem:
             print_line(f"{problem}: nothing is sent, W&B's files stay in {run_dir}/wandb; later: wandb sync {run_dir}/wandb/offline-run-*")
+    if mode in ("offline", "disabled"):  # told in `init` alone, W&B still sends figures of its own use to its server
+        wandb.setup(wandb.Settings(mode=mode))
     settings = wandb.Settings(finish_timeout=FINISH_SECONDS)
     if "WANDB_INIT_TIMEOUT" not in os.environ:
         settings.init_timeout = INIT_SECONDS

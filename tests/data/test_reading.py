@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -153,6 +154,19 @@ def test_null_and_other_types_in_parquet(tmp_path: Path) -> None:
         read(path)
     with pytest.raises(UserError, match="row 1: column 'number' holds int, not text"):
         read(path, column="number")
+
+
+def test_few_rows_of_parquet_are_held_at_once(tmp_path: Path) -> None:
+    """A file of some hundred bytes may have rows that are long and alike."""
+    table = pa.table({"text": pa.array(["x" * 500_000] * 200).dictionary_encode().cast(pa.string())})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd")
+    assert (tmp_path / "a.parquet").stat().st_size < 5000
+    tracemalloc.start()
+    try:
+        assert len(next(read_blocks(tmp_path / "a.parquet", "text"))) > 0
+        assert tracemalloc.get_traced_memory()[1] < 40e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_quoted_text_of_a_tsv_may_hold_tabs_and_line_ends(tmp_path: Path) -> None:

@@ -197,6 +197,16 @@ def test_a_card_that_the_library_cannot_read(tmp_path: Path, card: str, told: st
         text_of(tmp_path, "validation")
 
 
+@pytest.mark.parametrize("where", ["../private.txt", "{folder}/private.txt"])
+def test_a_card_names_files_of_its_folder_alone(where: str, tmp_path: Path) -> None:
+    """Its maker must not have files of this machine read."""
+    touch(tmp_path, "private.txt")
+    touch(tmp_path / "set", "a.txt")
+    (tmp_path / "set/README.md").write_text(data_card("default", {"train": where.format(folder=tmp_path)}))
+    with pytest.raises(UsageError, match=r"^[^\n]*/set: its card names [^\n]*private\.txt, which is not in the folder$"):
+        text_of(tmp_path / "set", "train")
+
+
 ROWS = [f"row {i}" for i in range(40)]
 
 

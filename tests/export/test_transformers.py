@@ -260,6 +260,19 @@ def test_only_a_link_within_the_cache_of_the_hub_is_followed(tmp_path: Path) -> 
         export_transformers(tmp_path / "strange", tmp_path / "none")
 
 
+def test_a_card_that_tells_a_place_loses_it(tmp_path: Path) -> None:
+    """An earlier version wrote where the text was."""
+    make_model(tmp_path / "own")
+    place = "/home/alice/secret/book.txt"
+    config, card = (tmp_path / "own" / name for name in ("config.json", "README.md"))
+    config.write_text(config.read_text().replace('"toy"', f'"{place}"'))
+    card.write_text(f"An LSTM language model trained on {place}\n")
+    export_transformers(tmp_path / "own", tmp_path / "theirs")
+    files = [path for path in (tmp_path / "theirs").iterdir() if b"alice" in path.read_bytes()]
+    assert files == []
+    assert "trained on book.txt" in (tmp_path / "theirs/README.md").read_text()
+
+
 def test_weights_in_16_bits_compute_in_float32(tmp_path: Path) -> None:
     model = make_model(tmp_path / "own")
     save_pretrained(tmp_path / "own", model, Vocabulary(WORDS), {"dataset": "toy"}, dtype=torch.float16)

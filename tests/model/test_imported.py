@@ -4,8 +4,10 @@ import copyreg
 import io
 import math
 import os
+import pickle
 import re
 import sys
+import tracemalloc
 import zipfile
 from collections import Counter, OrderedDict
 from itertools import pairwise
@@ -295,6 +297,36 @@ def test_what_is_no_such_model_is_refused_and_nothing_of_it_is_run(
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "pwned").exists()
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["any number", "names of one storage", "nested words"])
+def test_a_small_file_does_not_fill_the_memory(tmp_path: Path, kind: str) -> None:
+    vocabulary, path = tmp_path / "vocab.txt", tmp_path / "model.pt"
+    vocabulary.write_text("\n".join(WORDS))
+    torch.save(RNNModel(8, 5, 7, 2), path)
+    if kind == "any number":  # of an object that is named again: a list in C has room for all before it
+        pickles = [pickle.dumps(0, 2)] * 3 + [b"\x80\x02Nr" + (20_000_000).to_bytes(4, "little") + b".", pickle.dumps([], 2)]
+        path.write_bytes(b"".join(pickles))
+        told = "it holds no model, but a NoneType"
+    elif kind == "names of one storage":
+        numbers = torch.zeros(250_000)
+        torch.save({f"rnns.{layer}.weight_hh_l0": numbers[:1] for layer in range(100)}, path)
+        told = "it has no weights for"
+    else:
+        words = ["word"]
+        for _ in range(20):
+            words = [words, words]  # type: ignore[list-item]
+        dictionary = Dictionary()
+        dictionary.idx2word = words  # type: ignore[attr-defined]
+        torch.save(dictionary, vocabulary)
+        told = "its words are not text"
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=told):
+            import_model(path, vocabulary, tmp_path / "out")
+        assert tracemalloc.get_traced_memory()[1] < 30e6
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("kind", ["empty", "text", "cut legacy", "cut zip", "deflated", "class", "forged size"])

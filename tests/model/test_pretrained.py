@@ -19,7 +19,7 @@ from lstmlm.config import DataConfig, ModelConfig
 from lstmlm.data.sources import open_source
 from lstmlm.evaluation.pairs import score_pairs
 from lstmlm.model import pretrained
-from lstmlm.model.pretrained import SavedModel, find_model, load, model_card, save_pretrained
+from lstmlm.model.pretrained import SavedModel, find_model, load, model_card, model_name, save_pretrained
 from tests.helpers import WORDS, data_card
 
 SMALL = ModelConfig(embedding_size=12, hidden_size=12)
@@ -148,7 +148,29 @@ def test_of_a_strangers_config_only_what_is_needed_is_read(model: LSTMLanguageMo
     assert load(tmp_path).description.data == DataConfig(**DATA)
 
 
-@pytest.mark.parametrize("fault", ["int8", "bool", "nan", "inf", "float64", "missing", "more", "larger", "damaged"])
+def test_a_models_config_chooses_no_file_of_this_machine(model: LSTMLanguageModel, tmp_path: Path) -> None:
+    (tmp_path / "private.txt").write_text("w1 w2\n" * 50)
+    save_pretrained(tmp_path / "a", model, VOCABULARY, DATA | {"dataset": str(tmp_path / "private.txt")})
+    with pytest.raises(UserError, match="name its text with --dataset"):
+        _ = load(tmp_path / "a").data
+    assert load(tmp_path / "a", dataset=str(tmp_path / "private.txt")).data.dataset == str(tmp_path / "private.txt")
+
+
+def test_what_others_are_told_of_a_models_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "alice/model_b/model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "alice")
+    places = [tmp_path / "alice/model_b", tmp_path / "alice/model_b/model", "model_b", "../alice/model_b", "user/model_c"]
+    assert [model_name(place) for place in places] == [*["model_b"] * 4, "user/model_c"]
+
+
+def test_a_run_that_is_not_here_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody can have a model runs/a there."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^there is no run runs/a here: change to the folder that has runs/, or name its path$"):
+        load("runs/a")
+
+
+@pytest.mark.parametrize("fault", ["int8", "bool", "nan", "inf", "float64", "missing", "more", "larger", "damaged", "F4"])
 def test_weights_that_are_none_are_refused(model: LSTMLanguageModel, tmp_path: Path, fault: str) -> None:
     save_pretrained(tmp_path, model, VOCABULARY, DATA)
     path, weights, name = tmp_path / "model.safetensors", model.weights(), "layers.1.weight_hh_l0"
@@ -168,6 +190,9 @@ def test_weights_that_are_none_are_refused(model: LSTMLanguageModel, tmp_path: P
         told = f"cannot read the model in {path}"
     if fault == "damaged":
         path.write_bytes(b"x" * 40)
+    elif fault == "F4":  # of which PyTorch has no numbers
+        header = json.dumps({name: {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()
+        path.write_bytes(len(header).to_bytes(8, "little") + header + b"x")
     else:
         safetensors.torch.save_file(weights, path)
     with pytest.raises(UserError, match=re.escape(told)) as caught:

@@ -22,6 +22,22 @@ def test_a_lock_that_is_a_link_empties_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "text"
 
 
+def test_a_link_in_the_place_of_a_runs_file_is_refused(small: Small, tmp_path: Path) -> None:
+    """Somebody else's run may have them: what goes on with it would write to files of this machine."""
+    fresh_train(load_config(small("--train.max_steps=2")))
+    for name in ("config.yaml", "metrics.jsonl", "samples.jsonl", "summary.json", "model"):
+        path, precious = tmp_path / "run" / name, tmp_path / "precious"
+        path.rename(precious)
+        path.symlink_to(precious)
+        before = {each: each.read_bytes() for each in (precious, *precious.glob("*")) if each.is_file()}
+        with pytest.raises(UserError, match=rf"run/{name} is a link, and a run writes through none"):
+            fresh_train(load_config(small("--train.max_steps=3", "--train.resume=true")))
+        assert {each: each.read_bytes() for each in before} == before
+        path.unlink()
+        precious.rename(path)
+    fresh_train(load_config(small("--train.max_steps=3", "--train.resume=true")))
+
+
 @pytest.fixture
 def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
     refused = Mock(side_effect=AssertionError("a token was read or a model was built"))

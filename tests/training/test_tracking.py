@@ -150,10 +150,16 @@ def black_hole() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+requests: list[str] = []  # to the server below
+
+
 @pytest.fixture
 def refusing() -> Iterator[str]:
+    requests.clear()
+
     class Refusing(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            requests.append(self.path)
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             self.send_response(401)
             self.end_headers()
@@ -191,6 +197,16 @@ def test_auto_logs_offline_where_w_and_b_cannot_be_used(
     assert line.startswith(told.get(server or "", "no W&B key found"))
     (run,) = offline_runs(tmp_path / "run")
     assert run.exit_code == 0
+
+
+@pytest.mark.parametrize("mode", ["auto", "offline"])
+def test_nothing_is_sent_means_nothing(mode: str, small: Small, refusing: str, tmp_path: Path) -> None:
+    """Offline, W&B of itself sends figures of its own use."""
+    environment = {**os.environ, "WANDB_BASE_URL": refusing, "HOME": str(tmp_path), "NETRC": str(tmp_path / "absent")}
+    arguments = small("--tracking.trackers=[wandb]", f"--tracking.mode={mode}", "--train.epochs=1")
+    subprocess.run([sys.executable, "-m", "lstmlm", "train", *arguments], env=environment, timeout=200, check=True)
+    assert offline_runs(tmp_path / "run")
+    assert requests == []
 
 
 @pytest.mark.parametrize("mode", ["auto", "online"])

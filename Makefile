@@ -36,13 +36,13 @@ smoke: $(VENV)/.installed
 	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml --num_cpu_threads_per_process 1 scripts/train.py --config configs/smoke.yaml --train.run_dir $(SMOKE_DIR)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m 'not slow and not system'
 
 test-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m ''
+	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder -m ''
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -28,7 +28,7 @@ FIRST = """test_smoke test_wheel test_cluster test_launch test_benchmark test_ho
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Only `-m gpu` sees a GPU: the other tests know a CPU's figures, to the bit. One thread each: the two workers share two cores.
+    """Only `-m gpu` sees a GPU: the other tests know a CPU's figures, to the bit. One thread each: three workers share two cores.
 
     No test asks the network: what has a `/` in it may be a name on the Hub, which would be tried again for half a minute.
     """

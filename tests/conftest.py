@@ -33,6 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     No test asks the network: what has a `/` in it may be a name on the Hub, which would be tried again for half a minute.
     """
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -201,7 +201,8 @@ class SavedModel:
             # Its maker chooses no place on this machine.
             here = (of_run or Path(dataset).name == dataset) and user_path(dataset).exists()
             if not (on_hub or dataset == "toy" or here):
-                where = f"was trained on {dataset}, which is no file or folder here"
+                known = "a path that only the config.yaml of a run may tell" if user_path(dataset).exists() else "no file or folder here"
+                where = f"was trained on {dataset}, which is {known}"
                 told = "does not say what it was trained on" if dataset == UNKNOWN else where
                 raise UserError(f"the model {told}: name its text with --dataset")
         return replace(data, dataset=dataset, cache_dir=self.cache_dir or data.cache_dir)

@@ -264,16 +264,17 @@ def test_several_models(saved: dict[str, SavedModel], tmp_path: Path, capsys: py
 def test_frequency_is_of_the_training_text(tmp_path: Path, text_folder: Path) -> None:
     text = (text_folder / "train.txt").read_text()
     vocabulary, counts = Vocabulary.build([text]), text.split()
-    save_pretrained(tmp_path, LSTMLanguageModel(ModelConfig(4, 4), len(vocabulary)), vocabulary, {"dataset": str(text_folder)})
-    (row, *_) = score_text("w1, w2", tmp_path, by="word", add=["frequency"])
+    save_pretrained(tmp_path, LSTMLanguageModel(ModelConfig(4, 4), len(vocabulary)), vocabulary, {"dataset": text_folder.name})
+    saved = load(tmp_path, dataset=str(text_folder))
+    (row, *_) = score_text("w1, w2", saved, by="word", add=["frequency"])
     per_million = 1e6 / (len(counts) + len({*counts}))
     assert row.frequency == pytest.approx(math.log10((counts.count("w1") + 1) * per_million), abs=1e-6)
-    (_, upper) = score_text("w2 W1", tmp_path, by="word", add=["frequency", "previous"])
+    (_, upper) = score_text("w2 W1", saved, by="word", add=["frequency", "previous"])
     assert upper.frequency == pytest.approx(math.log10(per_million), abs=1e-6), "upper case is another word"
     assert upper.previous_frequency == pytest.approx(math.log10((counts.count("w2") + 1) * per_million), abs=1e-6)
-    rows = score_text("w1's | W1, | w1 w2 | w1.", tmp_path, raw=True, regions="|", add=["frequency"])
+    rows = score_text("w1's | W1, | w1 w2 | w1.", saved, raw=True, regions="|", add=["frequency"])
     assert [each.frequency for each in rows] == [None, upper.frequency, None, row.frequency], "some are several words in the training text"
-    assert score_text("w\u200b1", tmp_path, by="word", add=["frequency"], normalize=True)[0].frequency == row.frequency
+    assert score_text("w\u200b1", saved, by="word", add=["frequency"], normalize=True)[0].frequency == row.frequency
 
 
 def test_nothing_is_unknown_in_silence(saved: dict[str, SavedModel], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

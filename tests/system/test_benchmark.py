@@ -67,7 +67,7 @@ def test_protocols(text_folder: Path, tmp_path: Path, small_config: SmallConfig)
     config = small_config(f"--data.dataset={tmp_path}")
     vocabulary = load_corpus(config.data).vocabulary
     save_pretrained(tmp_path / "model", LSTMLanguageModel(config.model, len(vocabulary)), vocabulary, asdict(config.data))
-    options = ["--tokens=700", "--turns=2", "--precision=fp32", "--threads=1", f"--cache_dir={tmp_path / 'cache'}"]
+    options = [f"--dataset={tmp_path}", "--tokens=700", "--turns=2", "--precision=fp32", "--threads=1", f"--cache_dir={tmp_path / 'cache'}"]
     result = Processes([str(SCRIPTS / "benchmark_protocols.py"), f"--model={tmp_path / 'model'}", *options], [os.environ]).wait()
     assert result.returncode == 0, result.stderr
     figures = json.loads(result.stdout)

@@ -72,8 +72,9 @@ def check_fields(values: Any, prefix: str = "") -> None:
         check(not null and value != "", f"{name} is {'null' if null else 'empty'}: give it a value, or leave it out")
         check(get_origin(key.type) not in (list, Sequence) or not isinstance(value, str), f"{name} must be a list, such as [{value!r}]")
         for each in value if isinstance(value, tuple | list) else [value]:
-            check(bounds is None or each is None or each in bounds, f"{name} must be {bounds}, not {as_written(value)}")
-            check(not words or each is None or each in words, f"{name} must be one of {', '.join(words)}, not {as_written(each)}")
+            fits = bounds is None or value is None or (each is not None and each in bounds)
+            check(fits, f"{name} must be {bounds}, not {as_written(value)}")
+            check(not words or value is None or each in words, f"{name} must be one of {', '.join(words)}, not {as_written(each)}")
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class _Section:
 
 def as_written(value: Any) -> Any:
     """A value as the command line takes it."""
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,8 @@ class OptimConfig(_Section):
     plateau_factor: float = bounded(0.25, Bounds(0, 1, above=True, below=True))
     """plateau: what the learning rate is multiplied by."""
     plateau_patience: int = bounded(1, COUNT)
-    """plateau: validations in a row without a new best perplexity before the rate is cut; those within optim.warmup_steps do not count."""
+    """plateau: validations in a row without a new best perplexity before the rate is cut; those within optim.warmup_steps do not count.
+    Where the average of `average: asgd` begins, they count anew."""
     warmup_steps: int = bounded(0, Bounds(0, MOST))
     """Steps over which the learning rate rises linearly from 0; not with one_cycle."""
     cycle_warmup: float = bounded(0.25, Bounds(0, 1, above=True, below=True))
@@ -263,7 +265,7 @@ class TrainConfig(_Section):
     validated before the first step. null = random weights, and the vocabulary of the training split."""
     patience: int | None = bounded(None, COUNT)
     """Stop after this many validations in a row without a new best perplexity; those within optim.warmup_steps do not count. With
-    optim.average asgd take more than average_interval + 1: the average begins after so many, and then they count anew. null = never."""
+    optim.average asgd take average_interval + 1 or more: the average begins after so many, and then they count anew. null = never."""
     accumulate: int = bounded(1, COUNT)
     """Number of neighbouring segments that one optimizer step trains on."""
     seed: int = bounded(1, Bounds(0, 2**32, below=True))
@@ -337,8 +339,6 @@ class TrackingConfig(_Section):
         name = self.run_name or "-"
         names_folder = len(os.fsencode(name)) <= 200 and name.isprintable() and name not in (".", "..") and not {*"/\\"} & {*name}
         check(names_folder, f"tracking.run_name becomes a folder's name: up to 200 bytes and no / or \\, not {name!r}")
-        project = self.project or "-"  # TensorBoard's folder
-        check(project not in (".", "..") and not {*"/\\\0"} & {*project}, f"tracking.project is a name without / or \\, not {project!r}")
 
 
 @dataclass(frozen=True)

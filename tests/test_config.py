@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from lstmlm import Config, load_config
-from lstmlm.config import SECTIONS, DataConfig, TrackingConfig
+from lstmlm.config import SECTIONS, DataConfig, OptimConfig, TrackingConfig
 from lstmlm.console import UsageError, print_line
 from lstmlm.evaluation.adaptation import Dynamic
 from lstmlm.generation import Sampling
@@ -125,7 +125,6 @@ def test_a_run_goes_on_with_its_own_configuration(tmp_path: Path) -> None:
         ),
         (["--data.dataset", "a\0b"], "cannot hold a NUL"),
         (["--tracking.run_name=a/b"], "tracking.run_name"),
-        (["--tracking.project=../a"], "tracking.project is a name without / or \\, not '../a'"),
         ([f"--tracking.run_name={'a' * 300}"], "tracking.run_name"),
         (["--data.bptt", "1.5"], "data.bptt must be a whole number, not 1.5 (--help lists every option)"),
         (["--train.max_steps", "x"], "train.max_steps must be a whole number or null, not x"),
@@ -195,6 +194,7 @@ def test_keywords_come_last(monkeypatch: pytest.MonkeyPatch) -> None:
         (DataConfig, "level", "words", "data.level must be one of word, char, bpe, not words"),
         (TrackingConfig, "trackers", "wandb", "tracking.trackers must be a list, such as ['wandb']"),
         (TrackingConfig, "trackers", ["mlflow"], "tracking.trackers must be one of wandb, tensorboard, trackio, not mlflow"),
+        (OptimConfig, "betas", (None, 0.9), "optim.betas must be at least 0 and below 1, not [null, 0.9]"),
         (Sampling, "ban", "the", "ban must be a list, such as ['the']"),
         (Dynamic, "rule", "adam", "rule must be one of sgd, rms, not adam"),
     ],

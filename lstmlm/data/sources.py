@@ -291,8 +291,9 @@ def _found_by_card(folder: Path, subset: str | None, remedy: str) -> dict[str, l
         raise UsageError(f"{folder}: {one_line(error)}: {remedy}, or name a subset of its card (data.subset)") from None
     files = {str(name): [Path(path) for path in paths] for name, paths in found.items()}
     for path in chain(*files.values()):
-        place = os.path.relpath(path, folder)  # links are not followed: the Hub's cache has some
-        check(Path(place).parts[0] != "..", f"{folder}: its card names {path}, which is not in the folder")
+        # Links within the folder are not followed: the Hub's cache has some.
+        inside = any(Path(os.path.normpath(path)).is_relative_to(place) for place in (folder, folder.absolute(), folder.resolve()))
+        check(inside, f"{folder}: its card names {path}, which is not in the folder")
         check_form(path)
     return files
 

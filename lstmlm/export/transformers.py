@@ -1,6 +1,7 @@
 """A folder that transformers loads without this package, and this package too: the same files, with code and a tokenizer beside them."""
 
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from lstmlm.console import need
 from lstmlm.data.tokenize import INVISIBLE
 from lstmlm.data.vocabulary import EOS, UNK, Vocabulary
 from lstmlm.files import MODEL_FILES, OutputFolder, read_file
-from lstmlm.model.pretrained import CARD, CONFIG, VOCABULARY, WEIGHTS, find_model, load, read_card
+from lstmlm.model.pretrained import CARD, CONFIG, VOCABULARY, WEIGHTS, find_model, load, plain, read_card
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -52,7 +53,8 @@ def export_transformers(model: str | Path | None, folder: str | Path) -> None:
     place = described["data"]["dataset"]
     if Path(place).is_absolute():  # earlier versions wrote the place on the training machine
         described["data"]["dataset"] = Path(place).name
-        card = card.replace(place, Path(place).name)
+        for written in (place, plain(place)):
+            card = re.sub(rf"(?<![\w./]){re.escape(written)}(?![\w/])", lambda _: plain(Path(place).name), card)
     tokenizer = build_tokenizer(vocabulary)
     names = {"AutoConfig": "LstmLmConfig", "AutoModel": "LstmLmModel", "AutoModelForCausalLM": "LstmLmForCausalLM"}
     ends = {"bos_token_id": vocabulary.eos, "eos_token_id": vocabulary.eos}

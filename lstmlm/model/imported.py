@@ -125,7 +125,7 @@ def _weights(loaded: Any, numbers: dict[str, bytearray]) -> dict[str, Tensor]:
     if _name(parts[0]) not in ("RNNModel", "OrderedDict", "dict"):
         raise ValueError(f"it holds no model, but a {_name(parts[0])}")
     named = dict(_parameters(parts[0]) if _name(parts[0]) == "RNNModel" else parts[0])
-    weights = {}
+    weights, room = {}, sum(map(len, numbers.values()))
     for name in sorted(named):  # `weight_hh_l0_raw`, which DropConnect takes units from, comes after `weight_hh_l0`
         ours = {"encoder.weight": "embedding.weight", "decoder.weight": name, "decoder.bias": name}.get(name)
         if match := LAYER.fullmatch(name):
@@ -133,6 +133,9 @@ def _weights(loaded: Any, numbers: dict[str, bytearray]) -> dict[str, Tensor]:
         if ours is None:
             raise ValueError(f"its {name} is no weight of an LSTM language model here")
         weights[ours] = _tensor(name, named[name], numbers)
+        room -= weights[ours].numel()
+        if room < 0:  # a tied weight in 16 bits, with two names, has as many numbers as the file has bytes
+            raise ValueError("its weights are the same numbers again and again")
     if missing := {"embedding.weight", "decoder.weight", "decoder.bias", "layers.0.weight_hh_l0"} - weights.keys():
         raise ValueError(f"it has no weights for {' and '.join(sorted(missing))}")
     return weights

@@ -102,9 +102,9 @@ Perplexity: exp(summed nll / targets), every target counted once, the state carr
 ---
 {metadata.to_yaml()}
 ---
-# {_plain(name)}
+# {plain(name)}
 
-An LSTM language model for lstmlm, trained on {_plain(source)}: {model.num_parameters:,} parameters, {model.vocab_size:,} types, \
+An LSTM language model for lstmlm, trained on {plain(source)}: {model.num_parameters:,} parameters, {model.vocab_size:,} types, \
 level {vocabulary.level}.
 LSTM layers of {model.config.shape} units, embeddings of {model.config.embedding_size}{tied}.
 {table if scores else ""}
@@ -115,7 +115,7 @@ The header of `model.safetensors` says at which step it was exported and with wh
 {more}"""
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text of anybody's in Markdown: no HTML, link or heading of its own."""
     return re.sub(r"[\\`<>\[\]&|#]", r"\\\g<0>", printable(text))
 
@@ -199,7 +199,8 @@ class SavedModel:
             # A model has the name alone, and only what is on the Hub is found by it.
             on_hub = dataset == data.dataset and "/" in dataset and not is_local(dataset)
             # Its maker chooses no place on this machine.
-            here = (of_run or Path(dataset).name == dataset) and user_path(dataset).exists()
+            bare = Path(dataset).name == dataset != ".." and not dataset.startswith("~")
+            here = (of_run or bare) and user_path(dataset).exists()
             if not (on_hub or dataset == "toy" or here):
                 known = "a path that only the config.yaml of a run may tell" if user_path(dataset).exists() else "no file or folder here"
                 where = f"was trained on {dataset}, which is {known}"
@@ -286,7 +287,7 @@ def model_name(folder: str | Path) -> str:
     if not path.exists() and len(path.parts) == 2:
         return str(path)
     path = Path(os.path.realpath(path))
-    return path.parent.name if path.name == "model" else path.name
+    return path.parent.name if path.name == "model" and (path.parent / RUN_CONFIG).exists() else path.name
 
 
 def _read_config(folder: Path) -> Description:
@@ -347,7 +348,7 @@ def _named(folder: Path) -> Path:
     check(folder.parts[0] != "runs", f"there is no run {folder} here: change to the folder that has runs/, or name its path")
     from huggingface_hub import snapshot_download
 
-    print_line(f"there is no folder {folder} here: using {folder} of the Hugging Face Hub")
+    print_line(f"there is no folder {folder} here: looking for {folder} on the Hugging Face Hub")
     try:
         return Path(snapshot_download(str(folder), allow_patterns=[*MODEL_FILES], library_name="lstmlm"))
     except Exception as error:  # the Hub's client raises its transport's kinds too

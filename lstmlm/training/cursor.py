@@ -23,7 +23,7 @@ class Cursor:
     tokens: int = 0  # targets predicted so far, over all ranks
     best: float | None = None  # lowest validation perplexity so far
     best_step: int = 0  # of that validation; 0 where a version that did not keep it wrote the checkpoint
-    stale: int = 0  # validations since the best one, those within optim.warmup_steps left out
+    stale: int = 0  # validations since the best one, or since the average began; those within optim.warmup_steps left out
     rate_cuts: int = 0  # how often the schedule `plateau` has cut the learning rate
     validated: int = 0  # step of the last validation
     owes_validation: bool = False  # whether one comes before the next step: a stop was quicker, or the run begins with a saved model

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.tracking import filter_trackers
 
 from lstmlm.config import Config, TrackingConfig, flatten
-from lstmlm.console import UserError, one_line, print_line
+from lstmlm.console import UserError, check, one_line, print_line
 from lstmlm.files import sync_folder
 from lstmlm.records import append_line, cut_lines
 from lstmlm.runtime.distributed import fail_together, main_value
@@ -117,6 +117,9 @@ class WandbTracker(Tracker):
         if status in PREEMPTED:
             self._run.mark_preempting()
         self._run.finish(exit_code=status)
+        import wandb
+
+        wandb.setup(wandb.Settings(mode=os.environ.get("WANDB_MODE", "online")))  # the mode of this run is not that of the process
 
 
 KINDS: dict[str, type[Tracker]] = {"wandb": WandbTracker, "trackio": TrackioTracker, "tensorboard": TensorBoardTracker}
@@ -135,7 +138,7 @@ def wandb_arguments(config: TrackingConfig, run_dir: Path, run_id: str, facts: d
         mode = "offline" if problem else "online"
         if problem:
             print_line(f"{problem}: nothing is sent, W&B's files stay in {run_dir}/wandb; later: wandb sync {run_dir}/wandb/offline-run-*")
-    if mode in ("offline", "disabled"):  # told in `init` alone, W&B still sends figures of its own use to its server
+    if is_main and mode in ("offline", "disabled"):  # told in `init` alone, W&B still sends figures of its own use to its server
         wandb.setup(wandb.Settings(mode=mode))
     settings = wandb.Settings(finish_timeout=FINISH_SECONDS)
     if "WANDB_INIT_TIMEOUT" not in os.environ:
@@ -242,6 +245,7 @@ class Tracking:
         # W&B tells its service of each later import of this: where the service is gone, the import would fail, and the run with it.
         import huggingface_hub  # noqa: F401
 
+        project = self._config.project or os.environ.get("WANDB_PROJECT") or PROJECT
         self._accelerator.log_with = filter_trackers(list(names), self._directory.path)
         # TensorBoard writes to <logging_dir>/<project>
         self._accelerator.project_configuration.logging_dir = str(self._directory.tensorboard)
@@ -250,13 +254,16 @@ class Tracking:
         run_dir = self._directory.path
         arguments: dict[str, dict[str, Any]] = {}
         with fail_together(self._accelerator), redirect_stdout(sys.stderr):  # trackio prints there
+            inside = Path(project).name == project != ".."
+            check(
+                "tensorboard" not in names or inside, f"TensorBoard makes a folder of tracking.project, {project}: give it a name without /"
+            )
             try:
                 if "wandb" in names:
                     arguments["wandb"] = wandb_arguments(self._config, run_dir, self.run_id, facts, is_main)
                 if "trackio" in names:  # which knows a run by its name
                     run_name = f"{self._config.run_name or run_dir.name}-{self.run_id}"
                     arguments["trackio"] = {"name": run_name, "group": self._config.group, "config": facts, "resume": "allow"}
-                project = self._config.project or os.environ.get("WANDB_PROJECT") or PROJECT
                 self._accelerator.init_trackers(project, init_kwargs=arguments)
                 if is_main:  # other ranks hold blank trackers
                     self._trackers = [KINDS[tracker.name](tracker, self._config, facts) for tracker in self._accelerator.trackers]

@@ -197,6 +197,13 @@ def test_a_card_that_the_library_cannot_read(tmp_path: Path, card: str, told: st
         text_of(tmp_path, "validation")
 
 
+def test_a_card_may_name_the_place_that_a_link_leads_to(tmp_path: Path) -> None:
+    touch(tmp_path / "set", "a.txt")
+    (tmp_path / "set/README.md").write_text(data_card("default", {"train": f"{tmp_path}/set/a.txt"}))
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    assert sources.local_files(DataConfig(dataset=str(tmp_path / "link"))) == [tmp_path / "set/a.txt"]
+
+
 @pytest.mark.parametrize("where", ["../private.txt", "{folder}/private.txt"])
 def test_a_card_names_files_of_its_folder_alone(where: str, tmp_path: Path) -> None:
     """Its maker must not have files of this machine read."""

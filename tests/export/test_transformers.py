@@ -13,7 +13,7 @@ from accelerate.utils.modeling import load_state_dict
 from lstmlm import LSTMLanguageModel, UserError, Vocabulary, generate_text
 from lstmlm.export.onnx import export_onnx
 from lstmlm.export.transformers import export_transformers
-from lstmlm.model.pretrained import load, save_pretrained
+from lstmlm.model.pretrained import load, plain, save_pretrained
 from tests.helpers import WORDS, sharp_model
 
 pytestmark = pytest.mark.system  # whole runs or processes
@@ -263,14 +263,15 @@ def test_only_a_link_within_the_cache_of_the_hub_is_followed(tmp_path: Path) -> 
 def test_a_card_that_tells_a_place_loses_it(tmp_path: Path) -> None:
     """An earlier version wrote where the text was."""
     make_model(tmp_path / "own")
-    place = "/home/alice/secret/book.txt"
+    place = "/home/alice/R&D [x]/book.txt"
     config, card = (tmp_path / "own" / name for name in ("config.json", "README.md"))
     config.write_text(config.read_text().replace('"toy"', f'"{place}"'))
-    card.write_text(f"An LSTM language model trained on {place}\n")
+    kept = "https://example.org/home/alice/R&D [x]/book.txt.gz"  # which is not that place
+    card.write_text(f"datasets:\n- {place}\n\nAn LSTM language model trained on {plain(place)}: small. See {kept}\n")
     export_transformers(tmp_path / "own", tmp_path / "theirs")
-    files = [path for path in (tmp_path / "theirs").iterdir() if b"alice" in path.read_bytes()]
-    assert files == []
-    assert "trained on book.txt" in (tmp_path / "theirs/README.md").read_text()
+    exported = (tmp_path / "theirs/README.md").read_text()
+    assert exported.startswith(f"datasets:\n- book.txt\n\nAn LSTM language model trained on book.txt: small. See {kept}\n")
+    assert b"alice" not in (tmp_path / "theirs/config.json").read_bytes()
 
 
 def test_weights_in_16_bits_compute_in_float32(tmp_path: Path) -> None:

@@ -153,14 +153,20 @@ def test_a_models_config_chooses_no_file_of_this_machine(model: LSTMLanguageMode
     save_pretrained(tmp_path / "a", model, VOCABULARY, DATA | {"dataset": str(tmp_path / "private.txt")})
     with pytest.raises(UserError, match=r"private\.txt, which is a path that only the config\.yaml of a run may tell: name its text with"):
         _ = load(tmp_path / "a").data
+    for place in ("~", "~root", ".."):
+        save_pretrained(tmp_path / "b", model, VOCABULARY, DATA | {"dataset": place})
+        with pytest.raises(UserError, match="name its text with"):
+            _ = load(tmp_path / "b").data
     assert load(tmp_path / "a", dataset=str(tmp_path / "private.txt")).data.dataset == str(tmp_path / "private.txt")
 
 
 def test_what_others_are_told_of_a_models_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "alice/model_b/model").mkdir(parents=True)
+    (tmp_path / "alice/model_b/config.yaml").touch()
+    (tmp_path / "alice/model").mkdir()
     monkeypatch.chdir(tmp_path / "alice")
-    places = [tmp_path / "alice/model_b", tmp_path / "alice/model_b/model", "model_b", "../alice/model_b", "user/model_c"]
-    assert [model_name(place) for place in places] == [*["model_b"] * 4, "user/model_c"]
+    places = ["model_b", "model_b/model", "../alice/model_b", tmp_path / "alice/model_b", "user/model_c", tmp_path / "alice/model"]
+    assert [model_name(place) for place in places] == [*["model_b"] * 4, "user/model_c", "model"]
 
 
 def test_a_run_that_is_not_here_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

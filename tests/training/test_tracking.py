@@ -209,6 +209,30 @@ def test_nothing_is_sent_means_nothing(mode: str, small: Small, refusing: str, t
     assert requests == []
 
 
+def test_the_mode_of_a_run_is_not_that_of_the_process(
+    small: Small, refusing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run without a key, then one with a key, which is looked at."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "absent"))
+    monkeypatch.setenv("WANDB_BASE_URL", refusing)
+    wandb.teardown()
+    fresh_train(load_config(small("--tracking.trackers=[wandb]", "--train.max_steps=1", run="a")))
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    fresh_train(load_config(small("--tracking.trackers=[wandb]", "--train.max_steps=1", run="b")))
+    first, second = [line for line in capsys.readouterr().err.splitlines() if "nothing is sent" in line]
+    assert first.startswith("no W&B key found")
+    assert second.startswith("W&B does not answer or refuses the key")
+
+
+@pytest.mark.parametrize("project", ["a/b", ".."])
+def test_tensorboard_does_not_leave_the_run_directory(project: str, small: Small, tmp_path: Path) -> None:
+    arguments = small("--tracking.trackers=[tensorboard]", f"--tracking.project={project}", "--train.max_steps=1")
+    with pytest.raises(UserError, match=r"TensorBoard makes a folder of tracking\.project, [^\n]*: give it a name without /"):
+        train(load_config(arguments))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("mode", ["auto", "online"])
 def test_w_and_b_that_does_not_let_a_run_start(
     mode: str, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -119,7 +119,8 @@ class WandbTracker(Tracker):
         self._run.finish(exit_code=status)
         import wandb
 
-        wandb.setup(wandb.Settings(mode=os.environ.get("WANDB_MODE", "online")))  # the mode of this run is not that of the process
+        # The mode of this run is not that of the process.
+        wandb.setup(wandb.Settings(mode=os.environ.get("WANDB_MODE", "online")))  # type: ignore[arg-type]
 
 
 KINDS: dict[str, type[Tracker]] = {"wandb": WandbTracker, "trackio": TrackioTracker, "tensorboard": TensorBoardTracker}
@@ -254,10 +255,8 @@ class Tracking:
         run_dir = self._directory.path
         arguments: dict[str, dict[str, Any]] = {}
         with fail_together(self._accelerator), redirect_stdout(sys.stderr):  # trackio prints there
-            inside = Path(project).name == project != ".."
-            check(
-                "tensorboard" not in names or inside, f"TensorBoard makes a folder of tracking.project, {project}: give it a name without /"
-            )
+            inside = "tensorboard" not in names or Path(project).name == project != ".."
+            check(inside, f"TensorBoard makes a folder of tracking.project, {project}: give it a name without /")
             try:
                 if "wandb" in names:
                     arguments["wandb"] = wandb_arguments(self._config, run_dir, self.run_id, facts, is_main)

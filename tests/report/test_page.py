@@ -52,6 +52,7 @@ def test_what_the_page_says(write_run: WriteRun, tmp_path: Path) -> None:
     write_report([finished, going], Output(tmp_path / "page.html"), tmp_path / "plots")
     page = Page(tmp_path / "page.html")
     assert page.fetched == [], "one file: no network, no script"
+    assert "default-src 'none'" in page.source, "and none would be let in"
     assert len(set(page.ids)) == len(page.ids), "figures share no id"
     results = page.rows[1:3]
     assert results[0] == [

@@ -71,10 +71,13 @@ def check_fields(values: Any, prefix: str = "") -> None:
         null = value in (None, "null") and NoneType not in kinds
         check(not null and value != "", f"{name} is {'null' if null else 'empty'}: give it a value, or leave it out")
         check(get_origin(key.type) not in (list, Sequence) or not isinstance(value, str), f"{name} must be a list, such as [{value!r}]")
-        for each in value if isinstance(value, tuple | list) else [value]:
-            fits = bounds is None or value is None or (each is not None and each in bounds)
-            check(fits, f"{name} must be {bounds}, not {as_written(value)}")
-            check(not words or value is None or each in words, f"{name} must be one of {', '.join(words)}, not {as_written(each)}")
+        if value is None:
+            continue
+        every = value if isinstance(value, tuple | list) else [value]
+        fits = bounds is None or all(each is not None and each in bounds for each in every)
+        check(fits, f"{name} must be {bounds}, not {as_written(value)}")
+        wrong = [as_written(each) for each in every if words and each not in words]
+        check(not wrong, f"{name} must be one of {', '.join(words)}, not {', '.join(wrong)}")
 
 
 @dataclass(frozen=True)

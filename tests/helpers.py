@@ -4,8 +4,9 @@ import gzip
 import itertools
 import json
 import os
-from collections.abc import Callable
-from contextlib import suppress
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,17 @@ def data_card(subset: str, paths: dict[str, str]) -> str:
     """README.md of a data set in the Hub's layout, which says where the files of each split are."""
     files = [{"split": split, "path": path} for split, path in paths.items()]
     return f"---\n{yaml.safe_dump({'configs': [{'config_name': subset, 'data_files': files}]})}---\n"
+
+
+@contextmanager
+def little_memory(most: float) -> Iterator[None]:
+    """A block in which what Python allocates stays below `most` bytes."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < most
+    finally:
+        tracemalloc.stop()
 
 
 def skip_without_bf16() -> None:

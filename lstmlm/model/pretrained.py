@@ -200,9 +200,9 @@ class SavedModel:
             on_hub = dataset == data.dataset and "/" in dataset and not is_local(dataset)
             # Its maker chooses no place on this machine.
             bare = Path(dataset).name == dataset != ".." and not dataset.startswith("~")
-            here = (of_run or bare) and user_path(dataset).exists()
-            if not (on_hub or dataset == "toy" or here):
-                known = "a path that only the config.yaml of a run may tell" if user_path(dataset).exists() else "no file or folder here"
+            here = user_path(dataset).exists()
+            if not (on_hub or dataset == "toy" or (here and (of_run or bare))):
+                known = "a path that only the config.yaml of a run may tell" if here else "no file or folder here"
                 where = f"was trained on {dataset}, which is {known}"
                 told = "does not say what it was trained on" if dataset == UNKNOWN else where
                 raise UserError(f"the model {told}: name its text with --dataset")

@@ -49,9 +49,8 @@ class WeightAverage:
     """A running average of the weights, which is validated and exported in their place.
 
     `ema` is an exponential average from the first update on: after n updates the weights after update i count decay ** (n - i), over the
-    sum of these. `asgd` is the plain mean of the weights after each update since its
-    trigger (Merity et al., 2017, "Regularizing and optimizing LSTM language models", algorithm 1): a validation worse than the best of
-    all but the `average_interval` before it.
+    sum of these. `asgd` is the plain mean of the weights after each update since its trigger (Merity et al., 2017, "Regularizing and
+    optimizing LSTM language models", algorithm 1): a validation worse than the best of all but the `average_interval` before it.
     """
 
     def __init__(self, model: nn.Module, optim: OptimConfig) -> None:
@@ -72,9 +71,9 @@ class WeightAverage:
         if self._updates < 0:
             return
         self._updates += 1
-        share, decay = 1 / self._updates.item(), self._optim.average_decay
-        if self._optim.average == "ema":  # corrected as Adam's moments are: else the first weights would count decay ** (n - 1)
-            share = (1 - decay) / (1 - decay ** self._updates.item())
+        n, decay = self._updates.item(), self._optim.average_decay
+        # Of the newest weights; ema's is corrected as Adam's moments are: else the first weights would count decay ** (n - 1).
+        share = (1 - decay) / (1 - decay**n) if self._optim.average == "ema" else 1 / n
         torch._foreach_lerp_(list(self.weights.values()), list(self._own.values()), share)
 
     def note_validation(self, loss: float) -> bool:

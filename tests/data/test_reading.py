@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import re
-import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +14,7 @@ from lstmlm import UserError
 from lstmlm.data import reading
 from lstmlm.data.reading import blocks_of, form_of, read_blocks, read_pieces
 from lstmlm.data.tokenize import Characters, Words
-from tests.helpers import make_file
+from tests.helpers import little_memory, make_file
 
 ODD = "a\tb\x00c d\x0ce\x85f\u2028g\xa0h\u3000i \ufeff j<unk>"  # nothing in it ends a line
 
@@ -161,12 +160,8 @@ def test_few_rows_of_parquet_are_held_at_once(tmp_path: Path) -> None:
     table = pa.table({"text": pa.array(["x" * 500_000] * 200).dictionary_encode().cast(pa.string())})
     pq.write_table(table, tmp_path / "a.parquet", compression="zstd")
     assert (tmp_path / "a.parquet").stat().st_size < 5000
-    tracemalloc.start()
-    try:
+    with little_memory(40e6):
         assert len(next(read_blocks(tmp_path / "a.parquet", "text"))) > 0
-        assert tracemalloc.get_traced_memory()[1] < 40e6
-    finally:
-        tracemalloc.stop()
 
 
 def test_a_quoted_text_of_a_tsv_may_hold_tabs_and_line_ends(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import os
 import pickle
 import re
 import sys
-import tracemalloc
 import zipfile
 from collections import Counter, OrderedDict
 from itertools import pairwise
@@ -23,6 +22,7 @@ from torch.nn import functional as F
 from lstmlm import UserError, cli, evaluate, score_text
 from lstmlm.model.imported import import_model
 from lstmlm.model.pretrained import load
+from tests.helpers import little_memory
 
 
 class Theirs(nn.Module):
@@ -321,13 +321,8 @@ def test_a_small_file_does_not_fill_the_memory(tmp_path: Path, kind: str) -> Non
         dictionary.idx2word = words  # type: ignore[attr-defined]
         torch.save(dictionary, vocabulary)
         told = "its words are not text"
-    tracemalloc.start()
-    try:
-        with pytest.raises(UserError, match=told):
-            import_model(path, vocabulary, tmp_path / "out")
-        assert tracemalloc.get_traced_memory()[1] < 30e6
-    finally:
-        tracemalloc.stop()
+    with little_memory(30e6), pytest.raises(UserError, match=told):
+        import_model(path, vocabulary, tmp_path / "out")
 
 
 @pytest.mark.parametrize("kind", ["empty", "text", "cut legacy", "cut zip", "deflated", "class", "forged size"])

@@ -500,7 +500,8 @@ def load_config(
         if not values.train.resume or argv[0].startswith("--config="):
             return _config(values)
     except UsageError as error:
-        _parser.cache_clear()  # it may have taken note of --print_config
+        if any(word.startswith("--print_config") for word in argv):
+            _parser.cache_clear()  # which it took note of
         two_parts = re.search("unrecognized arguments: [^. ]+[ =]", str(error))
         hint = "; every option has two parts, as --data.dataset book.txt" if two_parts else ""
         raise UsageError(f"{_faulty_file(argv, error)}{error}{hint}") from None

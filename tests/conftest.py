@@ -1,5 +1,6 @@
 """What several tests share: the real text where it is at hand, a small text, the command line in a subprocess."""
 
+import gc
 import os
 import random
 import signal
@@ -25,6 +26,7 @@ WIKITEXT = "LSTMLM_WIKITEXT"  # folder of WikiText-2 in Hub layout
 # The modules that take longest, so that none of them is left to one worker at the end.
 FIRST = """test_smoke test_wheel test_cluster test_launch test_benchmark test_hosts test_sweep test_command_line test_run test_outputs
     test_tracking test_readme test_hub""".split()
+frozen = 0  # modules imported when the garbage collector was told to leave alone what is alive
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -54,7 +56,13 @@ def fresh_process() -> Iterator[None]:
     """Each test begins without what Accelerate keeps in the process, and leaves its settings and signal handlers as they were.
 
     A forked worker that inherits `run_script`'s handler may outlive the SIGTERM of its pool, which then waits for ever.
+    What modules hold is frozen once they are imported: each run collects garbage twice, which took longer than the run itself.
     """
+    global frozen
+    if len(sys.modules) != frozen:
+        gc.collect()
+        gc.freeze()
+        frozen = len(sys.modules)
     forget_accelerate()
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     with settings_kept():

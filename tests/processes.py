@@ -4,6 +4,7 @@ To import them costs five seconds of a processor, a run of a test much less. Wha
 at import, how the interpreter ends) needs a real one: `subprocess`.
 """
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -22,6 +23,7 @@ SERVER.set_forkserver_preload(["lstmlm.training.loop", "lstmlm.evaluation.evalua
 
 
 def _become(words: list[str], environment: dict[str, str], folder: Path, output: str, error: str) -> None:
+    gc.freeze()  # what the server has imported: the run's end collects the rest
     for path, number in ((output, 1), (error, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
     os.setsid()

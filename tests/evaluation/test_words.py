@@ -1,6 +1,7 @@
 """Words and regions: exact sums of what a model says of its tokens, whatever these are; against brute force."""
 
 import csv
+import functools
 import json
 import math
 import random
@@ -22,6 +23,7 @@ WORDS = sorted({*TEXT.split(), "Dog", "'s", "naïve", ",", "well", "@-@", "known
 ALPHABET = [*"aZé.,'-\"1 9  \t\u00a0\u2003(…)&İß\u200b日\x1c\x00", "the", "e\u0301", "👩‍👩‍👧", "@-@", "<eos>", "No.", "..."]
 
 
+@functools.cache
 def vocabularies() -> dict[str, Vocabulary]:
     texts = [TEXT * 3]
     plain = Vocabulary(["<unk>", "<eos>", *WORDS])
@@ -32,17 +34,17 @@ def vocabularies() -> dict[str, Vocabulary]:
     return kinds
 
 
-VOCABULARIES = vocabularies()
+KINDS = ("word", "raw", "moses", "char", "bpe", "lower", "normal")
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SavedModel]:
     models = {}
-    for name, vocabulary in VOCABULARIES.items():
+    for name, vocabulary in vocabularies().items():
         torch.manual_seed(0)
         folder = tmp_path_factory.mktemp("models") / name
         model = LSTMLanguageModel(ModelConfig(embedding_size=8, hidden_size=8, init_range=2.0), len(vocabulary))
-        written = VOCABULARIES["word"] if name == "raw" else vocabulary
+        written = vocabularies()["word"] if name == "raw" else vocabulary
         save_pretrained(folder, model, written, {"dataset": "toy"})
         models[name] = load(folder, raw=name == "raw")
     return models
@@ -53,10 +55,10 @@ def test_tokens_have_the_white_space_that_is_in_them(saved: dict[str, SavedModel
         score_text("a b", saved["char"], by="token", space="after")
 
 
-@pytest.mark.parametrize("kind", VOCABULARIES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_token_has_its_word(kind: str) -> None:
     """Of odd lines: no token is lost, words have theirs in order, and those of a word spell it."""
-    vocabulary, rng = VOCABULARIES[kind], random.Random(0)
+    vocabulary, rng = vocabularies()[kind], random.Random(0)
     for _ in range(400):
         line = "".join(rng.choices(ALPHABET, k=rng.randrange(12)))
         words, texts, word_of, ids = cut(line, vocabulary)

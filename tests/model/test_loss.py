@@ -1,5 +1,6 @@
 """The head against plain PyTorch in float64."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -81,6 +82,19 @@ def test_scores_of_the_all_but_certain_and_of_the_all_but_impossible() -> None:
     assert token_scores(hidden[:2], torch.tensor([[1.0], [2.0], [2.0], [2.0]]), None, torch.tensor([0, 2])).rank.tolist() == [4, 1]
 
 
+def at_real_size(function: Callable[..., Tensor], dtype: torch.dtype, autocast: bool = False) -> list[Tensor]:
+    """The nll of 300 rows of 100 units, and the gradients."""
+    *values, targets = (t.detach() for t in example(300, 33_278, 100, dtype=torch.float32))
+    inputs = [t.to(dtype).requires_grad_() for t in values]
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        nll = function(*inputs, targets)
+    assert nll.dtype == dtype
+    return [t.double() for t in (nll.detach(), *torch.autograd.grad(nll, inputs))]
+
+
+kept_at_real_size = functools.cache(at_real_size)  # plain PyTorch's, which no layout changes
+
+
 @pytest.mark.parametrize(
     ("precision", "loss_error", "layout"),
     [("fp32", 1e-6, None), ("bf16", 1e-3, None), ("bf16", 1e-3, (True, True, 32)), ("bf16", 1e-3, (False, True, 8))],
@@ -91,17 +105,8 @@ def test_no_further_from_float64_than_plain_pytorch_at_real_size(
     """How far plain PyTorch is depends on the processor's products: float32 gradients 3e-7 to 1.4e-6, bf16 2e-3 to 4e-3."""
     if layout is not None:
         monkeypatch.setattr(loss, "_layout", lambda hidden, dtype: loss._Layout(*layout))
-    hidden, weight, bias, targets = (t.detach() for t in example(300, 33_278, 100, dtype=torch.float32))
-
-    def run(function: Callable[..., Tensor], dtype: torch.dtype, autocast: bool = False) -> list[Tensor]:
-        inputs = [t.to(dtype).requires_grad_() for t in (hidden, weight, bias)]
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            nll = function(*inputs, targets)
-        assert nll.dtype == dtype
-        return [t.double() for t in (nll.detach(), *torch.autograd.grad(nll, inputs))]
-
-    exact = run(plain, torch.float64)
-    theirs, ours = (run(function, torch.float32, precision == "bf16") for function in (plain, linear_cross_entropy))
+    exact, theirs = kept_at_real_size(plain, torch.float64), kept_at_real_size(plain, torch.float32, precision == "bf16")
+    ours = at_real_size(linear_cross_entropy, torch.float32, precision == "bf16")
     assert abs(ours[0] - exact[0]) / exact[0] < loss_error
     for a, b, e in zip(ours[1:], theirs[1:], exact[1:], strict=True):
         assert (a - e).norm() < 1.25 * (b - e).norm()

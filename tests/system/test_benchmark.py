@@ -9,7 +9,7 @@ from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +17,7 @@ from lstmlm import LSTMLanguageModel
 from lstmlm.data.corpus import load_corpus
 from lstmlm.model.pretrained import save_pretrained
 from tests.helpers import ROOT, SmallConfig
-from tests.processes import SECONDS, Processes
+from tests.processes import SECONDS, SERVER, Processes
 
 SCRIPTS = ROOT / "scripts"
 SMALL = ["--model.embedding_size=12", "--model.hidden_size=12", "--data.bptt=5", "--data.batch_size=4", "--steps=2"]
@@ -28,22 +28,26 @@ def arguments(text_folder: Path, cache: Path) -> list[str]:
     return [f"--data.dataset={text_folder}", f"--data.cache_dir={cache}", *SMALL, "--json", "--device=cpu", "--threads=1"]
 
 
-def benchmark(*words: str) -> list[Any]:
-    result = subprocess.run([sys.executable, str(SCRIPTS / "benchmark.py"), *words], capture_output=True, text=True, timeout=SECONDS)
-    assert result.returncode == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines()]
-
-
 def test_one_json_object(text_folder: Path, tmp_path: Path) -> None:
-    (figures,) = benchmark(*arguments(text_folder, tmp_path))
+    command = [sys.executable, str(SCRIPTS / "benchmark.py"), *arguments(text_folder, tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    assert result.returncode == 0, result.stderr
+    figures = json.loads(result.stdout)
     assert figures.keys() >= set(PROMISED.split())
     assert figures["ratio_plain"] == pytest.approx(figures["plain_ms"] / figures["ours_ms"])
     assert (figures["device"], figures["precision"], figures["threads"]) == ("cpu", "fp32", 1)
     assert all(figures["shares"][part] > 0 for part in ("head", "lstm", "optimizer", "clip", "masks")), figures["shares"]
 
 
-def test_ranks(text_folder: Path, tmp_path: Path) -> None:
-    assert [line["ranks"] for line in benchmark(*arguments(text_folder, tmp_path), "--ranks", "1", "2")] == [1, 2]
+def test_ranks(text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The ranks are processes of a server that has imported torch."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    ranks = importlib.import_module("benchmarks.ranks")
+    monkeypatch.setattr(ranks, "multiprocessing", SimpleNamespace(get_context=lambda kind: SERVER))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr("sys.argv", ["benchmark.py", *arguments(text_folder, tmp_path), "--ranks", "1", "2"])
+    assert importlib.import_module("benchmark").main() == 0
+    assert [json.loads(line)["ranks"] for line in capsys.readouterr().out.splitlines()] == [1, 2]
 
 
 def test_heads(text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from tests.system.launcher import ROOT, environment, free_port, wait_for_step
 
 CLUSTER = ROOT / "scripts" / "cluster"
 # Long enough that the signal finds it running
-LONG = "--data.batch_size=20 --train.epochs=30 --train.log_every=10 --train.save_every=1000 --train.eval_every=1000".split()
+LONG = "--data.batch_size=20 --train.epochs=15 --train.log_every=10 --train.save_every=1000 --train.eval_every=1000".split()
 
 # The tasks of a step with what Slurm puts into their environment; its status is their highest, 128 + signal included.
 SRUN = """\

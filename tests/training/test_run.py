@@ -192,7 +192,7 @@ def test_a_stop_within_an_owed_validation_leaves_it_owed(epochs: int, small: Sma
             assert train(load_config(arguments)).signal == signal.SIGTERM
         assert [path.name for path in (tmp_path / "cut/checkpoints").glob("step_*15")] == ["step_00000015"]
     fresh_train(load_config(arguments))
-    assert_same_run(tmp_path / "cut", whole(f"--train.epochs={epochs}"))
+    assert_same_run(tmp_path / "cut", whole() if epochs == 2 else whole(f"--train.epochs={epochs}"))
     seconds = [json.loads(line)["seconds"] for line in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()]
     assert seconds == sorted(seconds), "over all starts"
 

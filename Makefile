@@ -1,4 +1,4 @@
-# make smoke     train the toy language on the CPU, in one to two minutes
+# make smoke     train the toy language on the CPU, in about a minute
 #                TORCH_INDEX=URL fetches PyTorch from another index than PyPI, such as that of its CPU builds (pytorch.org names it)
 # make test      the tests that CI runs; they need no GPU and no data set
 # make test-fast those of them that start no processes and train no whole runs

@@ -176,7 +176,7 @@ def _layout(hidden: Tensor, dtype: torch.dtype) -> _Layout:
     A probe of the time would choose by chance, and a resumed run would round otherwise than the one that was stopped.
     """
     rows, size = hidden.shape
-    # Elsewhere the layouts are equally fast. With few rows, copies into and out of a layout take longer than it saves.
+    # Elsewhere, and with few rows, copies into and out of a layout take longer than it saves.
     if hidden.device.type != "cpu" or dtype != torch.bfloat16 or rows < 500 or not has_matrix_units():
         return _Layout()
     return _Layout(weight=True, gradient=True, align=32) if rows >= 1000 and size <= 512 else _Layout(gradient=True)

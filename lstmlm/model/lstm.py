@@ -1,4 +1,4 @@
-"""One LSTM layer for a processor with fast bfloat16 products, close to the time of its products.
+"""One LSTM layer for a processor with fast bfloat16 products.
 
 The input's product is one for all rows. The recurrent product goes row by row with a weight packed once, and a row's element-wise
 work stays in the processor's cache. Backward gathers the gradients of the gates row by row; each weight's gradient is then one

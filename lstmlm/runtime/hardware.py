@@ -97,7 +97,7 @@ def free_memory(device: torch.device) -> float:
 
 
 def keep_memory() -> None:
-    """Have glibc keep freed memory: every step frees and takes the same 100 MB, whose page faults cost as much as the arithmetic."""
+    """Have glibc keep freed memory: every step frees and takes the same 100 MB, whose page faults can cost as much as the arithmetic."""
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)

@@ -293,7 +293,7 @@ class TrainConfig(_Section):
     eval_every: int | None = bounded(None, COUNT)
     """Steps between two validations. null = at the end of each epoch."""
     save_every: int = bounded(1000, COUNT)
-    """Steps between two checkpoints. One is always written at the end, and when a signal stops the run."""
+    """Steps between two checkpoints. One is always written at the end, and when a signal stops the run after a step."""
     keep_checkpoints: int = bounded(2, COUNT)
     """Number of checkpoints that stay on disk, the newest ones."""
     eval_columns: int = bounded(10, COUNT)

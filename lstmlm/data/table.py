@@ -34,6 +34,11 @@ class Window:
     num_differences: int  # D_step, pairs of neighbouring rows in one segment and column that both have a target
 
     @property
+    def first(self) -> int:
+        """The window's first row."""
+        return self.segments[0][0]
+
+    @property
     def end(self) -> int:
         """The row after the window's last."""
         return self.segments[-1][1]
@@ -62,16 +67,16 @@ class Table:
         self._shard = stream[bounds[0] : bounds[-1] + 1].to(device)
         starts = torch.tensor(bounds, device=device)
         self._starts = starts[:-1] - bounds[0]  # (B_r,), first pair of each column, within the shard
-        self._lengths = starts[1:] - starts[:-1]  # (B_r,), rows or rows - 1
-        self._row_numbers = torch.arange(self.rows, device=device)
+        self.lengths = starts[1:] - starts[:-1]  # (B_r,), pairs of each column: rows or rows - 1
 
     def segment(self, first: int, end: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of rows first ... end - 1 of this rank's columns, each int64 (T, B_r)."""
-        rows = self._row_numbers[first:end, None]  # (T, 1)
+        rows = torch.arange(first, end, device=self._starts.device)[:, None]  # (T, 1)
         places = self._starts + rows  # (T, B_r)
         if end < self.rows:
             return self._shard[places].long(), self._shard[places + 1].long()
-        present = rows < self._lengths  # (T, B_r)
+        # In the last row, a column that is one pair shorter reads the token after its last pair, and has no target.
+        present = rows < self.lengths  # (T, B_r)
         targets = self._shard[torch.where(present, places + 1, 0)].long().masked_fill_(~present, IGNORE)
         return self._shard[places].long(), targets
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # scoring by one process does without, and starts sooner
 
 SEGMENT_TOKENS = 1 << 12  # targets that a rank scores at a time; no result depends on this number or on PIECE_TOKENS
 PIECE_TOKENS = 1 << 16  # tokens of a piece of a text, whose stretches run side by side
-Scored = Callable[[int], object]  # called with the number of targets of each segment when it is done
+Scored = Callable[[int], object]  # called after each segment with its targets; `evaluate_stream` rounds them up to whole segments
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Evaluation:
     tokens: int  # n, length of the stream
     targets: int  # N = n - 1, each counted once; with resets N = n
     nll: float  # sum of the negative log likelihood of all targets, in nats
-    columns: int  # that the stream was cut into; all but the first begin without context. At 1, the reference, none does
+    columns: int  # that the stream was cut into. Each but the first begins without context, which raises the loss; 1 cuts nothing
 
     @property
     def loss(self) -> float:
@@ -148,8 +148,8 @@ def score_stream(
         ((first, end),) = window.segments
         nll[first:end] = scorer(*table.segment(first, end))
         scored(window.num_targets)
-    bounds = itertools.pairwise(b * table.num_targets // columns for b in range(columns + 1))
-    return torch.cat([nll[: end - start, b] for b, (start, end) in enumerate(bounds)])
+    present = torch.arange(table.rows)[:, None] < table.lengths.cpu()  # (rows, B)
+    return nll.T[present.T]  # column after column
 
 
 class Stretches:

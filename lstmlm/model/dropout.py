@@ -44,14 +44,14 @@ def make_masks(config: ModelConfig, seed: int, segment: Tensor, tokens: Tensor, 
 
     row = zero if config.dropout_locked else numbers(len(tokens))
     column = numbers(tokens.shape[1], first_column)
-    units = list(zip([config.embedding_size, *config.layer_sizes], config.unit_dropout, strict=True))
-    dropped = [(i, size) for i, (size, p) in enumerate(units) if p]
-    masks: list[Tensor | None] = [None] * len(units)
-    if dropped:
-        places = torch.cat([numbers(size, i << PLACE_BITS) for i, size in dropped])
-        draws = random_words(seed, segment, row, column, places).split([size for _, size in dropped], -1)
-        for (i, _), drawn in zip(dropped, draws, strict=True):
-            masks[i] = _mask(drawn, units[i][1])
+    sizes = [config.embedding_size, *config.layer_sizes]
+    dropped = [i for i, p in enumerate(config.unit_dropout) if p]
+    masks: list[Tensor | None] = [None] * len(sizes)
+    if dropped:  # one hash for the units of all places, each with its place in the high bits
+        units = torch.cat([numbers(sizes[i], i << PLACE_BITS) for i in dropped])
+        draws = random_words(seed, segment, row, column, units).split([sizes[i] for i in dropped], -1)
+        for i, drawn in zip(dropped, draws, strict=True):
+            masks[i] = _mask(drawn, config.unit_dropout[i])
     embedding, *layers = masks
     if config.dropout_types:
         # A type's mask is the same in all columns and rows, so its only coordinate is its number.
@@ -60,6 +60,7 @@ def make_masks(config: ModelConfig, seed: int, segment: Tensor, tokens: Tensor, 
         embedding = of_types if embedding is None else embedding * of_types
     weights: list[Tensor | None] = [None] * config.num_layers
     if config.dropout_weights:
+        # Row and unit are the weight's row and column, and the layer stands where a unit has its column.
         for i, size in enumerate(config.layer_sizes):
             drawn = random_words(seed, segment, numbers(4 * size), zero + i, numbers(size, WEIGHTS << PLACE_BITS))
             weights[i] = _mask(drawn[:, 0], config.dropout_weights)
@@ -72,7 +73,7 @@ def _mask(words: Tensor, p: float) -> Tensor:
 
 
 def threshold(probability: float) -> int:
-    """The int32 that a uniform int32 is below with this probability, in [0, 1], to within 2^-32."""
+    """The t such that a uniform int32 is less than t with this probability, in [0, 1], to within 2^-32."""
     return min(round(probability * 2**32), 2**32 - 1) - 2**31
 
 
@@ -84,7 +85,7 @@ def random_words(seed: int, segment: Tensor, rows: Tensor, columns: Tensor, unit
         segment: int32 scalar.
         rows, columns, units: int32 (T,), (B,), (U,); equal units get equal words.
     """
-    # Each (seed, segment, row, column) has two words. Two places that share one of them hardly ever share both, so their units differ.
+    # Two words for each (row, column): with one alone, two of a run's many would share it by chance, and so have the same mask.
     keys = torch.arange(2, dtype=torch.int32, device=segment.device) * _signed(0x9E3779B9) + _signed(seed)
     words = _mix(_mix(keys) ^ segment)  # (2,)
     # (T, B), distinct up to 2.4 M rows of 124 columns, as weights' masks have, and up to 29,758 rows of 131,617 columns
@@ -103,11 +104,11 @@ def random_words(seed: int, segment: Tensor, rows: Tensor, columns: Tensor, unit
 
 def _mix(x: Tensor) -> Tensor:
     """A bijection of 32-bit words in which every bit of the result depends on every bit of `x` (constants: Wellons, 2018, "lowbias32")."""
-    x = x ^ (x >> 16) & 0xFFFF  # int32 shifts copy the sign, which the mask takes off
+    x = x ^ ((x >> 16) & 0xFFFF)  # int32 shifts copy the sign, which the mask takes off
     x = x * _signed(0x7FEB352D)
     x ^= (x >> 15) & 0x1FFFF
     x *= _signed(0x846CA68B)
-    return x ^ (x >> 16) & 0xFFFF
+    return x ^ ((x >> 16) & 0xFFFF)
 
 
 def _signed(word: int) -> int:

@@ -123,10 +123,10 @@ class LSTMLanguageModel(nn.Module):
 
     def _run_layers(self, embeddings: Tensor, state: State, masks: Masks | None) -> tuple[Tensor, Tensor, State]:
         """The last layer's outputs (T, B, H) before and after dropout, and the state after the last row."""
-        none = [None] * len(self.layers)
-        embedding_mask, layer_masks, weight_masks = masks or (None, none, none)
+        none = (None,) * len(self.layers)
+        embedding_mask, layer_masks, weight_masks = masks or Masks(None, none, none)
         outputs = embeddings if embedding_mask is None else embeddings * embedding_mask
-        raw, new_state = outputs, []
+        new_state = []
         for layer, layer_state, mask, weight_mask in zip(self.layers, state, layer_masks, weight_masks, strict=True):
             weight = None if weight_mask is None else layer.get_parameter("weight_hh_l0") * weight_mask
             raw, outputs, layer_state = layer(outputs, layer_state, mask, weight)

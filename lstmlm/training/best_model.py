@@ -42,12 +42,12 @@ class BestModel:
 
         The weights of the one before are kept aside until the next checkpoint: a run that goes on from the last one needs them.
         """
-        # One entry: the order of several in the file's header is not fixed.
-        metadata = {"exported": json.dumps({"step": cursor.step, "valid_ppl": cursor.best})}
-        vocabulary = self.corpus.vocabulary
-        fingerprints = {split: fingerprint(stream) for split, stream in self.corpus.splits.items()}
         with fail_together(self.accelerator):
             if self.accelerator.is_main_process:
+                # One entry: safetensors writes several in no fixed order, and equal models are to be equal files.
+                metadata = {"exported": json.dumps({"step": cursor.step, "valid_ppl": cursor.best})}
+                vocabulary = self.corpus.vocabulary
+                fingerprints = {split: fingerprint(stream) for split, stream in self.corpus.splits.items()}
                 place, card, before = self.directory.model, self._card(), self.directory.earlier_best
                 if (place / WEIGHTS).exists() and not before.exists():
                     before.parent.mkdir(exist_ok=True)

@@ -24,7 +24,8 @@ from lstmlm.training.step import TrainStep
 def build(config: Config, accelerator: Accelerator, own_vocabulary: Path | None = None) -> tuple[Corpus, TrainStep]:
     """Read the data, and make the model and its step; every rank calls it, with the precision resolved.
 
-    A run that begins with a saved model has its vocabulary and weights; one that goes on needs the vocabulary alone, of its own model.
+    With `train.init_from` a run begins with that model's vocabulary and weights. Where it goes on, `own_vocabulary` is the vocabulary's
+    file in its own model, and the checkpoint has the weights.
     """
     vocabulary, weights = _load_origin(config, accelerator, own_vocabulary) if config.train.init_from else (None, None)
     with fail_together(accelerator), together_however_long(accelerator, "still prepare the data", config.train.timeout_minutes):
@@ -50,7 +51,7 @@ def _load_origin(config: Config, accelerator: Accelerator, own: Path | None) -> 
     vocabulary = weights = None
     with fail_together(accelerator), together_however_long(accelerator, "still load the model", config.train.timeout_minutes):
         if accelerator.is_main_process and own is not None:
-            vocabulary, weights = Vocabulary.load(own), {}
+            vocabulary, weights = Vocabulary.load(own), {}  # the checkpoint has the weights
         elif accelerator.is_main_process:
             saved = load(user_path(str(config.train.init_from)), device="cpu")
             _check_settings(config, saved.model, saved.vocabulary)
@@ -92,7 +93,7 @@ def _check_memory(config: Config, vocab_size: int, tokens: int, accelerator: Acc
     kept = 1 + len(KEPT[config.optim.name]) + (config.optim.average is not None)  # the weight and what is kept beside it, in float32
     trained = 4 * (kept + 1) * parameters  # with the gradient
     saved = 2 * 4 * kept * parameters  # a checkpoint, gathered on the host and then made a file's content
-    each = trained + activations + 8 * rows
+    each = trained + activations
     needs = {accelerator.device: each * ranks + saved}
     if accelerator.device.type == "cuda":
         needs = {accelerator.device: each + 4 * rows * columns, torch.device("cpu"): saved}

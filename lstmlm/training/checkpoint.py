@@ -24,7 +24,7 @@ from lstmlm.records import read_json, to_json
 from lstmlm.training.cursor import Cursor, Interval, Seconds
 
 TENSORS, VALUES, MANIFEST = "state.safetensors", "state.json", "manifest.json"
-_NAME = re.compile(r"step_(\d{8,})")
+_NAME = re.compile(r"step_([0-9]{8}|[1-9][0-9]{8,})")  # eight digits, or more without a leading zero
 _HIDDEN_NAME = re.compile(r"\.step_\d{8,}\.(tmp|old)")
 
 
@@ -79,7 +79,7 @@ def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[st
         manifest = {name: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for name, c in contents.items()}
         write_file(temporary / MANIFEST, to_json(manifest, indent=2))
         sync_folder(temporary)
-        if target.exists():  # it is damaged; or whole, of a run that has now made up for the validation which it owed there
+        if target.exists():  # it is damaged, or was saved at this step before a validation that is done now
             aside = target.rename(_hidden(target))
         temporary.rename(target)
         sync_folder(folder)
@@ -114,8 +114,7 @@ def checkpoints(folder: Path) -> list[Path]:
         return []
     except OSError as error:
         raise UserError(f"cannot read {folder}: {error.strerror}") from None
-    steps = {int(match[1]) for name in names if (match := _NAME.fullmatch(name))}
-    return [folder / name for step in sorted(steps, reverse=True) if (name := f"step_{step:08d}") in names]
+    return sorted((folder / name for name in names if _NAME.fullmatch(name)), key=_step, reverse=True)
 
 
 def newest_step(folder: Path) -> int:

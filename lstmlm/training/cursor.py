@@ -1,4 +1,4 @@
-"""Where a run stands, and what it has added up on its way; a checkpoint keeps all three."""
+"""Where a run stands, its sums since the last log line, and where its time went; a checkpoint keeps all three."""
 
 import math
 import time
@@ -75,7 +75,7 @@ class Interval:
     grad_norm: float = 0.0
     updates: int = 0
     seconds: float = 0.0
-    learning_rate: float = 0.0  # of the last step; 0 where a version that did not keep it wrote the checkpoint
+    learning_rate: float = 0.0  # as `Run` gives it; 0 where a version that did not keep it wrote the checkpoint
 
     def add(self, results: list[StepResult], learning_rate: float, seconds: float) -> None:
         """Add steps, the learning rate of the last of them, and the time that they took."""

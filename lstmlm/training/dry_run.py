@@ -60,7 +60,7 @@ def dry_run(config: Config) -> Outcome:
             train_step(window, step=cursor.step, segment=cursor.segment)
             cursor.advance(window)
             results.extend(train_step.read())  # waits for the device
-            row_seconds.append((time.perf_counter() - begin) / (window.end - window.segments[0][0]))
+            row_seconds.append((time.perf_counter() - begin) / (window.end - window.first))
         with train_step.averaged():
             beginning = corpus.splits["validation"][: SEGMENT_TOKENS * accelerator.num_processes + 1]
             valid, each_validated = _timed(train_step, beginning, train.eval_columns, accelerator)

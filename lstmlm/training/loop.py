@@ -1,4 +1,4 @@
-"""Training: set-up, the loop, the end. Start reading here."""
+"""Training: set-up, the loop, the end."""
 
 from lstmlm.config import Config
 from lstmlm.runtime import launch
@@ -20,22 +20,23 @@ def train(config: Config) -> Outcome:
     with launch.started(config) as accelerator, Run(config, accelerator) as run:
         if run.finished:
             return run.finished
-        corpus, train_step = build(run.config, accelerator, run.own_vocabulary)
+        config = run.config  # with the run's directory filled in
+        corpus, train_step = build(config, accelerator, run.own_vocabulary)
         run.begin(corpus, train_step)
         with StopRequest(accelerator, config.train.timeout_minutes) as stop:
             cursor = run.cursor
             if cursor.owes_validation:
                 run.validate(interrupted=stop.heard)
                 if cursor.ended(config.train):
-                    run.save()  # the validation was the last thing due
+                    run.save()  # no step will come whose save would tell whether the validation is done
                 if stop_signal := stop.agreed(cursor.step, at_event=True):
-                    return run.leave(stop_signal)  # no save: the old checkpoint says that the validation is due
+                    return run.leave(stop_signal)  # no step was done that a save would have to keep
                 run.restart_clock()
             while not cursor.ended(config.train):
-                for window in train_step.windows(cursor.epoch, start=cursor.row):
+                for window in train_step.windows(cursor.epoch, start=cursor.row):  # the rest of the epoch
                     train_step(window, step=cursor.step, segment=cursor.segment, rate_cuts=cursor.rate_cuts)
                     cursor.advance(window)
-                    # Events happen between steps, always in this order: a checkpoint's cursor says just what comes next.
+                    # The save is last: its cursor counts the log line, the validation and the new epoch, so a resume repeats none of them.
                     due = run.events()
                     stop_signal = stop.agreed(cursor.step, at_event=any(due))
                     if not any(due) and not stop_signal:
@@ -44,11 +45,11 @@ def train(config: Config) -> Outcome:
                     if due.log:
                         run.log()
                     if due.evaluate and stop_signal:
-                        cursor.owes_validation = True  # there may be little time to save
+                        cursor.owes_validation = True  # save at once; the next start validates first
                     elif due.evaluate:
                         run.validate(interrupted=stop.heard)
                         stop_signal = stop.agreed(cursor.step, at_event=True)
-                    if due.epoch:
+                    if due.epoch:  # after the last window
                         cursor.next_epoch()
                         train_step.reset_state()
                     if due.save or cursor.ended(config.train) or stop_signal:
@@ -58,6 +59,6 @@ def train(config: Config) -> Outcome:
                     if cursor.ended(config.train):
                         break
                     run.restart_clock()
-            if stop_signal := stop.agreed(cursor.step, at_event=True):  # during the last events
+            if stop_signal := stop.agreed(cursor.step, at_event=True):  # came in the last events; to score at the end may take long
                 return run.leave(stop_signal)
         return run.finish()

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from lstmlm.config import Config, as_written
 from lstmlm.console import UserError, print_line
-from lstmlm.data.table import Table
+from lstmlm.data.table import Window
 from lstmlm.model.dropout import MASKS
 from lstmlm.model.pretrained import VOCABULARY
 from lstmlm.records import read_json_lines
 from lstmlm.training import checkpoint
 from lstmlm.training.checkpoint import TENSORS, Saved, checkpoints, load_tensors, whole
 from lstmlm.training.run_directory import RunDirectory
-from lstmlm.training.segments import segment_ends
+from lstmlm.training.step import TrainStep
 
 # Configuration keys that a resumed run may change: they do not touch what is computed, other than its rounding. Those of the
 # data only say where they are; the fingerprint of the tokens decides whether they are the same.
@@ -95,15 +95,15 @@ def _refuse_lost_checkpoints(earlier: Config, directory: RunDirectory) -> None:
 
 
 def load_newest_that_fits(
-    found: Iterator[tuple[Path, Saved]], fingerprint: str, expected: dict[str, Tensor], table: Table, keep: int
+    found: Iterator[tuple[Path, Saved]], fingerprint: str, train_step: TrainStep, keep: int
 ) -> tuple[Saved, dict[str, Tensor]]:
-    """Values and tensors of the first checkpoint that is one of this run, whose data have this fingerprint and whose tensors have
-    the names, shapes and types of `expected`. Older ones that a killed save has left, beyond `keep`, go."""
+    """Values and tensors of the first checkpoint that is one of this run, whose data have this fingerprint and whose tensors are those
+    of the step. Older ones that a killed save has left, beyond `keep`, go."""
     for path, saved in found:
         check_data(saved.data_fingerprint, fingerprint)
         try:
             tensors = load_tensors(path)
-            check_fit(saved, tensors, expected, table)
+            check_fit(saved, tensors, train_step.layout(), list(train_step.windows(saved.cursor.epoch)))
         except UserError as error:
             checkpoint.pass_over(path, error)
             continue
@@ -116,18 +116,17 @@ def load_newest_that_fits(
     raise AssertionError("candidates raises where it has no more")
 
 
-def check_fit(saved: Saved, tensors: dict[str, Tensor], expected: dict[str, Tensor], table: Table) -> None:
-    """Refuse a checkpoint's values and tensors that are not of this run, which has `expected` tensors, whatever its manifest says."""
+def check_fit(saved: Saved, tensors: dict[str, Tensor], expected: dict[str, Tensor], windows: list[Window]) -> None:
+    """Refuse a checkpoint's values and tensors that are not of this run, which has `expected` tensors and in the checkpoint's epoch these
+    windows, whatever its manifest says."""
     for name in sorted(tensors.keys() ^ expected.keys()):
         raise UserError(f"{TENSORS} {'lacks' if name in expected else 'has a foreign'} {name}")
     for name, tensor in tensors.items():
         if (tensor.shape, tensor.dtype) != (expected[name].shape, expected[name].dtype):
             raise UserError(f"{name} is {tensor.dtype} {list(tensor.shape)} instead of {expected[name].dtype} {list(expected[name].shape)}")
-    cursor, train = saved.cursor, saved.config.train
-    ends = segment_ends(saved.config.data, train.seed, table.rows, cursor.epoch)
-    begins = [window.segments[0][0] for window in table.cut(ends, train.accumulate)]
+    cursor, begins = saved.cursor, [window.first for window in windows]
     if cursor.row not in begins:
-        raise UserError(f"no step begins at row {cursor.row} of {table.rows}")
+        raise UserError(f"no step begins at row {cursor.row} of {windows[-1].end}")
     if cursor.step != cursor.epoch * len(begins) + begins.index(cursor.row):
         raise UserError(f"step {cursor.step} is not the one at row {cursor.row} of epoch {cursor.epoch}")
 

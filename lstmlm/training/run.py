@@ -70,7 +70,7 @@ class Run:
         self._newest = 0  # step of the newest checkpoint that this start knows of
         self._profile_step: Callable[[bool], None] = lambda last: None
         self._profiling = ExitStack()
-        self._open = ExitStack()  # the lock and the progress bar
+        self._open = ExitStack()  # what leaving undoes: the lock, and what `begin` opens
 
     def __enter__(self) -> "Run":
         with ExitStack() as opening:
@@ -100,8 +100,8 @@ class Run:
         return resume.own_vocabulary(self.directory, self._past.saved)
 
     def begin(self, corpus: Corpus, train_step: TrainStep) -> None:
-        """Take over the checkpoint, or delete what an earlier start logged where there is none; write `config.yaml`; start trackers,
-        profiler and clock. An old summary goes."""
+        """Take over the checkpoint; where there is none, delete what an earlier start logged. Delete an old summary, write `config.yaml`,
+        and start trackers, profiler and clock."""
         self.corpus, self.train_step = corpus, train_step
         self._open.callback(train_step.close)
         self.best_model = BestModel(self.config, self.accelerator, self.directory, corpus, train_step.model)
@@ -123,7 +123,7 @@ class Run:
                 if self._past.saved is None:
                     self.directory.metrics.unlink(missing_ok=True)
                     self.directory.samples.unlink(missing_ok=True)
-                else:  # not before: a finished run, whose summary is gone now, is as it was where this start was refused or ended
+                else:  # only now, when nothing refuses this start any more: until here a finished run's model and logs stay untouched
                     self.best_model.bring_back(self.cursor.best)
                     self.tracking.cut()
                 self.directory.write_config(self.config)
@@ -147,6 +147,7 @@ class Run:
             self._profiling.close()  # what follows is no step
         epoch = self.cursor.row == self.train_step.table.rows
         evaluate = epoch if train.eval_every is None else step % train.eval_every == 0
+        # At the end a save is due in any case: the loop looks whether the run has ended only where something is due.
         return Events(log=step % train.log_every == 0, evaluate=evaluate, epoch=epoch, save=step % train.save_every == 0 or end)
 
     def restart_clock(self) -> None:
@@ -157,7 +158,7 @@ class Run:
         """Add up what the steps since the last event measured, all of it finite."""
         results = self.train_step.read()
         passed = time.perf_counter() - self._clock
-        # Before a validation may cut the learning rate
+        # The rate of these steps: a validation that comes next may cut it.
         self.interval.add(results, self._learning_rate, passed)
         self.seconds.training += passed
 
@@ -233,7 +234,7 @@ class Run:
                 self.directory.earlier_best.unlink(missing_ok=True)
 
     def leave(self, signal: int) -> Outcome:
-        """Leave after a signal; the checkpoint is written."""
+        """Leave after a signal. The caller has saved, unless no step was done since the last checkpoint."""
         self._ensure_model()
         self.progress.close()
         with fail_together(self.accelerator):  # a launcher ends the others when the first one leaves
@@ -245,7 +246,7 @@ class Run:
     def finish(self) -> Outcome:
         """Score the best model at one column and mark the run as finished."""
         self._profiling.close()  # of a run that ended before its last step
-        # Its lines come after the last checkpoint, so a run that grows from that does not keep them.
+        # The lines from here on stand behind the last checkpoint: a run that goes on from it with more epochs cuts them off.
         if self.interval.targets:
             self.log()
         if self.cursor.validated < self.cursor.step:
@@ -312,9 +313,8 @@ class Run:
         saved = tensors = None
         with fail_together(self.accelerator):
             if self._is_main:
-                layout, table = self.train_step.layout(), self.train_step.table
                 keep = self.config.train.keep_checkpoints
-                saved, tensors = resume.load_newest_that_fits(self._past.found, self.corpus.fingerprint, layout, table, keep)
+                saved, tensors = resume.load_newest_that_fits(self._past.found, self.corpus.fingerprint, self.train_step, keep)
         saved = main_value(self.accelerator, saved)
         self.train_step.load_state_dict(main_tensors(self.accelerator, tensors), {"scaler": saved.scaler})
         self.cursor, self.interval, self.seconds = saved.cursor, saved.interval, saved.seconds
@@ -329,7 +329,7 @@ class Run:
 
     @property
     def _learning_rate(self) -> float:
-        """Of the last step."""
+        """Of the last step; with `data.bptt_jitter` that of a segment of `data.bptt` rows."""
         return learning_rate(self.config.optim, self.cursor.step - 1, self.train_step.total_steps, self.cursor.rate_cuts)
 
     @property

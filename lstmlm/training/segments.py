@@ -20,7 +20,8 @@ def segment_ends(data: DataConfig, seed: int, rows: int, epoch: int) -> list[int
         return [*range(data.bptt, rows, data.bptt), rows]
     count = max(1, round(rows / (data.bptt * (1 - HALF / 2))))
     zero = torch.zeros(1, dtype=torch.int32)
-    number = torch.tensor(epoch % 2**31, dtype=torch.int32)
+    number = torch.tensor(epoch % 2**31, dtype=torch.int32)  # where a mask has its segment; the segment stands where a mask has its row
+    # Thirteen words a segment: one decides whether it is half as long, twelve make a normal deviate.
     units = torch.arange(13, dtype=torch.int32) + (SEGMENTS << PLACE_BITS)
     words = random_words(seed, number, torch.arange(count, dtype=torch.int32), zero, units)[:, 0]  # (count, 13)
     uniform = words.long() & 0xFFFFFFFF

@@ -70,13 +70,14 @@ class TrainStep:
         self.wrapped_model, self._optimizer = accelerator.prepare(model, make_optimizer(model, config.optim, graph))
         set_up(self._optimizer, model, config.optim)
         self._average = WeightAverage(model, config.optim) if config.optim.average else None
-        self._segment = torch.zeros((), dtype=torch.int32, device=accelerator.device)  # number of the masks' segment
+        self._segment = torch.zeros((), dtype=torch.int32, device=accelerator.device)  # whose masks are drawn; a replayed graph reads it
         self._losses = torch.zeros(config.train.log_every, 2, device=accelerator.device)  # nll of this rank, gradient norm
         self._pending: list[tuple[int, int]] = []  # (step, N_step) of the rows of _losses in use
         self._skipped = 0  # updates in a row that fp16 skipped
         self.state: State = model.initial_state(table.local_columns)
         self._order_ddp_buckets()
-        self._full_targets = config.data.bptt * table.columns  # of a window whose update is recorded
+        # With `cuda_graph` a window is one segment of fixed length, so one with as many targets has the shape that is recorded.
+        self._full_targets = config.data.bptt * table.columns
         full = table.targets_in(0, config.data.bptt) == self._full_targets
         check(full or not graph, f"train.cuda_graph records segments of {config.data.bptt} rows, and a column has fewer: leave it false")
         self._recording = self._record() if graph else None
@@ -93,7 +94,7 @@ class TrainStep:
         optim, data = self.config.optim, self.config.data
         rate = learning_rate(optim, step, self.total_steps, rate_cuts)
         if data.bptt_jitter:  # in proportion to the rows of its segments
-            rate *= (window.end - window.segments[0][0]) / (len(window.segments) * data.bptt)
+            rate *= (window.end - window.first) / (len(window.segments) * data.bptt)
         set_rates(self._optimizer, rate, first_beta(optim, step, self.total_steps))
         row = self._losses[len(self._pending)].zero_()
         if self._recording is not None and window.num_targets == self._full_targets:
@@ -131,7 +132,7 @@ class TrainStep:
                 after MAX_SKIPPED steps in a row.
         """
         local = self._losses[: len(self._pending)].cpu()
-        # A longer all-reduce may add the ranks in another order. In float64 such sums are exact, so it does not matter how often.
+        # A longer all-reduce may add the ranks in another order. float64 adds float32 numbers exactly, so that changes no bit.
         nll = sum_over_ranks(self.accelerator, local[:, 0].double())
         results = []
         for (step, num_targets), total, norm in zip(self._pending, nll.tolist(), local[:, 1].tolist(), strict=True):

@@ -87,4 +87,4 @@ def test_a_cursor_that_no_run_reaches_and_tensors_of_others(
     table = Table(torch.zeros(101, dtype=torch.int32), columns=4)  # 25 rows: 5 windows of 5 rows
     saved = Saved(config(data__bptt=5, data__batch_size=4), "", Cursor(**cursor), Interval(), Logged("a", 0, 0), {})
     with nullcontext() if named is None else pytest.raises(UserError, match=named):
-        resume.check_fit(saved, tensors(1) | change, tensors(1), table)
+        resume.check_fit(saved, tensors(1) | change, tensors(1), list(table.windows(5)))

@@ -84,6 +84,7 @@ def start(config: Config) -> Accelerator:
     check_launch()
     precision = config.train.precision
     torch.set_flush_denormal(True)  # numbers below the normal ones, to which Adam's moments decay, are slow
+    warnings.filterwarnings("ignore", "The value of the smallest subnormal", UserWarning)  # numpy before 2.4 warns of that
     if config.train.deterministic:
         os.environ.setdefault(hardware.WORKSPACE, ":4096:8")
         torch.use_deterministic_algorithms(True)

@@ -51,7 +51,7 @@ def prepare(argv: Arguments = None) -> int:
     from lstmlm.runtime.hardware import cores
 
     origin = config.train.init_from
-    vocabulary = Vocabulary.load(find_model(user_path(origin)) / VOCABULARY) if origin else None
+    vocabulary = Vocabulary.load(find_model(origin) / VOCABULARY) if origin else None
     corpus = load_corpus(config.data, vocabulary, cores())
     size = sum(4 * facts.tokens for facts in corpus.facts.values()) / 1e6
     print_result("\n".join([*corpus.lines(), f"cache: {size:,.1f} MB of token ids in {user_path(config.data.cache_dir)}"]))

@@ -16,18 +16,18 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
 
 from lstmlm.console import UsageError, UserError, check, one_line
-from lstmlm.files import user_path
+from lstmlm.files import RUN_FILES, user_path
 from lstmlm.records import load_yaml
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-RUN_CONFIG = "config.yaml"  # in a run's directory: the configuration as resolved
+RUN_CONFIG = RUN_FILES[0]  # in a run's directory: the configuration as resolved
 # Keys that say where one machine keeps things, not what is computed.
 PLACES = ("data.cache_dir", "train.run_dir", "train.resume")
 
 MOST = 10**12  # of steps, rows and the like: more than anybody has, and exact in every type they are kept in
-MOST_UNITS, MOST_LAYERS, MOST_THREADS = 65_536, 124, 1024  # of layers: as many as the dropout masks have places for
+MOST_UNITS, MOST_LAYERS, MOST_THREADS = 65_536, 124, 1024  # of layers: as many as the dropout masks have numbers for
 MOST_LOGGED = 10**6  # steps whose losses are kept until they are logged
 MOST_PROFILED = 1000  # steps; each has some hundred events, all kept in memory
 
@@ -89,7 +89,7 @@ class _Section:
         check_fields(self, f"{section}.")
         for key, value in vars(self).items():
             for text in value if isinstance(value, list) else [value]:
-                fits = not isinstance(text, str) or text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+                fits = not re.search("[\ud800-\udfff]", str(text))
                 check(fits, f"{section}.{key} is {text!r}, which is not UTF-8 and could not be read again: rename it")
 
 
@@ -489,6 +489,8 @@ def load_config(
     Raises:
         UsageError: Unknown key, wrong type, missing file, a value out of range, a file after what it would overwrite.
     """
+    for name, section in sections.items():
+        check(isinstance(section, dict), f"{name}={section!r}: a section is a dictionary, as train={{'epochs': 5}}")
     argv = list(argv if argv is not None else () if sections else sys.argv[1:])
     argv = [re.sub(r"^(--[\w.]+=|)None$", r"\1null", word) for word in argv]  # as a sweep of W&B writes it
     if argv[:1] == ["--config"]:
@@ -501,7 +503,7 @@ def load_config(
             return _config(values)
     except UsageError as error:
         if any(word.startswith("--print_config") for word in argv):
-            _parser.cache_clear()  # which it took note of
+            _parser.cache_clear()  # it remembers that
         two_parts = re.search("unrecognized arguments: [^. ]+[ =]", str(error))
         hint = "; every option has two parts, as --data.dataset book.txt" if two_parts else ""
         raise UsageError(f"{_faulty_file(argv, error)}{error}{hint}") from None

@@ -76,7 +76,7 @@ def on_terminal() -> bool:
     """Whether somebody sees standard error as it comes: a terminal, and one that has a size (`ssh -tt` in a script has none)."""
     if sys.stderr is None or sys.stderr.closed or not sys.stderr.isatty():
         return False
-    return bool(all(os.get_terminal_size(sys.stderr.fileno())))
+    return all(os.get_terminal_size(sys.stderr.fileno()))
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def standard_output() -> Iterator[BinaryIO]:
 
 
 class _Terminal(io.BufferedWriter):
-    """Bytes of whole lines of text on their way to a terminal."""
+    """Bytes of text, whole characters at a time, on their way to a terminal."""
 
     def write(self, content: Any) -> int:
         return super().write(printable(bytes(content).decode(errors="surrogateescape"), "\n\t").encode())
@@ -131,14 +131,14 @@ class _LineHandler(logging.Handler):
 def run_script(main: Callable[[], int]) -> int:
     """Run a script's `main` and turn an error into one line and an exit status.
 
-    An error that the user can mend is printed once on each host; any other by the rank that has it, and Python's traceback follows,
-    because the cause may be a defect of the program.
+    An error that the user can mend is printed once on each host; any other by the rank that has it, with Python's traceback where the
+    cause may be a defect of the program.
     """
     _hold_standard_streams()
     logger = logging.getLogger("lstmlm")
     logger.handlers, logger.propagate = [_LineHandler()], False
     rank, several = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1") != "1"
-    if not several:  # a rank must end at once, and may wait for others, where no handler is called
+    if not several:  # one of several may wait for the others in C++, where no handler of Python's is called: it must end at once
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
             if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP
                 signal.signal(number, _interrupt)
@@ -174,7 +174,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _hold_standard_streams() -> None:
-    """Open each standard stream that is closed (`2>&-`): a checkpoint would get its number, and all that a library writes there."""
+    """Open each standard stream that is closed (`2>&-`), as the next file, such as a checkpoint, would get its number and what libraries
+    print there. What cannot be written to standard error is lost from here on."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)

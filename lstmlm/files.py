@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from lstmlm.console import UsageError, UserError, check, standard_output
 
-# The files of a model and of a run: no other output may replace one.
+# The files of a model and of a run: no other output may replace one. The first two together tell a model, or a run, from other folders.
 MODEL_FILES = ("config.json", "vocab.json", "model.safetensors", "README.md")
 RUN_FILES = ("config.yaml", "metrics.jsonl", "samples.jsonl", "summary.json", ".lock", "checkpoints", "model")
 STANDARD_OUTPUT = ("-", "/dev/stdout")
@@ -88,7 +88,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def _create(path: Path, permissions: int | None) -> _NamedFile:
     """Make a temporary file. Its lock tells `sweep` that its writer lives."""
     while True:
-        file = _NamedFile(path, "x") if permissions is None else _NamedFile(path, "x", permissions)
+        file = _NamedFile(path, "x", 0o666 if permissions is None else permissions)
         with suppress(OSError):  # a file system without permissions
             if permissions is not None:
                 os.fchmod(file.fileno(), permissions)
@@ -251,7 +251,7 @@ class OutputFolder:
         check(nearest.is_dir(), f"{told}: {nearest} is not a folder")
         _check_writable(nearest, told)
         place = Path(os.path.realpath(self.path))
-        run = _run(place / RUN_FILES[0] if files else place)  # with such files, the run's own folder is refused too
+        run = _run(place / RUN_FILES[0] if files else place)  # for files, a run's folder itself is refused too
         check(run is None, f"{told} belongs to the run in {run}: name another folder")
         earlier = again in there and not (source and source.exists() and self.path.samefile(source))
         ours = [file for file in there if stat.S_ISREG((self.path / file).lstat().st_mode) and os.access(self.path / file, os.W_OK)]

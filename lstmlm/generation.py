@@ -6,6 +6,7 @@ among the continuations of its prompt.
 
 import logging
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -137,7 +138,7 @@ def sample(
 
 
 def _encode(prompts: Sequence[str], vocabulary: Vocabulary) -> list[list[int]]:
-    strange = [prompt for prompt in prompts if any("\ud800" <= letter <= "\udfff" for letter in prompt)]
+    strange = [prompt for prompt in prompts if re.search("[\ud800-\udfff]", prompt)]
     check(not strange, f"a prompt is not UTF-8: {''.join(strange[:1])}")
     unknown = sorted({token for prompt in prompts for token in vocabulary.tokenize(prompt) if token not in vocabulary})
     if unknown:

@@ -56,7 +56,7 @@ def read_json(path: Path, kind: type[T], others: Literal["forbid", "allow"] = "f
     try:
         return as_kind(path, json.loads(read_file(path, MOST_JSON)), kind, others)
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
 
 
 def read_yaml(path: Path, kind: type[T]) -> T:
@@ -74,18 +74,18 @@ def load_yaml(path: Path) -> Any:
         return None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise _damaged(path, f"{error.problem}{line}") from None
+        raise damaged(path, f"{error.problem}{line}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
 
 
 def as_kind(path: Path, values: Any, kind: type[T], others: Literal["forbid", "allow"] = "forbid") -> T:
     """What was read from a file, as `read_json` gives it; a UserError where it is not a `kind`."""
     try:
-        # Through JSON: pydantic takes its list for a tuple, but no other type for another.
+        # Through JSON: pydantic, which is strict here, then takes a list for a tuple, and no other type for another.
         content = json.dumps(values, allow_nan=False).encode()
     except (ValueError, TypeError, RecursionError) as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
     return _check_each(path, [content], kind, others)[0]
 
 
@@ -103,11 +103,12 @@ def _check_each(path: Path, contents: Sequence[bytes], kind: type[T], others: Li
                 first = error.errors(include_url=False)[0]
                 place = ".".join(map(str, first["loc"]))
                 reason = f"{place}: {first['msg']}" if place else first["msg"]
-            raise _damaged(path, f"line {number}: {reason}" if len(contents) > 1 else reason) from None
+            raise damaged(path, f"line {number}: {reason}" if len(contents) > 1 else reason) from None
     return checked
 
 
-def _damaged(path: Path, reason: object) -> UserError:
+def damaged(path: Path, reason: object) -> UserError:
+    """What is said of a file that is not what it should be."""
     return UserError(f"{path} is damaged or not of this project: {one_line(reason) or 'it holds no text'}")
 
 

@@ -186,6 +186,8 @@ def test_keywords_come_last(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_config(["--data.bptt=9", "--data.batch_size=3"], data={"bptt": 7}).data.bptt == 7
     with pytest.raises(UsageError, match=r"data\.ghost"):
         load_config(data={"ghost": 7})
+    with pytest.raises(UsageError, match=r"seed=3: a section is a dictionary"):
+        load_config(seed=3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from lstmlm.files import cannot_write, locked, open_file, replacing, user_path
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _DIGEST = hashlib.sha256().digest_size
-FORMAT = 3  # of the cache
+FORMAT = 4  # of the cache
 MANY_UNKNOWN = 0.3  # share of <unk> from which on a text seems not to be cut into words
 
 
@@ -80,8 +80,8 @@ def load_corpus(data: DataConfig, vocabulary: Vocabulary | None = None, processe
         processes: That share a slow tokenizer's work on a long text.
 
     Raises:
-        UserError: The data cannot be read, a split is missing or empty, a file is not UTF-8, the vocabulary has no token of the text, or
-            the cache has no room.
+        UserError: The data cannot be read, a split is missing or empty, a file is not UTF-8, the vocabulary has `<unk>` and `<eos>`
+            alone, or the cache has no room.
     """
     source, made = open_source(data), vocabulary is None
     keys = {split: source.fingerprint(split) for split in SPLITS}
@@ -134,7 +134,7 @@ def _load_split(
 
 def _refuse_changed(data: DataConfig, split: str, key: str) -> None:
     """Refuse files that are others than when `key` was made of them: what was made now would be found under their name for ever."""
-    source = open_source(data)  # anew, as one may keep its hash
+    source = open_source(data)  # a new one: a source may keep its hash
     if not isinstance(source, HubSource) and source.fingerprint(split) != key:
         raise UserError(f"the files of {data.dataset} were changed while split {split!r} was read: start again")
 
@@ -198,7 +198,7 @@ def _delete_lock(lock: Path) -> None:
 def _write_tokens(file: BinaryIO, vocabulary: Vocabulary, blocks: Iterable[tuple[str, NDArray[np.int32]]], part: str) -> None:
     digest, counts = hashlib.sha256(), np.zeros(len(vocabulary), np.int64)
     lines = words = characters = longest = 0
-    own = vocabulary.level != "word" or vocabulary.tokenizer != "whitespace"  # whether its tokens are other than words
+    own = vocabulary.level != "word" or vocabulary.tokenizer != "whitespace" or vocabulary.normalize  # tokens other than words
     begun = 0  # tokens of the line that the next block goes on with
 
     def put(content: bytes | memoryview) -> None:

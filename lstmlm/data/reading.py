@@ -62,7 +62,7 @@ def read_pieces(path: Path, column: str) -> Iterator[str]:
 
 
 def read_rows(path: Path, column: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Of a file that a command names: each line and nothing else; or of each row the text, in plain text, and its other columns.
+    """Of a file that a command names: each line, with no columns; or of each row the text, in plain text, and its other columns.
 
     Arguments and errors are those of `read_blocks`, but as the command is wrong, a UsageError.
     """
@@ -93,7 +93,8 @@ def check_tables(column: str, *names: str) -> None:
 
 
 def check_column(column: str, columns: Collection[str], place: str) -> None:
-    """Refuse a column that is not there (UsageError)."""
+    """Refuse a column that is not there, or there twice (UsageError)."""
+    check([*columns].count(column) < 2, f"{place} has two columns {column!r}: give each a name of its own")
     if column not in columns:
         there = f"only {', '.join(columns)}" if columns else "nor any other"
         remedy = "rename one, or name the one of the text (--data.text_column in training, else --text_column)"
@@ -139,7 +140,7 @@ def _text(path: Path) -> Iterator[str]:
     if path.name.lower().removesuffix(".gz").endswith(".conllu"):
         check_form(path)
     lines, last = 0, "\n"
-    with _reading(path, lambda: f"line {lines + 1}"), _open(path) as content, io.TextIOWrapper(content, "utf-8-sig") as file:
+    with _reading(path, lambda: f"line {lines + 1} or later"), _open(path) as content, io.TextIOWrapper(content, "utf-8-sig") as file:
         while piece := file.read(BLOCK):
             lines += piece.count("\n")
             last = piece[-1]

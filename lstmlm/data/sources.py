@@ -66,7 +66,7 @@ class FileSource(Source):
 
 @dataclass
 class CutSource(Source):
-    """A data set that may lack splits: of what it lacks, each is a twentieth of its train, at the end."""
+    """A data set that may lack splits: each that it lacks is a twentieth of its train, cut from the end."""
 
     name: str  # as the user gave it, for messages
     column: str  # where the text of a row stands
@@ -112,7 +112,7 @@ class CutSource(Source):
 
 @dataclass
 class PieceSource(CutSource):
-    """One file, all of it train; or the files of a folder whose card says which split they are."""
+    """One file, all of it train; or the files of a folder whose card, or names such as `ptb.train.txt`, say which split they are."""
 
     files: dict[str, list[Path]]  # of each split that the data set has
 
@@ -240,7 +240,7 @@ def local_files(data: DataConfig) -> list[Path]:
 
 
 def subset_in(dataset: str, data: DataConfig) -> str | None:
-    """The subset that a `data.dataset` has in place of that of `data`: the same, where it has one of that name or is a copy; else none."""
+    """`data.subset`, if `dataset` has a subset of that name or is a copy of `data.dataset`; else None."""
     folder, card = user_path(dataset), user_path(dataset) / "README.md"
     if data.subset is None or (folder / data.subset).is_dir() or (card.is_file() and data.subset.encode() in card.read_bytes()):
         return data.subset
@@ -302,8 +302,8 @@ def find_splits(folder: Path, pattern: str = _SPLIT_NAME) -> dict[str, list[Path
     """Files of each split that a folder has, by their names, which `pattern` fits without the ending; numbers in names count by value.
 
     `train.txt`; `train-00000-of-00002.parquet` and others with numbers; every file in a folder `train`; `wiki.train.tokens`. The other
-    splits and forms are named likewise. Two things that claim to be one split, mixed forms, a file beside its packed one, or a numbered
-    file that is missing are a UsageError.
+    splits and forms are named likewise. Two things that claim to be one split, mixed forms, a file beside its packed one, or
+    another number of files than `-of-00002` says are a UsageError.
     """
     found: dict[str, dict[str, list[Path]]] = {}  # split -> what claims to be it -> files
     for path in _visible(folder):

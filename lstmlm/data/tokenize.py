@@ -156,6 +156,7 @@ class Subwords(Tokenizer):
             initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
+        # No merge is learned from the letters of a special token.
         lines = (line for text in texts for line in text.replace(UNK, "\n").replace(EOS, "\n").split("\n"))
         bpe.train_from_iterator(lines, trainer)
         model = json.loads(bpe.to_str())["model"]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lstmlm.console import UserError
 from lstmlm.data.tokenize import EOS, UNK, Characters, Moses, Subwords, Tokenizer, Words, plain, prepared, tallies
-from lstmlm.records import read_json
+from lstmlm.records import damaged, read_json
 
 Kind = tuple[str, str]  # level and tokenizer
 _CUTTERS: dict[Kind, type[Tokenizer]] = {("word", "whitespace"): Words, ("word", "moses"): Moses, ("char", "whitespace"): Characters}
@@ -135,7 +135,7 @@ class Vocabulary:
     def encode_blocks(self, texts: Iterable[str], processes: int = 1) -> Iterator[tuple[str, NDArray[np.int32]]]:
         """Each block of a plain text, as `reading` makes them, with its token ids (n,): `encode` without `eos`, several times as fast."""
         for text, types, places in tallies(self._cut, texts, processes, self.lowercase, self.normalize):
-            yield text, np.array([self._ids.get(token, self.unk) for token in types], np.int32)[places]
+            yield text, np.array([self.id_of(token) for token in types], np.int32)[places]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids; `<eos>` becomes a line end."""
@@ -192,7 +192,7 @@ class Vocabulary:
         except UserError:  # a library is not installed
             raise
         except Exception as error:  # the library of subwords has no kinds of its own
-            raise UserError(f"{path} is damaged or not of this project: {error}") from None
+            raise damaged(path, error) from None
         if vocabulary.fingerprint != fingerprint:
             raise UserError(f"{path} is damaged: its tokens are not those of its fingerprint")
         return vocabulary

@@ -18,6 +18,7 @@ from lstmlm.data.reading import check_form, check_tables, lines_of, read_blocks
 from lstmlm.data.sources import SPLITS, open_source
 from lstmlm.data.tokenize import EOS, Words
 from lstmlm.evaluation.words import Unknown
+from lstmlm.files import user_path
 from lstmlm.model.pretrained import SavedModel
 from lstmlm.runtime.hardware import cores
 
@@ -98,7 +99,7 @@ def file_text(saved: SavedModel, path: str | Path, column: str = "text") -> Text
     Raises:
         UserError: It cannot be read, or has nothing to score.
     """
-    path = Path(path)
+    path = user_path(path)
     check(not path.is_dir(), f"{path} is a folder: name one file, or the folder with --dataset to score one of its splits")
     check(path.is_file(), f"there is no file {path}")
     check_form(path)

@@ -323,7 +323,7 @@ def find_model(model: str | Path | None = None) -> Path:
         UserError: There is none, or the Hub has no such model or cannot be reached.
     """
     if model is not None:
-        return _named(Path(model))
+        return _named(user_path(model))
     weights = sorted(Path("runs").glob(f"*/model/{WEIGHTS}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for folder in (path.parent for path in weights):
         if _read_config(folder).data.dataset != "toy":  # `make smoke`

@@ -54,7 +54,7 @@ def together_however_long(accelerator: Accelerator, doing: str, timeout_minutes:
 
     def give_signs() -> None:
         with suppress(RuntimeError):  # the store's host is gone, which the wait tells
-            while not ended.wait(min(10, 15 * timeout_minutes)):
+            while not ended.wait(min(10, 15 * timeout_minutes)):  # seconds: four signs within the timeout, or more
                 store.add(f"{key}/signs", 1)
 
     threading.Thread(target=give_signs, daemon=True).start()
@@ -88,7 +88,7 @@ def _wait_for_all(store: dist.Store, key: str, ranks: int, doing: str, timeout_m
 
 @contextmanager
 def fail_together(accelerator: Accelerator) -> Iterator[None]:
-    """Run a block on every rank; where it fails on one with a `UserError` or `OSError`, it fails on all with that error."""
+    """Run a block on every rank; where it fails on one with a `UserError` or `OSError`, it fails on all with that as a `UserError`."""
     error: UserError | None = None
     try:
         yield

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from lstmlm.config import MOST_THREADS
 from lstmlm.console import check
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS's, which determinism needs
@@ -109,7 +110,7 @@ def keep_memory() -> None:
 
 def use_machine(threads: int | None = None) -> None:
     """Set up the process of a script, which has the machine to itself: `threads` CPU threads, 1 to 1024, None = the physical cores."""
-    check(threads is None or 1 <= threads <= 1024, f"threads must be from 1 to 1024, not {threads}")
+    check(threads is None or 1 <= threads <= MOST_THREADS, f"threads must be from 1 to {MOST_THREADS}, not {threads}")
     torch.set_num_threads(threads or default_threads())
     keep_memory()
 
@@ -118,7 +119,7 @@ def use_machine(threads: int | None = None) -> None:
 def settings_kept() -> Iterator[None]:
     """Whatever a block sets of this process, for its threads, arithmetic, random numbers and warnings, is afterwards as it was.
 
-    Worker threads that PyTorch makes within the block go on as it had them with numbers below the normal ones: each thread keeps that.
+    Not so for worker threads that PyTorch makes within the block: how numbers below the normal ones are taken is a setting of each thread.
     """
     threads, gpus = torch.get_num_threads(), range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
     flushes = bool(torch.tensor(1e-310, dtype=torch.float64) == 0)

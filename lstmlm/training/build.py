@@ -11,7 +11,6 @@ from lstmlm.console import UserError, check
 from lstmlm.data.corpus import Corpus, load_corpus
 from lstmlm.data.table import Table
 from lstmlm.data.vocabulary import Vocabulary
-from lstmlm.files import user_path
 from lstmlm.model.language_model import LSTMLanguageModel
 from lstmlm.model.pretrained import load
 from lstmlm.runtime.distributed import check_alike, fail_together, main_tensors, main_value, together_however_long
@@ -53,7 +52,7 @@ def _load_origin(config: Config, accelerator: Accelerator, own: Path | None) -> 
         if accelerator.is_main_process and own is not None:
             vocabulary, weights = Vocabulary.load(own), {}  # the checkpoint has the weights
         elif accelerator.is_main_process:
-            saved = load(user_path(str(config.train.init_from)), device="cpu")
+            saved = load(config.train.init_from, device="cpu")
             _check_settings(config, saved.model, saved.vocabulary)
             vocabulary, weights = saved.vocabulary, saved.model.weights()
     return main_value(accelerator, vocabulary), main_tensors(accelerator, weights)

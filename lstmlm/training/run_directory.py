@@ -10,10 +10,10 @@ from typing import Any
 
 from typing_extensions import TypedDict  # which pydantic needs before Python 3.12
 
-from lstmlm.config import RUN_CONFIG, Config
+from lstmlm.config import Config
 from lstmlm.console import UserError
 from lstmlm.data.sources import dataset_name
-from lstmlm.files import locked, replace_file, user_path
+from lstmlm.files import RUN_FILES, locked, replace_file, user_path
 from lstmlm.records import read_json, read_yaml, to_json, to_yaml
 
 
@@ -29,8 +29,8 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = path = user_path(path)
-        self.config, self.metrics, self.samples = path / RUN_CONFIG, path / "metrics.jsonl", path / "samples.jsonl"
-        self.checkpoints, self.model, self.summary = path / "checkpoints", path / "model", path / "summary.json"
+        own = (path / name for name in RUN_FILES)
+        self.config, self.metrics, self.samples, self.summary, self.lock, self.checkpoints, self.model = own
         self.evaluations, self.profile, self.tensorboard = path / "evaluations", path / "profile", path / "tensorboard"
         self.earlier_best = self.checkpoints / "best.safetensors"
         self._made: list[Path] = []  # made here; removed again where the start fails
@@ -56,16 +56,15 @@ class RunDirectory:
         """Make the directory and hold its lock within a block. What was made here is removed again if the block fails or leaves no run."""
         made = self._made or [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = self.path / ".lock"
-        new, failed = not os.path.lexists(lock), True
+        new, failed = not os.path.lexists(self.lock), True
         with ExitStack() as stack:
             try:
-                self._held = stack.enter_context(locked(lock, wait=False))
+                self._held = stack.enter_context(locked(self.lock, wait=False))
             except BlockingIOError:
                 raise UserError(f"another process is training in {self.path}: wait for it or name another train.run_dir") from None
             except OSError as error:
                 needed = "train.run_dir must be on a file system with flock, and .lock must not be a link"
-                raise UserError(f"cannot lock {lock}: {error.strerror}; {needed}") from None
+                raise UserError(f"cannot lock {self.lock}: {error.strerror}; {needed}") from None
             try:
                 self._refuse_links()
                 yield
@@ -73,7 +72,7 @@ class RunDirectory:
             finally:
                 if new and self._held() and (failed or not os.path.lexists(self.config)):
                     with suppress(OSError):  # something else may be in one of them
-                        lock.unlink()
+                        self.lock.unlink()
                         for folder in made:
                             folder.rmdir()
 
@@ -95,7 +94,7 @@ class RunDirectory:
         if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
             reason = "writable" if nearest.is_dir() else "a folder"
             raise UserError(f"cannot write {self.path}: {nearest} is not {reason}; name another train.run_dir")
-        if (path / ".lock").exists():
+        if self.lock.exists():
             with self.held():
                 pass
 

@@ -30,7 +30,7 @@ PREEMPTED = (128 + signal.SIGTERM, 128 + signal.SIGUSR1)  # exit codes after whi
 
 
 class Tracker:
-    """One of Accelerate's trackers, started, which knows the facts. It shows the metrics over `tokens`, and what a subclass adds."""
+    """One of Accelerate's trackers, started and told the facts. It shows the metrics over `tokens`, and what a subclass adds."""
 
     def __init__(self, tracker: Any, config: TrackingConfig, facts: dict[str, Any]) -> None:
         self.name: str = tracker.name
@@ -119,7 +119,7 @@ class WandbTracker(Tracker):
         self._run.finish(exit_code=status)
         import wandb
 
-        # The mode of this run is not that of the process.
+        # The next run of this process has a mode of its own.
         wandb.setup(wandb.Settings(mode=os.environ.get("WANDB_MODE", "online")))  # type: ignore[arg-type]
 
 
@@ -233,8 +233,8 @@ class Tracking:
         try:
             self._start(names, facts)
         except WandbError as error:
-            tries = main_value(self._accelerator, self._config.mode == "auto" and "WANDB_MODE" not in os.environ)
-            if not tries:
+            may_go_without = main_value(self._accelerator, self._config.mode == "auto" and "WANDB_MODE" not in os.environ)
+            if not may_go_without:
                 raise
             if self._accelerator.is_main_process:
                 print_line(f"warning: {error}; the run goes on without W&B, and metrics.jsonl has everything")

@@ -184,17 +184,18 @@ def test_waiting_for_another_process_is_told(data: DataConfig, caplog: pytest.Lo
     assert f"waiting for another process, which holds {lock}" in caplog.messages
 
 
-@pytest.mark.parametrize("level", ["word", "char"])
-def test_facts_are_those_of_the_text(data: DataConfig, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("level", "normalize"), [("word", False), ("word", True), ("char", False)])
+def test_facts_are_those_of_the_text(data: DataConfig, level: str, normalize: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the text as it is written, however it is cut: normalization drops the second of its words."""
     monkeypatch.setattr(reading, "BLOCK", 50)
-    text = "one  two\tthree\r\n\n<eos> w1 once\n" + "w2 " * 40
+    text = "one \u200b two\tthree\r\n\n<eos> w1 once\n" + "w2 " * 40
     (Path(data.dataset) / "valid.txt").write_text(text, newline="")
-    config = dataclasses.replace(data, level=level)
+    config = dataclasses.replace(data, level=level, normalize=normalize)
     loaded = load_corpus(config)
     facts = loaded.facts["validation"]
     assert facts == load_split(config, "validation", loaded.vocabulary)[1]
     assert (facts.lines, facts.characters) == (4, len(text.replace("\r", "")) + 1)
-    assert facts.words == 3 + 3 + 40 + 4
+    assert facts.words == 4 + 3 + 40 + 4
     ids = loaded.splits["validation"].tolist()
     assert facts.tokens == len(ids)
     assert facts.unknown == ids.count(0) > 0

@@ -127,6 +127,7 @@ def test_a_damaged_file_is_told_with_the_place(tmp_path: Path, name: str, damage
         ("n.csv", b"x;text\n1;a\n", "seems to part its columns by semicolons"),
         ("n.conllu", b"1\ta\n", r"n\.conllu: its name must end with one of"),
         ("n.csv", b"x,y\n1,a\n", "has no column 'text', only x, y"),
+        ("n.csv", b"text,text\na,b\n", "has two columns 'text'"),
         ("n.jsonl", b'{"text": "a"}\n{"text": null}\n', "row 2: column 'text' is null"),
         ("n.jsonl", b'{"text": "\\ud800"}\n', r"n\.jsonl is not UTF-8 near '\\ud800': convert it, as iconv"),
         ("n.csv", b"", "has no column 'text', nor any other: rename one"),

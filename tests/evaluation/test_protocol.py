@@ -206,13 +206,14 @@ def test_every_tokens_nll_as_a_file(run: Run, folder: Path, tmp_path: Path) -> N
     assert {"protocol", "reset", "columns", "settings", "ppl"} <= told.keys()
 
 
-def test_any_file_is_a_text(run: Run, text_folder: Path, tmp_path: Path) -> None:
-    """With the figures of the split of the same text."""
+def test_any_file_is_a_text(run: Run, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the figures of the split of the same text; no shell replaces the `~` of `--text=~/a.jsonl`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
     split, path = run("--split", "validation", "--reset", "line"), tmp_path / "a.jsonl"
     rows = [json.dumps({"line": line, "text": "other"}) for line in (text_folder / "valid.txt").read_text().splitlines()]
     path.write_text("\n".join(rows))
-    result = run("--text", str(path), "--text_column", "line", "--reset", "line")
-    assert result["text"] == str(path)
+    result = run("--text=~/a.jsonl", "--text_column", "line", "--reset", "line")
+    assert result["text"] == "~/a.jsonl"
     names = ("tokens", "targets", "nll", "characters", "ppl", "bpc")
     assert {name: result[name] for name in names} == {name: split[name] for name in names}
 

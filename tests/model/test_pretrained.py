@@ -160,6 +160,12 @@ def test_a_models_config_chooses_no_file_of_this_machine(model: LSTMLanguageMode
     assert load(tmp_path / "a", dataset=str(tmp_path / "private.txt")).data.dataset == str(tmp_path / "private.txt")
 
 
+def test_a_model_in_the_home_folder(model: LSTMLanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_pretrained(tmp_path / "a", model, VOCABULARY, DATA)
+    assert load("~/a").vocabulary.fingerprint == VOCABULARY.fingerprint
+
+
 def test_what_others_are_told_of_a_models_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "alice/model_b/model").mkdir(parents=True)
     (tmp_path / "alice/model_b/config.yaml").touch()

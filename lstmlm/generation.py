@@ -106,7 +106,8 @@ def stream_texts(
 
 
 def stream_text(prompt: str, model: ModelPlace = None, seed: int | None = None, **options: Any) -> Iterator[str]:
-    """The text of `generate_text` in pieces, as its tokens come; where Moses cut the words, a line at a time."""
+    """The text of `generate_text` in pieces, as its tokens come; where Moses cut the words, a line at a time. For raw text, give a model
+    loaded so."""
     sampling = Sampling(**options)
     saved = load(model)
     vocabulary = saved.text_vocabulary

@@ -32,7 +32,7 @@ def breakdown(result: Measurement, vocabulary: Vocabulary, train: Tensor) -> lis
         name = f"{least:,} or more in training" if end == math.inf else f"{least:,} to {end - 1:,} in training"
         members[name] = (count_of >= least) & (count_of < end)
     members["numbers"] = numbers[result.ids]
-    members["first after a reset"] = result.fresh
+    members["first, from a zero state"] = result.fresh
     groups = []
     for name, of in members.items():
         if targets := int(of.sum()):
@@ -44,7 +44,7 @@ def breakdown(result: Measurement, vocabulary: Vocabulary, train: Tensor) -> lis
 def write_tokens(output: Output, result: Measurement, vocabulary: Vocabulary) -> None:
     """Every target's nll as a Parquet file, a row each in the order of the text.
 
-    Columns: `token`, `token_id`, `nll` (nats, float32) and `fresh` (scored without context). The schema's metadata has the figures of the
+    Columns: `token`, `token_id`, `nll` (nats, float32) and `fresh` (read from the zero state). The schema's metadata has the figures of the
     whole and how they were obtained, as JSON under `lstmlm`.
     """
     import pyarrow

@@ -19,7 +19,7 @@ from lstmlm.evaluation.perplexity import StaticScorer, Stretches
 from lstmlm.evaluation.surprisal import TokenScorer
 from lstmlm.evaluation.words import Cut, Unknown, cut, word_starts
 from lstmlm.files import Output
-from lstmlm.model.pretrained import SavedModel, load
+from lstmlm.model.pretrained import ModelPlace, load
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ METHODS: dict[By, tuple[tuple[str | None, str], tuple[str | None, str]]] = {
 
 
 def score_pairs(
-    file: str | Path, model: str | Path | SavedModel | None = None, raw: bool = False, by: By = "sentence", normalize: bool = False
+    file: str | Path, model: ModelPlace = None, raw: bool = False, by: By = "sentence", normalize: bool = False
 ) -> list[dict[str, Any]]:
     """Score the pairs of a file, each sentence alone, after `<eos>`.
 
@@ -143,7 +143,7 @@ def _read(path: Path, by: By) -> list[dict[str, Any]]:
     try:
         for number, (good, row) in enumerate(read_rows(path, "sentence_good"), 1):
             row = {"sentence_good": good.removesuffix("\n"), **row}
-            made = str(row.get(f"{by}_method", by in "".join(row)))  # in CSV it is a text
+            made = str(row.get(f"{by}_method", any(by in name for name in row)))  # in CSV it is a text
             if by != "sentence" and made.strip().lower() not in ("true", "1", "1.0"):
                 others += 1
                 continue
@@ -155,7 +155,7 @@ def _read(path: Path, by: By) -> list[dict[str, Any]]:
                 row[name] = line
             pairs.append(row)
     except UserError as error:
-        raise type(error)(str(error).partition(": rename one")[0]) from None
+        raise type(error)(str(error).partition(": rename one")[0]) from None  # not "or name another with --text_column"
     if not pairs:
         raise UserError(f"{path} has no pairs" + f" for --by {by}" * (by != "sentence"))
     if others:

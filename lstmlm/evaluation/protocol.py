@@ -21,7 +21,7 @@ from lstmlm.model.pretrained import SavedModel
 
 @dataclass(frozen=True, kw_only=True)
 class Static:
-    """The model as it is. The protocols that adapt to the text have further fields: their settings."""
+    """The base of all protocols, and the plain one: the model as it is. Those that adapt to the text have settings as further fields."""
 
     name: ClassVar[str] = "static"
     searched: ClassVar[dict[str, Callable[[Any, float], Any]]] = {}
@@ -62,7 +62,7 @@ class Measurement(Evaluation):
     unknown: int  # targets that are `<unk>`
     ids: Tensor = field(repr=False, compare=False)  # of every target in the order of the text, int32 (N,)
     token_nll: Tensor = field(repr=False, compare=False)  # of every target in nats, float32 (N,)
-    fresh: Tensor = field(repr=False, compare=False)  # which targets have no context, a column's or a stretch's first; bool (N,)
+    fresh: Tensor = field(repr=False, compare=False)  # which are read from the zero state, a column's or a stretch's first; bool (N,)
 
     @property
     def bpc(self) -> float:

@@ -109,7 +109,7 @@ class Reader:
     def __call__(self, sentences: Sequence[Sentence]) -> list[Pieces]:
         """What it says of sentences that follow those of the call before."""
         vocabulary, cuts = self._vocabulary, []
-        ids, starts, fresh = list[int](), list[int](), list[int]()  # the latter: of lines, and of those that are read afresh
+        ids, starts, fresh = list[int](), list[int](), list[int]()  # places where lines begin, and where those begin that are read afresh
         for sentence in sentences:
             words, texts, word_of, ends, first = list[str](), list[str](), list[int](), list[bool](), len(ids)
             for text, is_fresh in sentence.lines:

@@ -24,7 +24,7 @@ from lstmlm.evaluation.surprisal import MEASURES, By, Pieces, Reader, Sentence, 
 from lstmlm.evaluation.surprisal_page import shaded_page
 from lstmlm.evaluation.text import Reset, Resets, split_text
 from lstmlm.files import Output
-from lstmlm.model.pretrained import SavedModel, load
+from lstmlm.model.pretrained import ModelPlace, SavedModel, load
 
 Format = Literal["tsv", "jsonl", "parquet", "neural-complexity"]
 Addition = Literal["length", "frequency", "previous"]
@@ -82,11 +82,9 @@ class ScoreTable:
         self, saved: Sequence[SavedModel], names: Sequence[str], scoring: Scoring, values: Sequence[str] = (), labelled: bool = False
     ) -> None:
         self.by, self._eos, self._names, self._wide = scoring.unit(saved), scoring.eos, names, scoring.layout == "wide"
-        cut = any(model.text_vocabulary.level != "word" for model in saved)  # else `Reader` refuses it
-        wanted = scoring.space == "before" or self.by != "token" or not cut
-        check(wanted, "--space after needs --by word: a token has the white space that is in it")
-        check(not self._wide or self.by != "token", "--layout wide needs --by word: models cut a text into different tokens")
         words = self.by != "token" or all(model.text_vocabulary.level == "word" for model in saved)
+        check(words or scoring.space == "before", "--space after needs --by word: a token has the white space that is in it")
+        check(not self._wide or self.by != "token", "--layout wide needs --by word: models cut a text into different tokens")
         check("frequency" not in scoring.add or words, "--add frequency needs --by word")
         self._frequencies = [frequencies(model) if "frequency" in scoring.add else None for model in saved]
         added = [name for name in ("frequency", "length") if name in scoring.add]
@@ -133,7 +131,7 @@ class ScoreTable:
 
 
 def score_text(
-    text: str, model: str | Path | SavedModel | None = None, reset: Reset = "line", eos: bool = False, raw: bool = False, **options: Any
+    text: str, model: ModelPlace = None, reset: Reset = "line", eos: bool = False, raw: bool = False, **options: Any
 ) -> list[Any]:
     """The rows of `lstmlm score` for a text at hand, as named tuples; `pandas.DataFrame` takes them.
 
@@ -165,7 +163,11 @@ def sentences_of(texts: Iterable[tuple[str, Callable[[], Rows]]], scoring: Scori
     ends with its text at the latest."""
     column, number = scoring.line_by, 0
     for name, read in texts:
-        there = f"only {', '.join(values)}" if values else "as it is no table with rows (.csv, .tsv, .json, .jsonl, .parquet)"
+        there = (
+            f"only {', '.join(values)}"
+            if values
+            else "nor any other beside its text (a table has some: .csv, .tsv, .json, .jsonl, .parquet)"
+        )
         check(column is None or column in values, f"--line_by {column}: {name} has no such column, {there}")
         parts = partial(_joined, name, read, values, column) if column else partial(_parted, name, read, values, scoring.regions)
         fresh = Resets(scoring.reset, lambda parts=parts: (line for text, *_ in parts() for line in _lines(text)))  # type: ignore[misc]
@@ -269,8 +271,9 @@ def score_files(
     for name in files:
         check(name == "-" or Path(name).exists(), f"cannot read {name}: there is no such file")
     saved = [load(model, scoring.raw, scoring.normalize, dataset) for model in models]
-    for place in filter(None, (out, shaded) if "frequency" in scoring.add else ()):
-        place.keep(file for own in saved for file in local_files(own.data))
+    trained = [file for own in saved for file in local_files(own.data)] if "frequency" in scoring.add else []
+    for place in filter(None, (out, shaded)):
+        place.keep(trained)
     names = _names(saved, models)
     if plain_words:
         scoring = replace(scoring, by="word")
@@ -304,7 +307,8 @@ def score_files(
 def _names(saved: Sequence[SavedModel], models: Sequence[str | Path | None]) -> list[str]:
     """What rows and columns call each model: its run or folder, or its path where two have the same name."""
     paths = [own.folder if model is None else Path(model) for own, model in zip(saved, models, strict=True)]
-    whole = [path.resolve() if path.name in ("", "..") else path for path in paths]  # . and .. have a name too
+    # ., .. and the `model` of the run that one stands in have a name too
+    whole = [path.resolve() if path.name in ("", "..", "model") else path for path in paths]
     names = [path.parent.name if path.name == "model" else path.name for path in whole]
     names = [str(path) if names.count(name) > 1 else name for name, path in zip(names, paths, strict=True)]
     check(len({*names}) == len(names), f"--model {next((n for n in names if names.count(n) > 1), '')} is named twice")
@@ -391,7 +395,7 @@ def neural_complexity(file: BinaryIO, columns: Sequence[str], windows: Iterable[
     file.write(b"word sentid sentpos wlen surp entropy entred\n")
     before = 0.0
     for sentence, place, word, surprisal, _, entropy, *_ in chain.from_iterable(windows):
-        entropy = before if entropy is None else entropy  # of a word that the model does not see
+        entropy = before if entropy is None else entropy  # of the row before where the model does not see the word
         fall = max(0.0, before - entropy) if place > 1 else 0.0
         before = entropy
         values = (word, sentence - 1, place - 1, len(word), surprisal, entropy, f"{fall:.7g}")

@@ -85,7 +85,7 @@ def split_text(saved: SavedModel, name: str) -> Text:
     """A split of the data that a model was trained on."""
     check_split(name)
     stream, facts = load_split(saved.data, name, saved.vocabulary, cores())
-    if fingerprint(stream) != saved.description.fingerprints.get(name, fingerprint(stream)):
+    if saved.description.fingerprints.get(name) not in (None, fingerprint(stream)):
         other = f"split {name} of {saved.data.dataset} is not the text that the model was trained with"
         if saved.dataset is None:
             raise UserError(f"{other}, only its name is the same: say which you mean with --dataset")

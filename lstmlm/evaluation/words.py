@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lstmlm.console import UserError
-from lstmlm.data.tokenize import MARKS, UNK, prepared
+from lstmlm.data.tokenize import INVISIBLE, MARKS, UNK, prepared
 from lstmlm.data.vocabulary import Vocabulary
 from lstmlm.model.pretrained import SavedModel
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 DROPPED = dict.fromkeys(range(32))  # control characters, which Moses leaves out
 CURLY = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
-ODD = re.compile("[\u00ad\u200b\u2060\ufeff\u2018\u2019\u201c\u201d\u0300-\u036f]")
+ODD = re.compile(f"[{''.join(map(chr, (*INVISIBLE, *CURLY)))}\u0300-\u036f]")  # and combining marks
 RARE = 1000  # types that are more frequent than a rare one
 MANY_UNKNOWN = 0.1  # share of unknown tokens from which on a warning says what helps
 
@@ -61,6 +61,7 @@ def cut(line: str, vocabulary: Vocabulary) -> Cut:
     parts = re.findall(r"\s+|\S+", line)
     ends = [end for end, part in zip(accumulate(size(read(part)) for part in parts), parts, strict=True) if part.strip()]
     token_ends = list(accumulate(map(len, tokens)))
+    # As it stood, if reading it moved no place; else as it was read.
     text = line if [*map(size, line)] == [*map(size, read(line))] else read(line)
     content = text.encode() if by_bytes else text
     if tokens and token_ends[-1] != len(content):
@@ -99,11 +100,11 @@ def word_starts(vocabulary: Vocabulary) -> Tensor:
 
 
 class Unknown:
-    """What of texts a model does not know."""
+    """Words of texts that only look like known ones, and the warnings about these and about unknown tokens."""
 
     def __init__(self, saved: SavedModel) -> None:
         self._vocabulary = saved.text_vocabulary
-        self._odd: dict[str, str | None] = {}  # words with such characters, and what they look like, where they are not that
+        self._odd: dict[str, str | None] = {}  # words with ODD characters: the known word that each looks like but is not
 
     def see(self, text: str) -> None:
         """Remember the words that only look as if they were known."""

@@ -69,8 +69,9 @@ class LstmLmTokenizer(PreTrainedTokenizerFast):
         ids = [ids] if isinstance(ids, int) else ids
         first = next((i for i in ids if i != self.pad_token_id), self.bos_token_id)
         text = super()._decode(ids, *args, **kwargs)
+        # A word before text that goes on, taken off again: so Moses joins marks as it would within a text.
         before = "a " if first != self.bos_token_id and text else ""
         if not self.init_kwargs["moses"]:
-            return f"{before}{text}".removeprefix("a")
+            return f"{before[1:]}{text}"
         words = re.sub(r"(?:^| )@([-,.])@(?: |$)", r"\1", f"{before}{text}").split()
         return _moses("Detokenizer").detokenize(words, unescape=False).removeprefix(before.strip())

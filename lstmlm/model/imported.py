@@ -57,7 +57,7 @@ class Standin(dict[Any, Any]):
 
 
 class _Unpickler(pickle._Unpickler):  # the one in C makes room for any number that a file gives an object
-    """Reads a pickle in which every name is a `Standin`, and numbers are their key in the file and their type."""
+    """Reads a pickle in which every name is a `Standin`, and each storage of numbers the pair of its key in the file and its type."""
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file, encoding="utf-8", errors="replace")

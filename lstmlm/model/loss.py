@@ -208,8 +208,8 @@ def _check_targets(targets: Tensor, vocab_size: int) -> None:
 
 
 def _softmax(rows: Tensor, decoder: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities (n, U) in the rows' precision, and ln p(target), (n, 1), in float32 or wider; in bf16 on a CPU it is that of a rounded
-    p, up to 0.002 off."""
+    """Probabilities (n, U) in the rows' precision, and ln p(target), (n, 1), in float32 or wider; in bf16 on a CPU p is rounded
+    first, so ln p is up to 0.002 off."""
     wide = torch.promote_types(rows.dtype, torch.float32)
     on_cpu = rows.device.type == "cpu"
     logits = _logits(rows, decoder)
@@ -242,7 +242,7 @@ def _target_and_largest(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _operands(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, layout: _Layout) -> tuple[Tensor, Tensor]:
-    """The product's operands with the bias as a column: (N, P) and (U, P), P = H + 1 and U = V rounded up."""
+    """The product's operands with the bias as a column: (N, P) and (U, P), with P = H + 1 and U = V both rounded up."""
     vocab_size, size = weight.shape
     shape = -(-vocab_size // ALIGN_VOCABULARY) * ALIGN_VOCABULARY, -(-(size + 1) // layout.align) * layout.align
     inputs = hidden.new_empty(len(hidden), shape[1], dtype=dtype)
@@ -263,7 +263,7 @@ def _operands(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.
 
 
 def _chunks(rows: Tensor, decoder: Tensor, size: int | None = None) -> tuple[Tensor, ...]:
-    """`rows` in equal pieces, such that a piece's logits take at most `size` bytes (None = by CHUNK_BYTES), or are of one row."""
+    """`rows` in equal pieces, such that a piece's logits take about `size` bytes (None = by CHUNK_BYTES), or are of one row."""
     total = len(rows) * len(decoder) * decoder.itemsize
     largest = CHUNK_BYTES * (LARGE_CHUNK if rows.device.type == "cpu" else 1)
     size = size or max(CHUNK_BYTES, min(total // 2, largest))

@@ -196,9 +196,9 @@ class SavedModel:
                     place = read_yaml(run, Config).data  # a resumed run may have found its text elsewhere
                     data = replace(data, subset=subset_of(place), text_column=place.text_column)
                     dataset, of_run = place.dataset, True
-            # A model has the name alone, and only what is on the Hub is found by it.
+            # By the name that a model has, data on the Hub, `toy`, and a file or folder of that bare name right here are found.
+            # It is never a path: its maker chooses no place on this machine.
             on_hub = dataset == data.dataset and "/" in dataset and not is_local(dataset)
-            # Its maker chooses no place on this machine.
             bare = Path(dataset).name == dataset != ".." and not dataset.startswith("~")
             here = user_path(dataset).exists()
             if not (on_hub or dataset == "toy" or (here and (of_run or bare))):

@@ -175,7 +175,7 @@ def test_breakdown(run: Run, text_folder: Path, folder: Path, tmp_path: Path) ->
     for word, nll in zip(words[1:], measured.token_nll.tolist(), strict=True):
         band = "10 to 99 in training" if counts[word] < 100 else "100 to 999 in training"
         expected.setdefault("<eos>" if word == "<eos>" else band, []).append(nll)
-    expected["first after a reset"] = [measured.token_nll[i].item() for i in (0, (len(words) - 1) // 2)]
+    expected["first, from a zero state"] = [measured.token_nll[i].item() for i in (0, (len(words) - 1) // 2)]
     assert set(groups) == set(expected)
     for name, nll in expected.items():
         assert groups[name]["targets"] == len(nll)

@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 
 import pandas
@@ -159,6 +160,9 @@ def test_columns_of_the_user_that_have_names_of_ours(saved: dict[str, SavedModel
     (row,) = table(tmp_path / "out")
     assert [row[name] for name in ("word", "word_input", "word_input_input", "surprisal_bpe_input")] == ["cat", "b", "a", "c"]
     assert "surprisal_word" in row, "a folder named by a dot has its own name"
+    monkeypatch.chdir(shutil.copytree(saved["word"].folder, tmp_path / "run/model").parent)
+    cli.score([str(tmp_path / "a.csv"), "--by", "word", "--layout", "wide", "--model", "model", "--output", str(tmp_path / "out")])
+    assert "surprisal_run" in (tmp_path / "out").read_text(), "and so has the run that one stands in"
 
 
 def test_a_column_of_several_types_is_none_of_parquet(saved: dict[str, SavedModel], tmp_path: Path) -> None:
@@ -229,7 +233,11 @@ def test_a_row_for_each_word_that_cannot_be(saved: dict[str, SavedModel], tmp_pa
     for name, options, message in (
         ("a.csv", ["--line_by=item"], r"a.csv, row 2 has no word: --line_by is for a row for each word or region"),
         ("a.csv", ["--line_by=story"], "--line_by story: .*/a.csv has no such column, only item"),
-        ("a.txt", ["--line_by=item"], r"--line_by item: .*/a.txt has no such column, as it is no table with rows \(.csv, "),
+        (
+            "a.txt",
+            ["--line_by=item"],
+            r"--line_by item: .*/a.txt has no such column, nor any other beside its text \(a table has some: .csv, ",
+        ),
         (
             "a.csv",
             ["--line_by=item", "--regions=|"],

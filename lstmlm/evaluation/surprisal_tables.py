@@ -163,11 +163,9 @@ def sentences_of(texts: Iterable[tuple[str, Callable[[], Rows]]], scoring: Scori
     ends with its text at the latest."""
     column, number = scoring.line_by, 0
     for name, read in texts:
-        there = (
-            f"only {', '.join(values)}"
-            if values
-            else "nor any other beside its text (a table has some: .csv, .tsv, .json, .jsonl, .parquet)"
-        )
+        there = "nor any other beside its text (a table has some: .csv, .tsv, .json, .jsonl, .parquet)"
+        if values:
+            there = f"only {', '.join(values)}"
         check(column is None or column in values, f"--line_by {column}: {name} has no such column, {there}")
         parts = partial(_joined, name, read, values, column) if column else partial(_parted, name, read, values, scoring.regions)
         fresh = Resets(scoring.reset, lambda parts=parts: (line for text, *_ in parts() for line in _lines(text)))  # type: ignore[misc]

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,14 @@ def arguments(text_folder: Path, cache: Path) -> list[str]:
     return [f"--data.dataset={text_folder}", f"--data.cache_dir={cache}", *SMALL, "--json", "--device=cpu", "--threads=1"]
 
 
+def benchmark(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[Any]:
+    """What the command prints, run in this process; `scripts` is on its path."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr("sys.argv", ["benchmark.py", *words])
+    assert importlib.import_module("benchmark").main() == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
 def test_one_json_object(text_folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPTS / "benchmark.py"), *arguments(text_folder, tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
@@ -44,10 +53,8 @@ def test_ranks(text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.syspath_prepend(str(SCRIPTS))
     ranks = importlib.import_module("benchmarks.ranks")
     monkeypatch.setattr(ranks, "multiprocessing", SimpleNamespace(get_context=lambda kind: SERVER))
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr("sys.argv", ["benchmark.py", *arguments(text_folder, tmp_path), "--ranks", "1", "2"])
-    assert importlib.import_module("benchmark").main() == 0
-    assert [json.loads(line)["ranks"] for line in capsys.readouterr().out.splitlines()] == [1, 2]
+    rows = benchmark([*arguments(text_folder, tmp_path), "--ranks", "1", "2"], monkeypatch, capsys)
+    assert [row["ranks"] for row in rows] == [1, 2]
 
 
 def test_heads(text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,10 +63,7 @@ def test_heads(text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     heads = importlib.import_module("benchmarks.heads")
     monkeypatch.setattr(heads, "workers", lambda *_: nullcontext())
     monkeypatch.setattr(heads, "take_turns", lambda *_: (defaultdict(lambda: [1.0]), defaultdict(float)))
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr("sys.argv", ["benchmark.py", *arguments(text_folder, tmp_path), "--heads"])
-    assert importlib.import_module("benchmark").main() == 0
-    rows = {row["head"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    rows = {row["head"]: row for row in benchmark([*arguments(text_folder, tmp_path), "--heads"], monkeypatch, capsys)}
     assert {"plain", "plain, kept", "ours, kept"} <= rows.keys()
     for row in rows.values():
         assert 0 < max(row[key] for key in ("nll", "hidden_grad", "weight_grad", "bias_grad")) < 1e-5, row

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from lstmlm import load_config
 from lstmlm.data.table import Table
-from tests.helpers import RECIPES, Small, final_state, fresh_train, metrics, skip_without_bf16
-from tests.system.launcher import launch, refused
+from tests.helpers import RECIPES, ROOT, Small, final_state, fresh_train, metrics, skip_without_bf16
+from tests.system.launcher import launch, refused, start
 
 # The last row of the small text's table is short, and both epochs end within the run.
 PER_STEP = {"train/loss": 1e-5, "train/grad_norm": 1e-5, "valid/ppl": 1e-6, "test/ppl": 1e-6}
@@ -91,3 +92,16 @@ def test_a_prepared_loader_would_break_the_state() -> None:
         for theirs, segment in zip(split, ours, strict=True):
             assert torch.equal(theirs, segment)
         assert all(continued(ours))
+
+
+def test_the_loop_of_the_docs_does_not_depend_on_the_ranks(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/own_loop.md").read_text(), re.DOTALL)
+    (tmp_path / "own.py").write_text(code)
+    one, two = (start(ranks, [], script=str(tmp_path / "own.py"), OMP_NUM_THREADS="1").wait() for ranks in (1, 2))
+    assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
+    first, *lines = one.stdout.splitlines()
+    first_of_two, *lines_of_two = two.stdout.splitlines()
+    assert (first, first_of_two) == ("1 ranks", "2 ranks")
+    perplexities, of_two = ([float(line.split()[-1]) for line in each] for each in (lines, lines_of_two))
+    assert perplexities[0] > 20 > 5 > perplexities[-1], "it learns"
+    assert of_two == pytest.approx(perplexities, rel=1e-3)

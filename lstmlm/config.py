@@ -280,8 +280,8 @@ class TrainConfig(_Section):
     deterministic: bool = False
     """Use deterministic GPU kernels only, somewhat slower: resume is then exact to the bit on a GPU, as it always is on a CPU."""
     cuda_graph: bool = False
-    """Record the update of a full segment as one CUDA graph, and replay it. Needs one GPU without torchrun, train.accumulate 1, a
-    precision other than fp16, columns of at least data.bptt rows, and neither data.bptt_jitter nor optim.cycle_beta."""
+    """Record the gradient of a full segment as one CUDA graph, and replay it. Needs one GPU without torchrun, train.accumulate 1, a
+    precision other than fp16, columns of at least data.bptt rows, and no data.bptt_jitter."""
     compress_gradients: bool = False
     """Send gradients between GPUs in bf16: half the bytes, but rounded sums. Needs several GPUs (NCCL)."""
     threads: int | None = bounded(None, Bounds(1, MOST_THREADS))

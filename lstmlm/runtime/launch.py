@@ -180,7 +180,6 @@ def _check_cuda_graph(config: Config, accelerator: Accelerator) -> None:
         "fp16 changes its scale from step to step": config.train.precision == "fp16",
         "train.accumulate is not 1": config.train.accumulate > 1,
         "data.bptt_jitter gives every segment another length": config.data.bptt_jitter > 0,
-        "optim.cycle_beta changes a number that the graph holds": config.optim.cycle_beta is not None,
     }
     for reason, stands in obstacles.items():
         check(not stands, f"train.cuda_graph is for one GPU without torchrun and for steps all alike, but {reason}: leave it false")

@@ -12,23 +12,20 @@ from lstmlm.config import OptimConfig
 KEPT = {"adam": ("exp_avg", "exp_avg_sq"), "adamw": ("exp_avg", "exp_avg_sq"), "sgd": ()}
 
 
-def make_optimizer(model: nn.Module, optim: OptimConfig, recorded: bool) -> torch.optim.Optimizer:
-    """The optimizer of a model that is on its device already; its learning rate is a tensor where a CUDA graph will record its update.
+def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer of a model that is on its device already.
 
     AdamW decays every parameter, biases too (fastai, whose recipe the presets follow, leaves the decoder's out).
     """
-    device = next(model.parameters()).device
-    rate = torch.tensor(optim.lr, device=device) if recorded else optim.lr
     decay = optim.weight_decay
     if optim.name == "sgd":
-        return torch.optim.SGD(model.parameters(), rate, weight_decay=decay, fused=True)
+        return torch.optim.SGD(model.parameters(), optim.lr, weight_decay=decay, fused=True)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name]
-    return kind(model.parameters(), rate, optim.betas, optim.eps, decay, capturable=recorded, fused=True)
+    return kind(model.parameters(), optim.lr, optim.betas, optim.eps, decay, fused=True)
 
 
 def set_up(optimizer: torch.optim.Optimizer, model: nn.Module, optim: OptimConfig) -> None:
-    """Give an optimizer what it keeps before the first step: a checkpoint is loaded into these tensors, and a CUDA graph relies on
-    their addresses."""
+    """Give an optimizer what it keeps before the first step: a checkpoint is loaded into these tensors."""
     for parameter in model.parameters() if KEPT[optim.name] else ():
         moments = {key: torch.zeros_like(parameter) for key in KEPT[optim.name]}
         optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
@@ -37,10 +34,7 @@ def set_up(optimizer: torch.optim.Optimizer, model: nn.Module, optim: OptimConfi
 def set_rates(optimizer: torch.optim.Optimizer, rate: float, beta: float) -> None:
     """Set the learning rate of the next update and, where the optimizer has moments, the first one's decay rate."""
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
+        group["lr"] = rate
         if "betas" in group:
             group["betas"] = (beta, group["betas"][1])
 

@@ -2,7 +2,6 @@
 
 import gc
 import math
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from lstmlm.runtime.distributed import sum_over_ranks
 from lstmlm.training.optimizer import WeightAverage, first_beta, gradient_norm, learning_rate, make_optimizer, set_rates, set_up
 from lstmlm.training.segments import segment_ends, steps_per_epoch
 
-WARM_UP = 3  # updates before one is recorded, so that libraries have chosen their kernels and work space
+WARM_UP = 3  # gradients before one is recorded, so that libraries have chosen their kernels and work space
 MAX_SKIPPED = 30  # fp16 halves its scale at each skipped update: after this many in a row, the scale is not the cause
 
 
@@ -37,19 +36,20 @@ class StepResult(NamedTuple):
 
 
 class _Recording(NamedTuple):
-    """The update of a full segment as a CUDA graph: a replay reads `inputs`, does the update and writes `result`."""
+    """The gradient of a full segment as a CUDA graph: a replay reads `inputs`, carries the state on and writes the rest."""
 
     graph: torch.cuda.CUDAGraph
     inputs: list[Tensor]  # tokens, targets
     result: Tensor  # (2,): nll and gradient norm
+    gradients: list[Tensor | None]  # of each parameter, clipped
 
 
 class TrainStep:
     """The update of the parameters by one window of the table, and the state that is carried from window to window.
 
     Nothing in a call waits for the device (an average under fp16 excepted): losses gather in a buffer of `train.log_every` steps, which
-    `read` empties: call it at least as often. Parameters, optimizer and hidden state keep their places in memory, which a recorded CUDA
-    graph relies on.
+    `read` empties: call it at least as often. Parameters and hidden state keep their places in memory, on which a recorded CUDA
+    graph relies.
 
     Args:
         model: On the CPU; moved here, and wrapped by `accelerator.prepare`.
@@ -65,9 +65,8 @@ class TrainStep:
         self.steps_per_epoch = steps_per_epoch(config, table.rows)
         self._own_columns = slice(table.first_column, table.end_column)
         model.to(accelerator.device)  # before the optimizer is made, whose state goes where the parameters are
-        graph = config.train.cuda_graph
         self.model: LSTMLanguageModel = model
-        self.wrapped_model, self._optimizer = accelerator.prepare(model, make_optimizer(model, config.optim, graph))
+        self.wrapped_model, self._optimizer = accelerator.prepare(model, make_optimizer(model, config.optim))
         set_up(self._optimizer, model, config.optim)
         self._average = WeightAverage(model, config.optim) if config.optim.average else None
         self._segment = torch.zeros((), dtype=torch.int32, device=accelerator.device)  # whose masks are drawn; a replayed graph reads it
@@ -79,6 +78,7 @@ class TrainStep:
         # With `cuda_graph` a window is one segment of fixed length, so one with as many targets has the shape that is recorded.
         self._full_targets = config.data.bptt * table.columns
         full = table.targets_in(0, config.data.bptt) == self._full_targets
+        graph = config.train.cuda_graph
         check(full or not graph, f"train.cuda_graph records segments of {config.data.bptt} rows, and a column has fewer: leave it false")
         self._recording = self._record() if graph else None
 
@@ -103,6 +103,8 @@ class TrainStep:
             for place, tensor in zip(self._recording.inputs, self.table.segment(first, end), strict=True):
                 place.copy_(tensor)
             self._recording.graph.replay()
+            for parameter, gradient in zip(self.model.parameters(), self._recording.gradients, strict=True):
+                parameter.grad = gradient  # a step without the graph has put others there
             row.copy_(self._recording.result)
         else:
             self._optimizer.zero_grad()
@@ -113,7 +115,8 @@ class TrainStep:
                     self._segment.fill_(segment + i)
                     segment_nll = self._train_segment(*self.table.segment(first, end), window.num_targets, window.num_differences)
                     row[0] += segment_nll
-            row[1] = self._apply_gradient()
+            row[1] = self._clip()
+        self._optimizer.step()
         # Accelerate's `step_was_skipped` does not see what a fused optimizer leaves out where fp16 has overflowed.
         if self._average is not None and (self.accelerator.scaler is None or math.isfinite(row[1].item())):
             self._average.update()
@@ -228,39 +231,36 @@ class TrainStep:
         self.state.copy_(state)
         return nll.detach()
 
-    def _apply_gradient(self) -> Tensor:
-        """Clip, let the optimizer update, and return the gradient's norm before clipping."""
+    def _clip(self) -> Tensor:
+        """Clip the gradient, and return its norm before that."""
         self.accelerator.unscale_gradients(self._optimizer)
         norm = gradient_norm([parameter.grad for parameter in self.model.parameters() if parameter.grad is not None])
         torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.optim.grad_clip, norm)
-        self._optimizer.step()
         return norm
 
     def _record(self) -> _Recording:
-        """Record the update of a full segment; nothing that a run depends on is changed by it."""
+        """Record the gradient of a full segment; nothing that a run depends on is changed by it."""
         inputs, targets = self.table.segment(0, self.config.data.bptt)
 
-        def update() -> Tensor:
+        def gradient() -> Tensor:
             self._optimizer.zero_grad()  # a recorded backward writes its gradients where it first put them
             nll = self._train_segment(inputs, targets, self._full_targets, self._full_targets - self.table.columns)
-            return torch.stack([nll, self._apply_gradient()])
+            return torch.stack([nll, self._clip()])
 
-        before = self.state_dict()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*capturable=True")  # steps outside a graph are meant here
+        with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
-                update()
+                gradient()
         torch.cuda.current_stream().wait_stream(stream)
-        self.load_state_dict(*before)
+        self.reset_state()
         self._optimizer.zero_grad()  # the graph makes gradients of its own
         gc.collect()  # a graph that the collector frees while another is captured would spoil that one
         graph = torch.cuda.CUDAGraph()
         # Not on the stream that all graphs share: when one of its graphs is destroyed, the others lose cuBLAS's memory (pytorch#193402).
         with torch.cuda.graph(graph, stream=stream):
-            result = update()
-        return _Recording(graph, [inputs, targets], result)
+            result = gradient()
+        return _Recording(graph, [inputs, targets], result, [parameter.grad for parameter in self.model.parameters()])
 
     def _order_ddp_buckets(self) -> None:
         # DDP orders its buckets anew after its first backward, and the order of a sum decides its rounding. A

@@ -99,8 +99,8 @@ def test_fp16_skips_a_step_that_overflows(small_config: SmallConfig) -> None:
 
 
 GRAPH_RECIPE = (
-    "--optim.name=adamw --optim.schedule=one_cycle --optim.average=ema --model.dropout_types=0.1 --model.dropout_weights=0.3 "
-    "--model.dropout_locked=true"
+    "--optim.name=adamw --optim.schedule=one_cycle --optim.cycle_beta=0.7 --optim.average=ema --model.dropout_types=0.1 "
+    "--model.dropout_weights=0.3 --model.dropout_locked=true"
 )
 
 
@@ -115,7 +115,7 @@ def test_a_cuda_graph_is_the_eager_step(recipe: str, precision: str, small_confi
         assert (train_step._recording is not None) == (graph == "true")
         losses.append(run_steps(train_step, 100))
         ends.append(train_step.state_dict()[0])
-    # The recorded rate is a float32, the eager one a Python float.
+    # While a graph is recorded, cuBLAS may choose another kernel.
     assert losses[0] == pytest.approx(losses[1], rel=1e-5 if precision == "fp32" else 1e-3)
     bound = 1e-4 if precision == "fp32" else 1e-2
     for name in ends[0]:

@@ -86,7 +86,7 @@ def test_accumulated_gradient_is_that_of_the_whole_window(small_config: SmallCon
     [
         ["--optim.schedule=cosine", "--optim.warmup_steps=5"],
         ["--model.dropout=0", "--optim.name=sgd", "--optim.schedule=one_cycle"],
-        [*EVERYTHING, *ADAMW, "--train.accumulate=1", "--data.bptt_jitter=0", "--optim.cycle_beta=null", "--optim.average=ema"],
+        [*EVERYTHING, *ADAMW, "--train.accumulate=1", "--data.bptt_jitter=0", "--optim.average=ema"],
     ],
     ids=["adam", "sgd", "adamw"],
 )
@@ -115,8 +115,6 @@ def test_a_recorded_update_is_the_eager_one(recipe: list[str], small_config: Sma
             assert train_step._recording is not None and resumed._recording is not None
             assert train_step._recording.graph.replays == len(windows) - 1 + 6  # type: ignore[attr-defined]
             assert resumed._recording.graph.replays == 3  # type: ignore[attr-defined]
-    # The recorded rate is a float32, the eager one a Python float.
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] == losses[1]
     for name, tensor in ends[0].items():
-        ours, eager = tensor.double(), ends[1][name].double()
-        assert torch.equal(ours, eager) or (ours - eager).norm() <= 1e-5 * eager.norm(), name
+        assert torch.equal(tensor, ends[1][name]), name

@@ -84,7 +84,7 @@ def evaluate(argv: Arguments = None) -> int:
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     parser.add_argument("--tune", action="store_true", help="Search the protocol's settings on validation, then score both splits once.")
     parser.add_argument("--evaluations", type=int, default=EVALUATIONS, help="With --tune: most evaluations of the search.")
-    parser.add_argument("--tune_tokens", type=int, default=TOKENS, help="With --tune: first tokens of validation that each scores.")
+    parser.add_argument("--tune_tokens", type=int, default=TOKENS, help="With --tune: how many tokens of validation's start each scores.")
     parser.add_argument("--breakdown", action="store_true", help="Show how the nll is shared among kinds of tokens.")
     parser.add_argument("--output", type=str | None, default=None, help="Parquet file for every token's nll.")
     taken = {"lambda_"}  # which Python cannot call by its name

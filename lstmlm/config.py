@@ -234,10 +234,10 @@ class OptimConfig(_Section):
     cycle_final_div: float = bounded(1e5, COUNT)
     """one_cycle: the last step's learning rate is lr / cycle_final_div."""
     cycle_beta: float | None = bounded(None, FRACTION)
-    """one_cycle with adam or adamw: the first of betas at the peak, to which it moves and from which it comes back. null = it stays."""
+    """one_cycle with adam or adamw: the first of betas where the rate is highest; it begins and ends at betas[0]. null = it stays there."""
     average: Literal["ema", "asgd"] | None = None
-    """Validate and export an average of the weights: ema, an exponential one; or asgd, their mean from where validation is worse
-    than the best of all but the last average_interval validations (Merity et al., 2017). null = the weights themselves."""
+    """Validate and export an average of the weights: ema, an exponential one; or asgd, their mean, begun at the first validation worse
+    than the best of all but the average_interval before it (Merity et al., 2017). null = the weights themselves."""
     average_decay: float = bounded(0.999, FRACTION)
     """ema: share of the average that stays at each step, once the run is long; it averages the last 1 / (1 - average_decay) steps or so."""
     average_interval: int = bounded(5, Bounds(1, MOST_LOGGED))
@@ -278,7 +278,7 @@ class TrainConfig(_Section):
     needs an NVIDIA GPU of the Ampere generation or later, fp16 a GPU. On a GPU, bf16 computes the LSTM in tf32, because autocast would
     run it in float16."""
     deterministic: bool = False
-    """Use deterministic GPU kernels only, somewhat slower: resume is then exact to the bit on a GPU, as it always is on a CPU."""
+    """Use deterministic GPU kernels only, somewhat slower: resume should then be exact to the bit on a GPU, as it always is on a CPU."""
     cuda_graph: bool = False
     """Record the gradient of a full segment as one CUDA graph, and replay it. Needs one GPU without torchrun, train.accumulate 1, a
     precision other than fp16, columns of at least data.bptt rows, and no data.bptt_jitter."""

@@ -86,4 +86,4 @@ def test_the_python_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(toy, "TOKENS", dict.fromkeys(toy.TOKENS, 2000))
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     exec(code.replace('"max_steps": 200', '"max_steps": 3, "threads": 1'), {})
-    assert [line["step"] for line in metrics(tmp_path / "runs/b")][-1] == 3
+    assert [line["step"] for line in metrics(tmp_path / "runs/c")][-1] == 3

@@ -38,15 +38,15 @@ class Scoring:
     """How texts become rows."""
 
     by: By | None = None
-    """What has a row: a token; a word between white space; a region. null = a region with --regions; else a token where
-    the tokens are words between white space; else a word."""
+    """What has a row: a token; a word between white space; a region. null = a region with --regions or --line_by; else a
+    token where the tokens are words between white space; else a word."""
     reset: Reset = "line"
     """Where the state starts afresh: at each line; at each document (at a `= Title =`, or after an empty line where there are no
     titles); or never."""
     eos: bool = False
     """Whether the end of a line has a row too."""
     space: Space = "before"
-    """Whether the white space before a word counts with it, as tokens of bpe and characters have it, or the one after it."""
+    """Which white space counts with a word: the one before it, as in tokens of bpe and characters, or the one after it."""
     regions: str | None = None
     """What parts a sentence into regions: a column with a label for each word, or a mark that stands between them, such as |."""
     line_by: str | None = None

@@ -1,6 +1,6 @@
 # docker build -t lstm-lm .
 # docker build -t lstm-lm --build-arg TORCH_INDEX=<URL of PyTorch's CPU wheel index> .     a smaller image, for CPUs
-# docker run --rm lstm-lm [--config /opt/lstmlm/configs/smoke.yaml] [--section.key VALUE ...]
+# docker run --rm lstm-lm [--config smoke] [--section.key VALUE ...]
 FROM python:3.11-slim
 
 # PyPI's Linux torch is the CUDA build, several GB; another index can give another build.
@@ -21,14 +21,21 @@ COPY constraints.txt ./
 # hadolint ignore=DL3013
 RUN version=$(sed -n 's/^torch==//p' constraints.txt) \
     && pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch==$version"
-COPY pyproject.toml README.md LICENSE ./
-COPY models ./models
+# What lstmlm and the extras need, in a layer of its own that a change of the code leaves as it is.
+COPY pyproject.toml ./
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+extras = project['optional-dependencies']; print(*project['dependencies'], *extras['moses'], *extras['bpe'], sep='\n')" > needed.txt \
+    && pip install --no-cache-dir -c constraints.txt -r needed.txt \
+    && rm needed.txt
+COPY README.md LICENSE ./
+COPY models/LICENSE ./models/
+COPY models/wikitext2-compact ./models/wikitext2-compact
+COPY configs ./configs
 COPY lstmlm ./lstmlm
-RUN pip install --no-cache-dir -c constraints.txt . \
+RUN pip install --no-cache-dir --no-deps . \
     && rm -rf build ./*.egg-info
 COPY accelerate_config.yaml ./
 COPY scripts ./scripts
-COPY configs ./configs
 # COPY keeps modes, and the checkout may have been made for its owner alone.
 RUN chmod -R a+rX accelerate_config.yaml scripts configs
 

@@ -1,5 +1,6 @@
 # make smoke     train the toy language on the CPU, in about a minute
-#                TORCH_INDEX=URL fetches PyTorch from another index than PyPI, such as that of its CPU builds (pytorch.org names it)
+#                TORCH_INDEX=URL fetches PyTorch from another index than PyPI, such as that of its CPU builds (pytorch.org names it);
+#                where .venv is there already, `make clean` first, and before another PYTHON too
 # make test      the tests that CI runs; they need no GPU and no data set
 # make test-fast those of them that start no processes and train no whole runs
 # make test-all  the longer matrix too
@@ -32,8 +33,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 smoke: $(VENV)/.installed
-	rm -rf $(SMOKE_DIR)
-	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml --num_cpu_threads_per_process 1 scripts/train.py --config configs/smoke.yaml --train.run_dir $(SMOKE_DIR)
+	@test ! -e "$(SMOKE_DIR)" -o -e "$(SMOKE_DIR)/config.yaml" || { echo "$(SMOKE_DIR) is there and is no run: name another SMOKE_DIR" >&2; exit 2; }
+	rm -rf "$(SMOKE_DIR)"
+	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml --num_cpu_threads_per_process 1 scripts/train.py --config configs/smoke.yaml --train.run_dir "$(SMOKE_DIR)"
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder

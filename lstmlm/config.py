@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
 RUN_CONFIG = RUN_FILES[0]  # in a run's directory: the configuration as resolved
+PRESETS = Path(__file__).parent / "configs"  # in a checkout a link, like `models`
 # Keys that say where one machine keeps things, not what is computed.
 PLACES = ("data.cache_dir", "train.run_dir", "train.resume")
 
@@ -426,6 +427,11 @@ def parse(parser: "ArgumentParser", argv: Sequence[str] | None = None, repeated:
         raise UsageError(f"{_shortened(reason)} (--help lists every option)") from None
 
 
+def presets() -> dict[str, Path]:
+    """Configurations that come with lstmlm, by name."""
+    return {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
+
+
 def _check_file(argv: list[str]) -> None:
     """Refuse a YAML file that would overwrite silently what stands before it, or that says something twice or nothing."""
     places = [place for place, argument in enumerate(argv) if argument.partition("=")[0] == "--config"]
@@ -437,7 +443,8 @@ def _check_file(argv: list[str]) -> None:
     try:
         content = load_yaml(user_path(path))
     except UserError as error:
-        raise UsageError(f"--config: {error}") from None
+        hint = "" if user_path(path).exists() else f"; no preset has that name either: {', '.join(presets())}"
+        raise UsageError(f"--config: {error}{hint}") from None
     check(isinstance(content, dict), f"{path} holds no keys with values, such as `data:` or `data.batch_size: 20`")
     for key, values in content.items():
         section, dotted, _ = str(key).partition(".")
@@ -465,7 +472,7 @@ def _faulty_file(argv: list[str], error: UsageError) -> str:
 def _parser(description: str) -> "ArgumentParser":
     """Kept, as jsonargparse takes a fifth of a second to read all docstrings."""
     parser = argument_parser(description)
-    parser.add_argument("--config", action="config", help="YAML file; overrides come after it.")
+    parser.add_argument("--config", action="config", help="YAML file, or name of a preset; overrides come after it.")
     for name, section in SECTIONS.items():
         group = parser.add_argument_group(section.__doc__.rstrip("."))
         group.add_class_arguments(section, name, as_group=False)
@@ -477,7 +484,7 @@ def load_config(
     description: str = "Train an LSTM language model by truncated back-propagation through time.",
     **sections: dict[str, Any],
 ) -> Config:
-    """Read a configuration from a command line: `--config FILE` first, then dotted overrides.
+    """Read a configuration from a command line: `--config FILE` first, or the name of a preset for FILE, then dotted overrides.
 
     Without `--config`, a run that is to go on has the configuration of its directory, where it wrote one.
 
@@ -495,6 +502,9 @@ def load_config(
     argv = [re.sub(r"^(--[\w.]+=|)None$", r"\1null", word) for word in argv]  # as a sweep of W&B writes it
     if argv[:1] == ["--config"]:
         argv[:2] = ["=".join(argv[:2])]
+    option, _, name = argv[0].partition("=") if argv else ("", "", "")
+    if option == "--config" and name in presets() and not user_path(name).exists():
+        argv[0] = f"--config={presets()[name]}"
     argv += [f"--{key}={as_written(value)}" for key, value in flatten(sections).items()]
     _check_file(argv)
     try:
@@ -517,5 +527,5 @@ def load_config(
             raise UsageError(f"with the run's own configuration{place}: {error}") from None
     of_a_run = all(word.startswith(("--train.", "--tracking.")) for word in argv if word.startswith("--"))
     told = f"there is no {run}, so no run to go on with: check train.run_dir"
-    check(run.exists() or not of_a_run, f"{told}, or say what a new run trains, such as --config configs/wikitext2.yaml")
+    check(run.exists() or not of_a_run, f"{told}, or say what a new run trains, such as --config wikitext2")
     return _config(values)

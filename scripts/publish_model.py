@@ -23,7 +23,7 @@ NOTES = """\
 
 WikiText-2 (Merity et al., 2016, "Pointer Sentinel Mixture Models"): 2.1 million tokens of good and featured articles
 of the English Wikipedia, cut at white space, rare words as `<unk>`.
-Its text is licensed under CC BY-SA 3.0.
+Its text is licensed under CC BY-SA 3.0 (https://creativecommons.org/licenses/by-sa/3.0/).
 The vocabulary is that of the text, so this model is given under the same licence; the code of lstmlm is under Apache-2.0.
 
 ## Limits

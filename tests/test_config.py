@@ -30,7 +30,7 @@ def test_defaults_are_the_reference_model() -> None:
 
 def test_the_sweep_searches_over_keys_of_the_configuration() -> None:
     keys = load_config(["--config", str(CONFIGS / "wikitext2.yaml")]).to_flat_dict()
-    assert yaml.safe_load((CONFIGS / "sweep.yaml").read_text())["parameters"].keys() <= keys.keys()
+    assert yaml.safe_load((CONFIGS / "wandb/sweep.yaml").read_text())["parameters"].keys() <= keys.keys()
 
 
 def test_only_null_is_null() -> None:
@@ -113,6 +113,7 @@ def test_a_run_goes_on_with_its_own_configuration(tmp_path: Path) -> None:
         (["--config", ""], "--config is empty: give it a value"),
         (["--config="], "--config is empty: give it a value"),
         (["--config", "absent.yaml"], "--config: cannot read absent.yaml: No such file"),
+        (["--config", "wikitext-2"], "no preset has that name either: ptb, small, smoke, wikitext103"),
         (["--optim.lr", "1", "--config=c.yaml"], "--config must come first"),
         (
             ["--data=absent.yaml"],

@@ -1,4 +1,4 @@
-"""configs/sweep.yaml: a trial as the agent of `wandb sweep` starts it, preempted and started again."""
+"""configs/wandb/sweep.yaml: a trial as the agent of `wandb sweep` starts it, preempted and started again."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from tests.system.launcher import ROOT, wait_for_step
 def test_a_preempted_trial_goes_on_in_its_own_directory(small: Small, tmp_path: Path) -> None:
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args  # seconds, in each worker
 
-    sweep = yaml.safe_load((ROOT / "configs/sweep.yaml").read_text())
+    sweep = yaml.safe_load((ROOT / "configs/wandb/sweep.yaml").read_text())
     chosen = [
         argument
         for argument in small("--train.epochs=15", "--train.save_every=1000", "--tracking.mode=offline")

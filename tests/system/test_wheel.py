@@ -23,7 +23,7 @@ def test_a_wheel_is_whole(tmp_path: Path) -> None:
     pytest.importorskip("setuptools")
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("lstmlm", "models"):
+    for name in ("lstmlm", "models", "configs"):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
@@ -38,8 +38,11 @@ def test_a_wheel_is_whole(tmp_path: Path) -> None:
     needed = [path for path in (source / "lstmlm").rglob("*") if path.suffix in (".py", ".jinja", ".typed")]
     assert {path.relative_to(source).as_posix() for path in needed} <= held
     assert {f"lstmlm/models/{BUNDLED.name}/{path.name}" for path in BUNDLED.iterdir()} <= held
+    assert {f"lstmlm/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")} <= held
     (tmp_path / "work").mkdir()
     command = [sys.executable, "-m", "lstmlm", "generate", "--prompt", "Once upon a time", "--max_len", "5"]
     generated = run(tmp_path / "work", *command, PYTHONPATH=str(tmp_path / "installed"))
     assert "using the model that comes with lstmlm" in generated.stderr
     assert generated.stdout.startswith("Once upon a time ")
+    preset = [sys.executable, "-m", "lstmlm", "train", "--config", "ptb", "--data.dataset=x", "--print_config"]
+    assert "name: sgd" in run(tmp_path / "work", *preset, PYTHONPATH=str(tmp_path / "installed")).stdout

@@ -33,8 +33,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 smoke: $(VENV)/.installed
-	@test ! -e "$(SMOKE_DIR)" -o -e "$(SMOKE_DIR)/config.yaml" || { echo "$(SMOKE_DIR) is there and is no run: name another SMOKE_DIR" >&2; exit 2; }
-	rm -rf "$(SMOKE_DIR)"
+	@test ! -e "$(SMOKE_DIR)" -o -e "$(SMOKE_DIR)/.lock" || rmdir -- "$(SMOKE_DIR)" 2>/dev/null || { echo "$(SMOKE_DIR) is there and is no run: name another SMOKE_DIR" >&2; exit 2; }
+	rm -rf -- "$(SMOKE_DIR)"
 	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml --num_cpu_threads_per_process 1 scripts/train.py --config configs/smoke.yaml --train.run_dir "$(SMOKE_DIR)"
 
 test: $(VENV)/.installed-dev

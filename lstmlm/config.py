@@ -443,7 +443,7 @@ def _check_file(argv: list[str]) -> None:
     try:
         content = load_yaml(user_path(path))
     except UserError as error:
-        hint = "" if user_path(path).exists() else f"; no preset has that name either: {', '.join(presets())}"
+        hint = "" if os.path.lexists(user_path(path)) else f"; presets go by their names: {', '.join(presets())}"
         raise UsageError(f"--config: {error}{hint}") from None
     check(isinstance(content, dict), f"{path} holds no keys with values, such as `data:` or `data.batch_size: 20`")
     for key, values in content.items():
@@ -503,7 +503,7 @@ def load_config(
     if argv[:1] == ["--config"]:
         argv[:2] = ["=".join(argv[:2])]
     option, _, name = argv[0].partition("=") if argv else ("", "", "")
-    if option == "--config" and name in presets() and not user_path(name).exists():
+    if option == "--config" and name in presets() and not user_path(name).is_file():
         argv[0] = f"--config={presets()[name]}"
     argv += [f"--{key}={as_written(value)}" for key, value in flatten(sections).items()]
     _check_file(argv)

@@ -12,7 +12,6 @@ import json
 import platform
 import shlex
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +82,12 @@ def command(config: dict[str, Any]) -> str:
     if (values["data.dataset"], values["data.subset"]) == (DEFAULT_DATASET, DEFAULT_SUBSET):
         values["data.subset"] = None  # as the presets have it
     for path in (None, *sorted(ROOT.glob("configs/*.yaml"))):
-        with suppress(UserError):  # a sweep's file is of W&B
-            base = load_config(["--config", str(path)] if path else []).to_flat_dict()
-            words = ["python", "scripts/train.py", *(["--config", f"configs/{path.name}"] if path else [])]
-            for key, value in values.items():
-                if value != base[key]:
-                    words += [f"--{key}", as_written(value)]
-            lines.append(shlex.join(words))
+        base = load_config(["--config", str(path)] if path else []).to_flat_dict()
+        words = ["python", "scripts/train.py", *(["--config", f"configs/{path.name}"] if path else [])]
+        for key, value in values.items():
+            if value != base[key]:
+                words += [f"--{key}", as_written(value)]
+        lines.append(shlex.join(words))
     return min(lines, key=len)
 
 

@@ -113,7 +113,8 @@ def test_a_run_goes_on_with_its_own_configuration(tmp_path: Path) -> None:
         (["--config", ""], "--config is empty: give it a value"),
         (["--config="], "--config is empty: give it a value"),
         (["--config", "absent.yaml"], "--config: cannot read absent.yaml: No such file"),
-        (["--config", "wikitext-2"], "no preset has that name either: ptb, small, smoke, wikitext103"),
+        (["--config", "wikitext-2"], "presets go by their names: ptb, small, smoke, wikitext103"),
+        (["--config", "x" * 300], "--config: cannot read xxx"),
         (["--optim.lr", "1", "--config=c.yaml"], "--config must come first"),
         (
             ["--data=absent.yaml"],

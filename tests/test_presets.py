@@ -35,6 +35,10 @@ def test_a_file_goes_before_the_preset_of_its_name(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     Path("smoke").write_text("data: {bptt: 7}\n")
     assert load_config(["--config", "smoke"]).data == DataConfig(bptt=7)
+    Path("ptb").mkdir()  # its text
+    assert load_config(["--config", "ptb", "--data.dataset", "ptb"]) == load_config(
+        ["--config", str(FOLDER / "ptb.yaml"), "--data.dataset=ptb"]
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if re.search(r"\d M parameters", (FOLDER / f"{name}.yaml").read_text())])

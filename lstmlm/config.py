@@ -503,8 +503,8 @@ def load_config(
     if argv[:1] == ["--config"]:
         argv[:2] = ["=".join(argv[:2])]
     option, _, name = argv[0].partition("=") if argv else ("", "", "")
-    if option == "--config" and name in presets() and not user_path(name).is_file():
-        argv[0] = f"--config={presets()[name]}"
+    if option == "--config" and (preset := presets().get(name)) and not user_path(name).is_file():
+        argv[0] = f"--config={preset}"
     argv += [f"--{key}={as_written(value)}" for key, value in flatten(sections).items()]
     _check_file(argv)
     try:

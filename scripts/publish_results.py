@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from lstmlm.config import PLACES, argument_parser, as_written, flatten, load_config, parse
+from lstmlm.config import PLACES, argument_parser, as_written, flatten, load_config, parse, presets
 from lstmlm.console import UserError, check, print_result, run_script
 from lstmlm.data.sources import DEFAULT_DATASET, DEFAULT_SUBSET, dataset_name
 from lstmlm.files import replace_file
@@ -81,7 +81,7 @@ def command(config: dict[str, Any]) -> str:
     values, lines = flatten(config), []
     if (values["data.dataset"], values["data.subset"]) == (DEFAULT_DATASET, DEFAULT_SUBSET):
         values["data.subset"] = None  # as the presets have it
-    for path in (None, *sorted(ROOT.glob("configs/*.yaml"))):
+    for path in (None, *presets().values()):
         base = load_config(["--config", str(path)] if path else []).to_flat_dict()
         words = ["python", "scripts/train.py", *(["--config", f"configs/{path.name}"] if path else [])]
         for key, value in values.items():

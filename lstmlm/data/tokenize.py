@@ -11,7 +11,7 @@ import re
 import threading
 import time
 import unicodedata
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Protocol
 
@@ -171,28 +171,31 @@ class Subwords(Tokenizer):
 
 
 INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))  # soft hyphen, zero-width space, word joiner, byte-order mark
+CURLY = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
+Prepare = Callable[[str], str]
 
 
-def prepared(text: str, lowercase: bool, normalize: bool) -> str:
-    """A text as `data.normalize` and `data.lowercase` change it, in this order."""
+def prepared(text: str, lowercase: bool, normalize: bool, quotes: dict[int, int] | None = None) -> str:
+    """A text as `data.normalize` and `data.lowercase` change it, in this order; then those of its quotes that `quotes` has."""
     if normalize and not text.isascii():
         text = unicodedata.normalize("NFC", text.translate(INVISIBLE))
-    return text.lower() if lowercase else text
+    text = text.lower() if lowercase else text
+    return text.translate(quotes) if quotes else text
 
 
 ALONE = 8  # blocks of a million characters, below which other processes are not worth their start
 
 
 def tallies(
-    tokenizer: Tokenizer, texts: Iterable[str], processes: int, lowercase: bool, normalize: bool
+    tokenizer: Tokenizer, texts: Iterable[str], processes: int, prepare: Prepare
 ) -> Iterator[tuple[str, list[str], NDArray[np.int32]]]:
-    """Each block of a text, as it was, with its tally when it is `prepared`; in order.
+    """Each block of a text, as it was, with the tally of what `prepare` makes of it; in order.
 
     Processes share the work of Moses, the slow one. They are started afresh, so this process may have threads and use a GPU.
     """
 
     def tally(text: str) -> tuple[list[str], NDArray[np.int32]]:
-        return tokenizer.tally(prepared(text, lowercase, normalize))
+        return tokenizer.tally(prepare(text))
 
     rest = iter(texts)
     first = list(islice(rest, ALONE)) if processes > 1 and isinstance(tokenizer, Moses) else []

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstmlm.console import UserError
-from lstmlm.data.tokenize import EOS, UNK, Characters, Moses, Subwords, Tokenizer, Words, plain, prepared, tallies
+from lstmlm.data.tokenize import CURLY, EOS, UNK, Characters, Moses, Prepare, Subwords, Tokenizer, Words, plain, prepared, tallies
 from lstmlm.records import damaged, read_json
 
 Kind = tuple[str, str]  # level and tokenizer
@@ -44,6 +45,7 @@ class Vocabulary:
         self.tokens = list(tokens)
         self.level, self.tokenizer, self.lowercase, self.normalize = level, tokenizer, lowercase, normalize
         self.merges = list(merges)
+        self._quotes: dict[int, int] = {}  # that are read as others
         self._ids = {token: i for i, token in enumerate(self.tokens)}
         if len(self._ids) < len(self.tokens) or not all(isinstance(token, str) for token in self.tokens):
             raise ValueError("the tokens of a vocabulary are distinct strings")
@@ -79,25 +81,33 @@ class Vocabulary:
         Raises:
             ValueError: Level bpe has no max_size.
         """
+        prepare = partial(prepared, lowercase=lowercase, normalize=normalize)
         if level == "bpe":
             if max_size is None:
                 raise ValueError("level bpe needs a max_size")
-            changed = (prepared(text, lowercase, normalize) for text in texts)
-            tokens, merges = Subwords.train(changed, max_size, min_count)
+            tokens, merges = Subwords.train(map(prepare, texts), max_size, min_count)
             return cls(tokens, level, tokenizer, lowercase, merges, normalize)
         counts = Counter[str]()
-        for _, types, places in tallies(_CUTTERS[level, tokenizer](), texts, processes, lowercase, normalize):
+        for _, types, places in tallies(_CUTTERS[level, tokenizer](), texts, processes, prepare):
             counts.update(dict(zip(types, np.bincount(places).tolist(), strict=True)))
         del counts[UNK], counts[EOS]  # a Counter lets go of absent keys too
         kept = [token for token, count in counts.most_common() if count >= min_count]
         return cls([UNK, EOS, *kept][:max_size], level, tokenizer, lowercase, normalize=normalize)
 
     def for_raw_text(self) -> "Vocabulary":
-        """The same vocabulary for English as people write it: where white space parts its tokens, Moses puts the white space."""
+        """The same vocabulary for English as people write it: where white space parts its tokens, Moses puts the white space.
+
+        A curly quote is read as a straight one if the straight one comes first in the vocabulary, alone or within a token.
+        """
         if self.level != "word" or self.tokenizer != "whitespace":
             return self
         raw = copy.copy(self)
         raw.tokenizer, raw._cut = "moses", Moses(self)
+        first = {
+            mark: next((i for i, token in enumerate(self.tokens) if mark in token), len(self))
+            for mark in map(chr, {*CURLY, *CURLY.values()})
+        }
+        raw._quotes = {code: quote for code, quote in CURLY.items() if first[chr(quote)] < first[chr(code)]}
         return raw
 
     def normalized(self) -> "Vocabulary":
@@ -116,9 +126,14 @@ class Vocabulary:
         """Id of a token; `<unk>`'s of one that is none."""
         return self._ids.get(token, self.unk)
 
+    @property
+    def prepare(self) -> Prepare:
+        """What is done to a text before it is cut."""
+        return partial(prepared, lowercase=self.lowercase, normalize=self.normalize, quotes=self._quotes)
+
     def tokenize(self, text: str) -> Sequence[str]:
         """Tokens of a text, `<eos>` for every line end in it."""
-        return self._cut.tokenize(prepared(plain(text), self.lowercase, self.normalize))
+        return self._cut.tokenize(self.prepare(plain(text)))
 
     def encode(self, text: str, eos: bool = True) -> list[int]:
         """Token ids of a text of one line or several.
@@ -134,7 +149,7 @@ class Vocabulary:
 
     def encode_blocks(self, texts: Iterable[str], processes: int = 1) -> Iterator[tuple[str, NDArray[np.int32]]]:
         """Each block of a plain text, as `reading` makes them, with its token ids (n,): `encode` without `eos`, several times as fast."""
-        for text, types, places in tallies(self._cut, texts, processes, self.lowercase, self.normalize):
+        for text, types, places in tallies(self._cut, texts, processes, self.prepare):
             yield text, np.array([self.id_of(token) for token in types], np.int32)[places]
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -18,7 +18,7 @@ from lstmlm.config import check_fields
 from lstmlm.console import UserError, bar, check
 from lstmlm.data.reading import STANDARD_INPUT, check_tables, read_rows
 from lstmlm.data.sources import local_files
-from lstmlm.data.tokenize import EOS, plain, prepared
+from lstmlm.data.tokenize import EOS, plain
 from lstmlm.evaluation.perplexity import exponential
 from lstmlm.evaluation.surprisal import MEASURES, By, Pieces, Reader, Sentence, Space, Window, read_windows
 from lstmlm.evaluation.surprisal_page import shaded_page
@@ -331,13 +331,13 @@ def frequencies(saved: SavedModel) -> Frequency:
     vocabulary = saved.vocabulary
     counts, written = Counter[str](), Counter[str]()
     for block in split_text(saved, "train").blocks():
-        written.update(prepared(block, vocabulary.lowercase, vocabulary.normalize).split())
+        written.update(vocabulary.prepare(block).split())
     for word, count in written.items():
         counts[_bare(word)] += count
     per_million = 1e6 / (counts.total() + len(counts))
 
     def frequency(word: str) -> float | None:
-        bare = _bare(prepared(word, vocabulary.lowercase, saved.text_vocabulary.normalize))
+        bare = _bare(saved.text_vocabulary.prepare(word))
         by_words = vocabulary.level == "word" and vocabulary.tokenizer == "whitespace"  # as the words of the text were counted
         words = saved.text_vocabulary.tokenize(bare) if by_words else bare.split()
         return round(math.log10((counts[bare] + 1) * per_million), 6) if bare in counts or len(words) < 2 else None

@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 
 from lstmlm.console import UserError
-from lstmlm.data.tokenize import INVISIBLE, MARKS, UNK, prepared
+from lstmlm.data.tokenize import CURLY, INVISIBLE, MARKS, UNK, prepared
 from lstmlm.data.vocabulary import Vocabulary
 from lstmlm.model.pretrained import SavedModel
 
 logger = logging.getLogger(__name__)
 
 DROPPED = dict.fromkeys(range(32))  # control characters, which Moses leaves out
-CURLY = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
 ODD = re.compile(f"[{''.join(map(chr, (*INVISIBLE, *CURLY)))}\u0300-\u036f]")  # and combining marks
 RARE = 1000  # types that are more frequent than a rare one
 MANY_UNKNOWN = 0.1  # share of unknown tokens from which on a warning says what helps
@@ -44,12 +43,8 @@ def cut(line: str, vocabulary: Vocabulary) -> Cut:
     Raises:
         UserError: The tokens are not those of the words.
     """
-    words, tokens = line.split(), vocabulary.tokenize(line)
+    words, tokens, read = line.split(), vocabulary.tokenize(line), vocabulary.prepare
     ids = [vocabulary.id_of(token) for token in tokens]
-
-    def read(text: str) -> str:
-        return prepared(text, vocabulary.lowercase, vocabulary.normalize)
-
     if vocabulary.tokenizer == "moses":
         return Cut(words, *_moses(line, words, [read(word) for word in words], tokens), ids)
     if vocabulary.level == "word":
@@ -127,8 +122,11 @@ class Unknown:
         """Say what is wrong, and what helps: `unknown` of the `tokens` of the texts called `name` are `<unk>`."""
         if odd := [(word, known) for word, known in self._odd.items() if known is not None]:
             told = "; ".join(f"{word!r} is not {known!r} ({_codes(word, known)})" for word, known in odd[:5])
-            count = f"{len(odd):,}"
-            logger.warning("%s: words are not what they look like (%s): %s; --normalize and straight quotes help", name, count, told)
+            helps = ["straight quotes help, which --raw takes where the model knows them better"] * any(
+                CURLY.keys() & map(ord, word) for word, _ in odd
+            )
+            helps += ["--normalize helps"] * any(prepared(word, lowercase=False, normalize=True) != word for word, _ in odd)
+            logger.warning("%s: words are not what they look like (%s): %s; %s", name, f"{len(odd):,}", told, "; ".join(helps))
         if unknown > MANY_UNKNOWN * tokens:
             helps = ["a model of --data.level bpe knows every word"]
             if self._vocabulary.level == "word" and not self._vocabulary.lowercase:

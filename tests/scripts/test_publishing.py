@@ -47,7 +47,7 @@ def test_a_record_holds_the_run_and_no_place(run: Path, tmp_path: Path) -> None:
     assert json.loads((folder / "summary.json").read_bytes()) == json.loads((run / "summary.json").read_bytes())
     record = json.loads((folder / "run.json").read_bytes())
     assert record["interruptions"] == 0
-    assert record["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(record["versions"]["torch"]), "which of its builds the metadata need not say"
     assert record["parameters"] == load(run).model.num_parameters
     written = load_config(["--config", str(folder / "config.yaml")])
     assert load_config(shlex.split(record["command"])[2:]) == written

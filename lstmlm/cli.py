@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import lstmlm
 from lstmlm.config import argument_parser, load_config, parse
@@ -154,17 +154,22 @@ def evaluate(argv: Arguments = None) -> int:
 
 def score(argv: Arguments = None) -> int:
     """Surprisal of every word of a text, as a table."""
-    from lstmlm.evaluation.surprisal_tables import Format, Scoring, score_files
+    from lstmlm.evaluation.surprisal_tables import Addition, Format, Scoring, score_files
     from lstmlm.runtime.hardware import use_machine
 
     parser = argument_parser("Surprisal (in bits) and entropy of every word of a text, as a table (docs/scoring.md).")
     parser.add_argument("files", nargs="+", type=str, help="Texts, a sentence a line, or what else training reads; - is standard input.")
     parser.add_argument("--model", type=str, action="append", help=f"{MODEL_HELP} Several: --model A --model B.")
-    parser.add_class_arguments(Scoring, as_group=False, skip={"add", "raw", "normalize"})
-    parser.add_argument("--add", nargs="+", type=str, default=[], help="More columns: length, frequency in the training text, previous.")
+    parser.add_class_arguments(Scoring, as_group=False, skip={"add", "line_by", "raw", "normalize"})
+    parser.add_argument(
+        "--line_by", nargs="+", type=str, default=[], help="Of a table of words: columns whose values tell its lines apart."
+    )
+    parser.add_argument("--add", nargs="+", type=str, default=[], help=f"More columns: {', '.join(get_args(Addition))}.")
     parser.add_argument("--raw", action="store_true", help=RAW_HELP)
     parser.add_argument("--normalize", action="store_true", help=NORMALIZE_HELP)
-    parser.add_argument("--format", type=Format, default="tsv", help="Form of the table.")
+    parser.add_argument(
+        "--format", type=Format | None, default=None, help="Form of the table; null = as the name of --output says, else tsv."
+    )
     parser.add_argument("--output", type=str | None, default=None, help="File for the table; null = standard output.")
     parser.add_argument("--html", type=str | None, default=None, help="File for a page that shades each word.")
     parser.add_argument("--text_column", type=str, default="text", help=COLUMN_HELP)
@@ -185,13 +190,17 @@ def pairs(argv: Arguments = None) -> int:
     from lstmlm.runtime.hardware import use_machine
 
     parser = argument_parser("How often the good sentence of a minimal pair is the likelier one, for each UID and over all.")
-    parser.add_argument("file", type=str, help="Rows with sentence_good, sentence_bad and UID: .jsonl, .json, .csv, .tsv, .parquet.")
+    parser.add_argument(
+        "file", type=str, help="Rows with sentence_good, sentence_bad and, if you like, UID: .jsonl, .json, .csv, .tsv, .parquet."
+    )
     parser.add_argument("--by", type=By, default="sentence", help="What is compared: sentences, or the critical words of BLiMP's methods.")
     parser.add_argument("--model", type=str | None, default=None, help=MODEL_HELP)
     parser.add_argument("--raw", action="store_true", help=RAW_HELP)
     parser.add_argument("--normalize", action="store_true", help=NORMALIZE_HELP)
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
-    parser.add_argument("--output", type=str | None, default=None, help="File for the pairs, JSON lines; - is standard output.")
+    parser.add_argument(
+        "--output", type=str | None, default=None, help="File for the pairs: .csv, .tsv, else JSON lines; - is standard output."
+    )
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
     args = parse(parser, argv)
     output = Output(args.output, filter(None, [args.file, args.model])) if args.output else None
@@ -291,9 +300,8 @@ def export(argv: Arguments = None) -> int:
     args = parse(parser, argv)
     check(args.to == "hub" or not args.private, f"--private is for --to hub, not {args.to}")
 
-    from lstmlm.export.hub import push_to_hub
     from lstmlm.export.onnx import export_onnx
-    from lstmlm.export.transformers import export_transformers
+    from lstmlm.export.transformers import export_transformers, push_to_hub
 
     if args.to == "hub":
         print_result(push_to_hub(args.model, args.output, args.private))

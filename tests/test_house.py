@@ -16,7 +16,7 @@ ROOMS = """
     training.run_directory training.resume training.tracking training.banner training.profiling
     training.best_model training.run training.dry_run training.loop
     report.runs report.plots report.page report.wandb_report
-    export.modeling_lstmlm export.tokenization_lstmlm export.transformers export.onnx export.hub
+    export.modeling_lstmlm export.tokenization_lstmlm export.transformers export.onnx
     cli __main__
 """.split()
 PACKAGE = Path(__file__).parent.parent / "lstmlm"

@@ -8,22 +8,19 @@ import pytest
 from lstmlm.console import UserError
 from lstmlm.records import append_line, cut_lines, load_yaml, read_json, read_json_lines
 
-BOMB = "\n".join(["a0: &a0 [x, x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12))])
-
 
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (BOMB, "aliases stand for too much"),
-        ("a: &a\n  b: *a\n", "aliases stand for too much"),
-        (f"a: &a {'x' * 60_000}\nb: [{', '.join(['*a'] * 8000)}]", "aliases stand for too much"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\n", "an alias is not taken here in line 2"),  # a dozen such lines hold terabytes
+        ("a: &a\n  b: *a\n", "an alias is not taken here in line 2"),
         ("a: 1\nb: 2\na: 3\n", "the key a stands twice in line 3"),
         ("a: " + "x" * 300_000, "it has 300,003 bytes, and such a file has 262,144 at most"),
         ("[" * 20_000, "damaged"),
         ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
         ("a: \ud800", "damaged"),
     ],
-    ids=["bomb", "loop", "long", "twice", "large", "deep", "code", "surrogate"],
+    ids=["bomb", "loop", "twice", "large", "deep", "code", "surrogate"],
 )
 def test_yaml_that_is_too_much_or_wrong(content: str, told: str, tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
@@ -32,10 +29,8 @@ def test_yaml_that_is_too_much_or_wrong(content: str, told: str, tmp_path: Path)
         load_yaml(path)
 
 
-def test_yaml_with_some_aliases_is_read(tmp_path: Path) -> None:
+def test_an_empty_file_says_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
-    path.write_text("a: &a {b: [1, 2]}\nc: *a\n")
-    assert load_yaml(path) == {"a": {"b": [1, 2]}, "c": {"b": [1, 2]}}
     path.write_text("")
     assert load_yaml(path) is None
 

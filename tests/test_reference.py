@@ -41,7 +41,7 @@ def test_raw_english_is_scored_as_wikitext_was_cut(tmp_path: Path, capsys: pytes
     printed = []
     for name, *raw in (("raw.txt", "--raw"), ("cut.txt",)):
         place = str(tmp_path / name)
-        assert cli.score([place, "--model", str(BUNDLED), "--by", "token", *raw]) == 0
+        assert cli.score([place, "--model", BUNDLED.name, "--by", "token", *raw]) == 0
         assert cli.pairs([f"{place}.jsonl", "--model", str(BUNDLED), "--json", *raw]) == 0
         assert cli.evaluate(["--text", place, "--model", str(BUNDLED), "--json", *raw]) == 0
         *table, summary, figures = capsys.readouterr().out.splitlines()

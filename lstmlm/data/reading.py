@@ -37,6 +37,11 @@ def form_of(path: Path) -> str | None:
     return None if form == "parquet" and name.endswith(".gz") else form
 
 
+def is_table(name: str | Path) -> bool:
+    """Whether a file has rows, each with a text in one of its columns."""
+    return form_of(Path(name)) not in ("text", None)
+
+
 def check_form(path: Path) -> None:
     """Refuse a file whose name does not say what is in it (UsageError)."""
     if form_of(path) is None:
@@ -53,12 +58,7 @@ def read_blocks(path: Path, column: str) -> Iterator[str]:
     Raises:
         UserError: The file cannot be read, is damaged, or is not text in UTF-8, with the place.
     """
-    return blocks_of(_text(path)) if form_of(path) in ("text", None) else rows_to_blocks(read_pieces(path, column))
-
-
-def read_pieces(path: Path, column: str) -> Iterator[str]:
-    """Each line of a text file, or the text of each row of another one. Arguments and errors as of `read_blocks`."""
-    return (text for text, _ in _rows(path, column))
+    return rows_to_blocks(text for text, _ in rows_of(path, column)) if is_table(path) else blocks_of(_text(path))
 
 
 def read_rows(path: Path, column: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -67,7 +67,7 @@ def read_rows(path: Path, column: str) -> Iterator[tuple[str, dict[str, Any]]]:
     Arguments and errors are those of `read_blocks`, but as the command is wrong, a UsageError.
     """
     try:
-        for text, others in _rows(path, column, whole=True):
+        for text, others in rows_of(path, column, whole=True):
             yield plain(text), others
     except UserError as error:
         raise UsageError(str(error)) from None
@@ -88,8 +88,10 @@ def row_text(value: object, row: int, place: str, column: str) -> str:
 
 def check_tables(column: str, *names: str) -> None:
     """Refuse to look for a column where all files are plain text (UsageError)."""
-    tables = [name for name in names if form_of(Path(name)) not in ("text", None)]
-    check(column == "text" or bool(tables), f"--text_column {column}: the name of a table ends with .csv, .tsv, .json, .jsonl or .parquet")
+    check(
+        column == "text" or any(map(is_table, names)),
+        f"--text_column {column}: the name of a table ends with .csv, .tsv, .json, .jsonl or .parquet",
+    )
 
 
 def check_column(column: str, columns: Collection[str], place: str) -> None:
@@ -98,8 +100,6 @@ def check_column(column: str, columns: Collection[str], place: str) -> None:
     if column not in columns:
         there = f"only {', '.join(columns)}" if columns else "nor any other"
         remedy = "rename one, or name the one of the text (--data.text_column in training, else --text_column)"
-        if any(";" in each for each in columns):
-            remedy = "it seems to part its columns by semicolons: save it with commas, or as .tsv with tabs"
         raise UsageError(f"{place} has no column {column!r}, {there}: {remedy}")
 
 
@@ -149,15 +149,14 @@ def _text(path: Path) -> Iterator[str]:
         yield "\n"
 
 
-def _rows(path: Path, column: str, whole: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+def rows_of(path: Path, column: str, whole: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each line of a text file; or the text of each row of another one, and its other columns, all of them where `whole`."""
-    form = form_of(path)
-    if form in ("text", None):
+    if not is_table(path):
         yield from ((line, {}) for line in lines_of(_text(path)))
         return
     number = 0
     with _reading(path, lambda: f"row {number + 1}"):
-        for row in READERS[str(form)](path, column, whole):
+        for row in READERS[str(form_of(path))](path, column, whole):
             number += 1
             yield row_text(row.pop(column), number, str(path), column), row
 
@@ -165,7 +164,9 @@ def _rows(path: Path, column: str, whole: bool = False) -> Iterator[tuple[str, d
 def _csv(path: Path, column: str, whole: bool, dialect: str = "excel") -> Iterator[dict[str, Any]]:
     csv.field_size_limit(sys.maxsize)  # a row may hold a book
     with _open(path) as content, io.TextIOWrapper(content, "utf-8-sig", newline="") as file:
-        rows = csv.reader(file, dialect, strict=True)
+        head = file.readline()
+        separator = ";" if head.count(";") > head.count(",") else ","  # where a comma is decimal, Excel writes the former
+        rows = csv.reader(chain([head], file), dialect, delimiter="\t" if dialect == "excel-tab" else separator, strict=True)
         names = next(rows, [])
         check_column(column, names, str(path))
         if whole and len({*names}) < len(names):

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from lstmlm.config import DataConfig
 from lstmlm.console import UsageError, UserError, check, one_line
 from lstmlm.data import toy
-from lstmlm.data.reading import ENDINGS, FAULTS, check_column, check_form, form_of, read_blocks, read_pieces, row_text, rows_to_blocks
+from lstmlm.data.reading import ENDINGS, FAULTS, check_column, check_form, form_of, read_blocks, row_text, rows_of, rows_to_blocks
 from lstmlm.files import open_file, user_path
 
 SPLITS = ("train", "validation", "test")
@@ -128,7 +128,7 @@ class PieceSource(CutSource):
 
     def rows(self, name: str) -> Iterator[str]:
         for path in self.files[name]:
-            yield from read_pieces(path, self.column)
+            yield from (text for text, _ in rows_of(path, self.column))
 
 
 @dataclass

@@ -102,7 +102,7 @@ class CacheDynamic(Cache, Dynamic):
     name: ClassVar[str] = "cache+dynamic"
 
 
-class CacheScorer(Scorer):
+class CacheScorer:
     """The neural cache over another scorer: each position's output is remembered with the token that followed it.
 
     The distribution for position t is softmax over the i in [t - window, t) of theta h_t . h_i, summed over the i that a token followed.
@@ -113,9 +113,9 @@ class CacheScorer(Scorer):
         self._scorer, self._settings = scorer, settings
         self._memory: tuple[Tensor, Tensor] | None = None  # outputs (B, M, H), M up to the window; and tokens (B, M)
 
-    def read(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """As `Scorer`, with the nll of (1 - lambda) times the other scorer's distribution plus lambda times the cache's."""
-        nll, outputs = self._scorer.read(inputs, targets)
+        nll, outputs = self._scorer(inputs, targets)
         probability = self._probability(outputs.transpose(0, 1), targets.T).T
         # In float64: 1 - lambda would be rounded to 0 where lambda is close to 1.
         lambda_ = self._settings.lambda_
@@ -166,7 +166,7 @@ class DynamicScorer(StaticScorer):
         # In proportion to rms, at most 1: it must not overshoot.
         self._pulls = {name: (settings.decay * value / mean).clamp_(max=1) for name, value in rms.items()}
 
-    def read(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """As `Scorer`, of the model before this update."""
         with torch.enable_grad():
             nll, token_nll, outputs, state = self.model.summed_and_token_nll(inputs, self._state, targets)

@@ -1,6 +1,5 @@
 """Minimal pairs: does a model find the good sentence of each pair likelier than the bad one? (BLiMP, Warstadt et al., 2020.)"""
 
-import json
 import logging
 import math
 from bisect import bisect_left
@@ -17,6 +16,7 @@ from lstmlm.data.reading import check_form, read_rows
 from lstmlm.data.tokenize import plain
 from lstmlm.evaluation.perplexity import StaticScorer, Stretches
 from lstmlm.evaluation.surprisal import TokenScorer
+from lstmlm.evaluation.surprisal_tables import FORMS, form_named
 from lstmlm.evaluation.words import Cut, Unknown, cut, word_starts
 from lstmlm.files import Output
 from lstmlm.model.pretrained import ModelPlace, load
@@ -38,7 +38,7 @@ def score_pairs(
     """Score the pairs of a file, each sentence alone, after `<eos>`.
 
     Args:
-        file: Rows with `sentence_good`, `sentence_bad` and `UID`, of any form that training takes: JSON lines, a JSON array, `.gz`.
+        file: Rows with `sentence_good`, `sentence_bad` and, in all or none, `UID`, of any form that training takes: CSV, JSON lines, `.gz`.
         model, raw, normalize: As for `load`. BLiMP's sentences are raw English.
         by: `sentence`: up to its own `<eos>`. `one_prefix`, `two_prefix`: the critical words after what stands before them, as BLiMP names
             them (Warstadt et al., 2020, section 4); pairs that are not made for the method are left out. A model of bpe or characters
@@ -103,7 +103,8 @@ def summarize(pairs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for pair in pairs:
-        groups.setdefault(pair["UID"], []).append(pair)
+        if "UID" in pair:
+            groups.setdefault(pair["UID"], []).append(pair)
     total = "all"
     while total in groups:
         total += " pairs"
@@ -130,14 +131,18 @@ def _unknown(pair: dict[str, Any]) -> int:
 
 
 def write_pairs(output: Output, pairs: Sequence[dict[str, Any]]) -> None:
-    """Write a line of JSON for each pair."""
-    output.write("".join(f"{json.dumps(pair, ensure_ascii=False, default=str)}\n" for pair in pairs).encode())
+    """Write a row for each pair, in the form that the file's name says; else a line of JSON."""
+    form = form_named(output.path) or "jsonl"
+    columns = [*dict.fromkeys(chain.from_iterable(pairs))]
+    lists = (lambda cell: cell) if form == "jsonl" else lambda cell: " ".join(cell) if isinstance(cell, list) else cell
+    with output.opened() as file:
+        FORMS[form](file, columns, [[[lists(pair.get(column)) for column in columns] for pair in pairs]])
 
 
 def _read(path: Path, by: By) -> list[dict[str, Any]]:
     """The rows that are made for a method."""
     check_form(path)
-    needed = ["UID", "sentence_bad", *(name for side in METHODS[by] for name in side if name)]
+    needed = ["sentence_bad", *(name for side in METHODS[by] for name in side if name)]
     scored = [name for _, name in METHODS[by]]
     pairs, others = [], 0
     try:
@@ -147,7 +152,7 @@ def _read(path: Path, by: By) -> list[dict[str, Any]]:
             if by != "sentence" and made.strip().lower() not in ("true", "1", "1.0"):
                 others += 1
                 continue
-            for name in needed:
+            for name in [*needed, *({"UID"} & row.keys())]:
                 value = row.get(name)
                 line = plain(value).removesuffix("\n") if isinstance(value, str) else "\n"
                 if "\n" in line or (name in scored and not line.strip()):

@@ -30,6 +30,8 @@ class Evaluation:
     targets: int  # N = n - 1, each counted once; with resets N = n
     nll: float  # sum of the negative log likelihood of all targets, in nats
     columns: int  # that the stream was cut into. Each but the first begins without context, which raises the loss; 1 cuts nothing
+    words: int = 0  # of the text: what stands between white space, and the line ends; 0 where nobody told
+    characters: int = 0  # of the text, spaces and line ends counted; 0 likewise
 
     @property
     def loss(self) -> float:
@@ -41,51 +43,41 @@ class Evaluation:
         """exp(loss)."""
         return exponential(self.loss)
 
+    @property
+    def word_ppl(self) -> float:
+        """Perplexity per word, exp(nll / words scored), which compares models that cut a text into different tokens.
+
+        A token that is not scored (the first one of a text without resets) takes its word out of the count, so for a model whose
+        tokens are the words this is `ppl`.
+        """
+        scored = self.words - (self.tokens - self.targets)
+        return exponential(self.nll / scored) if scored else math.inf
+
+    @property
+    def bpc(self) -> float:
+        """Bits per character of the text."""
+        return self.nll / math.log(2) / self.characters
+
 
 def exponential(loss: float) -> float:
     """exp(loss); infinite where that is beyond a float."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def word_ppl(result: Evaluation, words: int) -> float:
-    """Perplexity per word, exp(nll / words scored), which compares models that cut a text into different tokens.
-
-    The words of a text are what stands between white space, and the line ends. A token that is not scored (the first one of a text
-    without resets) takes its word out of the count, so for a model whose tokens are the words this is `ppl`.
-    """
-    scored = words - (result.tokens - result.targets)
-    return exponential(result.nll / scored) if scored else math.inf
+# A way to score a stream; it owns what it carries from one segment to the next. It takes inputs, int64 (T, B), the rows that follow those
+# of the call before, or fewer columns where the last ones have ended; and targets, int64 (T, B), -100 where there is none. It gives what is
+# told of every target, float32 (..., T, B): its nll in nats, 0 where there is none; and the last layer's outputs, (T, B, H).
+Scorer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def bits_per_character(result: Evaluation, characters: int) -> float:
-    """Nll / (ln 2 x characters of the text, spaces and line ends counted)."""
-    return result.nll / math.log(2) / characters
-
-
-class Scorer:
-    """A way to score a stream; it owns what it carries from one segment to the next.
-
-    A segment is inputs, int64 (T, B), the rows that follow those of the call before, and targets, int64 (T, B), -100 where there is none.
-    It may have fewer columns than the one before: the last ones have ended.
-    """
-
-    def read(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The nll of every target of a segment in nats, float32 (T, B), 0 where there is none; and the last layer's outputs, (T, B, H)."""
-        raise NotImplementedError
-
-    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """What is told of each target of a segment, (..., T, B): the nll."""
-        return self.read(inputs, targets)[0]
-
-
-class StaticScorer(Scorer):
+class StaticScorer:
     """The bare model, not wrapped, as it is; the hidden state, of B columns, is carried."""
 
     def __init__(self, model: LSTMLanguageModel, columns: int) -> None:
         self.model = model
         self._state = model.initial_state(columns)
 
-    def read(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         nll, outputs, self._state = self.model.score(inputs, self._state.select(slice(inputs.shape[1])), targets)
         return nll, outputs
 
@@ -124,7 +116,7 @@ def evaluate_stream(
     windows = table.windows(-(-SEGMENT_TOKENS // local)) if local else ()
     for window, working in rounds(accelerator, windows, interrupted):
         if window is not None:
-            nll += scorer(*table.segment(*window.segments[0])).cpu().double().sum()
+            nll += scorer(*table.segment(*window.segments[0]))[0].cpu().double().sum()
         scored(working * SEGMENT_TOKENS)
     return Evaluation(len(stream), table.num_targets, sum_over_ranks(accelerator, nll).item(), columns)
 
@@ -146,7 +138,7 @@ def score_stream(
     nll = torch.empty(table.rows, columns)  # filled row by row: small tensors that stay among large ones would split the heap
     for window in table.windows(bptt or -(-SEGMENT_TOKENS // columns)):
         ((first, end),) = window.segments
-        nll[first:end] = scorer(*table.segment(first, end))
+        nll[first:end] = scorer(*table.segment(first, end))[0]
         scored(window.num_targets)
     present = torch.arange(table.rows)[:, None] < table.lengths.cpu()  # (rows, B)
     return nll.T[present.T]  # column after column
@@ -222,6 +214,6 @@ class Stretches:
             present = places < ends[:running]
             places.clamp_(max=len(inputs) - 1)
             segment = inputs[places].to(self._device), targets[places].where(present, IGNORE).to(self._device)
-            yield places[present], scorer(*segment).cpu()[..., present]
+            yield places[present], scorer(*segment)[0].cpu()[..., present]
             self._scored(int(present.sum()))
             row = end

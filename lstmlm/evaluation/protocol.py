@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lstmlm.config import COUNT, bounded, check_fields
 from lstmlm.console import UserError, check
-from lstmlm.evaluation.perplexity import Evaluation, Scored, Scorer, StaticScorer, Stretches, bits_per_character, score_stream, word_ppl
+from lstmlm.evaluation.perplexity import Evaluation, Scored, Scorer, StaticScorer, Stretches, score_stream
 from lstmlm.evaluation.text import Reset, Text
 from lstmlm.model.pretrained import SavedModel
 
@@ -49,30 +49,18 @@ class Static:
         return StaticScorer(saved.model, columns)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Measurement(Evaluation):
     """The score of a text, and how it was obtained."""
 
     protocol: str  # its name
     settings: dict[str, Any]  # of the protocol
-    characters: int  # of the original text, spaces and line ends counted
-    words: int  # of the original text: what stands between white space, and the line ends
     reset: str  # `never`, `line` or `document`
     seconds: float  # that the scoring took; loading, and statistics of gradients, are not in it
     unknown: int  # targets that are `<unk>`
     ids: Tensor = field(repr=False, compare=False)  # of every target in the order of the text, int32 (N,)
     token_nll: Tensor = field(repr=False, compare=False)  # of every target in nats, float32 (N,)
     fresh: Tensor = field(repr=False, compare=False)  # which are read from the zero state, a column's or a stretch's first; bool (N,)
-
-    @property
-    def bpc(self) -> float:
-        """Bits per character of the original text."""
-        return bits_per_character(self, self.characters)
-
-    @property
-    def word_ppl(self) -> float:
-        """Perplexity per word of the original text."""
-        return word_ppl(self, self.words)
 
     def figures(self) -> dict[str, Any]:
         """What is told of it, without the single tokens."""

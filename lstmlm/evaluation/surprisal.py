@@ -8,6 +8,7 @@ A window of the text is held at a time, however long the text is.
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, takewhile
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from lstmlm.model.language_model import LSTMLanguageModel
 from lstmlm.model.loss import token_scores
 from lstmlm.model.pretrained import SavedModel
 
-By = Literal["token", "word", "region"]
+By = Literal["token", "word", "region", "sentence"]
 Space = Literal["before", "after"]
 WINDOW_CHARACTERS = 1 << 18  # of the text, held at a time; no score depends on it
 # What a model says of a unit, as a row has it. `entropy` is that of the distribution of the first token.
@@ -30,6 +31,7 @@ MEASURES: dict[By, tuple[str, ...]] = {
     "token": ("surprisal", "unk", "entropy", "rank", "word_id"),
     "word": ("surprisal", "unk", "entropy", "pieces"),
     "region": ("surprisal", "unk", "entropy", "pieces"),
+    "sentence": ("surprisal", "unk", "entropy", "pieces"),
 }
 
 
@@ -51,40 +53,39 @@ class Pieces(NamedTuple):
     word_of: list[int]  # for each token the place of its word, from 0
     ends: list[bool]  # whether a token is the `<eos>` of a line
     unk: list[int]  # 1 where `<unk>` was scored in a token's place, else 0
-    surprisal: list[float]  # -log2 of each token's probability: bits
+    surprisal: list[float]  # -log2 of each token's probability: bits; with `space` after, its share of those of white space
     entropy: list[float]  # of the distribution that the token was drawn from, in bits
     rank: list[int]  # 1 + the number of types that were likelier
-    boundary: list[float]  # -log2 p(the word before the token was whole); 0 at a line's start, and where it is not asked for
 
     def units(self, by: By, regions: Sequence[tuple[str, int]] = (), eos: bool = False) -> list[dict[str, Any]]:
         """The rows of the sentence: the place in it from 1 (`word_id`), the text as it stood (`word`), and what MEASURES names.
 
-        `regions` are text and number of words of each; with `eos` the end of a line has a row too.
+        `regions` are text and number of words of each; with `eos` the end of a line has a row too, or counts in that of the sentence.
         """
-        units: list[tuple[Any, ...]] = []
-        if by == "token":
-            tokens = zip(self.texts, self.ends, self.surprisal, self.unk, self.entropy, self.rank, self.word_of, strict=True)
-            for place, (text, end, bits, unk, entropy, rank, word) in enumerate(tokens, 1):
-                if eos or not end:
-                    units.append((place, text, _digits(bits), unk, _digits(entropy), rank, word + 1))
-        else:
-            parts = [*regions, (EOS, 1)] if by == "region" else [(word, 1) for word in self.words]
-            piece = words = 0
-            for place, (text, size) in enumerate(parts, 1):
-                first, words = piece, words + size
-                piece = bisect_left(self.word_of, words, first)
-                if eos or not any(self.ends[first:piece]):
-                    units.append((place, text, *self._sum(first, piece)))
-        names = (f"{by}_id", by, *MEASURES[by])
-        return [dict(zip(names, unit, strict=True)) for unit in units]
+        if by in ("token", "sentence"):
+            own = [i for i, end in enumerate(self.ends) if eos or not end]
+            if by == "token":
+                return [self._unit(by, i + 1, self.texts[i], [i]) | {"rank": self.rank[i], "word_id": self.word_of[i] + 1} for i in own]
+            breaks = {word for word, end in zip(self.word_of, self.ends, strict=True) if end}
+            text = " ".join(word for place, word in enumerate(self.words) if place not in breaks)
+            return [self._unit(by, 1, text, own)] if own else []
+        parts = [*regions, (EOS, 1)] if by == "region" else [(word, 1) for word in self.words]
+        ends = [bisect_left(self.word_of, words) for words in accumulate(size for _, size in parts)]
+        spans = enumerate(zip(parts, map(range, [0, *ends], ends), strict=True), 1)
+        return [self._unit(by, place, text, own) for place, ((text, _), own) in spans if eos or not any(self.ends[i] for i in own)]
 
-    def _sum(self, begin: int, end: int) -> tuple[float, int, float | None, int]:
-        """Of the tokens begin ... end - 1. The boundary after them counts in place of the one before them (Pimentel and Meister, 2024)."""
-        if begin == end:  # nothing of the word is left, as of a lone zero-width space under `normalize`
-            return 0.0, 0, None, 0
-        after = self.boundary[end] if end < len(self.boundary) else 0.0
-        bits = sum(self.surprisal[begin:end]) - self.boundary[begin] + after
-        return _digits(bits), max(self.unk[begin:end]), _digits(self.entropy[begin]), end - begin
+    def _unit(self, by: By, place: int, text: str, own: Sequence[int]) -> dict[str, Any]:
+        """Of some tokens; of none, if nothing of a word is left, as of a lone zero-width space under `normalize`, or a region is empty."""
+        edges = {i for side in (own, own[::-1]) for i in takewhile(lambda i: not any(map(str.isalnum, self.texts[i])), side)}
+        return {
+            f"{by}_id": place,
+            by: text,
+            "surprisal": _digits(sum(self.surprisal[i] for i in own)),
+            "unk": sum(self.unk[i] for i in own),
+            "entropy": _digits(self.entropy[own[0]]) if own else None,
+            "pieces": len(own),
+            "punctuation": _digits(sum(self.surprisal[i] for i in edges if self.texts[i].strip())),
+        }
 
 
 Window = list[tuple[Sentence, list[Pieces]]]  # some sentences, each with what every model says of it
@@ -127,11 +128,12 @@ class Reader:
         if not scores.isfinite().all():
             raise UserError("the model's scores are not finite: its weights are far too large")
         scores[3, starts] = 0
-        bits, entropy, boundary = (scores[[0, 1, 3]].double() / math.log(2)).tolist()
+        nll, entropy, boundary = scores[[0, 1, 3]].double() / math.log(2)
+        # The boundary after a token counts in place of the one before it (Pimentel and Meister, 2024); after a line's end there is none.
+        bits, entropy = (nll - boundary + boundary.roll(-1)).tolist(), entropy.tolist()
         rank, unk = scores[2].long().tolist(), [int(i == vocabulary.unk) for i in ids]
         pieces = [
-            Pieces(words, texts, word_of, ends, unk[own], bits[own], entropy[own], rank[own], boundary[own])
-            for words, texts, word_of, ends, own in cuts
+            Pieces(words, texts, word_of, ends, unk[own], bits[own], entropy[own], rank[own]) for words, texts, word_of, ends, own in cuts
         ]
         for each in pieces:
             counted = [value for value, end in zip(each.surprisal, each.ends, strict=True) if self._eos or not end]
@@ -148,13 +150,13 @@ class TokenScorer(StaticScorer):
         super().__init__(model, columns)
         self._starts = starts
 
-    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         outputs, self._state = self.model.hidden(inputs, self._state.select(slice(inputs.shape[1])))
         counted, decoder = targets != IGNORE, self.model.decoder
         scores = outputs.new_zeros(4, *targets.shape)  # a float32 holds ranks up to 2^24
         of_targets = token_scores(outputs[counted], decoder.weight, decoder.bias, targets[counted], self._starts)
         scores[:, counted] = torch.stack([score.float() for score in of_targets])
-        return scores
+        return scores, outputs
 
 
 def read_windows(sentences: Iterable[Sentence], readers: Sequence[Reader]) -> Iterator[Window]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import math
 import re
 from collections import ChainMap, Counter, namedtuple
@@ -10,13 +11,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, get_args
 
 from lstmlm.config import check_fields
 from lstmlm.console import UserError, bar, check
-from lstmlm.data.reading import STANDARD_INPUT, check_tables, read_rows
+from lstmlm.data.reading import STANDARD_INPUT, check_tables, is_table, read_rows
 from lstmlm.data.sources import local_files
 from lstmlm.data.tokenize import EOS, plain
 from lstmlm.evaluation.perplexity import exponential
@@ -26,8 +28,11 @@ from lstmlm.evaluation.text import Reset, Resets, split_text
 from lstmlm.files import Output
 from lstmlm.model.pretrained import ModelPlace, SavedModel, load
 
-Format = Literal["tsv", "jsonl", "parquet", "neural-complexity"]
-Addition = Literal["length", "frequency", "previous"]
+logger = logging.getLogger(__name__)
+
+Format = Literal["tsv", "csv", "jsonl", "parquet", "neural-complexity"]
+Addition = Literal["length", "frequency", "punctuation", "previous", "previous2", "previous3"]
+PREVIOUS: tuple[Addition, ...] = ("previous", "previous2", "previous3")  # so many rows before
 Row = Sequence[Any]
 Frequency = Callable[[str], float | None]
 Rows = Iterator[tuple[str, dict[str, Any]]]
@@ -38,21 +43,22 @@ class Scoring:
     """How texts become rows."""
 
     by: By | None = None
-    """What has a row: a token; a word between white space; a region. null = a region with --regions or --line_by; else a
+    """What has a row: a token; a word between white space; a region; a sentence. null = a region with --regions or --line_by; else a
     token where the tokens are words between white space; else a word."""
-    reset: Reset = "line"
+    reset: str = "line"
     """Where the state starts afresh: at each line; at each document (at a `= Title =`, or after an empty line where there are no
-    titles); or never."""
+    titles); never; or, by the name of a column, at each row in which its value changes."""
     eos: bool = False
     """Whether the end of a line has a row too."""
     space: Space = "before"
     """Which white space counts with a word: the one before it, as in tokens of bpe and characters, or the one after it."""
     regions: str | None = None
     """What parts a sentence into regions: a column with a label for each word, or a mark that stands between them, such as |."""
-    line_by: str | None = None
-    """Column of a table that has a row for each word or region: neighbouring rows with the same value in it are one line of the text."""
+    line_by: Sequence[str] = ()
+    """Columns of a table that has a row for each word or region: neighbouring rows with the same values in them are one line."""
     add: Sequence[Addition] = ()
-    """More columns: length in characters, frequency in the training text, values of the previous row of the sentence."""
+    """More columns: length in characters, frequency in the training text, surprisal of the punctuation at a row's ends, values of the
+    row before in the sentence (previous), and of those two and three before."""
     layout: Literal["long", "wide"] = "long"
     """Of several models: a row for each, or columns for each."""
     raw: bool = False
@@ -62,7 +68,7 @@ class Scoring:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        named = [option for option in ("regions", "line_by") if getattr(self, option) is not None]
+        named = [option for option in ("regions", "line_by") if getattr(self, option)]
         check(len(named) < 2, "--regions parts lines into regions, and --line_by makes lines of them: leave one out")
         check(self.by != "region" or bool(named), "--by region needs --regions or --line_by")
         check(not named or self.by in (None, "region"), f"--{''.join(named)} has a row for each region: leave out --by {self.by}")
@@ -86,14 +92,20 @@ class ScoreTable:
         check(words or scoring.space == "before", "--space after needs --by word: a token has the white space that is in it")
         check(not self._wide or self.by != "token", "--layout wide needs --by word: models cut a text into different tokens")
         check("frequency" not in scoring.add or words, "--add frequency needs --by word")
+        check(
+            "punctuation" not in scoring.add or self.by != "token",
+            "--add punctuation needs --by word: as tokens, marks have their own rows",
+        )
         self._frequencies = [frequencies(model) if "frequency" in scoring.add else None for model in saved]
-        added = [name for name in ("frequency", "length") if name in scoring.add]
-        added += [f"previous_{name}" for name in ("surprisal", "unk", *added)] if "previous" in scoring.add else []
+        own = [name for name in ("frequency", "punctuation", "length") if name in scoring.add]
+        added = own + [f"{before}_{name}" for before in PREVIOUS if before in scoring.add for name in ("surprisal", "unk", *own)]
         lengths = [name for name in added if name.endswith("length")]  # of the text, so the same for every model
         self._of_models = [*MEASURES[self.by], *(name for name in added if name not in lengths)]
-        self._own = ["sentence_id", f"{self.by}_id", self.by, *["label"] * labelled]
+        self._own = [*dict.fromkeys(("sentence_id", f"{self.by}_id", self.by)), *["label"] * labelled]
         if self._wide:
-            self._own += [f"{measure}_{name}" for name in names for measure in self._of_models]
+            self._names = [re.sub(r"\W", "_", name) for name in names]  # as a formula of R takes them
+            check(len({*self._names}) == len(names), f"--layout wide has columns of the same name for two of {', '.join(names)}")
+            self._own += [f"{measure}_{name}" for name in self._names for measure in self._of_models]
         else:
             self._own += [*["model"] * (len(names) > 1), *self._of_models]
         self._own += lengths
@@ -116,23 +128,22 @@ class ScoreTable:
 
     def _units(self, sentence: Sentence, pieces: Pieces, model: str, frequency: Frequency | None) -> list[dict[str, Any]]:
         """What a model says of each unit of a sentence and of the one before it, by the names of the columns."""
-        labels, before = dict(enumerate(sentence.labels, 1)), dict[str, Any]()
+        labels = dict(enumerate(sentence.labels, 1))
         units = pieces.units(self.by, sentence.regions, self._eos)
-        for unit in units:
+        for place, unit in enumerate(units):
             text = unit[self.by]
             unit |= {"sentence_id": sentence.number, "label": labels.get(unit[f"{self.by}_id"]), "model": model}
             unit["length"] = None if text == EOS else len(text)
             unit["frequency"] = frequency(text) if frequency and text != EOS else None
-            unit |= {f"previous_{name}": before.get(name) for name in ("surprisal", "unk", "frequency", "length")}
+            for back, name in enumerate(PREVIOUS, 1):
+                before = units[place - back] if place >= back else {}
+                unit |= {f"{name}_{measure}": before.get(measure) for measure in ("surprisal", "unk", "frequency", "punctuation", "length")}
             if self._wide:
                 unit |= {f"{measure}_{model}": unit[measure] for measure in self._of_models}
-            before = unit
         return units
 
 
-def score_text(
-    text: str, model: ModelPlace = None, reset: Reset = "line", eos: bool = False, raw: bool = False, **options: Any
-) -> list[Any]:
+def score_text(text: str, model: ModelPlace = None, reset: str = "line", eos: bool = False, raw: bool = False, **options: Any) -> list[Any]:
     """The rows of `lstmlm score` for a text at hand, as named tuples; `pandas.DataFrame` takes them.
 
     Args:
@@ -158,21 +169,70 @@ def score_text(
     return rows
 
 
-def sentences_of(texts: Iterable[tuple[str, Callable[[], Rows]]], scoring: Scoring, values: Sequence[str] = ()) -> Iterator[Sentence]:
-    """Sentences of texts, one after the other: of each its name, and what gives its rows, whose other columns are `values`. A document
-    ends with its text at the latest."""
-    column, number = scoring.line_by, 0
+def sentences_of(texts: Sequence[tuple[str, Callable[[], Rows]]], scoring: Scoring, values: Sequence[str] = ()) -> Iterator[Sentence]:
+    """Sentences of texts, one after the other: of each its name, which is a value of its sentences where there are several, and what gives
+    its rows, whose other columns are `values`. A document ends with its text at the latest."""
+    columns, number = scoring.line_by, 0
     for name, read in texts:
         there = "nor any other beside its text (a table has some: .csv, .tsv, .json, .jsonl, .parquet)"
         if values:
             there = f"only {', '.join(values)}"
-        check(column is None or column in values, f"--line_by {column}: {name} has no such column, {there}")
-        parts = partial(_joined, name, read, values, column) if column else partial(_parted, name, read, values, scoring.regions)
-        fresh = Resets(scoring.reset, lambda parts=parts: (line for text, *_ in parts() for line in _lines(text)))  # type: ignore[misc]
+        for column in columns:
+            check(column in values, f"--line_by {column}: {name} has no such column, {there}")
+        known = scoring.reset in (*get_args(Reset), *values)
+        check(known, f"--reset {scoring.reset}: it is none of {', '.join(get_args(Reset))}, and {name} has no such column, {there}")
+        parts = partial(_joined, name, read, values, columns) if columns else partial(_parted, name, read, values, scoring.regions)
+        fresh = Resets(scoring.reset, lambda parts=parts: (line for text, *_ in parts() for line in _lines(text)))  # type: ignore[misc, arg-type]
+        doubts, begun = _Doubts(name, bool(columns)), [object()]  # the latter: the value of the column where the document began
         for text, regions, labels, own in parts():
             number += 1
             lines = [(line, fresh(line) and (number == 1 or scoring.reset != "never")) for line in _lines(text)]
-            yield Sentence(number, lines, regions, labels, own)
+            if scoring.reset in values:
+                before, begun = begun, [own[0][values.index(scoring.reset)]]
+                lines = [(line, place == 0 and begun != before) for place, (line, _) in enumerate(lines)]
+            doubts.see(text, own)
+            yield Sentence(number, lines, regions, labels, [[name, *row] for row in own] if len(texts) > 1 else own)
+        doubts.warn()
+
+
+class _Doubts:
+    """What a text has that may be meant otherwise than it is read, and the warnings about it. `joined`: its rows were joined to lines."""
+
+    def __init__(self, name: str, joined: bool) -> None:
+        self._name, self._joined, self._table, self._seen = name, joined, is_table(name), Counter[str]()
+
+    def see(self, text: str, own: Sequence[Row]) -> None:
+        """Take note of a sentence."""
+        self._seen.update(lines=1, empty=not text.strip(), missing=text.strip() == "NA", tab="\t" in text, single=len(own) == 1)
+        self._seen["again"] += self._joined and any(map(_begins_again, zip(*own, strict=True)))
+
+    def warn(self) -> None:
+        """Say what there was, each in a line."""
+        seen = self._seen
+        told = [
+            (self._table and seen["empty"], f"{seen['empty']:,} rows without text have no row in the result"),
+            (self._table and seen["missing"], f"{seen['missing']:,} texts are NA, which is scored as a word"),
+            (
+                not self._table and seen["tab"] == seen["lines"] > 1,
+                "each line has a tab; a table is read as one if its name ends with .tsv",
+            ),
+            (
+                self._joined and seen["single"] == seen["lines"] > 1,
+                "each line has one row: for --line_by the rows of a line stand side by side",
+            ),
+            (
+                seen["again"],
+                f"a column counts from 1 more than once within {seen['again']:,} lines: are they several? --line_by takes several columns",
+            ),
+        ]
+        for _, message in filter(itemgetter(0), told):
+            logger.warning("%s: %s", self._name, message)
+
+
+def _begins_again(column: Sequence[Any]) -> bool:
+    """Whether a column counts from 1 to 3 or further, but not once."""
+    numbers = [int(value) for value in map(str, column) if value.isdecimal()]
+    return len(numbers) == len(column) > max(numbers, default=0) >= 3 and {*numbers} == {*range(1, max(numbers) + 1)}
 
 
 # Of a sentence: its text, and regions, labels and values as `Sentence` has them.
@@ -188,16 +248,15 @@ def _parted(name: str, read: Callable[[], Rows], values: Sequence[str], mark: st
         yield text, regions, labels, [[*row.values()]]
 
 
-def _joined(name: str, read: Callable[[], Rows], values: Sequence[str], column: str) -> Iterator[Parts]:
-    """Neighbouring rows of a text with the same value in a column are a sentence, each a region of it."""
-    for _, rows in groupby(_alike(name, read, values), key=lambda each: each[2][column]):
+def _joined(name: str, read: Callable[[], Rows], values: Sequence[str], columns: Sequence[str]) -> Iterator[Parts]:
+    """Neighbouring rows of a text with the same values in some columns are a sentence, each a region of it."""
+    for _, rows in groupby(_alike(name, read, values), key=lambda each: [each[2][column] for column in columns]):
         regions, of_regions = list[tuple[str, int]](), list[Row]()
-        for place, text, row in rows:
+        for _, text, row in rows:
             words = text.split()
-            check(bool(words), f"{place} has no word: --line_by is for a row for each word or region")
             regions.append((" ".join(words), len(words)))
             of_regions.append([*row.values()])
-        yield " ".join(text for text, _ in regions), regions, [], of_regions
+        yield " ".join(text for text, _ in regions if text), regions, [], of_regions
 
 
 def _alike(name: str, read: Callable[[], Rows], values: Sequence[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -217,8 +276,8 @@ def _regions(place: str, text: str, row: dict[str, Any], regions: str) -> tuple[
     check(len(_lines(text)) == 1, f"{place} has a line break: regions are parts of one line")
     if regions not in row:
         check(not any(map(str.isalnum, regions)), f"--regions {regions}: there is no such column; a mark has no letters")
-        parts = [part.strip() for part in text.split(regions) if part.strip()]
-        return " ".join(parts), [(part, len(part.split())) for part in parts], []
+        parts = [part.strip() for part in text.split(regions)]
+        return " ".join(filter(None, parts)), [(part, len(part.split())) for part in parts], []
     words, labels = text.split(), str(row[regions]).split()
     check(len(words) == len(labels), f"{place} has {len(words)} words, but {len(labels)} labels in column {regions}")
     pairs = groupby(zip(labels, words, strict=True), key=lambda pair: pair[0])
@@ -230,7 +289,7 @@ def score_files(
     files: Sequence[str],
     models: Sequence[str | Path | None] = (None,),
     scoring: Scoring = Scoring(),
-    form: Format = "tsv",
+    form: Format | None = None,
     output: str | Path | None = None,
     page: str | Path | None = None,
     column: str = "text",
@@ -241,6 +300,7 @@ def score_files(
     Args:
         files: As for `read_rows`. A document ends with its file at the latest.
         models: Each as for `load`.
+        form: None = what the name of `output` says: .csv, .jsonl, .parquet; else tsv.
         output: File that gets the rows when all are there; None = standard output, as they come.
         page: File that gets the text as an HTML page, each word shaded by its surprisal; None = no page.
         column: Where the text of a row stands, in a file that has rows.
@@ -254,7 +314,10 @@ def score_files(
         UserError: A model cannot be read, its scores are not finite, or an output cannot be written.
     """
     files = ["-" if name in STANDARD_INPUT else name for name in files]
-    check(form in FORMS, f"form must be one of {', '.join(FORMS)}, not {form!r}")
+    named = form_named(output)
+    check(form in (None, *FORMS), f"form must be one of {', '.join(FORMS)}, not {form!r}")
+    check(form is None or named in (None, form), f"--output {output}: its name says {named}, but --format {form}")
+    form = form or named or "tsv"
     plain_words = form == "neural-complexity"
     others = scoring.eos or scoring.by or scoring.regions or scoring.line_by or scoring.add or len(models) > 1
     check(not (plain_words and others), "neural-complexity's table is of words and one model, without <eos>: leave out other options")
@@ -277,7 +340,7 @@ def score_files(
         scoring = replace(scoring, by="word")
     texts = [(name, _source(name, column, scoring.reset)) for name in files]
     values = list(next(chain.from_iterable(read() for name, read in texts if name != "-"), ("", {}))[1])
-    table = ScoreTable(saved, names, scoring, values, scoring.regions in values)
+    table = ScoreTable(saved, names, scoring, [*["file"] * (len(texts) > 1), *values], scoring.regions in values)
     with ExitStack() as stack:
         file = stack.enter_context(out.opened())
         bars = [stack.enter_context(bar(name, "token", shown=not out.standard)) for name in names]
@@ -313,7 +376,13 @@ def _names(saved: Sequence[SavedModel], models: Sequence[str | Path | None]) -> 
     return names
 
 
-def _source(name: str, column: str, reset: Reset) -> Callable[[], Rows]:
+def form_named(output: str | Path | None) -> Format | None:
+    """The form that the ending of a file's name says."""
+    ending = Path(output or "").suffix.lower().removeprefix(".")
+    return next((form for form in FORMS if form == ending), None)
+
+
+def _source(name: str, column: str, reset: str) -> Callable[[], Rows]:
     """The rows of a text, to be read more than once where documents must be told apart."""
     read: Callable[[], Rows] = partial(read_rows, Path(name), column)
     if name == "-" and reset == "document":
@@ -349,11 +418,11 @@ def _bare(word: str) -> str:
     return re.sub(r"^\W+|\W+$", "", word) or word
 
 
-def tsv(file: BinaryIO, columns: Sequence[str], windows: Iterable[Sequence[Row]]) -> None:
-    """Tab-separated columns with their names above, quoted where a token needs it, as pandas and R read them."""
+def separated(dialect: str, file: BinaryIO, columns: Sequence[str], windows: Iterable[Sequence[Row]]) -> None:
+    """Columns with their names above, quoted where a token needs it, as pandas and R read them."""
     for rows in chain([[columns]], windows):
         lines: list[str] = []
-        csv.writer(SimpleNamespace(write=lines.append), "excel-tab").writerows(rows)  # that lines end with \r\n makes it quote \r too
+        csv.writer(SimpleNamespace(write=lines.append), dialect).writerows(rows)  # that lines end with \r\n makes it quote \r too
         file.write("".join(f"{line[:-2]}\n" for line in lines).encode())
 
 
@@ -377,7 +446,7 @@ def parquet(file: BinaryIO, columns: Sequence[str], windows: Iterable[Sequence[R
                 try:
                     array = pyarrow.array(values, writer and writer.schema.field(name).type)
                     if array.type == pyarrow.null():  # nothing says yet of which type it is; those of ours that may be missing are numbers
-                        whole = name.endswith("length") or name.startswith("previous_unk")
+                        whole = name.endswith("length") or re.match(r"previous\d?_unk", name)
                         array = array.cast(pyarrow.int64() if whole else pyarrow.float64())
                     arrays[name] = array
                 except (pyarrow.ArrowException, OverflowError):
@@ -401,4 +470,5 @@ def neural_complexity(file: BinaryIO, columns: Sequence[str], windows: Iterable[
 
 
 Writer = Callable[[BinaryIO, Sequence[str], Iterable[Sequence[Row]]], None]
-FORMS: dict[Format, Writer] = {"tsv": tsv, "jsonl": jsonl, "parquet": parquet, "neural-complexity": neural_complexity}
+FORMS: dict[Format, Writer] = {"tsv": partial(separated, "excel-tab"), "csv": partial(separated, "excel"), "jsonl": jsonl}
+FORMS |= {"parquet": parquet, "neural-complexity": neural_complexity}

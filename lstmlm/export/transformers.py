@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lstmlm.console import need
+from lstmlm.console import UserError, need, one_line
 from lstmlm.data.tokenize import INVISIBLE
 from lstmlm.data.vocabulary import EOS, UNK, Vocabulary
 from lstmlm.files import MODEL_FILES, OutputFolder, read_file
@@ -78,6 +78,25 @@ def export_transformers(model: str | Path | None, folder: str | Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save_pretrained(scratch)
         output.write({path.name: path.read_bytes() for path in Path(scratch).iterdir()} | contents)
+
+
+def push_to_hub(model: str | Path | None, name: str, private: bool = False) -> str:
+    """Make or update the model repository `name`, user/model, in one commit, whose address this gives; `private` is for a new one.
+
+    Raises:
+        UserError: The model cannot be read, or the Hub refuses.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(library_name="lstmlm")
+    with tempfile.TemporaryDirectory() as folder:
+        export_transformers(model, folder)
+        try:
+            api.create_repo(name, private=private, exist_ok=True)
+            commit = api.upload_folder(repo_id=name, folder_path=folder, commit_message="A model trained with lstmlm")
+        except Exception as error:  # the Hub's client raises its transport's kinds too
+            raise UserError(f"cannot push to {name}: {one_line(error)} (hf auth login, or HF_TOKEN, says who you are)") from None
+    return str(commit.commit_url)
 
 
 def _told_to_be_of_torch(content: bytes) -> bytes:

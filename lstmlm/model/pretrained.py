@@ -343,6 +343,8 @@ def _named(folder: Path) -> Path:
         raise UserError(f"the run in {folder} has no model yet: it writes one at its first validation, and when it is stopped")
     if len(folder.parts) != 2 or folder.parent.exists():  # where the first part is a folder, it is a path
         if not folder.exists():
+            if str(folder) == BUNDLED.name and BUNDLED.exists():
+                return BUNDLED
             raise UserError(f"there is no model in {folder}: it is no folder here, and the Hub's names are user/model")
         return folder
     check(folder.parts[0] != "runs", f"there is no run {folder} here: change to the folder that has runs/, or name its path")

@@ -35,11 +35,6 @@ class Cursor:
         self.segment += len(window.segments)
         self.tokens += window.num_targets
 
-    def next_epoch(self) -> None:
-        """To the first row of the next pass."""
-        self.epoch += 1
-        self.row = 0
-
     @property
     def position(self) -> dict[str, int]:
         """What every line of metrics begins with; the epoch is the one that the last step belongs to, from 1."""

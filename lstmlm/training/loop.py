@@ -27,8 +27,6 @@ def train(config: Config) -> Outcome:
             cursor = run.cursor
             if cursor.owes_validation:
                 run.validate(interrupted=stop.heard)
-                if cursor.ended(config.train):
-                    run.save()  # no step will come whose save would tell whether the validation is done
                 if stop_signal := stop.agreed(cursor.step, at_event=True):
                     return run.leave(stop_signal)  # no step was done that a save would have to keep
                 run.restart_clock()
@@ -50,7 +48,7 @@ def train(config: Config) -> Outcome:
                         run.validate(interrupted=stop.heard)
                         stop_signal = stop.agreed(cursor.step, at_event=True)
                     if due.epoch:  # after the last window
-                        cursor.next_epoch()
+                        cursor.epoch, cursor.row = cursor.epoch + 1, 0
                         train_step.reset_state()
                     if due.save or cursor.ended(config.train) or stop_signal:
                         run.save()

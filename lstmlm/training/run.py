@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from lstmlm.config import Config
 from lstmlm.console import Progress, UserError, perplexity, print_line
 from lstmlm.data.corpus import Corpus
-from lstmlm.evaluation.perplexity import Evaluation, bits_per_character, evaluate_stream, word_ppl
+from lstmlm.evaluation.perplexity import Evaluation, evaluate_stream
 from lstmlm.model.dropout import MASKS
 from lstmlm.runtime.distributed import fail_together, main_tensors, main_value
 from lstmlm.runtime.hardware import memory_in_use, package_versions
@@ -77,11 +77,10 @@ class Run:
             with fail_together(self.accelerator):
                 if self._is_main:
                     opening.enter_context(self.directory.held())
-                    if self.config.train.resume:
-                        checkpoint.restore(self.directory.checkpoints)
                     self._past = resume.find_past(self.config, self.directory)
             saved, summary = main_value(self.accelerator, (self._past.saved, self._past.summary))
             self._past = self._past._replace(saved=saved, summary=summary)
+            self.own_vocabulary = resume.own_vocabulary(self.directory, saved)
             if summary is not None:
                 self.finished = Outcome(self.directory.path, summary=summary)
             self._open = opening.pop_all()
@@ -93,11 +92,6 @@ class Run:
         if isinstance(error, KeyboardInterrupt):  # a signal during the final scoring; `console.run_script` gives its number
             self._open.callback(self.tracking.finish, 128 + next(iter(error.args), signal.SIGINT))
         self._open.close()
-
-    @property
-    def own_vocabulary(self) -> Path | None:
-        """As `build` takes it."""
-        return resume.own_vocabulary(self.directory, self._past.saved)
 
     def begin(self, corpus: Corpus, train_step: TrainStep) -> None:
         """Take over the checkpoint; where there is none, delete what an earlier start logged. Delete an old summary, write `config.yaml`,
@@ -293,14 +287,8 @@ class Run:
         for split, result in zip(streams, results, strict=True):
             self._refuse_unless_finite(split, result)
             facts = self.corpus.facts[split]
-            figures[split] = {
-                "loss": result.loss,
-                "ppl": result.ppl,
-                "word_ppl": word_ppl(result, facts.words),
-                "bpc": bits_per_character(result, facts.characters),
-                "targets": result.targets,
-                "columns": result.columns,
-            }
+            result = replace(result, words=facts.words, characters=facts.characters)
+            figures[split] = {name: getattr(result, name) for name in ("loss", "ppl", "word_ppl", "bpc", "targets", "columns")}
         return figures
 
     def _refuse_unless_finite(self, split: str, result: Evaluation) -> None:

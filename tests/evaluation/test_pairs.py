@@ -83,6 +83,18 @@ def test_a_table_for_people(folder: Path, file: Path, monkeypatch: pytest.Monkey
     assert shown.getvalue().decode().splitlines()[-1].split("\t")[-2:] == ["0", ""], "no pair is known"
 
 
+def test_tables_in_and_out_and_no_groups(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = pandas.DataFrame([pair[1:] for pair in PAIRS], columns=["sentence_good", "sentence_bad"])
+    frame.to_csv(tmp_path / "a.csv", sep=";", index=False)  # as Excel writes it where a comma is decimal
+    commands.pairs([str(tmp_path / "a.csv"), "--model", str(folder), "--json", "--output", str(tmp_path / "out.csv")])
+    summaries = json.loads(capsys.readouterr().out)
+    assert {name: summary["pairs"] for name, summary in summaries.items()} == {"all": 4}
+    told, expected = pandas.read_csv(tmp_path / "out.csv", keep_default_na=False), score_pairs(tmp_path / "a.csv", folder)
+    assert told["outcome"].tolist() == [pair["outcome"] for pair in expected]
+    assert told["surprisal_good"].tolist() == pytest.approx([pair["surprisal_good"] for pair in expected])
+    assert told["unknown_bad"].tolist() == ["", "", "foreign", "odd"]
+
+
 @pytest.mark.parametrize(
     ("content", "named", "status"),
     [

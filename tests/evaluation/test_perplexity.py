@@ -58,11 +58,11 @@ def test_what_a_scorer_returns_is_not_kept() -> None:
     """Ten thousand small tensors that stay among large ones split the heap: dynamic evaluation took 20 GB."""
     returned: list[weakref.ref[torch.Tensor]] = []
 
-    def scorer(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def scorer(inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         assert sum(ref() is not None for ref in returned) <= 1
         nll = targets.float()
         returned.append(weakref.ref(nll))
-        return nll
+        return nll, nll[..., None]
 
     assert score_stream(scorer, torch.arange(41, dtype=torch.int32), 2, "cpu", 3).tolist() == list(range(1, 41))
     assert len(returned) == 7

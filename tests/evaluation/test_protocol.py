@@ -187,7 +187,8 @@ def test_numbers_and_unknown_words_have_rows() -> None:
     vocabulary = Vocabulary(["<unk>", "<eos>", "1,024", "7", "3.5", "1990s", ",", "word"])
     ids = torch.tensor([2, 3, 4, 5, 6, 7, 0, 1], dtype=torch.int32)
     nll = torch.tensor([1.0, 2, 4, 8, 16, 32, 64, 128])
-    result = Measurement(9, 8, 255, 1, "static", {}, 30, 9, "never", 0, 1, ids, nll, torch.zeros(8, dtype=torch.bool))
+    of_tokens = {"ids": ids, "token_nll": nll, "fresh": torch.zeros(8, dtype=torch.bool)}
+    result = Measurement(9, 8, 255, 1, protocol="static", settings={}, reset="never", seconds=0, unknown=1, **of_tokens)
     groups = {group["name"]: (group["targets"], group["nll"]) for group in breakdown(result, vocabulary, ids.repeat(10))}
     assert groups == {"<eos>": (1, 128), "<unk>": (1, 64), "10 to 99 in training": (6, 63), "numbers": (3, 7)}
 

@@ -87,8 +87,10 @@ def test_a_text_begins_a_document(saved: SavedModel, reset: Reset, resets: set[i
     scoring = Scoring(reset=reset, eos=True)
     sources = [("text", lambda lines=lines: ((line, {}) for line in lines)) for lines in texts]
     windows = read_windows(sentences_of(sources, scoring), [Reader(saved)])
-    rows = [Row(*row) for window in windows for row in ScoreTable([saved], [""], scoring).rows(window)]
-    assert_same(rows, alone(saved.model, [line for lines in texts for line in lines], resets))
+    table = ScoreTable([saved], [""], scoring, ["file"])
+    rows = [row for window in windows for row in table.rows(window)]
+    assert {row[-1] for row in rows} == {"text"}, "the name of the file, where there are several"
+    assert_same([Row(*row[:-1]) for row in rows], alone(saved.model, [line for lines in texts for line in lines], resets))
 
 
 def test_enormous_weights_are_told(saved: SavedModel) -> None:
@@ -119,9 +121,9 @@ def test_what_is_refused(saved: SavedModel) -> None:
             score_text(refused, saved)
     with pytest.raises(UserError, match=r"add must be a list, such as \['length'\]"):
         score_text("w1", saved, add="length")
-    with pytest.raises(UserError, match="reset must be one of line, document, never, not sentence"):
-        score_text("w1", saved, "sentence")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="--reset sentence: it is none of line, document, never, and text has no such column"):
+        score_text("w1", saved, "sentence")
     with pytest.raises(UserError, match="--regions w: there is no such column"):
         score_text("w1", saved, regions="w")
-    with pytest.raises(UserError, match="form must be one of tsv, jsonl, parquet, neural-complexity, not 'csv'"):
-        score_files(["absent.txt"], form="csv")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="form must be one of tsv, csv, jsonl, parquet, neural-complexity, not 'xml'"):
+        score_files(["absent.txt"], form="xml")  # type: ignore[arg-type]

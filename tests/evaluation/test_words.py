@@ -97,7 +97,7 @@ def test_a_words_surprisal_is_the_sum_over_its_tokens(saved: dict[str, SavedMode
             if space == "after":  # Pimentel and Meister (2024): p(pieces) p(a word ends after them) / p(one ended before them)
                 p += log_p[own[-1] + 1, whole].logsumexp(-1).item() if own[-1] + 1 < len(ids) else 0
                 p -= log_p[own[0], whole].logsumexp(-1).item() if own[0] else 0
-            unk = int(vocabulary.unk in [ids[i] for i in own])
+            unk = sum(ids[i] == vocabulary.unk for i in own)
             entropy = -(log_p[own[0]].exp() * log_p[own[0]]).sum().item() / math.log(2)
             expected.append((number, place + 1, word, -p / math.log(2), unk, entropy, len(own)))
     for row, told in zip(rows, expected, strict=True):
@@ -163,6 +163,12 @@ def test_columns_of_the_user_that_have_names_of_ours(saved: dict[str, SavedModel
     monkeypatch.chdir(shutil.copytree(saved["word"].folder, tmp_path / "run/model").parent)
     cli.score([str(tmp_path / "a.csv"), "--by", "word", "--layout", "wide", "--model", "model", "--output", str(tmp_path / "out")])
     assert "surprisal_run" in (tmp_path / "out").read_text(), "and so has the run that one stands in"
+    shutil.copytree(saved["word"].folder, tmp_path / "1-layer.é")
+    cli.score([str(tmp_path / "a.csv"), *wide[:4], f"--model={tmp_path}/1-layer.é", "--output", str(tmp_path / "out.CSV")])
+    assert "surprisal_1_layer_é" in pandas.read_csv(tmp_path / "out.CSV").columns, "as a formula of R takes it"
+    (tmp_path / "1_layer-é").symlink_to(tmp_path / "1-layer.é")
+    with pytest.raises(UserError, match=r"--layout wide has columns of the same name for two of 1-layer\.é, 1_layer-é"):
+        cli.score([str(tmp_path / "a.csv"), *wide[:4], f"--model={tmp_path}/1-layer.é", f"--model={tmp_path}/1_layer-é"])
 
 
 def test_a_column_of_several_types_is_none_of_parquet(saved: dict[str, SavedModel], tmp_path: Path) -> None:
@@ -226,12 +232,113 @@ def test_a_table_with_a_row_for_each_word(saved: dict[str, SavedModel], tmp_path
     assert float(table(tmp_path / "out")[-1]["surprisal"]) == pytest.approx(bits[-1], rel=1e-5), "the line before is its context"
 
 
+@pytest.mark.parametrize("kind", ["raw", "bpe"])
+def test_a_table_of_items_in_conditions(saved: dict[str, SavedModel], tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str) -> None:
+    """An item has a sentence in each condition, one of them with an empty region; each is scored alone."""
+    sentences = {
+        ("1", "a"): ["the cat", "sat", "on the mat ."],
+        ("1", "b"): ["the cat", "", "on the mat ."],
+        ("2", "a"): ["cats", "sat", "!"],
+    }
+    rows = [(*key, n, text) for key, texts in sentences.items() for n, text in enumerate(texts, 1)]
+    pandas.DataFrame(rows, columns=["item", "condition", "region", "text"]).to_csv(tmp_path / "a.csv", index=False)
+    common = [str(tmp_path / "a.csv"), f"--model={saved[kind].folder}", *["--raw"] * (kind == "raw"), "--output", str(tmp_path / "out.csv")]
+    cli.score([*common, "--line_by", "item", "condition"])
+    told = pandas.read_csv(tmp_path / "out.csv", keep_default_na=False)
+    assert told["sentence_id"].tolist() == [1] * 3 + [2] * 3 + [3] * 3
+    assert told["region_input"].tolist() == told["region_id"].tolist() == [1, 2, 3] * 3
+    alone = [score_text(" ".join(filter(None, texts)), saved[kind], by="word") for texts in sentences.values()]
+    words = [row.surprisal for row in (*alone[0], *alone[1], *alone[2])]
+    sizes = [len(text.split()) for *_, text in rows]
+    sums = [sum(words[sum(sizes[:i]) : sum(sizes[: i + 1])]) for i in range(9)]
+    assert told["surprisal"].tolist() == pytest.approx(sums, rel=1e-5)
+    assert (told["surprisal"][4], told["pieces"][4], told["entropy"][4]) == (0, 0, "")
+    assert caplog.messages == []
+    cli.score([*common, "--line_by", "item"])
+    assert "a column counts from 1 more than once within 1 lines: are they several? --line_by takes several columns" in caplog.text
+    cli.score([*common, "--line_by", "region"])
+    assert "each line has one row: for --line_by the rows of a line stand side by side" in caplog.text
+    with pytest.raises(UserError, match=r"--line_by part: .*/a.csv has no such column, only item, condition, region"):
+        cli.score([*common, "--line_by", "item", "part"])
+    marked = score_text("the cat | | on the mat .", saved[kind], regions="|")
+    assert [(row.region_id, row.region, row.pieces > 0) for row in marked] == [
+        (1, "the cat", True),
+        (2, "", False),
+        (3, "on the mat .", True),
+    ]
+
+
+def test_a_column_says_where_a_document_begins(saved: dict[str, SavedModel], tmp_path: Path) -> None:
+    stories = {"one": ["the cat sat .", "the mat\nthe cat"], "two": ["the cats !"]}
+    lines = [(story, text) for story, texts in stories.items() for text in texts]
+    pandas.DataFrame(lines, columns=["story", "text"]).to_json(tmp_path / "a.jsonl", orient="records", lines=True)
+    cli.score([str(tmp_path / "a.jsonl"), f"--model={saved['bpe'].folder}", "--reset=story", "--output", str(tmp_path / "out.tsv")])
+    alone = [row for texts in stories.values() for row in score_text("\n".join(texts), saved["bpe"], by="word", reset="never")]
+    told = table(tmp_path / "out.tsv")
+    assert [row["word"] for row in told] == [row.word for row in alone]
+    assert [float(row["surprisal"]) for row in told] == pytest.approx([row.surprisal for row in alone], rel=1e-5)
+    (tmp_path / "b.txt").write_text("the cat\n")
+    with pytest.raises(UserError, match=r"--reset story: it is none of line, document, never, and .*b\.txt has no such column"):
+        cli.score([str(tmp_path / "b.txt"), f"--model={saved['bpe'].folder}", "--reset=story"])
+
+
+@pytest.mark.parametrize("kind", ["raw", "char", "bpe"])
+@pytest.mark.parametrize("eos", [False, True])
+def test_a_row_for_a_sentence(saved: dict[str, SavedModel], kind: str, eos: bool) -> None:
+    rows = score_text(TEXT + "\n", saved[kind], by="sentence", eos=eos, add=["length"])
+    words = pandas.DataFrame(score_text(TEXT + "\n", saved[kind], by="word", eos=eos)).groupby("sentence_id")
+    assert [(row.sentence_id, row.sentence, row.length) for row in rows[:2]] == [
+        (n, line, len(line)) for n, line in enumerate(TEXT.splitlines(), 1)
+    ]
+    assert len(rows) == 2 + eos, "an empty line has nothing but its end"
+    for name in ("surprisal", "unk", "pieces"):
+        assert [getattr(row, name) for row in rows] == pytest.approx(words[name].sum().tolist(), rel=1e-5)
+    assert [row.entropy for row in rows] == words["entropy"].first().tolist()
+
+
+@pytest.mark.parametrize("kind", ["raw", "moses", "char", "bpe"])
+def test_punctuation_at_a_words_ends_and_the_words_before(saved: dict[str, SavedModel], kind: str) -> None:
+    line = "the cat, (sat) well-known ... the cat!"
+    words = score_text(line, saved[kind], by="word", add=["punctuation", "previous2", "previous3"])
+    tokens = score_text(line, saved[kind], by="token")
+    marks = dict.fromkeys(range(1, 8), 0.0)
+    for token in tokens:
+        inner = token.token.strip() in ("-", "@-@")
+        if not inner and token.token.strip() and not any(map(str.isalnum, token.token)):
+            marks[token.word_id] += token.surprisal
+    assert [row.punctuation for row in words] == pytest.approx(list(marks.values()), rel=1e-5)
+    assert words[0].punctuation == words[3].punctuation == 0 < words[1].punctuation < words[1].surprisal
+    assert words[4].punctuation == pytest.approx(words[4].surprisal) or kind == "char", "a word of marks alone; a blank is none of them"
+    assert [row.previous2_surprisal for row in words] == [None, None, *(row.surprisal for row in words[:-2])]
+    assert [row.previous3_unk for row in words] == [None] * 3 + [row.unk for row in words[:-3]]
+    assert [row.previous3_punctuation for row in words] == [None] * 3 + [row.punctuation for row in words[:-3]]
+    with pytest.raises(UserError, match="--add punctuation needs --by word"):
+        score_text(line, saved[kind], by="token", add=["punctuation"])
+
+
+def test_what_may_be_meant_otherwise_is_told(saved: dict[str, SavedModel], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, out = f"--model={saved['bpe'].folder}", str(tmp_path / "out.jsonl")
+    (tmp_path / "a.csv").write_text("item,text\n1,the cat\n2, \n3,NA\n")
+    cli.score([str(tmp_path / "a.csv"), model, "--output", out])
+    assert [message.partition("a.csv: ")[2] for message in caplog.messages] == [
+        "1 rows without text have no row in the result",
+        "1 texts are NA, which is scored as a word",
+    ]
+    assert [json.loads(line)["item"] for line in Path(out).read_text().splitlines()] == ["1", "1", "3"]
+    caplog.clear()
+    (tmp_path / "a.txt").write_text("1\tthe cat\n\tNA\n")
+    (tmp_path / "b.txt").write_text("the\tcat\n\nNA\n")
+    cli.score([str(tmp_path / "a.txt"), str(tmp_path / "b.txt"), model, "--output", out])
+    (message,) = caplog.messages
+    assert message.endswith("a.txt: each line has a tab; a table is read as one if its name ends with .tsv")
+    assert {Path(json.loads(line)["file"]).name for line in Path(out).read_text().splitlines()} == {"a.txt", "b.txt"}
+
+
 def test_a_row_for_each_word_that_cannot_be(saved: dict[str, SavedModel], tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("item,text\n1,the\n1, \n")
     (tmp_path / "a.txt").write_text("the\n")
     model = f"--model={saved['word'].folder}"
     for name, options, message in (
-        ("a.csv", ["--line_by=item"], r"a.csv, row 2 has no word: --line_by is for a row for each word or region"),
         ("a.csv", ["--line_by=story"], "--line_by story: .*/a.csv has no such column, only item"),
         (
             "a.txt",

@@ -94,26 +94,21 @@ class Vocabulary:
         kept = [token for token, count in counts.most_common() if count >= min_count]
         return cls([UNK, EOS, *kept][:max_size], level, tokenizer, lowercase, normalize=normalize)
 
-    def for_raw_text(self) -> "Vocabulary":
-        """The same vocabulary for English as people write it: where white space parts its tokens, Moses puts the white space.
+    def for_text(self, raw: bool, normalize: bool) -> "Vocabulary":
+        """The same vocabulary for a text at hand, which is changed as by `data.normalize` first, or is English as people write it.
 
-        A curly quote is read as a straight one if the straight one comes first in the vocabulary, alone or within a token.
+        Of raw English, Moses puts the white space where that parts our tokens, and a curly quote is read as a straight one if the
+        straight one comes first in the vocabulary, alone or within a token.
         """
-        if self.level != "word" or self.tokenizer != "whitespace":
-            return self
-        raw = copy.copy(self)
-        raw.tokenizer, raw._cut = "moses", Moses(self)
-        first = {
-            mark: next((i for i, token in enumerate(self.tokens) if mark in token), len(self))
-            for mark in map(chr, {*CURLY, *CURLY.values()})
-        }
-        raw._quotes = {code: quote for code, quote in CURLY.items() if first[chr(quote)] < first[chr(code)]}
-        return raw
-
-    def normalized(self) -> "Vocabulary":
-        """The same vocabulary for a text that `data.normalize` changes first."""
         own = copy.copy(self)
-        own.normalize = True
+        own.normalize |= normalize
+        if raw and (self.level, self.tokenizer) == ("word", "whitespace"):
+            own.tokenizer, own._cut = "moses", Moses(self)
+            first = {
+                mark: next((i for i, token in enumerate(self.tokens) if chr(mark) in token), len(self))
+                for mark in {*CURLY, *CURLY.values()}
+            }
+            own._quotes = {mark: straight for mark, straight in CURLY.items() if first[straight] < first[mark]}
         return own
 
     def __len__(self) -> int:

@@ -180,8 +180,7 @@ class SavedModel:
     @functools.cached_property
     def text_vocabulary(self) -> Vocabulary:
         """The vocabulary as it cuts texts at hand, which may be raw."""
-        vocabulary = self.vocabulary.for_raw_text() if self.raw else self.vocabulary
-        return vocabulary.normalized() if self.normalize else vocabulary
+        return self.vocabulary.for_text(self.raw, self.normalize)
 
     @functools.cached_property
     def data(self) -> DataConfig:

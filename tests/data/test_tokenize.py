@@ -84,12 +84,12 @@ def test_wikitext_there_and_back(wikitext: str, moses: Moses) -> None:
 
 def test_raw_text_for_a_model_of_words_between_white_space() -> None:
     vocabulary = Vocabulary.build([WORDS.replace("<eos>", "")])
-    assert vocabulary.for_raw_text().encode(RAW) == vocabulary.encode(" ".join(WORDS.split()).removesuffix(" <eos>"))
-    assert vocabulary.for_raw_text().decode(vocabulary.encode("a time , there was .")) == "a time, there was.\n"
+    assert vocabulary.for_text(True, False).encode(RAW) == vocabulary.encode(" ".join(WORDS.split()).removesuffix(" <eos>"))
+    assert vocabulary.for_text(True, False).decode(vocabulary.encode("a time , there was .")) == "a time, there was.\n"
     assert vocabulary.unk in vocabulary.encode("time,"), "its own reading is as it was"
     for level, tokenizer in (("char", "whitespace"), ("word", "moses")):
         own = Vocabulary.build([RAW], level, tokenizer=tokenizer)
-        assert own.for_raw_text() is own, "which reads raw text anyway"
+        assert own.for_text(True, False).encode(RAW) == own.encode(RAW), "which reads raw text anyway"
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_a_text_that_is_changed_first(tmp_path: Path, level: str, change: str, o
     assert built.tokens == of_clean.tokens
     assert built.fingerprint != of_clean.fingerprint
     (tmp_path / "vocab.json").write_bytes(built.to_bytes())
-    for vocabulary in (Vocabulary.load(tmp_path / "vocab.json"), *[of_clean.normalized()] * (change == "normalize")):
+    for vocabulary in (Vocabulary.load(tmp_path / "vocab.json"), *[of_clean.for_text(False, True)] * (change == "normalize")):
         ((_, ids),) = vocabulary.encode_blocks([odd])
         assert ids.tolist() == vocabulary.encode(odd) == of_clean.encode(clean)
     assert of_clean.encode(odd) != of_clean.encode(clean), "which is as it was"
@@ -220,7 +220,7 @@ def test_a_prompt_stands_as_it_was_written() -> None:
     assert words.go_on("a\n", ids) == "a\nfox ."
     assert words.go_on("", ids) == "fox ."
     assert words.go_on("a ", []) == "a "
-    assert words.for_raw_text().go_on("A  strange prompt:", ids) == "A  strange prompt: fox."
-    assert words.for_raw_text().go_on("a fox", words.encode(", a @-@ fox", eos=False)) == "a fox, a-fox"
+    assert words.for_text(True, False).go_on("A  strange prompt:", ids) == "A  strange prompt: fox."
+    assert words.for_text(True, False).go_on("a fox", words.encode(", a @-@ fox", eos=False)) == "a fox, a-fox"
     characters = Vocabulary.build([RAW], "char")
     assert characters.go_on("a ", characters.encode(" b", eos=False)) == "a  b"

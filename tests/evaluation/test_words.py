@@ -28,7 +28,7 @@ ALPHABET = [*"aZé.,'-\"1 9  \t\u00a0\u2003(…)&İß\u200b日\x1c\x00", "the", 
 def vocabularies() -> dict[str, Vocabulary]:
     texts = [TEXT * 3]
     plain = Vocabulary(["<unk>", "<eos>", *WORDS])
-    kinds = {"word": plain, "raw": plain.for_raw_text(), "moses": Vocabulary.build(texts, tokenizer="moses")}
+    kinds = {"word": plain, "raw": plain.for_text(True, False), "moses": Vocabulary.build(texts, tokenizer="moses")}
     kinds |= {"char": Vocabulary.build(texts, "char"), "bpe": Vocabulary.build(texts, "bpe", max_size=280)}
     kinds["lower"] = Vocabulary.build(texts, "bpe", max_size=280, lowercase=True)
     kinds["normal"] = Vocabulary.build(texts, "char", lowercase=True, normalize=True)

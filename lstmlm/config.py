@@ -222,8 +222,8 @@ class OptimConfig(_Section):
     plateau_factor: float = bounded(0.25, Bounds(0, 1, above=True, below=True))
     """plateau: what the learning rate is multiplied by."""
     plateau_patience: int = bounded(1, COUNT)
-    """plateau: validations in a row without a new best perplexity before the rate is cut; those within optim.warmup_steps do not count.
-    Where the average of `average: asgd` begins, they count anew."""
+    """plateau: validations in a row without a new best perplexity before the rate is cut, one more than the patience of PyTorch's
+    ReduceLROnPlateau; those within optim.warmup_steps do not count. Where the average of `average: asgd` begins, they count anew."""
     warmup_steps: int = bounded(0, Bounds(0, MOST))
     """Steps over which the learning rate rises linearly from 0; not with one_cycle."""
     cycle_warmup: float = bounded(0.25, Bounds(0, 1, above=True, below=True))

@@ -27,11 +27,12 @@ IGNORE = -100  # the target of a place that has none: it adds nothing to the nll
 
 @dataclass(frozen=True)
 class Window:
-    """The rows of one optimizer step: up to `accumulate` neighbouring segments. Numbers are over ALL ranks."""
+    """Rows that are worked on together: those of an optimizer step (up to `accumulate` neighbouring segments), or a segment in scoring.
+    Numbers are over ALL ranks."""
 
     segments: list[tuple[int, int]]  # (first row, end row) of each
     num_targets: int  # N_step, targets in these rows
-    num_differences: int  # D_step, pairs of neighbouring rows in one segment and column that both have a target
+    num_differences: int  # D_step, pairs of neighbouring rows in one segment and column that both have a target: TAR's mean is over them
 
     @property
     def first(self) -> int:
@@ -89,9 +90,11 @@ class Table:
         return self.cut([*range(bptt, self.rows, bptt), self.rows], accumulate=1)
 
     def cut(self, ends: list[int], accumulate: int, start: int = 0) -> Iterator[Window]:
-        """Windows of `accumulate` segments in one pass from row `start` on, which is the first of one; the last may have fewer.
+        """Windows of `accumulate` segments in one pass; the last may have fewer.
 
-        The segments end before these rows, the last of which is the table's number of rows.
+        Args:
+            ends: The row after each segment's last; the last of them is the table's number of rows.
+            start: The first row of the window to begin with.
         """
         segments = list(itertools.pairwise([0, *ends]))
         for i in range(0, len(segments), accumulate):

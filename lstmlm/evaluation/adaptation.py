@@ -74,7 +74,7 @@ class Dynamic(Static):
     rule: Literal["sgd", "rms"] = "rms"
     """dynamic: the update, by the plain gradient, or by each weight's gradient divided by its root mean square over the training split."""
     lr: float = bounded(0.0005, NOT_NEGATIVE)
-    """dynamic: eta, the step along the gradient of a segment's mean nll."""
+    """dynamic: eta, the learning rate of a step of gradient descent on a segment's mean nll."""
     decay: float = bounded(0.01, Bounds(0, 1))
     """dynamic: lambda of Krause et al., how far each update draws the weights back to the trained ones; `rms` draws those of large
     gradients further."""
@@ -191,7 +191,7 @@ def training_rms(saved: SavedModel) -> dict[str, Tensor]:
 
 @ieee_products()
 def gradient_rms(model: LSTMLanguageModel, stream: Tensor) -> dict[str, Tensor]:
-    """Root mean square of each weight's gradient of a segment's mean nll, by the parameter's name, over the training stream, int32 (n,)."""
+    """Root mean square of each weight's gradient of a segment's mean nll, by the parameter's name, over segments of the training stream."""
     model = _learning_copy(model)
     table = Table(stream, min(STATISTICS_COLUMNS, len(stream) - 1), device=model.embedding.weight.device)
     weights = dict(model.named_parameters())

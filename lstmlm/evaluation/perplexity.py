@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # scoring by one process does without, and starts sooner
 
 SEGMENT_TOKENS = 1 << 12  # targets that a rank scores at a time; no result depends on this number or on PIECE_TOKENS
 PIECE_TOKENS = 1 << 16  # tokens of a piece of a text, whose stretches run side by side
-Scored = Callable[[int], object]  # called after each segment with its targets; `evaluate_stream` rounds them up to whole segments
+Scored = Callable[[int], object]  # called after each segment with the number of its targets; by `evaluate_stream` with about that
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Evaluation:
 
 
 def exponential(loss: float) -> float:
-    """exp(loss); infinite where that is beyond a float."""
+    """exp(loss); infinite from a loss of 700 on (a float ends near 709), and of NaN."""
     return math.exp(loss) if loss < 700 else math.inf
 
 

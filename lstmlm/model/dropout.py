@@ -24,7 +24,9 @@ class Masks(NamedTuple):
     """The dropout masks of a segment, float32: 0 where something is dropped, else 1 / (1 - p). None = nothing is dropped."""
 
     embedding: Tensor | None  # of the embeddings, (T, B, E); T is 1 where all rows have the same mask, E is 1 where only types are dropped
-    layers: tuple[Tensor | None, ...]  # of each layer's output, (T, B, H), T as above; the last one masks the decoder's input
+    layers: tuple[
+        Tensor | None, ...
+    ]  # of each layer's output, (T, B, H) with its own H, T as above; the last one masks the decoder's input
     weights: tuple[Tensor | None, ...]  # of each layer's recurrent weight, (4 H, H) (DropConnect: Merity et al., 2017, section 2)
 
 
@@ -60,7 +62,7 @@ def make_masks(config: ModelConfig, seed: int, segment: Tensor, tokens: Tensor, 
         embedding = of_types if embedding is None else embedding * of_types
     weights: list[Tensor | None] = [None] * config.num_layers
     if config.dropout_weights:
-        # Row and unit are the weight's row and column, and the layer stands where a unit has its column.
+        # The hash's row is the weight's row (0 ... 4H - 1), its unit the weight's column, its column the layer's number.
         for i, size in enumerate(config.layer_sizes):
             drawn = random_words(seed, segment, numbers(4 * size), zero + i, numbers(size, WEIGHTS << PLACE_BITS))
             weights[i] = _mask(drawn[:, 0], config.dropout_weights)
@@ -88,9 +90,10 @@ def random_words(seed: int, segment: Tensor, rows: Tensor, columns: Tensor, unit
     # Two words for each (row, column): with one alone, two of a run's many would share it by chance, and so have the same mask.
     keys = torch.arange(2, dtype=torch.int32, device=segment.device) * _signed(0x9E3779B9) + _signed(seed)
     words = _mix(_mix(keys) ^ segment)  # (2,)
-    # (T, B), distinct up to 2.4 M rows of 124 columns, as weights' masks have, and up to 29,758 rows of 131,617 columns
-    places = rows[:, None] * _signed(0x9E3779B1) + columns * _signed(0x85EBCA77)
-    words = _mix(words[:, None, None] + places)[..., None]  # (2, T, B, 1)
+    # (T, B): a number for each (row, column), modulo 2^32. No two are equal in 29,758 rows of 131,617 columns, nor in 2.4 M rows of 124
+    # columns (masks of weights: a row for each row of the weight, a column for each layer).
+    positions = rows[:, None] * _signed(0x9E3779B1) + columns * _signed(0x85EBCA77)
+    words = _mix(words[:, None, None] + positions)[..., None]  # (2, T, B, 1)
     # For a given row and column every step is a bijection of the unit's number.
     x = words[0] ^ units  # (T, B, U)
     x *= _signed(0x7FEB352D)

@@ -1,6 +1,7 @@
 """The model: embedding, dropout, one-layer LSTMs with dropout between them, dropout, decoder with bias, which may be tied to the embedding.
 
-Shapes: T time, B columns, E embedding, H hidden, V vocabulary, L layers.
+Shapes: T time, B columns, E embedding, V vocabulary, L layers, H units of the layer at hand (`config.layer_sizes`): of the last one, so
+of outputs and decoder, E where the weights are tied.
 """
 
 import itertools
@@ -58,6 +59,7 @@ class LSTMLanguageModel(nn.Module):
         self.vocab_size = vocab_size
         sizes = [config.embedding_size, *config.layer_sizes]
         self.embedding = nn.Embedding(vocab_size, config.embedding_size)
+        # PyTorch's initial weights: uniform in +-1 / sqrt(H), as in Merity et al. (2017); the forget gate has no bias of 1.
         self.layers = nn.ModuleList(itertools.starmap(LSTMLayer, itertools.pairwise(sizes)))
         self.decoder = nn.Linear(sizes[-1], vocab_size)
         nn.init.uniform_(self.embedding.weight, -config.init_range, config.init_range)

@@ -26,7 +26,7 @@ class Cursor:
     stale: int = 0  # validations since the best one, or since the average began; those within optim.warmup_steps left out
     rate_cuts: int = 0  # how often the schedule `plateau` has cut the learning rate
     validated: int = 0  # step of the last validation
-    owes_validation: bool = False  # whether one comes before the next step: a stop was quicker, or the run begins with a saved model
+    owes_validation: bool = False  # whether one comes before the next step: a stop cut it short, or the run begins with a saved model
 
     def advance(self, window: Window) -> None:
         """One step further."""
@@ -43,20 +43,20 @@ class Cursor:
     def note_validation(self, ppl: float, optim: OptimConfig) -> bool:
         """Take note of a validation's perplexity at this step, and tell whether it is the best so far.
 
-        The schedule `plateau` cuts the learning rate after some without a new best.
+        The schedule `plateau` cuts the learning rate after every `plateau_patience` of them without a new best.
         """
         self.validated, self.owes_validation = self.step, False
-        best = math.isfinite(ppl) and (self.best is None or ppl < self.best)
-        if best:
+        is_best = math.isfinite(ppl) and (self.best is None or ppl < self.best)
+        if is_best:
             self.best, self.best_step, self.stale = ppl, self.step, 0
         elif self.step >= optim.warmup_steps:  # a rate that is still low is no sign that it is too high
             self.stale += 1
             if optim.schedule == "plateau" and self.stale % optim.plateau_patience == 0:
                 self.rate_cuts += 1
-        return best
+        return is_best
 
     def ended(self, train: TrainConfig) -> bool:
-        """Whether a run that stands here has nothing left to train: every step is done, or `train.patience` is at its end."""
+        """Whether a run that stands here has nothing left to train: every step, or `train.patience` validations without a best one."""
         all_steps = self.epoch >= train.epochs or (train.max_steps is not None and self.step >= train.max_steps)
         return all_steps or (train.patience is not None and self.stale >= train.patience)
 
@@ -70,7 +70,9 @@ class Interval:
     grad_norm: float = 0.0
     updates: int = 0
     seconds: float = 0.0
-    learning_rate: float = 0.0  # as `Run` gives it; 0 where a version that did not keep it wrote the checkpoint
+    learning_rate: float = (
+        0.0  # of the last step, without the factor of `data.bptt_jitter`; 0 where a version that did not keep it wrote the checkpoint
+    )
 
     def add(self, results: list[StepResult], learning_rate: float, seconds: float) -> None:
         """Add steps, the learning rate of the last of them, and the time that they took."""

@@ -57,6 +57,6 @@ def train(config: Config) -> Outcome:
                     if cursor.ended(config.train):
                         break
                     run.restart_clock()
-            if stop_signal := stop.agreed(cursor.step, at_event=True):  # came in the last events; to score at the end may take long
+            if stop_signal := stop.agreed(cursor.step, at_event=True):  # in the last events: scoring at the end may take long
                 return run.leave(stop_signal)
         return run.finish()

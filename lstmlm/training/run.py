@@ -188,12 +188,12 @@ class Run:
             self._refuse_unless_finite("validation", result)
             self._log({"valid/loss": result.loss, "valid/ppl": result.ppl})
             best = self.cursor.note_validation(result.ppl, self.config.optim)
-            averages = self.train_step.note_validation(result.loss)
+            average_begins = self.train_step.note_validation(result.loss)
             told = f"validation ppl {perplexity(result.ppl)} ({result.columns} columns){', the best so far' if best else ''}"
             self.progress.line(f"epoch {self.cursor.position['epoch']}, step {self.cursor.step}: {told}")
-            if averages:
+            if average_begins:
                 self.cursor.stale = 0  # from here on other weights are validated
-                self.progress.line("validation was better before: the average of the weights begins here")
+                self.progress.line("validation was better before: from here on the average of the weights is validated and exported")
             if best:
                 with self.seconds.timed("saving"):
                     self.best_model.write(self.cursor)
@@ -227,15 +227,15 @@ class Run:
                 self._newest = checkpoint.newest_step(folder)
                 self.directory.earlier_best.unlink(missing_ok=True)
 
-    def leave(self, signal: int) -> Outcome:
+    def leave(self, number: int) -> Outcome:
         """Leave after a signal. The caller has saved, unless no step was done since the last checkpoint."""
         self._ensure_model()
         self.progress.close()
         with fail_together(self.accelerator):  # a launcher ends the others when the first one leaves
-            self.tracking.finish(128 + signal)
-        stopped, command = f"stopped by signal {signal} after step {self.cursor.step}", banner.resume_command(self.directory.path)
+            self.tracking.finish(128 + number)
+        stopped, command = f"stopped by signal {number} after step {self.cursor.step}", banner.resume_command(self.directory.path)
         self.progress.line(f"{stopped}; model in {self.directory.model}; go on with: {command}")
-        return Outcome(self.directory.path, signal=signal)
+        return Outcome(self.directory.path, signal=number)
 
     def finish(self) -> Outcome:
         """Score the best model at one column and mark the run as finished."""

@@ -96,7 +96,7 @@ class TrainStep:
         if data.bptt_jitter:  # in proportion to the rows of its segments
             rate *= (window.end - window.first) / (len(window.segments) * data.bptt)
         set_rates(self._optimizer, rate, first_beta(optim, step, self.total_steps))
-        row = self._losses[len(self._pending)].zero_()
+        measured = self._losses[len(self._pending)].zero_()
         if self._recording is not None and window.num_targets == self._full_targets:
             first, end = window.segments[0]
             self._segment.fill_(segment)
@@ -105,7 +105,7 @@ class TrainStep:
             self._recording.graph.replay()
             for parameter, gradient in zip(self.model.parameters(), self._recording.gradients, strict=True):
                 parameter.grad = gradient  # a step without the graph has put others there
-            row.copy_(self._recording.result)
+            measured.copy_(self._recording.result)
         else:
             self._optimizer.zero_grad()
             for i, (first, end) in enumerate(window.segments):
@@ -114,11 +114,11 @@ class TrainStep:
                 with nullcontext() if last else self.accelerator.no_sync(self.wrapped_model):
                     self._segment.fill_(segment + i)
                     segment_nll = self._train_segment(*self.table.segment(first, end), window.num_targets, window.num_differences)
-                    row[0] += segment_nll
-            row[1] = self._clip()
+                    measured[0] += segment_nll
+            measured[1] = self._clip()
         self._optimizer.step()
         # Accelerate's `step_was_skipped` does not see what a fused optimizer leaves out where fp16 has overflowed.
-        if self._average is not None and (self.accelerator.scaler is None or math.isfinite(row[1].item())):
+        if self._average is not None and (self.accelerator.scaler is None or math.isfinite(measured[1].item())):
             self._average.update()
         self._pending.append((step, window.num_targets))
 
@@ -224,7 +224,8 @@ class TrainStep:
         """
         masks = make_masks(self.config.model, self.config.train.seed, self._segment, inputs, self.table.first_column)
         nll, (activation, temporal), state = self.wrapped_model(inputs, self.state, targets, masks)
-        # N_step times the loss of the step: the mean over its targets, and TAR's over its differences
+        # This segment's share of N_step times the loss of the step. Nll and AR are means over its N_step targets, TAR over its D_step
+        # differences, hence the factor.
         loss = nll + activation + temporal * (num_targets / max(1, num_differences))
         # DDP averages over ranks; times W / N_step this is the gradient of the global loss.
         self.accelerator.backward(loss * (self.accelerator.num_processes / num_targets))

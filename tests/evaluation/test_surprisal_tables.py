@@ -220,10 +220,10 @@ def test_the_commands_of_the_docs_from_stimuli_to_a_model(folder: Path, tmp_path
     Path("stimuli.csv").write_text('item,condition,text\n1,x,the <b>\n2,y,"zebra the the naïve\nNA, the"\n', "utf-8")
     (command,) = re.findall(r"lstmlm score (stimuli\.csv .*)", docs)
     score(command.replace(" frequency", "").split())
-    times = [(s, 1, 1, "the", 300 + s) for s in range(2)] + [
-        (s, 2, place, "the", 300 + 10 * place + s) for place in (2, 3) for s in range(2)
+    times = [(s, 1, "x", 1, "the", 300 + s) for s in range(2)] + [
+        (s, 2, "y", place, "the", 300 + 10 * place + s) for place in (2, 3) for s in range(2)
     ]
-    reading = pandas.DataFrame(times, columns=["subject", "sentence_id", "word_id", "word", "rt"])
+    reading = pandas.DataFrame(times, columns=["subject", "item", "condition", "word_id", "word", "rt"])
     reading.to_csv("reading.csv", index=False)
     code, plot = (part.split("```")[0] for part in docs.split("```python\n")[1:3])
     code, names = code.replace('"frequency_a"', '"surprisal_a"'), dict[str, Any]()
@@ -234,7 +234,7 @@ def test_the_commands_of_the_docs_from_stimuli_to_a_model(folder: Path, tmp_path
     joined = pandas.read_csv("joined.csv", keep_default_na=False)
     assert joined["rt"].tolist() == [330, 331], "the first word of a sentence has none before it, the second an unknown one"
     assert joined["condition"].tolist() == ["y", "y"]
-    reading.assign(sentence_id=reading["sentence_id"] + 1).to_csv("reading.csv", index=False)
+    reading.assign(item=2, condition="y").to_csv("reading.csv", index=False)
     with pytest.raises(AssertionError, match="the two tables do not have the same words"):
         exec(code, {})
 

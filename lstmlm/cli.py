@@ -187,6 +187,7 @@ def score(argv: Arguments = None) -> int:
 def pairs(argv: Arguments = None) -> int:
     """Accuracy on minimal pairs of sentences (BLiMP's layout)."""
     from lstmlm.evaluation.pairs import By, score_pairs, summarize, write_pairs
+    from lstmlm.evaluation.surprisal_tables import form_named
     from lstmlm.runtime.hardware import use_machine
 
     parser = argument_parser("How often the good sentence of a minimal pair is the likelier one, for each UID and over all.")
@@ -199,16 +200,17 @@ def pairs(argv: Arguments = None) -> int:
     parser.add_argument("--normalize", action="store_true", help=NORMALIZE_HELP)
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     parser.add_argument(
-        "--output", type=str | None, default=None, help="File for the pairs: .csv, .tsv, else JSON lines; - is standard output."
+        "--output", type=str | None, default=None, help="File for the pairs: .csv, .tsv, .parquet, else JSON lines; - is stdout."
     )
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
     args = parse(parser, argv)
     output = Output(args.output, filter(None, [args.file, args.model])) if args.output else None
+    form = form_named(args.output)
     tell = print_line if output and output.standard else print_result  # standard output has one result
     use_machine(args.threads)
     scored = score_pairs(args.file, args.model, args.raw, args.by, args.normalize)
     if output:
-        write_pairs(output, scored)
+        write_pairs(output, form, scored)
     summaries = summarize(scored)
     if args.json:
         tell(json.dumps(summaries))
@@ -267,10 +269,9 @@ def report(argv: Arguments = None) -> int:
     parser.add_argument("--png", type=str | None, default=None, help="Folder to write the plots to as PNG too.")
     parser.add_argument("--wandb", type=str | None, default=None, help="ENTITY/PROJECT: report there, on its runs.")
     parser.add_argument("--group", type=str | None, default=None, help="With --wandb: only the runs of this group.")
-    parser.add_argument("--dry_run", type=str | None, default=None, help="With --wandb: write what would be saved to this JSON file.")
     args = parse(parser, argv)
     check(bool(args.runs) != bool(args.wandb), "name run directories, such as runs/*, or --wandb ENTITY/PROJECT")
-    check(bool(args.wandb) or not (args.group or args.dry_run), "--group and --dry_run belong to --wandb ENTITY/PROJECT")
+    check(bool(args.wandb) or not args.group, "--group belongs to --wandb ENTITY/PROJECT")
     page_named = args.png or "output" in vars(parser.parse_args(argv, defaults=False))
     check(bool(args.runs) or not page_named, "--output and --png belong to a page about run directories")
     if args.runs:
@@ -280,13 +281,7 @@ def report(argv: Arguments = None) -> int:
         if not output.standard:
             print_result(args.output)
         return 0
-    preview = Output(args.dry_run, option="--dry_run") if args.dry_run else None
-    built = wandb_report.build(args.wandb, args.group)
-    if preview:
-        preview.write(wandb_report.to_json(*built))
-        print_result(args.dry_run)
-    else:
-        print_result("\n".join(wandb_report.save(*built)))
+    print_result("\n".join(wandb_report.save(*wandb_report.build(args.wandb, args.group))))
     return 0
 
 

@@ -110,7 +110,7 @@ def damaged(path: Path, reason: object) -> UserError:
 class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="an alias is not taken here", problem_mark=self.peek_event().start_mark)
+            raise yaml.MarkedYAMLError(problem="an alias is not taken, so write it out,", problem_mark=self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -12,8 +12,8 @@ from lstmlm.records import append_line, cut_lines, load_yaml, read_json, read_js
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("a: &a [x, x]\nb: &b [*a, *a]\n", "an alias is not taken here in line 2"),  # a dozen such lines hold terabytes
-        ("a: &a\n  b: *a\n", "an alias is not taken here in line 2"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\n", "an alias is not taken, so write it out, in line 2"),  # a dozen such lines hold terabytes
+        ("a: &a\n  b: *a\n", "an alias is not taken, so write it out, in line 2"),
         ("a: 1\nb: 2\na: 3\n", "the key a stands twice in line 3"),
         ("a: " + "x" * 300_000, "it has 300,003 bytes, and such a file has 262,144 at most"),
         ("[" * 20_000, "damaged"),

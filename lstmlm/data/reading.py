@@ -165,8 +165,10 @@ def _csv(path: Path, column: str, whole: bool, dialect: str = "excel") -> Iterat
     csv.field_size_limit(sys.maxsize)  # a row may hold a book
     with _open(path) as content, io.TextIOWrapper(content, "utf-8-sig", newline="") as file:
         head = file.readline()
-        separator = ";" if head.count(";") > head.count(",") else ","  # where a comma is decimal, Excel writes the former
-        rows = csv.reader(chain([head], file), dialect, delimiter="\t" if dialect == "excel-tab" else separator, strict=True)
+        separator = "\t" if dialect == "excel-tab" else ","
+        if separator == "," and column not in next(csv.reader([head])) and column in next(csv.reader([head], delimiter=";")):
+            separator = ";"  # as Excel writes where a comma is decimal
+        rows = csv.reader(chain([head], file), dialect, delimiter=separator, strict=True)
         names = next(rows, [])
         check_column(column, names, str(path))
         if whole and len({*names}) < len(names):

@@ -44,6 +44,27 @@ class Source(Protocol):
 
 
 @dataclass
+class FileSource(Source):
+    """A folder whose files say with their names which split they are; they are read in the order of their names."""
+
+    name: str  # as the user gave it, for messages
+    column: str  # where the text of a row stands
+    files: dict[str, list[Path]]  # of each split
+
+    def _files(self, split: str) -> list[Path]:
+        names = " or ".join(f"{name}.txt" for name, meaning in NAMES.items() if meaning == split)
+        check(split in self.files, f"split {split!r} is missing: {self.name} has no {names} (endings that are read: {ENDINGS})")
+        return self.files[split]
+
+    def fingerprint(self, split: str) -> str:
+        return " ".join([self.column, *(f"{form_of(path)} {_file_hash(path)}" for path in self._files(split))])
+
+    def blocks(self, split: str) -> Iterator[str]:
+        for path in self._files(split):
+            yield from read_blocks(path, self.column)
+
+
+@dataclass
 class CutSource(Source):
     """A data set that may lack splits: each that it lacks is a twentieth of its train, cut from the end."""
 
@@ -91,27 +112,23 @@ class CutSource(Source):
 
 @dataclass
 class PieceSource(CutSource):
-    """One file, all of it train; or the files of a folder whose names or card say which split they are, in the order of their names."""
+    """One file, all of it train; or the files of a folder whose card, or names such as `ptb.train.txt`, say which split they are."""
 
     files: dict[str, list[Path]]  # of each split that the data set has
+
+    @cached_property
+    def _hash(self) -> str:
+        return " ".join(f"{name} {form_of(path)} {_file_hash(path)}" for name, paths in self.files.items() for path in paths)
 
     def own(self) -> Collection[str]:
         return self.files
 
     def fingerprint(self, split: str) -> str:
-        name = next((name for name in self.files if NAMES[name] == split), "train")  # of which a split is cut that is not there
-        hashes = (f"{form_of(path)} {_file_hash(path)}" for path in self.files.get(name, []))
-        return " ".join([split, self.column, *self.files, *hashes])
+        return f"{split} {self.column} {self._hash}"
 
     def rows(self, name: str) -> Iterator[str]:
         for path in self.files[name]:
             yield from (text for text, _ in rows_of(path, self.column))
-
-    def blocks(self, split: str) -> Iterator[str]:
-        name, _, end = self._place(split)
-        if end is None:  # by the block, not by the line
-            return chain.from_iterable(read_blocks(path, self.column) for path in self.files[name])
-        return super().blocks(split)
 
 
 @dataclass
@@ -219,7 +236,7 @@ def dataset_name(dataset: str) -> str:
 def local_files(data: DataConfig) -> list[Path]:
     """The files that make up a data set which lies here; none where it is on the Hub."""
     source = open_source(data)
-    return [*chain(*source.files.values())] if isinstance(source, PieceSource) else []
+    return [*chain(*source.files.values())] if isinstance(source, FileSource | PieceSource) else []
 
 
 def subset_in(dataset: str, data: DataConfig) -> str | None:
@@ -253,11 +270,11 @@ def _open_folder(folder: Path, data: DataConfig) -> Source:
     card = whole / "README.md"
     if not files and card.is_file() and b"configs:" in card.read_bytes():
         return PieceSource(str(whole), data.text_column, _found_by_card(whole, subset, remedy))
-    files = files or find_splits(folder, _OTHERS_NAME)
-    check(bool(files), f"{folder}: no file's name and ending say which split it is: {remedy}")
+    others = {} if files else find_splits(folder, _OTHERS_NAME)
+    check(bool(files or others), f"{folder}: no file's name and ending say which split it is: {remedy}")
     # Earlier versions wrote the default's subset into the configuration of every data set.
     check(subset in (None, DEFAULT_SUBSET, folder.name), f"{folder} has files of its own and no subset {subset!r}: name no subset")
-    return PieceSource(str(folder), data.text_column, files)
+    return FileSource(str(folder), data.text_column, files) if files else PieceSource(str(folder), data.text_column, others)
 
 
 def _found_by_card(folder: Path, subset: str | None, remedy: str) -> dict[str, list[Path]]:

@@ -98,12 +98,13 @@ class Vocabulary:
         """The same vocabulary for a text at hand, which is changed as by `data.normalize` first, or is English as people write it.
 
         Of raw English, Moses puts the white space where that parts our tokens, and a curly quote is read as a straight one if the
-        straight one comes first in the vocabulary, alone or within a token.
+        straight one comes first in a vocabulary that goes by frequency, alone or within a token.
         """
         own = copy.copy(self)
         own.normalize |= normalize
         if raw and (self.level, self.tokenizer) == ("word", "whitespace"):
             own.tokenizer, own._cut = "moses", Moses(self)
+        if own._cut is not self._cut and (self.unk, self.eos) == (0, 1):  # by frequency, as ours are, but not imported ones
             first = {
                 mark: next((i for i, token in enumerate(self.tokens) if chr(mark) in token), len(self))
                 for mark in {*CURLY, *CURLY.values()}

@@ -1,5 +1,6 @@
 """Minimal pairs: does a model find the good sentence of each pair likelier than the bad one? (BLiMP, Warstadt et al., 2020.)"""
 
+import json
 import logging
 import math
 from bisect import bisect_left
@@ -16,7 +17,7 @@ from lstmlm.data.reading import check_form, read_rows
 from lstmlm.data.tokenize import plain
 from lstmlm.evaluation.perplexity import StaticScorer, Stretches
 from lstmlm.evaluation.surprisal import TokenScorer
-from lstmlm.evaluation.surprisal_tables import FORMS, form_named
+from lstmlm.evaluation.surprisal_tables import FORMS, Format
 from lstmlm.evaluation.words import Cut, Unknown, cut, word_starts
 from lstmlm.files import Output
 from lstmlm.model.pretrained import ModelPlace, load
@@ -130,13 +131,15 @@ def _unknown(pair: dict[str, Any]) -> int:
     return len(pair["unknown_good"]) + len(pair["unknown_bad"])
 
 
-def write_pairs(output: Output, pairs: Sequence[dict[str, Any]]) -> None:
-    """Write a row for each pair, in the form that the file's name says; else a line of JSON."""
-    form = form_named(output.path) or "jsonl"
+def write_pairs(output: Output, form: Format | None, pairs: Sequence[dict[str, Any]]) -> None:
+    """Write a row for each pair; None = a line of JSON."""
+    if form in (None, "jsonl"):
+        output.write("".join(f"{json.dumps(pair, ensure_ascii=False, default=str)}\n" for pair in pairs).encode())
+        return
     columns = [*dict.fromkeys(chain.from_iterable(pairs))]
-    lists = (lambda cell: cell) if form == "jsonl" else lambda cell: " ".join(cell) if isinstance(cell, list) else cell
+    cells = [[" ".join(cell) if isinstance(cell, list) else cell for cell in map(pair.get, columns)] for pair in pairs]
     with output.opened() as file:
-        FORMS[form](file, columns, [[[lists(pair.get(column)) for column in columns] for pair in pairs]])
+        FORMS[form](file, columns, [cells])
 
 
 def _read(path: Path, by: By) -> list[dict[str, Any]]:
@@ -144,7 +147,7 @@ def _read(path: Path, by: By) -> list[dict[str, Any]]:
     check_form(path)
     needed = ["sentence_bad", *(name for side in METHODS[by] for name in side if name)]
     scored = [name for _, name in METHODS[by]]
-    pairs, others = [], 0
+    pairs, others = list[dict[str, Any]](), 0
     try:
         for number, (good, row) in enumerate(read_rows(path, "sentence_good"), 1):
             row = {"sentence_good": good.removesuffix("\n"), **row}
@@ -152,7 +155,7 @@ def _read(path: Path, by: By) -> list[dict[str, Any]]:
             if by != "sentence" and made.strip().lower() not in ("true", "1", "1.0"):
                 others += 1
                 continue
-            for name in [*needed, *({"UID"} & row.keys())]:
+            for name in [*needed, *["UID"] * ("UID" in (pairs or [row])[0])]:
                 value = row.get(name)
                 line = plain(value).removesuffix("\n") if isinstance(value, str) else "\n"
                 if "\n" in line or (name in scored and not line.strip()):

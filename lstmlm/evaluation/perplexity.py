@@ -51,12 +51,12 @@ class Evaluation:
         tokens are the words this is `ppl`.
         """
         scored = self.words - (self.tokens - self.targets)
-        return exponential(self.nll / scored) if scored else math.inf
+        return exponential(self.nll / scored) if scored > 0 else math.inf
 
     @property
     def bpc(self) -> float:
         """Bits per character of the text."""
-        return self.nll / math.log(2) / self.characters
+        return self.nll / math.log(2) / self.characters if self.characters else math.inf
 
 
 def exponential(loss: float) -> float:

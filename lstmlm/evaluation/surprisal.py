@@ -6,6 +6,7 @@ A window of the text is held at a time, however long the text is.
 """
 
 import math
+import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, takewhile
@@ -62,13 +63,14 @@ class Pieces(NamedTuple):
 
         `regions` are text and number of words of each; with `eos` the end of a line has a row too, or counts in that of the sentence.
         """
-        if by in ("token", "sentence"):
+        if by == "token":
             own = [i for i, end in enumerate(self.ends) if eos or not end]
-            if by == "token":
-                return [self._unit(by, i + 1, self.texts[i], [i]) | {"rank": self.rank[i], "word_id": self.word_of[i] + 1} for i in own]
-            breaks = {word for word, end in zip(self.word_of, self.ends, strict=True) if end}
-            text = " ".join(word for place, word in enumerate(self.words) if place not in breaks)
-            return [self._unit(by, 1, text, own)] if own else []
+            return [self._unit(by, i + 1, self.texts[i], [i]) | {"rank": self.rank[i], "word_id": self.word_of[i] + 1} for i in own]
+        if by == "sentence":
+            breaks = {word for word, end in zip(self.word_of, self.ends, strict=True) if end}  # a blank at a line's end belongs to it
+            words = [word for place, word in enumerate(self.words) if place not in breaks]
+            own = [i for i, word in enumerate(self.word_of) if eos or word not in breaks]
+            return [self._unit(by, 1, " ".join(words), own)] if own or words else []
         parts = [*regions, (EOS, 1)] if by == "region" else [(word, 1) for word in self.words]
         ends = [bisect_left(self.word_of, words) for words in accumulate(size for _, size in parts)]
         spans = enumerate(zip(parts, map(range, [0, *ends], ends), strict=True), 1)
@@ -76,7 +78,8 @@ class Pieces(NamedTuple):
 
     def _unit(self, by: By, place: int, text: str, own: Sequence[int]) -> dict[str, Any]:
         """Of some tokens; of none, if nothing of a word is left, as of a lone zero-width space under `normalize`, or a region is empty."""
-        edges = {i for side in (own, own[::-1]) for i in takewhile(lambda i: not any(map(str.isalnum, self.texts[i])), side)}
+        inner = [i for i in own if not self.ends[i]]
+        edges = {i for side in (inner, inner[::-1]) for i in takewhile(lambda i: not _has_letters(self.texts[i]), side)}
         return {
             f"{by}_id": place,
             by: text,
@@ -173,6 +176,10 @@ def _first(sentences: Iterator[Sentence]) -> Iterator[Sentence]:
     while characters < WINDOW_CHARACTERS and (sentence := next(sentences, None)):
         characters += sum(len(line) + 1 for line, _ in sentence.lines)
         yield sentence
+
+
+def _has_letters(text: str) -> bool:
+    return any(unicodedata.category(character)[0] in "LMN" for character in text)  # letters, their marks (vowels of Hindi), digits
 
 
 def _digits(number: float) -> float:

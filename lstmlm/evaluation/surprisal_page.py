@@ -18,7 +18,7 @@ DARK |= dict.fromkeys("#5b96cc #75a9d6 #a0c6e6 #c8dff2 #f0f7fd".split(), "#11161
 
 def elements(sentence: Sentence, pieces: Pieces, by: By) -> list[dict[str, Any]]:
     """What the page shows of a sentence: regions, words, or of a text by characters what a reader takes for one (Unicode's UAX 29)."""
-    units = pieces.units(by, sentence.regions)
+    units = [unit for unit in pieces.units(by, sentence.regions) if unit["pieces"]]
     groups = [[unit] for unit in units]
     if by == "token":
         import regex

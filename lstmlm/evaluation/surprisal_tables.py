@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, groupby
+from itertools import chain, groupby, pairwise
 from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,10 +92,8 @@ class ScoreTable:
         check(words or scoring.space == "before", "--space after needs --by word: a token has the white space that is in it")
         check(not self._wide or self.by != "token", "--layout wide needs --by word: models cut a text into different tokens")
         check("frequency" not in scoring.add or words, "--add frequency needs --by word")
-        check(
-            "punctuation" not in scoring.add or self.by != "token",
-            "--add punctuation needs --by word: as tokens, marks have their own rows",
-        )
+        check("punctuation" not in scoring.add or self.by != "token", "--add punctuation needs --by word: a mark is a token of its own")
+        check(self.by != "sentence" or not {*PREVIOUS} & {*scoring.add}, "--add previous is of words or tokens: a sentence has one row")
         self._frequencies = [frequencies(model) if "frequency" in scoring.add else None for model in saved]
         own = [name for name in ("frequency", "punctuation", "length") if name in scoring.add]
         added = own + [f"{before}_{name}" for before in PREVIOUS if before in scoring.add for name in ("surprisal", "unk", *own)]
@@ -177,6 +175,8 @@ def sentences_of(texts: Sequence[tuple[str, Callable[[], Rows]]], scoring: Scori
         there = "nor any other beside its text (a table has some: .csv, .tsv, .json, .jsonl, .parquet)"
         if values:
             there = f"only {', '.join(values)}"
+        if is_table(name) and next(read(), None) is None:
+            continue
         for column in columns:
             check(column in values, f"--line_by {column}: {name} has no such column, {there}")
         known = scoring.reset in (*get_args(Reset), *values)
@@ -187,10 +187,10 @@ def sentences_of(texts: Sequence[tuple[str, Callable[[], Rows]]], scoring: Scori
         for text, regions, labels, own in parts():
             number += 1
             lines = [(line, fresh(line) and (number == 1 or scoring.reset != "never")) for line in _lines(text)]
-            if scoring.reset in values:
+            if scoring.reset not in get_args(Reset):
                 before, begun = begun, [own[0][values.index(scoring.reset)]]
                 lines = [(line, place == 0 and begun != before) for place, (line, _) in enumerate(lines)]
-            doubts.see(text, own)
+            doubts.see(text, regions, own)
             yield Sentence(number, lines, regions, labels, [[name, *row] for row in own] if len(texts) > 1 else own)
         doubts.warn()
 
@@ -201,17 +201,21 @@ class _Doubts:
     def __init__(self, name: str, joined: bool) -> None:
         self._name, self._joined, self._table, self._seen = name, joined, is_table(name), Counter[str]()
 
-    def see(self, text: str, own: Sequence[Row]) -> None:
+    def see(self, text: str, regions: Sequence[tuple[str, int]], own: Sequence[Row]) -> None:
         """Take note of a sentence."""
-        self._seen.update(lines=1, empty=not text.strip(), missing=text.strip() == "NA", tab="\t" in text, single=len(own) == 1)
+        missing = sum(text.strip() == "NA" for text in ([region for region, _ in regions] if self._joined else [text]))
+        self._seen.update(lines=1, empty=not text.strip(), missing=missing, tab="\t" in text, single=len(own) == 1)
         self._seen["again"] += self._joined and any(map(_begins_again, zip(*own, strict=True)))
 
     def warn(self) -> None:
         """Say what there was, each in a line."""
         seen = self._seen
         told = [
-            (self._table and seen["empty"], f"{seen['empty']:,} rows without text have no row in the result"),
-            (self._table and seen["missing"], f"{seen['missing']:,} texts are NA, which is scored as a word"),
+            (self._table and seen["empty"], f"sentences without text: {seen['empty']:,}"),
+            (
+                self._table and seen["missing"],
+                f"texts that are NA, scored as a word: {seen['missing']:,}; leave the cell empty if nothing is meant",
+            ),
             (
                 not self._table and seen["tab"] == seen["lines"] > 1,
                 "each line has a tab; a table is read as one if its name ends with .tsv",
@@ -220,19 +224,17 @@ class _Doubts:
                 self._joined and seen["single"] == seen["lines"] > 1,
                 "each line has one row: for --line_by the rows of a line stand side by side",
             ),
-            (
-                seen["again"],
-                f"a column counts from 1 more than once within {seen['again']:,} lines: are they several? --line_by takes several columns",
-            ),
+            (seen["again"], f"lines with a column that counts from 1, but not once: {seen['again']:,}; --line_by takes several columns"),
         ]
         for _, message in filter(itemgetter(0), told):
             logger.warning("%s: %s", self._name, message)
 
 
 def _begins_again(column: Sequence[Any]) -> bool:
-    """Whether a column counts from 1 to 3 or further, but not once."""
+    """Whether a column counts from 1 to 3 or further, and begins again or has a number twice."""
     numbers = [int(value) for value in map(str, column) if value.isdecimal()]
-    return len(numbers) == len(column) > max(numbers, default=0) >= 3 and {*numbers} == {*range(1, max(numbers) + 1)}
+    steps = pairwise([0, *numbers])
+    return len(numbers) == len(column) > max(numbers, default=0) >= 3 and all(after in (1, before, before + 1) for before, after in steps)
 
 
 # Of a sentence: its text, and regions, labels and values as `Sentence` has them.
@@ -277,6 +279,7 @@ def _regions(place: str, text: str, row: dict[str, Any], regions: str) -> tuple[
     if regions not in row:
         check(not any(map(str.isalnum, regions)), f"--regions {regions}: there is no such column; a mark has no letters")
         parts = [part.strip() for part in text.split(regions)]
+        parts = parts[parts[0] == "" : len(parts) - (parts[-1] == "")]  # a mark at a line's end parts nothing
         return " ".join(filter(None, parts)), [(part, len(part.split())) for part in parts], []
     words, labels = text.split(), str(row[regions]).split()
     check(len(words) == len(labels), f"{place} has {len(words)} words, but {len(labels)} labels in column {regions}")
@@ -316,7 +319,8 @@ def score_files(
     files = ["-" if name in STANDARD_INPUT else name for name in files]
     named = form_named(output)
     check(form in (None, *FORMS), f"form must be one of {', '.join(FORMS)}, not {form!r}")
-    check(form is None or named in (None, form), f"--output {output}: its name says {named}, but --format {form}")
+    fits = named is None or form in (None, named, "neural-complexity")
+    check(fits, f"--output {output}: its name says {named}, but --format {form}")
     form = form or named or "tsv"
     plain_words = form == "neural-complexity"
     others = scoring.eos or scoring.by or scoring.regions or scoring.line_by or scoring.add or len(models) > 1
@@ -378,8 +382,9 @@ def _names(saved: Sequence[SavedModel], models: Sequence[str | Path | None]) -> 
 
 def form_named(output: str | Path | None) -> Format | None:
     """The form that the ending of a file's name says."""
-    ending = Path(output or "").suffix.lower().removeprefix(".")
-    return next((form for form in FORMS if form == ending), None)
+    ending = Path(output or "").suffix.lower()
+    check(ending not in (".json", ".gz"), f"--output {output}: no table is written as {ending}; .csv, .tsv, .jsonl and .parquet are")
+    return {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}.get(ending)  # type: ignore[return-value]
 
 
 def _source(name: str, column: str, reset: str) -> Callable[[], Rows]:

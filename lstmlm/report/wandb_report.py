@@ -1,6 +1,5 @@
 """The report in W&B: the runs of a project, or of one group, as a Report and as a view of the project's workspace."""
 
-import json
 import unicodedata
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -65,15 +64,7 @@ def save(report: "Report", workspace: "Workspace") -> list[str]:
             return [report.save().url, workspace.save_as_new_view().url]
     except Exception as error:  # wandb's own, its transport's, and ValueError
         raise UserError(f"cannot save the report in {report.entity}/{report.project}: {one_line(error)}") from None
-    raise UserError("no W&B key found: run `wandb login`, or write what would be saved with --dry_run FILE.json")
-
-
-def to_json(report: "Report", workspace: "Workspace") -> bytes:
-    """What would be saved."""
-    # Private, but the only way without a network; a test notices when it goes.
-    views: dict[str, Any] = {"report": report._to_model(), "workspace": workspace._to_model()}
-    saved = {name: view.model_dump(mode="json", by_alias=True, exclude_none=True) for name, view in views.items()}
-    return json.dumps(saved, indent=2).encode()
+    raise UserError("no W&B key found: run `wandb login`")
 
 
 def _panels() -> Iterator[Any]:

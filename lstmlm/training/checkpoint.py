@@ -66,7 +66,7 @@ def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[st
         UserError: The disk is full or refuses, or something that is no checkpoint is in the way; what was published is untouched.
     """
     target = folder / f"step_{step:08d}"
-    temporary = folder / f".{target.name}.tmp"
+    temporary, aside = folder / f".{target.name}.tmp", None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
@@ -79,12 +79,15 @@ def publish(folder: Path, step: int, tensors: dict[str, Tensor], values: dict[st
         manifest = {name: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for name, c in contents.items()}
         write_file(temporary / MANIFEST, to_json(manifest, indent=2))
         sync_folder(temporary)
-        if target.exists():  # it is damaged: the run has resumed from an earlier one
-            _delete(target)
+        if target.exists():  # it is damaged, or was saved at this step before a validation that is done now
+            aside = target.rename(_hidden(target))
         temporary.rename(target)
         sync_folder(folder)
     except OSError as error:
-        sweep(folder)
+        with suppress(OSError):  # else the next save does it
+            if aside and not target.exists():
+                aside.rename(target)
+            sweep(folder)
         raise UserError(f"{cannot_write(error)}; what was saved before is intact: make room and go on with --train.resume true") from None
     sweep(folder)
     # What cannot be deleted now, as on NFS a folder with a file that somebody reads, is left to the next save.
@@ -162,6 +165,15 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{TENSORS} is damaged: {error}") from None
 
 
+def restore(folder: Path) -> None:
+    """Bring back a checkpoint that a save of the same step had taken out of sight when it was killed. The run's lock is held."""
+    for path in folder.glob(".step_*.old"):
+        target = path.with_name(path.name[1:-4])
+        # Its tensors are what a deletion takes first.
+        if _NAME.fullmatch(target.name) and not os.path.lexists(target) and not _foreign_content(path) and (path / TENSORS).exists():
+            path.rename(target)
+
+
 def sweep(folder: Path) -> None:
     """Delete what a killed save or delete has left behind, as far as it can be deleted."""
     with suppress(OSError, UserError):
@@ -173,7 +185,11 @@ def sweep(folder: Path) -> None:
 
 def _delete(path: Path) -> None:
     """Take a checkpoint out of sight in one rename, then delete it: no half-deleted one can be found."""
-    _remove(path.rename(path.with_name(f".{path.name}.old")))
+    _remove(path.rename(_hidden(path)))
+
+
+def _hidden(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
 
 
 def _remove(path: Path) -> None:

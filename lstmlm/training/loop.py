@@ -27,6 +27,8 @@ def train(config: Config) -> Outcome:
             cursor = run.cursor
             if cursor.owes_validation:
                 run.validate(interrupted=stop.heard)
+                if cursor.ended(config.train):
+                    run.save()  # no step will come whose save would tell whether the validation is done
                 if stop_signal := stop.agreed(cursor.step, at_event=True):
                     return run.leave(stop_signal)  # no step was done that a save would have to keep
                 run.restart_clock()

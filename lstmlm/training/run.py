@@ -77,6 +77,8 @@ class Run:
             with fail_together(self.accelerator):
                 if self._is_main:
                     opening.enter_context(self.directory.held())
+                    if self.config.train.resume:
+                        checkpoint.restore(self.directory.checkpoints)
                     self._past = resume.find_past(self.config, self.directory)
             saved, summary = main_value(self.accelerator, (self._past.saved, self._past.summary))
             self._past = self._past._replace(saved=saved, summary=summary)

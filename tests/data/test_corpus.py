@@ -62,7 +62,7 @@ def test_prepare_makes_what_training_needs(
     told = capsys.readouterr().out
     assert cli.prepare([*arguments, f"--train.init_from={tmp_path}"]) == 0
 
-    monkeypatch.delattr(sources.PieceSource, "blocks")
+    monkeypatch.delattr(sources.FileSource, "blocks")
     loaded = load_corpus(data)
     assert told.splitlines()[:3] == loaded.lines()
     assert told.splitlines()[0] == "train: 160 lines, 2,811 tokens, 0.00% <unk>, 60 types, 0 of them seen once, longest line 30 tokens"
@@ -123,7 +123,7 @@ def test_one_process_of_a_host_builds(data: DataConfig, tmp_path: Path, monkeypa
     ("name", "content", "message"),
     [
         *((name, b"", "is empty") for name in ("train", "valid", "test")),
-        ("train", None, "has no split 'train', only validation, test"),
+        ("valid", None, r"'validation' is missing.*validation\.txt or valid\.txt"),
         ("valid", b"good\n" * 10 + b"\xff\n", r"valid\.txt is not UTF-8 near b'good.*\\xff\\n': convert it, as iconv"),
     ],
 )

@@ -72,6 +72,7 @@ def test_rows(tmp_path: Path, name: str, block: int) -> None:
     [
         ('n;text;rt\n1;"a, b; c";1,5\n', [{"n": "1", "rt": "1,5"}]),  # as Excel writes it where a comma is decimal
         ('"n;x",text,rt\n1,a,"1;5;6;7;8"\n', [{"n;x": "1", "rt": "1;5;6;7;8"}]),
+        ('"my; text; b",text,rt\n1,a,2\n', [{"my; text; b": "1", "rt": "2"}]),
         ('"two\nlines",text,rt\n1,a,2\n', [{"two\nlines": "1", "rt": "2"}]),
     ],
 )

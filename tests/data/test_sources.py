@@ -102,19 +102,19 @@ def test_a_split_that_other_names_lack_is_cut(tmp_path: Path) -> None:
 
 
 def test_subsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    touch(tmp_path, "one/test.txt")
-    assert text_of(tmp_path, "test") == "one/test.txt\n", "the only one"
-    touch(tmp_path, "two/test.txt")
-    assert text_of(tmp_path, "test", subset="two") == "two/test.txt\n"
+    touch(tmp_path, "one/train.txt")
+    assert text_of(tmp_path, "train") == "one/train.txt\n", "the only one"
+    touch(tmp_path, "two/train.txt")
+    assert text_of(tmp_path, "train", subset="two") == "two/train.txt\n"
     with pytest.raises(UsageError, match=r"several subsets, one, two: name one of them with data.subset"):
-        text_of(tmp_path, "test")
-    touch(tmp_path, "test.txt")
+        text_of(tmp_path, "train")
+    touch(tmp_path, "train.txt")
     with pytest.raises(UsageError, match="has files of its own and no subset 'three'"):
-        text_of(tmp_path, "test", subset="three")
+        text_of(tmp_path, "train", subset="three")
     # What earlier versions wrote into every configuration.
-    assert text_of(tmp_path, "test", subset="wikitext-2-v1") == "test.txt\n"
-    monkeypatch.chdir(touch(tmp_path, "here/some/thing/test.txt") / "here")
-    assert text_of("some/thing", "test") == "here/some/thing/test.txt\n", "a relative name is local where it exists"
+    assert text_of(tmp_path, "train", subset="wikitext-2-v1") == "train.txt\n"
+    monkeypatch.chdir(touch(tmp_path, "here/some/thing/train.txt") / "here")
+    assert text_of("some/thing", "train") == "here/some/thing/train.txt\n", "a relative name is local where it exists"
 
 
 @pytest.mark.parametrize("subset", [None, "wikitext-2-v1"])

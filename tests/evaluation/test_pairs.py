@@ -93,6 +93,13 @@ def test_tables_in_and_out_and_no_groups(folder: Path, tmp_path: Path, capsys: p
     assert told["outcome"].tolist() == [pair["outcome"] for pair in expected]
     assert told["surprisal_good"].tolist() == pytest.approx([pair["surprisal_good"] for pair in expected])
     assert told["unknown_bad"].tolist() == ["", "", "foreign", "odd"]
+    with pytest.raises(UserError, match=r"out\.json: no table is written as \.json; \.csv, \.tsv, \.jsonl and \.parquet are"):
+        commands.pairs([str(tmp_path / "a.csv"), "--model", "absent", "--output", str(tmp_path / "out.json")])
+    (tmp_path / "b.jsonl").write_text(
+        '{"UID": "a", "sentence_good": "w1", "sentence_bad": "w2"}\n{"sentence_good": "w1", "sentence_bad": "w2"}'
+    )
+    with pytest.raises(UserError, match=r"b\.jsonl, row 2 has no 'UID' that is a line of text"):
+        commands.pairs([str(tmp_path / "b.jsonl"), "--model", "absent"])
 
 
 @pytest.mark.parametrize(

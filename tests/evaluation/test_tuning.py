@@ -58,7 +58,7 @@ def test_a_text_that_is_missing_is_told_at_once(folder: Path, tmp_path: Path) ->
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/valid.txt").write_text("w1 w2\n")
     saved, told = load(folder, dataset=str(tmp_path / "texts"), cache_dir=str(tmp_path / "cache")), list[str]()
-    with pytest.raises(UserError, match="has no split 'train', only validation"):
+    with pytest.raises(UserError, match=r"^split 'train' is missing"):
         tune(saved, Dynamic(), 4, 200, told.append)
     assert not told
 

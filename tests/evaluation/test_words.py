@@ -255,7 +255,12 @@ def test_a_table_of_items_in_conditions(saved: dict[str, SavedModel], tmp_path: 
     assert (told["surprisal"][4], told["pieces"][4], told["entropy"][4]) == (0, 0, "")
     assert caplog.messages == []
     cli.score([*common, "--line_by", "item"])
-    assert "a column counts from 1 more than once within 1 lines: are they several? --line_by takes several columns" in caplog.text
+    assert "lines with a column that counts from 1, but not once: 1; --line_by takes several columns" in caplog.text
+    caplog.clear()
+    lengths = pandas.DataFrame({"item": 1, "length": [3, 2, 1, 1, 2, 3, 4], "text": "the"})
+    lengths.to_csv(tmp_path / "b.csv", index=False)
+    cli.score([str(tmp_path / "b.csv"), *common[1:], "--line_by", "item"])
+    assert caplog.messages == [], "numbers that do not count"
     cli.score([*common, "--line_by", "region"])
     assert "each line has one row: for --line_by the rows of a line stand side by side" in caplog.text
     with pytest.raises(UserError, match=r"--line_by part: .*/a.csv has no such column, only item, condition, region"):
@@ -268,6 +273,11 @@ def test_a_table_of_items_in_conditions(saved: dict[str, SavedModel], tmp_path: 
     ]
 
 
+@pytest.mark.parametrize("text", ["| the cat |\n\n|", "the cat | "])
+def test_a_mark_at_a_lines_end_parts_nothing(saved: dict[str, SavedModel], text: str) -> None:
+    assert [(row.sentence_id, row.region) for row in score_text(text, saved["bpe"], regions="|")] == [(1, "the cat")]
+
+
 def test_a_column_says_where_a_document_begins(saved: dict[str, SavedModel], tmp_path: Path) -> None:
     stories = {"one": ["the cat sat .", "the mat\nthe cat"], "two": ["the cats !"]}
     lines = [(story, text) for story, texts in stories.items() for text in texts]
@@ -277,6 +287,12 @@ def test_a_column_says_where_a_document_begins(saved: dict[str, SavedModel], tmp
     told = table(tmp_path / "out.tsv")
     assert [row["word"] for row in told] == [row.word for row in alone]
     assert [float(row["surprisal"]) for row in told] == pytest.approx([row.surprisal for row in alone], rel=1e-5)
+    pandas.DataFrame(lines[:2], columns=["line", "text"]).to_csv(tmp_path / "c.csv", index=False)
+    cli.score([str(tmp_path / "c.csv"), f"--model={saved['bpe'].folder}", "--output", str(tmp_path / "out.tsv")])
+    (first, *_) = [row for row in table(tmp_path / "out.tsv") if row["sentence_id"] == "2"]
+    assert first["surprisal"] == str(score_text("the mat", saved["bpe"], by="word")[0].surprisal), (
+        "a column called line is none of --reset line"
+    )
     (tmp_path / "b.txt").write_text("the cat\n")
     with pytest.raises(UserError, match=r"--reset story: it is none of line, document, never, and .*b\.txt has no such column"):
         cli.score([str(tmp_path / "b.txt"), f"--model={saved['bpe'].folder}", "--reset=story"])
@@ -291,6 +307,8 @@ def test_a_row_for_a_sentence(saved: dict[str, SavedModel], kind: str, eos: bool
         (n, line, len(line)) for n, line in enumerate(TEXT.splitlines(), 1)
     ]
     assert len(rows) == 2 + eos, "an empty line has nothing but its end"
+    (blank,) = score_text("the cat ", saved[kind], by="sentence")
+    assert blank.surprisal == pytest.approx(sum(row.surprisal for row in score_text("the cat ", saved[kind], by="word")), rel=1e-5)
     for name in ("surprisal", "unk", "pieces"):
         assert [getattr(row, name) for row in rows] == pytest.approx(words[name].sum().tolist(), rel=1e-5)
     assert [row.entropy for row in rows] == words["entropy"].first().tolist()
@@ -308,6 +326,8 @@ def test_punctuation_at_a_words_ends_and_the_words_before(saved: dict[str, Saved
             marks[token.word_id] += token.surprisal
     assert [row.punctuation for row in words] == pytest.approx(list(marks.values()), rel=1e-5)
     assert words[0].punctuation == words[3].punctuation == 0 < words[1].punctuation < words[1].surprisal
+    (whole,) = score_text(line, saved[kind], by="sentence", eos=True, add=["punctuation"])
+    assert whole.punctuation == words[-1].punctuation > 0, "the end of the line is no mark"
     assert words[4].punctuation == pytest.approx(words[4].surprisal) or kind == "char", "a word of marks alone; a blank is none of them"
     assert [row.previous2_surprisal for row in words] == [None, None, *(row.surprisal for row in words[:-2])]
     assert [row.previous3_unk for row in words] == [None] * 3 + [row.unk for row in words[:-3]]
@@ -321,8 +341,8 @@ def test_what_may_be_meant_otherwise_is_told(saved: dict[str, SavedModel], tmp_p
     (tmp_path / "a.csv").write_text("item,text\n1,the cat\n2, \n3,NA\n")
     cli.score([str(tmp_path / "a.csv"), model, "--output", out])
     assert [message.partition("a.csv: ")[2] for message in caplog.messages] == [
-        "1 rows without text have no row in the result",
-        "1 texts are NA, which is scored as a word",
+        "sentences without text: 1",
+        "texts that are NA, scored as a word: 1; leave the cell empty if nothing is meant",
     ]
     assert [json.loads(line)["item"] for line in Path(out).read_text().splitlines()] == ["1", "1", "3"]
     caplog.clear()

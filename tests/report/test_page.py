@@ -134,7 +134,7 @@ def test_a_plot_in_a_files_place_is_refused_and_a_link_written_through(write_run
     ("arguments", "named"),
     [
         ([], "name run"),
-        (["a", "--group=g"], "belong to --wandb"),
+        (["a", "--group=g"], "--group belongs to --wandb"),
         *((["--wandb=a/b", f"--{n}=a"], "--output and") for n in ("png", "output")),
     ],
 )

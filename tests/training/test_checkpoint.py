@@ -60,9 +60,9 @@ def inject(fault: Callable[[str, tuple[Any, ...]], None]) -> None:
 NO_FAULT = 8  # exit status of a save that has no operation of such a number
 
 
-def save_with_a_fault(folder: Path, victim: int, fault: Callable[[str, tuple[Any, ...]], None]) -> int:
+def save_with_a_fault(folder: Path, victim: int, fault: Callable[[str, tuple[Any, ...]], None], step: int = 3) -> int:
     """Exit status, 7 where it is refused in one line, of a save of step 3, which also prunes, after one of step 2; its operation
-    number `victim` goes through `fault`."""
+    number `victim` goes through `fault`. Or of step 2 again, as of a run that owed its last validation."""
     shutil.rmtree(folder)
     publish(folder, 2)
     numbers = itertools.count()
@@ -70,7 +70,7 @@ def save_with_a_fault(folder: Path, victim: int, fault: Callable[[str, tuple[Any
     if pid == 0:
         try:
             inject(lambda name, args: fault(name, args) if next(numbers) == victim else None)
-            publish(folder, 3)
+            publish(folder, step)
         except UserError:
             os._exit(7)
         except BaseException:
@@ -79,18 +79,19 @@ def save_with_a_fault(folder: Path, victim: int, fault: Callable[[str, tuple[Any
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_killed_at_every_operation(tmp_path: Path, half: bool) -> None:
+@pytest.mark.parametrize(("half", "step"), [(False, 3), (True, 3), (False, 2)])
+def test_killed_at_every_operation(tmp_path: Path, half: bool, step: int) -> None:
     def killed(name: str, args: tuple[Any, ...]) -> None:
         if half and name == "write":
             os.write(args[0], bytes(args[1])[: len(args[1]) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
 
     for victim in itertools.count():
-        status = save_with_a_fault(tmp_path, victim, killed)
+        status = save_with_a_fault(tmp_path, victim, killed, step)
         if status == NO_FAULT:
             break
         assert status == -signal.SIGKILL
+        checkpoint.restore(tmp_path)  # as every start does
         assert newest_step(tmp_path) in (2, 3), f"killed at operation {victim}"
         publish(tmp_path, 4)
         assert newest_step(tmp_path) == 4
@@ -98,15 +99,15 @@ def test_killed_at_every_operation(tmp_path: Path, half: bool) -> None:
     assert victim > 20, "three files, two folders, a rename and a deletion take as many"
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
-def test_refused_at_every_operation(tmp_path: Path, code: int) -> None:
+@pytest.mark.parametrize(("code", "step"), [(errno.ENOSPC, 3), (errno.EACCES, 3), (errno.ENOSPC, 2)])
+def test_refused_at_every_operation(tmp_path: Path, code: int, step: int) -> None:
     def refused(name: str, args: tuple[Any, ...]) -> None:
         if name != "close":
             raise OSError(code, os.strerror(code))
 
     statuses = []
     while NO_FAULT not in statuses:
-        statuses.append(save_with_a_fault(tmp_path, len(statuses), refused))
+        statuses.append(save_with_a_fault(tmp_path, len(statuses), refused, step))
         assert statuses[-1] in (0, 7, NO_FAULT), f"operation {len(statuses)}"
         assert newest_step(tmp_path) in (2, 3)
         assert not any(path.name.endswith(".tmp") for path in tmp_path.iterdir()), "the temporary folder is gone"

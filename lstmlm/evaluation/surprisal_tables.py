@@ -93,7 +93,8 @@ class ScoreTable:
         check(not self._wide or self.by != "token", "--layout wide needs --by word: models cut a text into different tokens")
         check("frequency" not in scoring.add or words, "--add frequency needs --by word")
         check("punctuation" not in scoring.add or self.by != "token", "--add punctuation needs --by word: a mark is a token of its own")
-        check(self.by != "sentence" or not {*PREVIOUS} & {*scoring.add}, "--add previous is of words or tokens: a sentence has one row")
+        of_words = [name for name in ("frequency", *PREVIOUS) if name in scoring.add]
+        check(self.by != "sentence" or not of_words, f"--add {' '.join(of_words)} is of words: leave it out with --by sentence")
         self._frequencies = [frequencies(model) if "frequency" in scoring.add else None for model in saved]
         own = [name for name in ("frequency", "punctuation", "length") if name in scoring.add]
         added = own + [f"{before}_{name}" for before in PREVIOUS if before in scoring.add for name in ("surprisal", "unk", *own)]

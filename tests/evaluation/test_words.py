@@ -307,6 +307,8 @@ def test_a_row_for_a_sentence(saved: dict[str, SavedModel], kind: str, eos: bool
         (n, line, len(line)) for n, line in enumerate(TEXT.splitlines(), 1)
     ]
     assert len(rows) == 2 + eos, "an empty line has nothing but its end"
+    with pytest.raises(UserError, match="--add frequency previous2 is of words: leave it out with --by sentence"):
+        score_text(TEXT, saved[kind], by="sentence", add=["previous2", "frequency"])
     (blank,) = score_text("the cat ", saved[kind], by="sentence")
     assert blank.surprisal == pytest.approx(sum(row.surprisal for row in score_text("the cat ", saved[kind], by="word")), rel=1e-5)
     for name in ("surprisal", "unk", "pieces"):

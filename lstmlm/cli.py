@@ -161,15 +161,11 @@ def score(argv: Arguments = None) -> int:
     parser.add_argument("files", nargs="+", type=str, help="Texts, a sentence a line, or what else training reads; - is standard input.")
     parser.add_argument("--model", type=str, action="append", help=f"{MODEL_HELP} Several: --model A --model B.")
     parser.add_class_arguments(Scoring, as_group=False, skip={"add", "line_by", "raw", "normalize"})
-    parser.add_argument(
-        "--line_by", nargs="+", type=str, default=[], help="Of a table of words: columns whose values tell its lines apart."
-    )
+    parser.add_argument("--line_by", nargs="+", type=str, default=[], help="Of a table of words: columns that tell its lines apart.")
     parser.add_argument("--add", nargs="+", type=str, default=[], help=f"More columns: {', '.join(get_args(Addition))}.")
     parser.add_argument("--raw", action="store_true", help=RAW_HELP)
     parser.add_argument("--normalize", action="store_true", help=NORMALIZE_HELP)
-    parser.add_argument(
-        "--format", type=Format | None, default=None, help="Form of the table; null = as the name of --output says, else tsv."
-    )
+    parser.add_argument("--format", type=Format | None, default=None, help="Form of the table; null = as --output ends, else tsv.")
     parser.add_argument("--output", type=str | None, default=None, help="File for the table; null = standard output.")
     parser.add_argument("--html", type=str | None, default=None, help="File for a page that shades each word.")
     parser.add_argument("--text_column", type=str, default="text", help=COLUMN_HELP)
@@ -191,16 +187,14 @@ def pairs(argv: Arguments = None) -> int:
     from lstmlm.runtime.hardware import use_machine
 
     parser = argument_parser("How often the good sentence of a minimal pair is the likelier one, for each UID and over all.")
-    parser.add_argument(
-        "file", type=str, help="Rows with sentence_good, sentence_bad and, if you like, UID: .jsonl, .json, .csv, .tsv, .parquet."
-    )
+    parser.add_argument("file", type=str, help="Rows with sentence_good, sentence_bad, perhaps UID: .jsonl, .json, .csv, .tsv, .parquet.")
     parser.add_argument("--by", type=By, default="sentence", help="What is compared: sentences, or the critical words of BLiMP's methods.")
     parser.add_argument("--model", type=str | None, default=None, help=MODEL_HELP)
     parser.add_argument("--raw", action="store_true", help=RAW_HELP)
     parser.add_argument("--normalize", action="store_true", help=NORMALIZE_HELP)
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     parser.add_argument(
-        "--output", type=str | None, default=None, help="File for the pairs: .csv, .tsv, .parquet, else JSON lines; - is stdout."
+        "--output", type=str | None, default=None, help="File: .csv, .tsv, .parquet, else JSON lines; - is standard output."
     )
     parser.add_argument("--threads", type=int | None, default=None, help=THREADS_HELP)
     args = parse(parser, argv)

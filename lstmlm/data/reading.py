@@ -88,10 +88,8 @@ def row_text(value: object, row: int, place: str, column: str) -> str:
 
 def check_tables(column: str, *names: str) -> None:
     """Refuse to look for a column where all files are plain text (UsageError)."""
-    check(
-        column == "text" or any(map(is_table, names)),
-        f"--text_column {column}: the name of a table ends with .csv, .tsv, .json, .jsonl or .parquet",
-    )
+    some = column == "text" or any(map(is_table, names))
+    check(some, f"--text_column {column}: the name of a table ends with .csv, .tsv, .json, .jsonl or .parquet")
 
 
 def check_column(column: str, columns: Collection[str], place: str) -> None:

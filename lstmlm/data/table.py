@@ -90,12 +90,8 @@ class Table:
         return self.cut([*range(bptt, self.rows, bptt), self.rows], accumulate=1)
 
     def cut(self, ends: list[int], accumulate: int, start: int = 0) -> Iterator[Window]:
-        """Windows of `accumulate` segments in one pass; the last may have fewer.
-
-        Args:
-            ends: The row after each segment's last; the last of them is the table's number of rows.
-            start: The first row of the window to begin with.
-        """
+        """Windows of `accumulate` segments in one pass, the last perhaps with fewer: `ends` are the rows after each segment's last one,
+        up to the table's number of rows; `start` is the first row of the window to begin with."""
         segments = list(itertools.pairwise([0, *ends]))
         for i in range(0, len(segments), accumulate):
             own = segments[i : i + accumulate]

@@ -172,7 +172,6 @@ class Subwords(Tokenizer):
 
 INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))  # soft hyphen, zero-width space, word joiner, byte-order mark
 CURLY = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
-Prepare = Callable[[str], str]
 
 
 def prepared(text: str, lowercase: bool, normalize: bool, quotes: dict[int, int] | None = None) -> str:
@@ -187,7 +186,7 @@ ALONE = 8  # blocks of a million characters, below which other processes are not
 
 
 def tallies(
-    tokenizer: Tokenizer, texts: Iterable[str], processes: int, prepare: Prepare
+    tokenizer: Tokenizer, texts: Iterable[str], processes: int, prepare: Callable[[str], str]
 ) -> Iterator[tuple[str, list[str], NDArray[np.int32]]]:
     """Each block of a text, as it was, with the tally of what `prepare` makes of it; in order.
 

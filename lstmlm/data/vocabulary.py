@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstmlm.console import UserError
-from lstmlm.data.tokenize import CURLY, EOS, UNK, Characters, Moses, Prepare, Subwords, Tokenizer, Words, plain, prepared, tallies
+from lstmlm.data.tokenize import CURLY, EOS, UNK, Characters, Moses, Subwords, Tokenizer, Words, plain, prepared, tallies
 from lstmlm.records import damaged, read_json
 
 Kind = tuple[str, str]  # level and tokenizer
@@ -104,12 +104,9 @@ class Vocabulary:
         own.normalize |= normalize
         if raw and (self.level, self.tokenizer) == ("word", "whitespace"):
             own.tokenizer, own._cut = "moses", Moses(self)
-        if own._cut is not self._cut and (self.unk, self.eos) == (0, 1):  # by frequency, as ours are, but not imported ones
-            first = {
-                mark: next((i for i, token in enumerate(self.tokens) if chr(mark) in token), len(self))
-                for mark in {*CURLY, *CURLY.values()}
-            }
-            own._quotes = {mark: straight for mark, straight in CURLY.items() if first[straight] < first[mark]}
+            if (self.unk, self.eos) == (0, 1):  # ids go by frequency, as ours do, but not imported ones
+                first, n = {ord(c): i for i, token in reversed([*enumerate(self.tokens)]) for c in token}, len(self)
+                own._quotes = {mark: straight for mark, straight in CURLY.items() if first.get(straight, n) < first.get(mark, n)}
         return own
 
     def __len__(self) -> int:
@@ -123,7 +120,7 @@ class Vocabulary:
         return self._ids.get(token, self.unk)
 
     @property
-    def prepare(self) -> Prepare:
+    def prepare(self) -> Callable[[str], str]:
         """What is done to a text before it is cut."""
         return partial(prepared, lowercase=self.lowercase, normalize=self.normalize, quotes=self._quotes)
 

@@ -30,9 +30,7 @@ WINDOW_CHARACTERS = 1 << 18  # of the text, held at a time; no score depends on 
 # What a model says of a unit, as a row has it. `entropy` is that of the distribution of the first token.
 MEASURES: dict[By, tuple[str, ...]] = {
     "token": ("surprisal", "unk", "entropy", "rank", "word_id"),
-    "word": ("surprisal", "unk", "entropy", "pieces"),
-    "region": ("surprisal", "unk", "entropy", "pieces"),
-    "sentence": ("surprisal", "unk", "entropy", "pieces"),
+    **dict.fromkeys(("word", "region", "sentence"), ("surprisal", "unk", "entropy", "pieces")),
 }
 
 
@@ -79,7 +77,9 @@ class Pieces(NamedTuple):
     def _unit(self, by: By, place: int, text: str, own: Sequence[int]) -> dict[str, Any]:
         """Of some tokens; of none, if nothing of a word is left, as of a lone zero-width space under `normalize`, or a region is empty."""
         inner = [i for i in own if not self.ends[i]]
-        edges = {i for side in (inner, inner[::-1]) for i in takewhile(lambda i: not _has_letters(self.texts[i]), side)}
+        kinds = {i: {unicodedata.category(character)[0] for character in self.texts[i]} for i in inner}
+        # No letters, their marks (vowels of Hindi) or digits.
+        edges = {i for side in (inner, inner[::-1]) for i in takewhile(lambda i: not kinds[i] & {*"LMN"}, side)}
         return {
             f"{by}_id": place,
             by: text,
@@ -176,10 +176,6 @@ def _first(sentences: Iterator[Sentence]) -> Iterator[Sentence]:
     while characters < WINDOW_CHARACTERS and (sentence := next(sentences, None)):
         characters += sum(len(line) + 1 for line, _ in sentence.lines)
         yield sentence
-
-
-def _has_letters(text: str) -> bool:
-    return any(unicodedata.category(character)[0] in "LMN" for character in text)  # letters, their marks (vowels of Hindi), digits
 
 
 def _digits(number: float) -> float:

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, groupby, pairwise
-from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO, Literal, get_args
@@ -210,24 +209,14 @@ class _Doubts:
 
     def warn(self) -> None:
         """Say what there was, each in a line."""
-        seen = self._seen
-        told = [
-            (self._table and seen["empty"], f"sentences without text: {seen['empty']:,}"),
-            (
-                self._table and seen["missing"],
-                f"texts that are NA, scored as a word: {seen['missing']:,}; leave the cell empty if nothing is meant",
-            ),
-            (
-                not self._table and seen["tab"] == seen["lines"] > 1,
-                "each line has a tab; a table is read as one if its name ends with .tsv",
-            ),
-            (
-                self._joined and seen["single"] == seen["lines"] > 1,
-                "each line has one row: for --line_by the rows of a line stand side by side",
-            ),
-            (seen["again"], f"lines with a column that counts from 1, but not once: {seen['again']:,}; --line_by takes several columns"),
-        ]
-        for _, message in filter(itemgetter(0), told):
+        seen, missing, told = self._seen, f"{self._seen['missing']:,}; leave the cell empty if nothing is meant", list[str]()
+        told += [f"sentences without text: {seen['empty']:,}"] * bool(self._table and seen["empty"])
+        told += [f"texts that are NA, scored as a word: {missing}"] * bool(self._table and seen["missing"])
+        all_tabs, all_single = (seen[kind] == seen["lines"] > 1 for kind in ("tab", "single"))
+        told += ["each line has a tab; a table is read as one if its name ends with .tsv"] * (all_tabs and not self._table)
+        told += ["each line has one row: for --line_by the rows of a line stand side by side"] * (all_single and self._joined)
+        again = f"lines with a column that counts from 1, but not once: {seen['again']:,}; --line_by takes several columns"
+        for message in [*told, *[again] * bool(seen["again"])]:
             logger.warning("%s: %s", self._name, message)
 
 
@@ -320,8 +309,7 @@ def score_files(
     files = ["-" if name in STANDARD_INPUT else name for name in files]
     named = form_named(output)
     check(form in (None, *FORMS), f"form must be one of {', '.join(FORMS)}, not {form!r}")
-    fits = named is None or form in (None, named, "neural-complexity")
-    check(fits, f"--output {output}: its name says {named}, but --format {form}")
+    check(not named or form in (None, named, "neural-complexity"), f"--output {output}: its name says {named}, but --format {form}")
     form = form or named or "tsv"
     plain_words = form == "neural-complexity"
     others = scoring.eos or scoring.by or scoring.regions or scoring.line_by or scoring.add or len(models) > 1

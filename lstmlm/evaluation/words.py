@@ -122,9 +122,8 @@ class Unknown:
         """Say what is wrong, and what helps: `unknown` of the `tokens` of the texts called `name` are `<unk>`."""
         if odd := [(word, known) for word, known in self._odd.items() if known is not None]:
             told = "; ".join(f"{word!r} is not {known!r} ({_codes(word, known)})" for word, known in odd[:5])
-            helps = ["straight quotes help, which --raw takes where the model knows them better"] * any(
-                CURLY.keys() & map(ord, word) for word, _ in odd
-            )
+            curly = any(CURLY.keys() & map(ord, word) for word, _ in odd)
+            helps = ["straight quotes help, which --raw takes where the model knows them better"] * curly
             helps += ["--normalize helps"] * any(prepared(word, lowercase=False, normalize=True) != word for word, _ in odd)
             logger.warning("%s: words are not what they look like (%s): %s; %s", name, f"{len(odd):,}", told, "; ".join(helps))
         if unknown > MANY_UNKNOWN * tokens:

@@ -24,9 +24,7 @@ class Masks(NamedTuple):
     """The dropout masks of a segment, float32: 0 where something is dropped, else 1 / (1 - p). None = nothing is dropped."""
 
     embedding: Tensor | None  # of the embeddings, (T, B, E); T is 1 where all rows have the same mask, E is 1 where only types are dropped
-    layers: tuple[
-        Tensor | None, ...
-    ]  # of each layer's output, (T, B, H) with its own H, T as above; the last one masks the decoder's input
+    layers: tuple[Tensor | None, ...]  # of each layer's output, (T, B, H), its own H, T as above; the last one masks the decoder's input
     weights: tuple[Tensor | None, ...]  # of each layer's recurrent weight, (4 H, H) (DropConnect: Merity et al., 2017, section 2)
 
 

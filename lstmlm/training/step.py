@@ -224,8 +224,7 @@ class TrainStep:
         """
         masks = make_masks(self.config.model, self.config.train.seed, self._segment, inputs, self.table.first_column)
         nll, (activation, temporal), state = self.wrapped_model(inputs, self.state, targets, masks)
-        # This segment's share of N_step times the loss of the step. Nll and AR are means over its N_step targets, TAR over its D_step
-        # differences, hence the factor.
+        # This segment's share of N_step times the step's loss. Its nll and AR are means over N_step targets, TAR over D_step differences.
         loss = nll + activation + temporal * (num_targets / max(1, num_differences))
         # DDP averages over ranks; times W / N_step this is the gradient of the global loss.
         self.accelerator.backward(loss * (self.accelerator.num_processes / num_targets))
